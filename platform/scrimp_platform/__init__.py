@@ -1,0 +1,1 @@
+"""The sweep: plan, connect, search, race, report. Start reading in `sweep.py`."""

@@ -1,0 +1,86 @@
+"""Trials and repeats as the sweep's folder records them: what happened, for the search, the race and the report."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from scrimp_platform import store
+from scrimp_platform.store import RepeatFolder, SweepFolder
+
+Phase = Literal["search", "race"]
+RepeatStatus = Literal["waiting", "running", "finished", "stopped", "failed"]
+TrialStatus = Literal["running", "complete", "pruned", "failed"]
+
+
+@dataclass
+class Repeat:
+    """One training of a trial with one seed.
+
+    `stopped` means that successive halving ended it, `failed` that no further attempt will be made.
+    `scores` maps a rung, in kimg, to what was measured there.
+    """
+
+    trial: int
+    repeat: int
+    seed: int
+    phase: Phase
+    status: RepeatStatus = "waiting"
+    attempt: int = 1
+    cause: str = ""
+    started: float | None = None
+    ended: float | None = None
+    devices: int = 1
+    scores: dict[float, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def open(self) -> bool:
+        """Whether it still has to be trained, wholly or in part."""
+        return self.status in ("waiting", "running")
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Scores of the highest rung reached; empty before the first."""
+        return self.scores[max(self.scores)] if self.scores else {}
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of training and scoring so far, times devices."""
+        return self.last.get("seconds", 0.0) * self.devices / 3600
+
+    def save(self, folder: RepeatFolder) -> None:
+        """Write `repeat.json`; the scores stand in `metrics.jsonl`, where the worker wrote them."""
+        record = asdict(self)
+        del record["scores"]
+        store.write_json(folder.record, record)
+
+
+@dataclass
+class Trial:
+    """One concrete recipe: its values of the searched fields, and its repeats."""
+
+    number: int
+    params: dict[str, Any]
+    status: TrialStatus = "running"
+    repeats: list[Repeat] = field(default_factory=list)
+
+    def finals(self, objective: str, kimg: float) -> list[float]:
+        """Return an objective's values of the finished repeats at the last rung."""
+        return [
+            float(repeat.scores[kimg][objective])
+            for repeat in self.repeats
+            if repeat.status == "finished" and objective in repeat.scores.get(kimg, {})
+        ]
+
+    def save(self, folder: SweepFolder) -> None:
+        """Write `trial.json`."""
+        record = {"number": self.number, "params": self.params, "status": self.status}
+        store.write_json(folder.trial(self.number) / store.TRIAL_FILE, record)
+
+
+def read(folder: SweepFolder) -> list[Trial]:
+    """Read every trial of a sweep with its repeats, in order."""
+    trials = {record["number"]: Trial(**record) for record in folder.trial_records()}
+    for files in folder.repeats():
+        repeat = Repeat(**store.read_json(files.record))
+        repeat.scores = {line["kimg"]: line for line in store.read_lines(files.metrics) if line.get("rung")}
+        trials[repeat.trial].repeats.append(repeat)
+    return list(trials.values())

@@ -1,0 +1,210 @@
+"""The files of a sweep: the only module of the platform that knows their names.
+
+A file is written aside and renamed, so a reader sees all of it or none, also after a kill or a full disk.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRIAL_FILE = "trial.json"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file's content at once; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(aside).chmod(0o644)
+        Path(aside).replace(path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; none if it does not exist."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines that may still be growing: a last line without its end is left out."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+@dataclass(frozen=True)
+class RepeatFolder:
+    """The files of one repeat."""
+
+    path: Path
+    trial: int
+    repeat: int
+
+    @property
+    def label(self) -> str:
+        """Name of the repeat in logs: `7.2` is repeat 2 of trial 7."""
+        return f"{self.trial}.{self.repeat}"
+
+    @property
+    def record(self) -> Path:
+        """`repeat.json`: seed, phase, status, attempts."""
+        return self.path / "repeat.json"
+
+    @property
+    def recipe(self) -> Path:
+        """The whole recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a tick and a rung."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of one sample grid a rung, named by its kimg."""
+        return self.path / "samples"
+
+    @property
+    def samples_png(self) -> Path:
+        """The latest sample grid."""
+        return self.path / "samples.png"
+
+    @property
+    def neighbours_png(self) -> Path:
+        """Samples beside their nearest training images."""
+        return self.path / "neighbours.png"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the last and the best checkpoint."""
+        return self.path / "checkpoint"
+
+    @property
+    def model(self) -> Path:
+        """The model in diffusers' format."""
+        return self.path / "model"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The files of one sweep."""
+
+    path: Path
+
+    @property
+    def sweep(self) -> Path:
+        """The resolved space, the dataset's hash, versions and seed; written before the first repeat."""
+        return self.path / "sweep.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the driver, so that a sweep has one at a time."""
+        return self.path / "driver.lock"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's study; optuna-dashboard opens it."""
+        return self.path / "study.journal"
+
+    @property
+    def outcome(self) -> Path:
+        """How the last driver ended: why, and when."""
+        return self.path / "outcome.json"
+
+    @property
+    def tracking(self) -> Path:
+        """What MLflow has been told so far, and its run ids."""
+        return self.path / "tracking.json"
+
+    @property
+    def leaderboard(self) -> Path:
+        """The ranking, one line a trial."""
+        return self.path / "leaderboard.csv"
+
+    @property
+    def best_recipe(self) -> Path:
+        """The winning recipe; `scrimp train` takes it as it is."""
+        return self.path / "best_recipe.yaml"
+
+    @property
+    def report(self) -> Path:
+        """The report, one self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        """What the driver decided, one line a decision."""
+        return self.path / "sweep.log"
+
+    @property
+    def ray(self) -> Path:
+        """Ray's own bookkeeping; nothing in it is needed to resume."""
+        return self.path / "ray"
+
+    def trial(self, trial: int) -> Path:
+        """Folder of one trial."""
+        return self.path / "trials" / f"{trial:04d}"
+
+    def repeat(self, trial: int, repeat: int) -> RepeatFolder:
+        """Folder of one repeat."""
+        return RepeatFolder(self.trial(trial) / f"repeat-{repeat}", trial, repeat)
+
+    def trial_records(self) -> list[dict[str, Any]]:
+        """Return what every trial's `trial.json` says, in order."""
+        return [read_json(path) for path in sorted((self.path / "trials").glob(f"*/{TRIAL_FILE}"))]
+
+    def repeats(self) -> Iterator[RepeatFolder]:
+        """Every repeat that was decided on, in order."""
+        for record in sorted((self.path / "trials").glob("*/repeat-*/repeat.json"), key=_order):
+            yield self.repeat(*_order(record))
+
+
+def _order(record: Path) -> tuple[int, int]:
+    return int(record.parent.parent.name), int(record.parent.name.removeprefix("repeat-"))
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The folder that holds every sweep, the datasets that were prepared on the way, and MLflow's files."""
+
+    path: Path
+
+    def sweep(self, name: str) -> SweepFolder:
+        """Folder of the sweep of this name."""
+        return SweepFolder(self.path / name)
+
+    def dataset(self, name: str) -> Path:
+        """Folder of a dataset that a sweep prepared by itself."""
+        return self.path / "datasets" / name
+
+    @property
+    def mlflow(self) -> Path:
+        """Folder of MLflow's database, artifacts and log."""
+        return self.path / "mlflow"
+
+    @property
+    def speeds(self) -> Path:
+        """What training and scoring cost on this machine, as the last sweeps measured it."""
+        return self.path / "speeds.json"

@@ -1,0 +1,1 @@
+"""Search spaces: what a sweep may vary, one YAML file a space."""

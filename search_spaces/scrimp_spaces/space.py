@@ -1,0 +1,185 @@
+"""A space: a base recipe, the ranges to search, objectives and constraints, the budget.
+
+Ranges name recipe fields by dotted path. A path that does not exist, or a range that leaves what the field
+allows, is refused when the space is loaded.
+"""
+
+import importlib.resources
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from scrimp_trainers import recipe as recipes
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics.settings import Scoring
+from scrimp_trainers.recipe import Count, Positive, Recipe, Section, explain
+
+SPACES = importlib.resources.files("scrimp_spaces")
+Bounds = tuple[float, float]
+WholeBounds = tuple[int, int]
+
+
+class Range(Section):
+    """The values of one field: exactly one of the kinds, and the condition under which it is searched."""
+
+    uniform: Bounds | None = None
+    """Any number between the two bounds."""
+    loguniform: Bounds | None = None
+    """Any number between the two bounds, evenly over orders of magnitude."""
+    int: WholeBounds | None = None
+    """Any whole number between the two bounds, both included."""
+    choice: Annotated[list[Any], Field(min_length=2)] | None = None
+    """One of these values."""
+    when: dict[str, list[Any]] = {}
+    """Search the field only where these other searched fields have one of these values."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Range":
+        kinds = [kind for kind in ("uniform", "loguniform", "int", "choice") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"a range is one of uniform, loguniform, int, choice; this one has {kinds or 'none'}")
+        bounds = self.uniform or self.loguniform or self.int
+        if bounds and not bounds[0] < bounds[1]:
+            raise ValueError(f"the lower bound {bounds[0]} is not below the upper {bounds[1]}")
+        if self.loguniform and self.loguniform[0] <= 0:
+            raise ValueError(f"loguniform needs bounds above 0, not {self.loguniform[0]}")
+        return self
+
+    def extremes(self) -> list[Any]:
+        """Return the values that the field must accept for the whole range to be valid."""
+        return list(self.choice or self.uniform or self.loguniform or self.int or ())
+
+
+class Bound(Section):
+    """A limit that a trial must keep to be eligible."""
+
+    max: float | None = None
+    """Largest value allowed."""
+    min: float | None = None
+    """Smallest value allowed."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Bound":
+        if self.max is None and self.min is None:
+            raise ValueError("a constraint needs max, min or both")
+        return self
+
+    def excess(self, value: float) -> float:
+        """By how much a value breaks the limit; 0 or less where it is kept."""
+        above = value - self.max if self.max is not None else float("-inf")
+        below = self.min - value if self.min is not None else float("-inf")
+        return max(above, below)
+
+
+class Budget(Section):
+    """How much a sweep may try and spend; it ends at whichever limit comes first."""
+
+    trials: Count = 20
+    """Recipes to propose."""
+    rungs_kimg: Annotated[tuple[Positive, ...], Field(min_length=1)] = (250.0, 1000.0, 4000.0)
+    """Marks, in thousands of images, at which a repeat is scored; the last is the length of the training."""
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    """Successive halving: of the trials at a rung, the best 1/reduction go on."""
+    leaders: Count = 3
+    """Trials that enter the race."""
+    repeats: Count = 3
+    """Seeds that a trial of the race gets at most, the one of the search included."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts at a repeat that failed through no fault of its recipe."""
+    max_gpu_hours: Positive | None = None
+    """Device-hours of training and scoring (of CPU workers where there is no GPU)."""
+    max_hours: Positive | None = None
+    """Hours on the clock, over all runs of the sweep's command."""
+
+    @model_validator(mode="after")
+    def _rungs_rise(self) -> "Budget":
+        if any(low >= high for low, high in itertools.pairwise(self.rungs_kimg)):
+            raise ValueError(f"rungs_kimg must rise, not {list(self.rungs_kimg)}")
+        return self
+
+
+class Space(Section):
+    """What a sweep searches, by what it judges, and what it may spend."""
+
+    about: str = ""
+    """What the space is for."""
+    recipe: str
+    """The preset, or the path of the recipe, that every trial starts from."""
+    override: dict[str, Any] = {}
+    """Fields of that recipe with another value in this space."""
+    search: Annotated[dict[str, Range], Field(min_length=1)]
+    """Recipe fields to search, by dotted path."""
+    objectives: Annotated[dict[str, Literal["minimize", "maximize"]], Field(min_length=1)]
+    """Scores to optimise; several make a Pareto front."""
+    constraints: dict[str, Bound] = {}
+    """Scores that must keep a limit."""
+    scoring: Scoring
+    """How a repeat is scored at a rung."""
+    budget: Budget = Budget()
+    """Trials, rungs, repeats, hours."""
+
+    def base(self) -> Recipe:
+        """Return the recipe that every trial starts from, as long as the last rung."""
+        return recipes.load(self.recipe).replace({**self.override, "training.kimg": self.budget.rungs_kimg[-1]})
+
+    def active(self, values: dict[str, Any]) -> list[str]:
+        """Return the searched fields whose conditions hold, given the values chosen so far."""
+        return [
+            path
+            for path, span in self.search.items()
+            if all(values.get(other) in allowed for other, allowed in span.when.items())
+        ]
+
+    def to_yaml(self) -> str:
+        """Return the whole space as YAML that `load` reads back unchanged."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+
+
+def names() -> list[str]:
+    """Names of the spaces that come with Scrimp."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in SPACES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(name: str | Path) -> Space:
+    """Load a space by name or from a YAML file, and check every range against the recipe.
+
+    Raises
+    ------
+    UserError
+        If there is no such space, or something in it is not allowed.
+    """
+    if str(name) in names():
+        text = (SPACES / f"{name}.yaml").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise UserError(f"space {name!s}: no such space or file; spaces are {', '.join(names())}")
+    try:
+        space = Space.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"space {name}: not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise UserError(f"space {name}: {explain(error)}") from None
+    return check(space, f"space {name}")
+
+
+def check(space: Space, where: str) -> Space:
+    """Return the space if each of its ranges fits the recipe's fields."""
+    try:
+        base = space.base()
+        for path, span in space.search.items():
+            for value in span.extremes():
+                base.replace({path: value})
+            _check_conditions(space, path, span)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return space
+
+
+def _check_conditions(space: Space, path: str, span: Range) -> None:
+    earlier = list(itertools.takewhile(lambda other: other != path, space.search))
+    for other in span.when:
+        if other not in earlier:
+            raise UserError(f"search.{path}.when: {other} must be searched before {path}")

@@ -1,0 +1,1 @@
+"""Training diffusion models. Start reading in `train.py`."""

@@ -1,0 +1,1 @@
+"""Datasets: reading sources, writing shards, loading batches."""

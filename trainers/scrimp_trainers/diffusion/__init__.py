@@ -1,0 +1,1 @@
+"""Diffusion processes: preconditioning, loss and samplers as small plain functions."""

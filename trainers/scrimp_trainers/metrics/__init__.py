@@ -1,0 +1,1 @@
+"""Scores: fidelity, memorisation, cost."""

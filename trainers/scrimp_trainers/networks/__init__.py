@@ -1,0 +1,1 @@
+"""Denoising networks, built on diffusers."""
