@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from scrimp_trainers.data.manifest import Classifier, Manifest, Split
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics import settings
+from scrimp_trainers.metrics.settings import Scoring
+
+
+def manifest(count: int = 100, classifier: bool = True) -> Manifest:
+    return Manifest(
+        name="birds",
+        content_hash="0" * 64,
+        size=8,
+        channels=1,
+        classes=["a", "b"] if classifier else None,
+        splits={"train": Split(count=count, per_class=None, shards=[])},
+        reference="train",
+        classifier=Classifier(file="classifier.safetensors", sha256="", accuracy=1.0, seed=0) if classifier else None,
+        provenance={},
+    )
+
+
+def test_nobody_gets_an_extractor_that_was_not_named():
+    with pytest.raises(ValidationError, match="extractor"):
+        Scoring.model_validate({})
+
+
+def test_fid_means_inception_and_nothing_else():
+    for extractor in settings.FIDELITY:
+        named_so = {"fid", "kid", "isc", "precision", "recall"} & set(settings.score_names(extractor))
+        assert bool(named_so) == (extractor == "inception")
+
+
+def test_scores_of_different_extractors_never_share_a_name():
+    names = [name for scores in settings.FIDELITY.values() for name in scores]
+    assert len(names) == len(set(names))
+
+
+def test_an_objective_of_another_extractor_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"^fid: .*inception.*classifier.*fd_classifier") as caught:
+        settings.require_objectives(["kimg", "fid"], Scoring(extractor="classifier"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_objective_that_nothing_measures_is_refused_with_what_there_is():
+    with pytest.raises(UserError, match=r"^fidd: .*memorized_fraction"):
+        settings.require_objectives(["fidd"], Scoring(extractor="inception"))
+
+
+@pytest.mark.parametrize("extractor", list(settings.FIDELITY))
+def test_what_is_measured_is_accepted(extractor: settings.Extractor):
+    names = [*settings.score_names(extractor), *settings.COST, "loss"]
+    settings.require_objectives(names, Scoring(extractor=extractor))
+
+
+def test_a_dataset_without_classifier_is_told_so():
+    with pytest.raises(UserError, match=r"classifier.*birds"):
+        settings.check(Scoring(extractor="classifier"), manifest(classifier=False))
+    settings.check(Scoring(extractor="classifier"), manifest())
+    settings.check(Scoring(extractor="inception"), manifest(classifier=False))
+
+
+def test_a_weight_file_for_the_datasets_own_classifier_is_refused(tmp_path):
+    with pytest.raises(UserError, match="leave `weights` out"):
+        settings.check(Scoring(extractor="classifier", weights=tmp_path / "w.pth"), manifest())
+
+
+def test_too_few_reference_images_are_refused():
+    with pytest.raises(UserError, match="7 reference images"):
+        settings.check(Scoring(extractor="inception"), manifest(count=7))
+
+
+def test_the_settings_cost_no_heavy_import():
+    code = (
+        "import scrimp_trainers.metrics.settings, sys; print({'torch', 'torch_fidelity', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
