@@ -1,5 +1,6 @@
 """Trials and repeats as the sweep's folder records them: what happened, for the search, the race and the report."""
 
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ TrialStatus = Literal["running", "complete", "pruned", "failed"]
 class Repeat:
     """One training of a trial with one seed.
 
-    `stopped` means that successive halving ended it, `failed` that no further attempt will be made.
-    `scores` maps a rung, in kimg, to what was measured there.
+    `stopped` means that successive halving ended it, `failed` that no further attempt will be made. `scores` maps
+    a rung, in kimg, to what was measured there; `passed` is the highest rung after which it was told to go on.
     """
 
     trial: int
@@ -29,6 +30,7 @@ class Repeat:
     started: float | None = None
     ended: float | None = None
     devices: int = 1
+    passed: float = 0.0
     scores: dict[float, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -43,8 +45,11 @@ class Repeat:
 
     @property
     def device_hours(self) -> float:
-        """Hours of training and scoring so far, times devices."""
-        return self.last.get("seconds", 0.0) * self.devices / 3600
+        """Hours of training and scoring so far, times devices; of a running repeat, those on the clock."""
+        seconds = self.last.get("seconds", 0.0)
+        if self.status == "running" and self.started:
+            seconds = max(seconds, time.time() - self.started)
+        return seconds * self.devices / 3600
 
     def save(self, folder: RepeatFolder) -> None:
         """Write `repeat.json`; the scores stand in `metrics.jsonl`, where the worker wrote them."""
@@ -81,6 +86,6 @@ def read(folder: SweepFolder) -> list[Trial]:
     trials = {record["number"]: Trial(**record) for record in folder.trial_records()}
     for files in folder.repeats():
         repeat = Repeat(**store.read_json(files.record))
-        repeat.scores = {line["kimg"]: line for line in store.read_lines(files.metrics) if line.get("rung")}
+        repeat.scores = {float(line["rung"]): line for line in store.read_lines(files.metrics) if line.get("rung")}
         trials[repeat.trial].repeats.append(repeat)
     return list(trials.values())

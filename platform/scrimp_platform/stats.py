@@ -83,7 +83,7 @@ def dominates(one: Mapping[str, float], other: Mapping[str, float], directions: 
 
 
 def fronts(points: Sequence[Mapping[str, float]], directions: Mapping[str, Direction]) -> list[int]:
-    """Number of the Pareto front that each point lies on, 0 for the non-dominated (Deb's non-dominated sorting).
+    """Return the number of each point's Pareto front, 0 for the non-dominated (Deb's non-dominated sorting).
 
     With one objective this is the order of the values, equal values sharing a front.
     """

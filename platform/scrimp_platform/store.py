@@ -3,13 +3,18 @@
 A file is written aside and renamed, so a reader sees all of it or none, also after a kill or a full disk.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scrimp_trainers.errors import UserError
 
 TRIAL_FILE = "trial.json"
 
@@ -53,6 +58,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+@contextlib.contextmanager
+def exclusive(lock: Path, what: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock file, which a killed process gives up by itself.
+
+    Raises
+    ------
+    UserError
+        If another process still holds it after `patience` seconds.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with lock.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    raise UserError(f"{what}: another process has it, {file.read() or 'unknown'}") from None
+                time.sleep(0.5)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+
+
 @dataclass(frozen=True)
 class RepeatFolder:
     """The files of one repeat."""
@@ -70,6 +102,16 @@ class RepeatFolder:
     def record(self) -> Path:
         """`repeat.json`: seed, phase, status, attempts."""
         return self.path / "repeat.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the worker that trains it."""
+        return self.path / "worker.lock"
+
+    @property
+    def error(self) -> Path:
+        """Traceback of its last failure."""
+        return self.path / "error.txt"
 
     @property
     def recipe(self) -> Path:

@@ -6,14 +6,16 @@ allows, is refused when the space is loaded.
 
 import importlib.resources
 import itertools
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+
 from scrimp_trainers import recipe as recipes
 from scrimp_trainers.errors import UserError
-from scrimp_trainers.metrics.settings import Scoring
+from scrimp_trainers.metrics.settings import Scoring, require_objectives
 from scrimp_trainers.recipe import Count, Positive, Recipe, Section, explain
 
 SPACES = importlib.resources.files("scrimp_spaces")
@@ -50,6 +52,13 @@ class Range(Section):
     def extremes(self) -> list[Any]:
         """Return the values that the field must accept for the whole range to be valid."""
         return list(self.choice or self.uniform or self.loguniform or self.int or ())
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value lies in the range."""
+        if self.choice:
+            return value in self.choice
+        low, high = self.uniform or self.loguniform or self.int or (0, 0)
+        return isinstance(value, Real) and low <= value <= high
 
 
 class Bound(Section):
@@ -91,7 +100,7 @@ class Budget(Section):
     max_gpu_hours: Positive | None = None
     """Device-hours of training and scoring (of CPU workers where there is no GPU)."""
     max_hours: Positive | None = None
-    """Hours on the clock, over all runs of the sweep's command."""
+    """Hours on the clock, for each run of the sweep's command."""
 
     @model_validator(mode="after")
     def _rungs_rise(self) -> "Budget":
@@ -157,17 +166,20 @@ def load(name: str | Path) -> Space:
     else:
         raise UserError(f"space {name!s}: no such space or file; spaces are {', '.join(names())}")
     try:
-        space = Space.model_validate(yaml.safe_load(text))
+        tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"space {name}: not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        raise UserError(f"space {name}: {explain(error)}") from None
-    return check(space, f"space {name}")
+    return parse(tree, f"space {name}")
 
 
-def check(space: Space, where: str) -> Space:
-    """Return the space if each of its ranges fits the recipe's fields."""
+def parse(tree: Any, where: str) -> Space:
+    """Validate a tree of plain values, and each range against the recipe's fields; `where` names its source."""
     try:
+        space = Space.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error)}") from None
+    try:
+        require_objectives([*space.objectives, *space.constraints], space.scoring)
         base = space.base()
         for path, span in space.search.items():
             for value in span.extremes():

@@ -1,0 +1,172 @@
+"""The command line. Every command imports what it needs only when it runs: `--help` and mistakes answer at once."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="scrimp")
+def scrimp() -> None:
+    """Find the cheapest recipe that still trains a good diffusion model."""
+
+
+def _rungs(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 250,1000,4000") from None
+
+
+FOLDER = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, exists=True)
+
+
+@scrimp.command("sweep")
+@click.option("--space", default="quickstart", show_default=True, help="What to search: a name or a YAML file.")
+@click.option("--data", default="digits", show_default=True, help="A prepared dataset, or digits.")
+@click.option("--trials", type=click.IntRange(1), help="Recipes to try.")
+@click.option("--repeats", type=click.IntRange(1), help="Seeds that a leader gets.")
+@click.option("--rungs", metavar="KIMG,..", callback=_rungs, help="Marks at which repeats are scored.")
+@click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")
+@click.option("--storage", type=FOLDER, default=Path("runs"), show_default=True, help="Folder of all sweeps.")
+@click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: one of its own]")
+@click.option("--warm-start", type=FILE, multiple=True, metavar="SWEEP_DIR", help="Try this sweep's leaders first.")
+@click.option("--max-gpu-hours", type=click.FloatRange(0, min_open=True), help="Device-hours to spend at most.")
+@click.option("--gpus-per-repeat", type=click.IntRange(1), help="GPUs of one repeat.  [default: all of a node]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost; start nothing.")
+@click.option("--fresh", is_flag=True, help="Start anew beside an earlier sweep of this name.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything.")
+def sweep_command(**options: Any) -> None:
+    """Search a space on a dataset, repeat the leaders, report the winner. The same command resumes."""
+    from scrimp_platform.plan import Options
+    from scrimp_platform.sweep import sweep
+
+    sweep(Options(**options))
+
+
+@scrimp.command()
+@click.argument("source")
+@click.argument("out", type=FOLDER)
+@click.option("--size", type=click.IntRange(1), help="Height and width: centre crop, then Lanczos.")
+@click.option("--limit", type=click.IntRange(1), help="Training images to keep, drawn at random.")
+@click.option("--per-class", type=click.IntRange(1), help="Training images of each class to keep.")
+@click.option("--holdout", type=click.FloatRange(0), help="Images never trained on: a count, or a share below 1.")
+@click.option("--reference", metavar="SOURCE", help="Images that scores compare with.  [default: the training set]")
+@click.option("--name", help="Name in reports.  [default: OUT's]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
+@click.option("--classifier/--no-classifier", default=True, show_default=True, help="Train a small CNN on the labels.")
+def prepare(source: str, out: Path, **options: Any) -> None:
+    """Make a dataset of SOURCE: a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or digits."""
+    from scrimp_platform import terminal
+    from scrimp_trainers.data import prepare as preparing
+
+    with terminal.progress() as report:
+        manifest = preparing.prepare(source, out, preparing.Options(**options), report)
+    terminal.show_dataset(out, manifest)
+
+
+@scrimp.command()
+@click.argument("recipe")
+@click.argument("data", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="Length, in thousands of images.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
+@click.option("--extractor", help="Score the result with this feature extractor.")
+@click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Images to score.")
+def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
+    """Train RECIPE (a preset or a YAML file) on DATA, in OUT. The same command resumes."""
+    from scrimp_platform import commands
+
+    commands.train(recipe, data, out, **options)
+
+
+@scrimp.command()
+@click.argument("model", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("-n", "--number", type=click.IntRange(1), default=64, show_default=True, help="Images to sample.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
+@click.option("--steps", type=click.IntRange(1), help="Sampling steps.  [default: the recipe's]")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
+def sample(model: Path, out: Path, **options: Any) -> None:
+    """Draw images from MODEL as PNGs and one grid, in OUT."""
+    from scrimp_platform import commands
+
+    commands.sample(model, out, **options)
+
+
+@scrimp.command()
+@click.argument("model", type=FOLDER)
+@click.argument("data", type=FOLDER)
+@click.option("--extractor", default="inception", show_default=True, help="The feature extractor.")
+@click.option("--samples", type=click.IntRange(1), default=50_000, show_default=True, help="Images to score.")
+@click.option("--weights", type=FILE, help="The extractor's weight file.")
+@click.option("--threshold", type=float, help="Similarity above which a sample counts as memorised.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
+@click.option("--grid", type=FOLDER, help="Write samples beside their nearest training images here (PNG).")
+def evaluate(model: Path, data: Path, **options: Any) -> None:
+    """Score MODEL against DATA: fidelity, memorisation, cost."""
+    from scrimp_platform import commands
+
+    commands.evaluate(model, data, **options)
+
+
+@scrimp.command()
+@click.argument("sweep", type=FOLDER)
+def report(sweep: Path) -> None:
+    """Write SWEEP's leaderboard and report anew from what is on disk, also while it runs."""
+    from scrimp_platform import commands
+
+    commands.report(sweep)
+
+
+@scrimp.command()
+@click.option("--storage", type=FOLDER, default=Path("runs"), show_default=True, help="Folder of all sweeps.")
+def ui(storage: Path) -> None:
+    """Serve MLflow for a storage folder until Ctrl-C."""
+    from scrimp_platform import commands
+
+    commands.ui(storage)
+
+
+@scrimp.command()
+@click.argument("name", required=False)
+def spaces(name: str | None) -> None:
+    """List the search spaces, or print the space NAME."""
+    from scrimp_platform import commands
+
+    commands.spaces(name)
+
+
+@scrimp.command()
+@click.argument("name", required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON schema, for editors.")
+def recipes(name: str | None, schema: bool) -> None:
+    """List the presets, or print the recipe NAME as YAML."""
+    from scrimp_platform import commands
+
+    commands.recipes(name, schema)
+
+
+def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
+    """Run a command; a user's mistake is one line and exit status 2."""
+    from scrimp_trainers.errors import Diverged, UserError
+
+    try:
+        command.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        _leave(error.format_message(), 2)
+    except UserError as error:
+        _leave(str(error), 2)
+    except Diverged as error:
+        _leave(f"training diverged: {error}", 1)
+    except (click.Abort, KeyboardInterrupt):
+        _leave("interrupted; the same command goes on from here", 130)
+
+
+def _leave(message: str, status: int) -> None:
+    click.echo(f"scrimp: {' '.join(message.split())}", err=True)
+    sys.exit(status)

@@ -1,0 +1,118 @@
+"""The machines: join the running Ray cluster or start Ray here, and count what fits on it at once."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from scrimp_trainers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster."""
+
+    name: str
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a repeat takes, and how many run at once."""
+
+    nodes: tuple[Node, ...]
+    gpus_per_repeat: int
+    places: int
+
+    @property
+    def devices(self) -> int:
+        """Devices of one repeat: its GPUs, or one CPU worker."""
+        return max(1, self.gpus_per_repeat)
+
+    def describe(self) -> str:
+        """Say in words what runs where."""
+        gpus = sum(node.gpus for node in self.nodes)
+        machines = f"{len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''}"
+        if not gpus:
+            return f"{machines} without GPUs, {self.places} repeats at once, each on one CPU core"
+        return f"{machines} with {gpus} GPUs, {self.places} repeats at once, each on {self.gpus_per_repeat} of a node's"
+
+
+def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None) -> Placement:
+    """Fit repeats onto nodes: all of a node's GPUs each, or as many as asked for; one CPU core where there are none.
+
+    Raises
+    ------
+    UserError
+        If no node has what a repeat is to take.
+    """
+    most = max((node.gpus for node in nodes), default=0)
+    if gpus_per_repeat is None:
+        gpus_per_repeat = min((node.gpus for node in nodes if node.gpus), default=0)
+    if gpus_per_repeat > most:
+        have = ", ".join(f"{node.name}: {node.gpus} GPUs, {node.cpus} CPUs" for node in nodes)
+        raise UserError(f"--gpus-per-repeat {gpus_per_repeat}: no node has that many; there are {have}")
+    if gpus_per_repeat:
+        places = sum(node.gpus // gpus_per_repeat for node in nodes)
+    else:
+        places = sum(node.cpus for node in nodes)
+    return Placement(nodes, gpus_per_repeat, places)
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[tuple[Node, ...]]:
+    """Join the Ray cluster that is running, or start Ray on this machine for as long as the sweep lasts."""
+    # Ray says each of these once a process; none is news to who runs a sweep.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    import ray
+
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it stays on where there are any.
+        ray.init(
+            address="local",
+            include_dashboard=_gpus_here() > 0,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            **options,
+        )
+    try:
+        yield _nodes()
+    finally:
+        ray.shutdown()
+
+
+def peek() -> tuple[Node, ...]:
+    """Describe the running cluster, or this machine where there is none; start nothing."""
+    import ray
+
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError:
+        return (Node(os.uname().nodename, os.cpu_count() or 1, _gpus_here()),)
+    try:
+        return _nodes()
+    finally:
+        ray.shutdown()
+
+
+def _nodes() -> tuple[Node, ...]:
+    import ray
+
+    return tuple(
+        Node(node["NodeManagerHostname"], int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _gpus_here() -> int:
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()

@@ -1,0 +1,207 @@
+"""What the sweep has decided and what it decides next, on disk before anyone acts on it.
+
+The ledger knows nothing of Ray: `propose`, `report` and `finish` are all that the engine calls. It is rebuilt from
+the sweep's folder, so a driver that was killed goes on where it stopped.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from scrimp_platform import race, records
+from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.store import SweepFolder, write_atomic
+from scrimp_platform.study import Study
+from scrimp_spaces.space import Space
+
+Say = Callable[[str], None]
+
+
+class Ledger:
+    """The trials and repeats of one sweep.
+
+    Parameters
+    ----------
+    folder : SweepFolder
+        The sweep's files.
+    space : Space
+        What is searched, and the budget.
+    seed : int
+        Seed of the proposals and of every repeat.
+    devices : int
+        Devices that one repeat takes.
+    say : Callable
+        Told each decision, one line each.
+    """
+
+    def __init__(self, folder: SweepFolder, space: Space, seed: int, devices: int, say: Say) -> None:
+        self.folder = folder
+        self.space = space
+        self._seed = seed
+        self._devices = devices
+        self._say = say
+        self._study = Study(folder.journal, folder.path.name, space, seed)
+        self.trials = records.read(folder)
+        self._base = space.base()
+        self._recover()
+
+    @property
+    def repeats(self) -> list[Repeat]:
+        """Every repeat, in order of its trial."""
+        return [repeat for trial in self.trials for repeat in trial.repeats]
+
+    @property
+    def running(self) -> list[Repeat]:
+        """Repeats that were handed out and have not come back."""
+        return [repeat for repeat in self.repeats if repeat.status == "running"]
+
+    @property
+    def device_hours(self) -> float:
+        """Device-hours that the sweep has spent so far."""
+        return sum(repeat.device_hours for repeat in self.repeats)
+
+    def exhausted(self) -> str:
+        """Say which limit of the budget has been reached; empty while there is none."""
+        limit = self.space.budget.max_gpu_hours
+        if limit is not None and self.device_hours >= limit:
+            return f"max_gpu_hours {limit:g} reached"
+        return ""
+
+    def warm_start(self, values: dict[str, Any]) -> None:
+        """Propose these values of searched fields first."""
+        self._study.enqueue(values)
+
+    def propose(self) -> Repeat | None:
+        """Decide on the next repeat and hand it out: an interrupted one, a new trial's, or one of the race.
+
+        None means that nothing can be decided now; once `running` is empty too, the sweep is done.
+        """
+        repeat = self._interrupted() or self._search() or self._race()
+        if repeat:
+            repeat.status, repeat.started = "running", time.time()
+            self._save(repeat)
+        return repeat
+
+    def report(self, repeat: Repeat, line: dict[str, Any]) -> bool:
+        """Take a repeat's scores at a rung and decide whether it goes on. Hearing a line again changes nothing."""
+        rung = float(line["rung"])
+        repeat.scores[rung] = line
+        # A missing score says nothing about the trial's rank: `finish` will fail it.
+        if repeat.phase == "race" or rung <= repeat.passed or not self._scored(repeat, rung):
+            return True
+        self._study.report(repeat.trial, round(rung * 1000), float(line[next(iter(self.space.objectives))]))
+        others = [
+            other.scores[rung]
+            for other in self.repeats
+            if other.phase == "search" and other is not repeat and self._scored(other, rung)
+        ]
+        if rung == self.space.budget.rungs_kimg[-1] or race.survives(line, others, self.space):
+            repeat.passed = rung
+            self._save(repeat)
+            return True
+        self._close(repeat, "stopped", f"not among the best at {rung:g} kimg")
+        return False
+
+    def finish(self, repeat: Repeat, failure: str = "", final: bool = False) -> None:
+        """Take note that a repeat has ended: well, or with a failure that another attempt may mend unless `final`."""
+        if not repeat.open:
+            return  # Halving has closed it already.
+        if not failure and not self._scored(repeat, self.space.budget.rungs_kimg[-1]):
+            failure, final = "its scores at the last rung are missing or not finite", True
+        if failure and not final and repeat.attempt <= self.space.budget.retries:
+            repeat.status, repeat.cause = "waiting", failure
+            repeat.attempt += 1
+            self._save(repeat)
+            self._say(f"repeat {self._label(repeat)} failed ({failure}); attempt {repeat.attempt} follows")
+            return
+        self._close(repeat, "failed" if failure else "finished", failure)
+
+    def _recover(self) -> None:
+        """Take back what a killed driver had handed out, and fail proposals that it did not get to write down."""
+        for repeat in self.running:
+            repeat.status = "waiting"
+            self._save(repeat)
+        known = {trial.number: trial for trial in self.trials}
+        for frozen in self._study.trials():
+            trial = known.get(frozen.number)
+            if trial is None and frozen.state.name == "RUNNING":
+                self._study.fail(frozen.number)
+            elif trial and trial.repeats and not trial.repeats[0].open:
+                self._tell(trial)
+
+    def _interrupted(self) -> Repeat | None:
+        bare = next((trial for trial in self.trials if not trial.repeats), None)
+        if bare:
+            return self._add(bare, "search")
+        return next((repeat for repeat in self.repeats if repeat.status == "waiting"), None)
+
+    def _search(self) -> Repeat | None:
+        if len(self.trials) >= self.space.budget.trials:
+            return None
+        number, params = self._study.ask()
+        trial = Trial(number, params)
+        trial.save(self.folder)
+        self.trials.append(trial)
+        return self._add(trial, "search")
+
+    def _race(self) -> Repeat | None:
+        if any(trial.status == "running" for trial in self.trials):
+            return None
+        trial = race.next_trial(race.leaders(self.trials, self.space), self.space)
+        return self._add(trial, "race") if trial else None
+
+    def _add(self, trial: Trial, phase: records.Phase) -> Repeat:
+        number = len(trial.repeats)
+        digest = hashlib.sha256(f"{self._seed}/{trial.number}/{number}".encode()).digest()
+        repeat = Repeat(trial.number, number, int.from_bytes(digest[:4], "big") >> 1, phase, devices=self._devices)
+        files = self.folder.repeat(trial.number, number)
+        write_atomic(files.recipe, self._base.replace(trial.params).to_yaml())
+        trial.repeats.append(repeat)
+        self._save(repeat)
+        values = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
+        self._say(f"repeat {self._label(repeat)} of the {phase}: {values}")
+        return repeat
+
+    def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:
+        """Write down a repeat's end, then the trial's, then tell Optuna: a kill in between is mended by `_recover`."""
+        repeat.status, repeat.cause, repeat.ended = status, cause, time.time()
+        self._save(repeat)
+        if repeat.phase == "search":
+            self._tell(next(trial for trial in self.trials if trial.number == repeat.trial))
+        scores = " ".join(
+            f"{name} {_short(repeat.last[name])}" for name in self.space.objectives if name in repeat.last
+        )
+        self._say(
+            f"repeat {self._label(repeat)} {status}" + (f" ({cause})" if cause else "") + f": {scores or 'no score'}"
+        )
+
+    def _tell(self, trial: Trial) -> None:
+        first = trial.repeats[0]
+        outcome: dict[str, records.TrialStatus] = {"finished": "complete", "stopped": "pruned", "failed": "failed"}
+        if trial.status == "running":
+            trial.status = outcome[first.status]
+            trial.save(self.folder)
+        if self._study.trials()[trial.number].state.is_finished():
+            return
+        if trial.status == "complete":
+            self._study.complete(trial.number, first.last)
+        elif trial.status == "pruned":
+            self._study.prune(trial.number)
+        else:
+            self._study.fail(trial.number)
+
+    def _scored(self, repeat: Repeat, kimg: float) -> bool:
+        scores = repeat.scores.get(kimg, {})
+        return all(math.isfinite(float(scores.get(name, math.nan))) for name in self.space.objectives)
+
+    def _save(self, repeat: Repeat) -> None:
+        repeat.save(self.folder.repeat(repeat.trial, repeat.repeat))
+
+    def _label(self, repeat: Repeat) -> str:
+        return self.folder.repeat(repeat.trial, repeat.repeat).label
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

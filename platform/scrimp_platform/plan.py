@@ -1,0 +1,173 @@
+"""The plan of a sweep: everything checked and resolved before anything starts."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scrimp_platform import store
+from scrimp_platform.store import Storage, SweepFolder
+from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Space
+from scrimp_trainers.data import manifest
+from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics import settings
+from scrimp_trainers.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say on the command line; none takes the space's own value."""
+
+    space: str = "quickstart"
+    data: str = "digits"
+    trials: int | None = None
+    repeats: int | None = None
+    rungs: tuple[float, ...] | None = None
+    name: str | None = None
+    storage: Path = Path("runs")
+    tracking_uri: str | None = None
+    warm_start: tuple[Path, ...] = ()
+    max_gpu_hours: float | None = None
+    gpus_per_repeat: int | None = None
+    dry_run: bool = False
+    fresh: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that may start: all its parts exist and fit together."""
+
+    options: Options
+    space: Space
+    base: Recipe
+    storage: Storage
+    folder: SweepFolder
+    dataset: Path
+    manifest: Manifest
+    resumed: bool
+
+
+def make(options: Options) -> Plan:
+    """Resolve what was asked for and check that it holds together.
+
+    Raises
+    ------
+    UserError
+        If the space, the dataset, or an earlier sweep of the same name does not allow it.
+    """
+    space = resolve_space(options)
+    base = space.base()
+    storage = Storage(options.storage.expanduser().absolute())
+    dataset = resolve_dataset(options.data, storage)
+    facts = manifest.load(dataset)
+    settings.check(space.scoring, facts)
+    _check_data(base, facts)
+    folder = _folder(options, storage, facts)
+    resumed = _check_resume(folder, space, facts, options.seed)
+    return Plan(options, space, base, storage, folder, dataset, facts, resumed)
+
+
+def resolve_space(options: Options) -> Space:
+    """Load the space and put the command line's budget into it."""
+    space = spaces.load(options.space)
+    asked = {
+        "trials": options.trials,
+        "repeats": options.repeats,
+        "rungs_kimg": options.rungs,
+        "max_gpu_hours": options.max_gpu_hours,
+    }
+    budget = space.budget.model_dump() | {name: value for name, value in asked.items() if value is not None}
+    return spaces.parse(space.model_dump() | {"budget": budget}, f"space {options.space}")
+
+
+def resolve_dataset(data: str, storage: Storage) -> Path:
+    """Return the folder of a dataset; `digits` is prepared on first use."""
+    if Path(data, manifest.FILE).is_file():
+        return Path(data).absolute()
+    if data != "digits":
+        raise UserError(f"--data {data}: not a dataset; make one with `scrimp prepare {data} OUT` and pass OUT")
+    folder = storage.dataset(data)
+    if not folder.exists():
+        from scrimp_trainers.data import prepare
+
+        prepare.prepare(data, folder, prepare.Options())
+    return folder
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """Return what `sweep.json` says of the sweep."""
+    from importlib.metadata import version
+
+    packages = ("scrimp", "torch", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
+    return {
+        "name": plan.folder.path.name,
+        "space": plan.space.model_dump(mode="json"),
+        "dataset": {
+            "name": plan.manifest.name,
+            "content_hash": plan.manifest.content_hash,
+            "folder": str(plan.dataset),
+        },
+        "seed": plan.options.seed,
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def _check_data(base: Recipe, facts: Manifest) -> None:
+    if base.conditioning.classes and not facts.classes:
+        raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
+    halvings = 2 ** (len(base.network.multipliers) - 1)
+    if facts.size % halvings:
+        raise UserError(
+            f"dataset {facts.name}: its size {facts.size} cannot be halved {len(base.network.multipliers) - 1} times, "
+            f"as network.multipliers asks; prepare it with a --size that is a multiple of {halvings}"
+        )
+
+
+def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:
+    name = options.name or f"{Path(options.space).stem}-{facts.name}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-'")
+    if options.fresh:
+        stem, number = name, 2
+        while storage.sweep(name).path.exists():
+            name, number = f"{stem}-{number}", number + 1
+    return storage.sweep(name)
+
+
+# What may differ when a sweep goes on: limits, not what was compared.
+LIMITS = ("trials", "repeats", "leaders", "retries", "max_gpu_hours", "max_hours")
+
+
+def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int) -> bool:
+    """Whether the folder holds this very sweep already; one of another space or dataset is refused."""
+    old = store.read_json(folder.sweep)
+    if old is None:
+        return False
+    now = {"space": space.model_dump(mode="json"), "seed": seed}
+    before, after = (_flatten({"space": tree["space"], "seed": tree["seed"]}) for tree in (old, now))
+    before["dataset"], after["dataset"] = old["dataset"]["content_hash"][:12], facts.content_hash[:12]
+    limits = {f"space.budget.{name}" for name in LIMITS} | {"space.about"}
+    changes = [
+        f"{path} was {before.get(path)}, is {after.get(path)}"
+        for path in sorted((before.keys() | after.keys()) - limits)
+        if before.get(path) != after.get(path)
+    ]
+    if changes:
+        raise UserError(
+            f"sweep {folder.path.name} exists with something else: {'; '.join(changes)}; "
+            "use another --name, or --fresh to start beside it"
+        )
+    return True
+
+
+def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {
+        leaf: value
+        for name, branch in tree.items()
+        for leaf, value in _flatten(branch, f"{path}.{name}" if path else name).items()
+    }

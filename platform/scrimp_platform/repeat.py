@@ -1,0 +1,122 @@
+"""One repeat on the cluster: the Tune function, the TorchTrainer in it, and the worker function in that.
+
+What the worker does is `scrimp_trainers.run.run`, the same as `scrimp train`; this module only places it on a node
+and passes on what it yields. The worker writes every file itself, so nothing is lost if nobody listens.
+"""
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from scrimp_platform import store
+from scrimp_platform.search import FAILURE, FINAL
+from scrimp_platform.store import RepeatFolder, SweepFolder
+from scrimp_trainers.errors import Diverged, UserError
+
+PATIENCE = 60.0  # seconds
+
+
+class Task(TypedDict):
+    """What a Tune function is told: the same for every repeat, but for the two numbers."""
+
+    sweep: str
+    dataset: str
+    gpus: int
+    trial: int
+    repeat: int
+
+
+def tune_repeat(config: dict[str, Any]) -> None:
+    """Train one repeat on this node: on its GPUs through Ray Train, or in this very process on the CPU.
+
+    A failure is reported, not raised: the ledger decides what follows, and Tune keeps the process for the next.
+    """
+    from ray import tune
+
+    task = Task(**{name: config[name] for name in Task.__annotations__})
+    try:
+        if task["gpus"]:
+            _train(task)
+        else:
+            # A Train run starts three more processes, 20 s of imports; one CPU worker can do without.
+            work(task, tune.report)
+    except Exception as error:
+        cause = _cause(error)
+        store.write_atomic(_folder(task).error, "".join(traceback.format_exception(error)))
+        line = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        tune.report({FAILURE: line, FINAL: isinstance(cause, Diverged | UserError)})
+
+
+def _train(task: Task) -> None:
+    from ray import train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    folder = _folder(task)
+    TorchTrainer(
+        _worker,
+        train_loop_config=dict(task),
+        scaling_config=train.ScalingConfig(
+            num_workers=task["gpus"], use_gpu=_has_gpus(), placement_strategy="STRICT_PACK"
+        ),
+        run_config=train.RunConfig(
+            name=f"{folder.trial:04d}-{folder.repeat}",
+            storage_path=str(SweepFolder(Path(task["sweep"])).ray / "train"),
+            callbacks=[TuneReportCallback()],
+        ),
+    ).fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    from ray import train
+
+    work(Task(**config), train.report)
+
+
+def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
+    """Train one repeat in this process, resuming it if it has a checkpoint; report each rung's scores."""
+    import torch
+
+    from scrimp_trainers import recipe as recipes
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.run import run
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    folder = _folder(task)
+    space = store.read_json(SweepFolder(Path(task["sweep"])).sweep)["space"]
+    record = store.read_json(folder.record)
+    objective, direction = next(iter(space["objectives"].items()))
+    # A worker that outlives a killed driver must not write beside its successor.
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    with store.exclusive(folder.lock, f"repeat {folder.label}", PATIENCE) if first else contextlib.nullcontext():
+        for line in run(
+            recipes.load(folder.recipe),
+            open_dataset(Path(task["dataset"])),
+            folder.path,
+            record["seed"],
+            rungs_kimg=space["budget"]["rungs_kimg"],
+            scoring=space["scoring"],
+            objective=objective,
+            direction=direction,
+        ):
+            if "rung" in line:
+                report(line)
+
+
+def _folder(task: Task) -> RepeatFolder:
+    return SweepFolder(Path(task["sweep"])).repeat(task["trial"], task["repeat"])
+
+
+def _has_gpus() -> bool:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what a worker raised, out of what Ray Train made of it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    return next(iter(failures.values()), error.__cause__ or error)

@@ -1,0 +1,146 @@
+"""Ray Tune's side of the sweep: a Searcher that proposes repeats and a scheduler that stops them, both by the ledger.
+
+Ray's own OptunaSearch, ASHA and Tuner.restore are not used: they tell a stopped trial as complete, leave one
+without a number running for ever, know no constraints and no repeats, and lose or repeat work after a kill. Here
+Tune places and watches processes; every decision is the ledger's, which has it on disk first.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from scrimp_platform.ledger import Ledger
+from scrimp_platform.records import Repeat
+
+# What a Tune function reports besides a rung's scores (see repeat.py).
+FAILURE, FINAL = "failure", "final"
+
+
+class RepeatSearcher(Searcher):
+    """Proposes the ledger's next repeat whenever a place is free.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Decides.
+    places : int
+        Repeats that may be under way or waiting for their resources at once.
+    """
+
+    def __init__(self, ledger: Ledger, places: int) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._places = places
+        self._live: dict[str, Repeat] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
+        """Hand out a repeat; none while there is no place or no decision, FINISHED once nothing is left to do."""
+        if len(self._live) >= self._places:
+            return None
+        repeat = self._ledger.propose()
+        if repeat is None:
+            return None if self._live else Searcher.FINISHED
+        self._live[trial_id] = repeat
+        return {"trial": repeat.trial, "repeat": repeat.repeat}
+
+    def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Take what a repeat reported; false if it is to stop."""
+        if "rung" in result:
+            return self._ledger.report(self._live[trial_id], result)
+        return True
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the ledger how a repeat ended."""
+        repeat = self._live.pop(trial_id)
+        result = result or {}
+        failure = result.get(FAILURE, "")
+        if error:
+            failure = f"its process died; see {self._ledger.folder.repeat(repeat.trial, repeat.repeat).path}"
+        self._ledger.finish(repeat, failure, final=bool(result.get(FINAL)))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: a resumed sweep starts a new Tune experiment from the ledger."""
+
+
+class RungScheduler(FIFOScheduler):
+    """Stops a repeat where the ledger says so."""
+
+    def __init__(self, searcher: RepeatSearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Let the ledger judge what a repeat reported."""
+        go_on = self._searcher.judge(trial.trial_id, result)
+        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+
+class Limits(Stopper):
+    """Ends the sweep when a limit of its budget is reached; what was running can go on another time."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        hours = ledger.space.budget.max_hours
+        self._ledger = ledger
+        self._deadline = time.monotonic() + hours * 3600 if hours else None
+        self.reached = ""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no single repeat."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether a limit has been reached; `reached` says which."""
+        if not self.reached:
+            self.reached = self._ledger.exhausted()
+            if self._deadline and time.monotonic() > self._deadline:
+                self.reached = f"max_hours {self._ledger.space.budget.max_hours:g} reached"
+        return bool(self.reached)
+
+
+def run(
+    ledger: Ledger,
+    trainable: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    resources: dict[str, float],
+    places: int,
+    limits: Limits,
+) -> None:
+    """Train repeats until the ledger has no more, or a limit is reached.
+
+    Parameters
+    ----------
+    trainable : Callable
+        The Tune function that trains one repeat.
+    config : dict
+        What every repeat is told besides its numbers.
+    resources : dict
+        Resources of one Tune function.
+    places : int
+        Repeats that may be under way at once.
+    limits : Limits
+        When to end early.
+    """
+    searcher = RepeatSearcher(ledger, places)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space=config,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=RungScheduler(searcher), num_samples=-1, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name=f"{time.time_ns()}",
+            storage_path=str(ledger.folder.ray),
+            stop=limits,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()

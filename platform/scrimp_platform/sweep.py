@@ -1,0 +1,144 @@
+"""The sweep, START READING HERE: plan, connect, search, race, report.
+
+What is trained next, who is stopped and who is repeated is the ledger's to decide (ledger.py, race.py, study.py).
+Ray Tune runs what it decides (search.py, repeat.py). MLflow mirrors what is on disk (tracking.py).
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from scrimp_platform import cluster, estimate, plan, race, records, store, terminal
+from scrimp_platform.cluster import Placement
+from scrimp_platform.ledger import Ledger
+from scrimp_platform.plan import Options, Plan
+from scrimp_platform.report import leaderboard
+from scrimp_platform.store import SweepFolder
+from scrimp_trainers.errors import UserError
+
+
+def sweep(options: Options) -> None:
+    """Run one sweep from the plan to the report; the same options again resume it.
+
+    Raises
+    ------
+    UserError
+        If what was asked for cannot be done; nothing has been started then.
+    """
+    # Plan: whatever can be refused is refused here.
+    the_plan = plan.make(options)
+    if options.dry_run:
+        placement = cluster.place(cluster.peek(), options.gpus_per_repeat)
+        speed = estimate.last(the_plan, placement.gpus_per_repeat) or estimate.probe(the_plan)
+        terminal.show_plan(the_plan, placement, speed)
+        return
+
+    # Connect: join the running cluster, or start Ray here.
+    with cluster.connect() as nodes:
+        placement = cluster.place(nodes, options.gpus_per_repeat)
+        terminal.show_plan(the_plan, placement, estimate.last(the_plan, placement.gpus_per_repeat))
+        with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}"):
+            store.write_json(the_plan.folder.sweep, plan.record(the_plan))
+            with tracked(the_plan):
+                # Search and race: until the ledger has nothing left to do, or a limit is reached.
+                ledger = open_ledger(the_plan, placement)
+                reason = run(ledger, the_plan, placement)
+                store.write_json(the_plan.folder.outcome, {"reason": reason, "ended": time.time()})
+
+                # Report.
+                if speed := estimate.measured(the_plan.folder, ledger.repeats):
+                    estimate.save(the_plan, placement.gpus_per_repeat, speed)
+                conclude(the_plan.folder, ledger, reason)
+
+
+def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
+    """Open the sweep's books, with the best of earlier sweeps proposed first if this one is new."""
+    log = terminal.Log(the_plan.folder.log)
+
+    def say(decision: str) -> None:
+        log(decision)
+        leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
+
+    ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
+    if not the_plan.resumed:
+        for path in the_plan.options.warm_start:
+            for values in best_values(SweepFolder(path), the_plan):
+                ledger.warm_start(values)
+    return ledger
+
+
+def best_values(earlier: SweepFolder, the_plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield the leaders' values in an earlier sweep, as far as this space searches them too."""
+    sweep_json = store.read_json(earlier.sweep)
+    if sweep_json is None:
+        raise UserError(f"--warm-start {earlier.path}: not the folder of a sweep")
+    then = plan.spaces.Space.model_validate(sweep_json["space"])
+    for trial in race.leaders(records.read(earlier), then):
+        search = the_plan.space.search
+        yield {path: value for path, value in trial.params.items() if path in search and search[path].allows(value)}
+
+
+def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
+    """Train until the sweep is complete or has to end; return why it ended."""
+    from scrimp_platform import search
+    from scrimp_platform.repeat import tune_repeat
+
+    gpus = placement.gpus_per_repeat
+    task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus}
+    limits = search.Limits(ledger)
+    with interruptible(limits):
+        # One repeat more than there are places waits for a process to become free: Tune then keeps the process, and
+        # with it some 15 s of imports. A Train run brings processes of its own.
+        search.run(
+            ledger,
+            tune_repeat,
+            task,
+            resources={"cpu": 1},
+            places=placement.places if gpus else placement.places + 1,
+            limits=limits,
+        )
+    return limits.reached or "complete"
+
+
+@contextlib.contextmanager
+def interruptible(limits: Any) -> Iterator[None]:
+    """Let Ctrl-C or a polite kill end the sweep as a limit does; the second Ctrl-C ends it at once."""
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+
+    def interrupt(*_: Any) -> None:
+        limits.reached = "interrupted"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        terminal.console.print("\nEnding: the same command goes on from here. Ctrl-C again to leave at once.")
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def tracked(the_plan: Plan) -> Iterator[None]:
+    """Mirror the sweep to MLflow while it runs, and tell the rest at its end."""
+    from scrimp_platform.tracking import Tracker
+
+    tracker = Tracker(the_plan.folder, the_plan.storage, the_plan.options.tracking_uri)
+    tracker.start()
+    try:
+        yield
+    finally:
+        tracker.stop(deadline=60)
+
+
+def conclude(folder: SweepFolder, ledger: Ledger, reason: str) -> None:
+    """Write the leaderboard, the winning recipe and the report, and print what a person wants to know."""
+    from scrimp_platform.report import page
+
+    rows = leaderboard.rank(ledger.trials, ledger.space)
+    leaderboard.write_csv(rows, ledger.space, folder)
+    page.write_report(folder)
+    terminal.show_result(folder, rows, ledger.space, reason)

@@ -1,0 +1,230 @@
+"""The ledger against a fake engine: recorded curves instead of training, and kills at every point."""
+
+import math
+import random
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from test_platform_race import make_space
+
+from scrimp_platform import records
+from scrimp_platform.ledger import Ledger
+from scrimp_platform.store import SweepFolder, write_atomic
+
+RUNGS = (20.0, 60.0)
+
+
+@pytest.fixture
+def folder(tmp_path) -> SweepFolder:
+    return SweepFolder(tmp_path / "sweep")
+
+
+def open_ledger(folder, space=None, seed=0) -> Ledger:
+    folder.path.mkdir(exist_ok=True)
+    return Ledger(folder, space or make_space(), seed, devices=1, say=lambda _: None)
+
+
+def score(repeat, rung: float, params) -> dict:
+    """A learning curve that depends on the learning rate, and a little on the seed."""
+    quality = abs(math.log10(params["optimizer.lr"]) + 3) + 0.01 * random.Random(repeat.seed).random()
+    return {
+        "rung": rung,
+        "kimg": rung,
+        "fd_classifier": quality + 10 / rung,
+        "seconds": rung,
+        "memorized_fraction": 0.0,
+    }
+
+
+def train(folder, ledger, repeat, stop_before=math.inf) -> bool:
+    """Do what a worker and Tune do for a repeat; return whether it came to its end."""
+    params = ledger.trials[[t.number for t in ledger.trials].index(repeat.trial)].params
+    files = folder.repeat(repeat.trial, repeat.repeat)
+    done = {line["rung"] for line in records.store.read_lines(files.metrics)}
+    for rung in RUNGS:
+        line = score(repeat, rung, params)
+        if rung not in done:
+            with files.metrics.open("a") as file:
+                file.write(records.store.json.dumps(line) + "\n")
+        if rung >= stop_before:
+            return False
+        if not ledger.report(repeat, line):
+            break
+    ledger.finish(repeat)
+    return True
+
+
+def run_all(folder, ledger) -> None:
+    while repeat := ledger.propose():
+        train(folder, ledger, repeat)
+
+
+def study(folder) -> optuna.Study:
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder.journal)))
+    return optuna.load_study(study_name=folder.path.name, storage=storage)
+
+
+def test_a_sweep_searches_then_races_and_ends(folder):
+    ledger = open_ledger(folder)
+    run_all(folder, ledger)
+    assert len(ledger.trials) == 8
+    assert {trial.status for trial in ledger.trials} == {"complete", "pruned"}
+    raced = [trial for trial in ledger.trials if len(trial.repeats) > 1]
+    assert raced
+    assert max(len(trial.repeats) for trial in raced) == 4
+    assert all(repeat.phase == "race" for trial in raced for repeat in trial.repeats[1:])
+    assert len({repeat.seed for repeat in ledger.repeats}) == len(ledger.repeats)
+
+
+def test_what_halving_stopped_is_pruned_in_optuna_with_its_value_at_the_rung(folder):
+    ledger = open_ledger(folder)
+    run_all(folder, ledger)
+    stopped = {trial.number for trial in ledger.trials if trial.status == "pruned"}
+    frozen = study(folder).get_trials()
+    assert stopped
+    assert {trial.number for trial in frozen if trial.state is TrialState.PRUNED} == stopped
+    assert all(set(frozen[number].intermediate_values) == {20_000} for number in stopped)
+
+
+def test_a_score_that_is_not_a_number_fails_the_trial_and_leaves_nothing_running(folder):
+    ledger = open_ledger(folder)
+    repeat = ledger.propose()
+    assert repeat
+    for rung in RUNGS:
+        ledger.report(repeat, {"rung": rung, "kimg": rung, "fd_classifier": math.nan, "seconds": 1.0})
+    ledger.finish(repeat)
+    assert repeat.status == "failed"
+    assert study(folder).trials[0].state is TrialState.FAIL
+
+
+def test_constraints_reach_optuna(folder):
+    space = make_space(constraints={"memorized_fraction": {"max": 0.25}})
+    ledger = open_ledger(folder, space)
+    repeat = ledger.propose()
+    assert repeat
+    train(folder, ledger, repeat)
+    assert study(folder).trials[0].constraints == {"memorized_fraction": -0.25}
+
+
+def test_several_objectives_can_be_pruned_and_completed(folder):
+    space = make_space(objectives={"fd_classifier": "minimize", "seconds": "minimize"})
+    ledger = open_ledger(folder, space)
+    run_all(folder, ledger)
+    states = [trial.state for trial in study(folder).trials]
+    assert states.count(TrialState.RUNNING) == 0
+    assert TrialState.COMPLETE in states
+
+
+def test_a_warm_start_is_proposed_once_however_often_the_study_is_opened(folder):
+    for _ in range(3):
+        ledger = open_ledger(folder)
+        ledger.warm_start({"optimizer.lr": 0.00123})
+    run_all(folder, ledger)
+    assert [trial.params["optimizer.lr"] for trial in ledger.trials].count(0.00123) == 1
+    assert ledger.trials[0].params["optimizer.lr"] == 0.00123
+
+
+def test_a_failed_repeat_is_tried_again_so_often_and_then_counts_as_failed(folder):
+    ledger = open_ledger(folder)
+    first = ledger.propose()
+    assert first
+    for _ in range(2):
+        ledger.finish(first, "the disk was full")
+        assert ledger.propose() is first
+    ledger.finish(first, "the disk was full")
+    assert (first.status, first.attempt, first.cause) == ("failed", 3, "the disk was full")
+    assert ledger.trials[0].status == "failed"
+    assert ledger.propose() is not first
+
+
+def test_divergence_is_not_tried_again(folder):
+    ledger = open_ledger(folder)
+    repeat = ledger.propose()
+    assert repeat
+    ledger.finish(repeat, "step 3: loss is nan", final=True)
+    assert (repeat.status, repeat.attempt) == ("failed", 1)
+
+
+def test_a_repeat_of_the_race_is_never_stopped_at_a_rung(folder):
+    ledger = open_ledger(folder)
+    while (repeat := ledger.propose()) and repeat.phase == "search":
+        train(folder, ledger, repeat)
+    assert repeat
+    assert ledger.report(repeat, {"rung": 20.0, "kimg": 20.0, "fd_classifier": 1e9, "seconds": 1.0})
+
+
+def test_the_same_seed_gives_the_same_sweep(tmp_path):
+    tables = []
+    for name in ("a", "b"):
+        folder = SweepFolder(tmp_path / name / "sweep")
+        folder.path.parent.mkdir()
+        ledger = open_ledger(folder, seed=7)
+        run_all(folder, ledger)
+        tables.append([(t.params, t.status, [r.seed for r in t.repeats]) for t in ledger.trials])
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kills_anywhere_change_nothing(tmp_path, seed):
+    """A driver killed at random points, again and again, ends with what an undisturbed one ends with."""
+    calm = SweepFolder(tmp_path / "calm" / "sweep")
+    calm.path.parent.mkdir()
+    undisturbed = open_ledger(calm, seed=3)
+    run_all(calm, undisturbed)
+
+    folder = SweepFolder(tmp_path / "shaken" / "sweep")
+    folder.path.parent.mkdir()
+    chance = random.Random(seed)
+    for _ in range(200):
+        ledger = open_ledger(folder, seed=3)
+        repeat = ledger.propose()
+        if repeat is None:
+            break
+        if chance.random() < 0.5:
+            train(folder, ledger, repeat, stop_before=chance.choice([0, *RUNGS]))
+            continue  # killed: whatever was not written is forgotten
+        train(folder, ledger, repeat)
+    assert [(t.params, t.status, len(t.repeats)) for t in ledger.trials] == [
+        (t.params, t.status, len(t.repeats)) for t in undisturbed.trials
+    ]
+    assert all(trial.state.is_finished() for trial in study(folder).trials)
+
+
+def test_a_proposal_that_was_never_written_down_is_failed_at_the_next_start(folder):
+    ledger = open_ledger(folder)
+    number, _ = ledger._study.ask()
+    again = open_ledger(folder)
+    assert study(folder).trials[number].state is TrialState.FAIL
+    repeat = again.propose()
+    assert repeat
+    assert repeat.trial == number + 1
+
+
+def test_a_trial_without_its_first_repeat_gets_it(folder):
+    ledger = open_ledger(folder)
+    repeat = ledger.propose()
+    assert repeat
+    folder.repeat(repeat.trial, repeat.repeat).record.unlink()
+    again = open_ledger(folder).propose()
+    assert again
+    assert (again.trial, again.repeat, again.seed) == (repeat.trial, repeat.repeat, repeat.seed)
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_opens(folder):
+    run_all(folder, open_ledger(folder))
+    content = folder.journal.read_bytes()
+    write_atomic(folder.journal, content + b'{"op_code": 4, "worker')
+    ledger = open_ledger(folder)
+    assert ledger.propose() is None
+    assert len(ledger.trials) == 8
+
+
+def test_spent_device_hours_end_the_sweep(folder):
+    budget = make_space().budget.model_dump() | {"max_gpu_hours": 0.01}
+    ledger = open_ledger(folder, make_space(budget=budget))
+    assert not ledger.exhausted()
+    repeat = ledger.propose()
+    assert repeat
+    train(folder, ledger, repeat)
+    assert ledger.exhausted() == "max_gpu_hours 0.01 reached"

@@ -1,0 +1,123 @@
+"""Successive halving and the race, on scores made up so that the right answer is known."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scrimp_platform import race
+from scrimp_platform.records import Repeat, Trial
+from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Space
+
+RUNG = 60.0
+
+
+def make_space(**changes) -> Space:
+    tree = {
+        "recipe": "tiny-edm",
+        "search": {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}},
+        "objectives": {"fd_classifier": "minimize"},
+        "scoring": {"extractor": "classifier"},
+        "budget": {"trials": 8, "rungs_kimg": [20, RUNG], "reduction": 3, "leaders": 3, "repeats": 4},
+    }
+    return spaces.parse(tree | changes, "space")
+
+
+def finished(number: int, *values: float, objective: str = "fd_classifier", **more: float) -> Trial:
+    repeats = [
+        Repeat(number, i, i, "race" if i else "search", "finished", scores={RUNG: {objective: value, **more}})
+        for i, value in enumerate(values)
+    ]
+    return Trial(number, {}, "complete", repeats)
+
+
+def test_the_first_to_reach_a_rung_goes_on():
+    assert race.survives({"fd_classifier": 1e9}, [], make_space())
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=30, unique=True))
+def test_the_best_third_goes_on_when_all_others_are_known(values):
+    space = make_space()
+    points = [{"fd_classifier": value} for value in values]
+    kept = [race.survives(point, [p for p in points if p is not point], space) for point in points]
+    assert sum(kept) == -(-len(values) // 3)
+    assert max(v for v, k in zip(values, kept, strict=True) if k) == sorted(values)[sum(kept) - 1]
+
+
+def test_a_trial_that_breaks_a_constraint_ranks_behind_all_that_keep_it():
+    space = make_space(constraints={"memorized_fraction": {"max": 0.1}})
+    points = [
+        {"fd_classifier": 1.0, "memorized_fraction": 0.5},
+        {"fd_classifier": 9.0, "memorized_fraction": 0.1},
+        {"fd_classifier": 2.0, "memorized_fraction": 0.3},
+    ]
+    assert race.order(points, space) == [1, 2, 0]
+
+
+def test_a_missing_constraint_score_counts_as_broken():
+    space = make_space(constraints={"memorized_fraction": {"max": 0.1}})
+    assert race.order([{"fd_classifier": 1.0}, {"fd_classifier": 2.0, "memorized_fraction": 0.0}], space) == [1, 0]
+
+
+def test_maximised_objectives_rank_the_other_way():
+    space = make_space(objectives={"precision_classifier": "maximize"})
+    assert race.order([{"precision_classifier": 0.1}, {"precision_classifier": 0.9}], space) == [1, 0]
+
+
+def test_several_objectives_rank_by_pareto_front():
+    space = make_space(objectives={"fd_classifier": "minimize", "train_flops": "minimize"})
+    points = [(3, 1), (1, 3), (4, 4), (2, 2), (3, 3)]
+    order = race.order([{"fd_classifier": a, "train_flops": b} for a, b in points], space)
+    assert set(order[:3]) == {0, 1, 3}
+    assert order[3:] == [4, 2]
+
+
+def test_the_leaders_are_the_best_completed_trials_by_their_first_repeat():
+    trials = [finished(0, 5.0), finished(1, 1.0, 99.0), finished(2, 3.0), finished(3, 4.0), Trial(4, {}, "pruned")]
+    assert [trial.number for trial in race.leaders(trials, make_space())] == [1, 2, 3]
+
+
+def test_the_race_gives_the_next_repeat_to_whom_has_fewest():
+    field = [finished(0, 1.0, 1.1), finished(1, 1.2), finished(2, 1.3, 1.2)]
+    trial = race.next_trial(field, make_space())
+    assert trial is field[1]
+
+
+def test_a_trial_that_can_no_longer_win_gets_no_further_repeat():
+    field = [finished(0, 1.0, 1.1, 1.05), finished(1, 5.0, 5.1), finished(2, 1.02, 1.2)]
+    assert not race.may_win(field[1], field, make_space())
+    assert race.next_trial(field, make_space()) is field[2]
+
+
+def test_close_trials_all_reach_the_full_number_and_then_the_race_ends():
+    field = [finished(n, 1.0 + n / 100, 1.2, 0.9 + n / 50, 1.1) for n in range(3)]
+    assert race.next_trial(field, make_space()) is None
+
+
+def test_with_two_objectives_only_who_is_beaten_in_both_is_out():
+    space = make_space(objectives={"fd_classifier": "minimize", "train_flops": "minimize"})
+
+    def trial(number, values, flops):
+        result = finished(number, *values)
+        for repeat, f in zip(result.repeats, flops, strict=True):
+            repeat.scores[RUNG]["train_flops"] = f
+        return result
+
+    best = trial(0, (1.0, 1.1, 1.0), (10.0, 10.1, 10.0))
+    cheap = trial(1, (9.0, 9.1, 9.0), (1.0, 1.1, 1.0))
+    beaten = trial(2, (9.0, 9.1, 9.0), (90.0, 90.1, 90.0))
+    field = [best, cheap, beaten]
+    assert [race.may_win(t, field, space) for t in field] == [True, True, False]
+
+
+@given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=5), min_size=1, max_size=6))
+def test_the_one_with_the_best_mean_is_never_out(samples):
+    field = [finished(n, *values) for n, values in enumerate(samples)]
+    best = min(field, key=lambda t: sum(t.finals("fd_classifier", RUNG)) / len(t.repeats))
+    assert race.may_win(best, field, make_space())
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0]])
+def test_nobody_is_out_before_the_spread_is_known(values):
+    field = [finished(0, *values[:1]), finished(1, 1000.0)]
+    assert race.may_win(field[1], field, make_space())

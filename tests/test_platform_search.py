@@ -1,0 +1,84 @@
+"""Ray Tune driven by the ledger: real processes, made-up training."""
+
+import os
+from pathlib import Path
+
+import pytest
+from scrimp_platform import cluster, search
+from scrimp_platform.store import read_lines
+from test_platform_ledger import open_ledger, study
+from test_platform_race import make_space
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    with cluster.connect() as nodes:
+        yield nodes
+
+
+def pretend(config: dict) -> None:
+    """Report two rungs at once; each process leaves its number behind."""
+    from ray import tune
+
+    with Path(config["pids"]).open("a") as file:
+        file.write(f'{{"pid": {os.getpid()}}}\n')
+    if config["trial"] == 1:
+        os._exit(9)
+    if config["trial"] == 2:
+        tune.report({search.FAILURE: "Diverged: step 3: loss is nan", search.FINAL: True})
+        return
+    for rung in (20.0, 60.0):
+        tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+
+
+@pytest.fixture(scope="module")
+def sweep(ray_here, tmp_path_factory):
+    from scrimp_platform.store import SweepFolder
+
+    folder = SweepFolder(tmp_path_factory.mktemp("search") / "sweep")
+    space = make_space(
+        budget={"trials": 6, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 3, "retries": 1}
+    )
+    ledger = open_ledger(folder, space)
+    pids = folder.path / "pids"
+    search.run(ledger, pretend, {"pids": str(pids)}, resources={"cpu": 1}, places=2, limits=search.Limits(ledger))
+    return ledger, [line["pid"] for line in read_lines(pids)]
+
+
+def test_tune_runs_the_search_and_the_race_to_the_end(sweep):
+    ledger, _ = sweep
+    assert len(ledger.trials) == 6
+    assert ledger.trials[0].status == "complete"
+    assert len(ledger.trials[0].repeats) == 3
+    assert not ledger.running
+    assert all(trial.state.is_finished() for trial in study(ledger.folder).trials)
+
+
+def test_a_repeat_whose_process_dies_is_tried_again_and_then_failed(sweep):
+    ledger, _ = sweep
+    repeat = ledger.trials[1].repeats[0]
+    assert (repeat.status, repeat.attempt) == ("failed", 2)
+    assert "process died" in repeat.cause
+
+
+def test_a_repeat_that_diverged_fails_at_once_with_its_cause(sweep):
+    ledger, _ = sweep
+    repeat = ledger.trials[2].repeats[0]
+    assert (repeat.status, repeat.attempt, repeat.cause) == ("failed", 1, "Diverged: step 3: loss is nan")
+
+
+def test_processes_are_kept_for_the_next_repeat(sweep):
+    ledger, pids = sweep
+    assert len(set(pids)) < len(pids)
+
+
+def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, tmp_path):
+    from scrimp_platform.store import SweepFolder
+
+    folder = SweepFolder(tmp_path / "sweep")
+    budget = make_space().budget.model_dump() | {"max_gpu_hours": 1e-9}
+    ledger = open_ledger(folder, make_space(budget=budget))
+    limits = search.Limits(ledger)
+    search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, resources={"cpu": 1}, places=2, limits=limits)
+    assert limits.reached == "max_gpu_hours 1e-09 reached"
+    assert len(ledger.trials) < 8
