@@ -16,23 +16,29 @@ def ray_here():
         yield nodes
 
 
-def pretend(config: dict) -> None:
-    """Report two rungs at once; each process leaves its number behind."""
-    from ray import tune
+@pytest.fixture(scope="module")
+def pretend():
+    """A Tune function; defined in here, so that Ray ships its code instead of this module's name."""
 
-    with Path(config["pids"]).open("a") as file:
-        file.write(f'{{"pid": {os.getpid()}}}\n')
-    if config["trial"] == 1:
-        os._exit(9)
-    if config["trial"] == 2:
-        tune.report({search.FAILURE: "Diverged: step 3: loss is nan", search.FINAL: True})
-        return
-    for rung in (20.0, 60.0):
-        tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+    def pretend(config: dict) -> None:
+        """Report two rungs at once; each process leaves its number behind."""
+        from ray import tune
+
+        with Path(config["pids"]).open("a") as file:
+            file.write(f'{{"pid": {os.getpid()}}}\n')
+        if config["trial"] == 1:
+            os._exit(9)
+        if config["trial"] == 2:
+            tune.report({search.FAILURE: "Diverged: step 3: loss is nan", search.FINAL: True})
+            return
+        for rung in (20.0, 60.0):
+            tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+
+    return pretend
 
 
 @pytest.fixture(scope="module")
-def sweep(ray_here, tmp_path_factory):
+def sweep(ray_here, pretend, tmp_path_factory):
     from scrimp_platform.store import SweepFolder
 
     folder = SweepFolder(tmp_path_factory.mktemp("search") / "sweep")
@@ -72,7 +78,7 @@ def test_processes_are_kept_for_the_next_repeat(sweep):
     assert len(set(pids)) < len(pids)
 
 
-def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, tmp_path):
+def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_path):
     from scrimp_platform.store import SweepFolder
 
     folder = SweepFolder(tmp_path / "sweep")

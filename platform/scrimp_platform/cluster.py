@@ -9,6 +9,11 @@ from typing import Any
 
 from scrimp_trainers.errors import UserError
 
+# Ray's own words to the terminal are for its developers; failures of repeats reach the ledger.
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+# Ray warns at every start that it may one day leave CUDA_VISIBLE_DEVICES alone for tasks without GPUs.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
 
 @dataclass(frozen=True)
 class Node:
@@ -65,23 +70,12 @@ def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None) -> Placement:
 @contextlib.contextmanager
 def connect() -> Iterator[tuple[Node, ...]]:
     """Join the Ray cluster that is running, or start Ray on this machine for as long as the sweep lasts."""
-    # Ray says each of these once a process; none is news to who runs a sweep.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     import ray
 
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        ray.init(address="auto", **options)
+        ray.init(address="auto", **QUIET)
     except ConnectionError:
-        # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it stays on where there are any.
-        ray.init(
-            address="local",
-            include_dashboard=_gpus_here() > 0,
-            dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
-            **options,
-        )
+        _start_here()
     try:
         yield _nodes()
     finally:
@@ -93,13 +87,25 @@ def peek() -> tuple[Node, ...]:
     import ray
 
     try:
-        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address="auto", **QUIET)
     except ConnectionError:
         return (Node(os.uname().nodename, os.cpu_count() or 1, _gpus_here()),)
     try:
         return _nodes()
     finally:
         ray.shutdown()
+
+
+def _start_here() -> None:
+    import ray
+    from ray._private import ray_constants
+
+    # The switch that Ray has for laptops with a firewall: everything binds to 127.0.0.1. Without it Ray's ports are
+    # open to the network even on a single machine, whatever `_node_ip_address` says.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it stays on where there are any.
+    ray.init(address="local", include_dashboard=_gpus_here() > 0, dashboard_host="127.0.0.1", **QUIET)
 
 
 def _nodes() -> tuple[Node, ...]:

@@ -1,0 +1,35 @@
+"""How many repeats fit on which machines."""
+
+import pytest
+from scrimp_platform.cluster import Node, place
+from scrimp_trainers.errors import UserError
+
+WORKSTATIONS = tuple(Node(f"ws{i}", 16, 2) for i in range(10))
+
+
+def test_ten_workstations_with_two_gpus_hold_ten_repeats():
+    placement = place(WORKSTATIONS, None)
+    assert (placement.gpus_per_repeat, placement.places, placement.devices) == (2, 10, 2)
+
+
+def test_narrower_repeats_fit_twice_as_often():
+    assert place(WORKSTATIONS, 1).places == 20
+
+
+def test_a_machine_without_gpus_runs_one_repeat_a_core():
+    placement = place((Node("laptop", 8, 0),), None)
+    assert (placement.gpus_per_repeat, placement.places, placement.devices) == (0, 8, 1)
+
+
+def test_a_head_without_gpus_holds_none_of_the_repeats():
+    assert place((Node("head", 64, 0), *WORKSTATIONS), None).places == 10
+
+
+def test_what_no_node_can_hold_is_refused_with_what_there_is():
+    with pytest.raises(UserError, match=r"--gpus-per-repeat 4: no node has that many; there are ws0: 2 GPUs, 16 CPUs"):
+        place(WORKSTATIONS, 4)
+
+
+def test_two_nodes_with_one_gpu_do_not_hold_a_repeat_of_two():
+    with pytest.raises(UserError):
+        place((Node("a", 8, 1), Node("b", 8, 1)), 2)
