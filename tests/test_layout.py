@@ -1,0 +1,72 @@
+"""The layout that design and packaging rely on."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [
+    ROOT / "platform/scrimp_platform",
+    ROOT / "search_spaces/scrimp_spaces",
+    ROOT / "trainers/scrimp_trainers",
+    ROOT / "cluster/scrimp_cluster",
+]
+MODULES = [path for package in PACKAGES for path in package.rglob("*.py")]
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+
+
+def test_a_source_root_holds_its_package_and_nothing_else():
+    for package in PACKAGES:
+        assert [path.name for path in package.parent.iterdir() if path.name != "__pycache__"] == [package.name]
+
+
+def test_no_top_level_name_shadows_the_standard_library_or_a_dependency():
+    ours = {package.name for package in PACKAGES} | {path.stem for path in ROOT.glob("*.py")}
+    others = {name for name, owners in packages_distributions().items() if "scrimp" not in owners}
+    assert not ours & (others | sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import platform; platform.system()"], ["-m", "pytest", "--version"]])
+def test_platform_is_pythons_own_in_a_fresh_interpreter_at_the_root(arguments):
+    assert subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_the_wheel_holds_every_module_and_every_yaml(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    data = [path for package in PACKAGES for path in package.rglob("*.yaml")]
+    assert data
+    for package in PACKAGES:
+        for path in [*package.rglob("*.py"), *package.rglob("*.yaml")]:
+            assert str(path.relative_to(package.parent)) in names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read_in_one_sitting(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 320
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno:
+            length = node.end_lineno - node.lineno + 1 - (ast.get_docstring(node) or "").count("\n")
+            assert length <= (120 if node.name in ("train", "sweep", "run") else 60), node.name
+
+
+def test_the_lock_pins_every_package_and_names_no_place():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert len(lines) > 100
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9._+]+", line) for line in lines)
+
+
+@pytest.mark.skipif(not TRACKED, reason="not a git checkout")
+def test_links_in_the_docs_lead_somewhere():
+    for name in (name for name in TRACKED if name.endswith(".md")):
+        page = ROOT / name
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{name}: {target}"
