@@ -1,0 +1,240 @@
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_fidelity import FeatureExtractorCLIP, FeatureExtractorInceptionV3, FeatureExtractorVGG16, calculate_metrics
+from torch_fidelity import feature_extractor_inceptionv3 as inception
+from torch_fidelity.feature_extractor_clip import VisionTransformer
+from torchvision import models
+
+from scrimp_trainers.data.manifest import Manifest, Split
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics import dinov2, extractors, fidelity
+from scrimp_trainers.metrics.extractors import open_extractor
+from scrimp_trainers.metrics.settings import Extractor, Scoring
+
+CPU = torch.device("cpu")
+MANIFEST = Manifest(
+    name="fake",
+    content_hash="0" * 64,
+    size=16,
+    channels=3,
+    classes=None,
+    splits={"train": Split(count=100, per_class=None, shards=[])},
+    reference="train",
+    provenance={},
+)
+
+
+class Pixels(torch.utils.data.Dataset[Tensor]):
+    """Images in the form that torch-fidelity takes."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def pictures(count: int, seed: int, channels: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (count, channels, 4, 4), generator=generator).float()
+    return nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear").to(torch.uint8)
+
+
+def opened(extractor: Extractor, path: Path):
+    return open_extractor(Scoring(extractor=extractor, weights=path), path.parent, MANIFEST, CPU)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded random weights in the published file's form, scaled so that activations neither die nor explode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        state = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for value in state.values():
+        if value.dim() >= 2:
+            value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=generator)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_inception_scores_equal_torch_fidelitys_own(inception_file: Path):
+    samples, real = pictures(22, seed=1), pictures(26, seed=2) // 2
+    extractor = opened("inception", inception_file)
+    features, logits = extractor.features(samples)
+    reference, _ = extractor.features(real)
+    ours = fidelity.scores("inception", features, logits, reference, fidelity.statistics(reference))
+    theirs = calculate_metrics(
+        input1=Pixels(samples),
+        input2=Pixels(real),
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(inception_file),
+        kid_subset_size=22,
+        **dict.fromkeys(("fid", "kid", "isc", "prc"), True),
+        **dict.fromkeys(("cuda", "cache", "verbose"), False),
+        save_cpu_ram=True,
+    )
+    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert ours["kid_std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
+    assert ours["isc"] == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
+    assert ours["precision"] == pytest.approx(theirs["precision"], rel=1e-3)
+    assert ours["recall"] == pytest.approx(theirs["recall"], rel=1e-3)
+
+
+def test_grey_images_are_seen_as_rgb(inception_file: Path):
+    extractor = opened("inception", inception_file)
+    grey = pictures(2, seed=3, channels=1)
+    torch.testing.assert_close(extractor.features(grey)[0], extractor.features(grey.repeat(1, 3, 1, 1))[0])
+
+
+def test_vgg16_is_torch_fidelitys(tmp_path: Path):
+    # Views of one short row keep the file small: it has the published names and shapes, not the published size.
+    row = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
+    state = {
+        name: row.as_strided(value.shape, [7] + [1] * (value.dim() - 1)) * (2 / max(1, value[0].numel())) ** 0.5
+        if value.numel() < 2**20
+        else row[: value.shape[1] + 7 * value.shape[0]].mul(0.01).as_strided(value.shape, [7] + [1] * (value.dim() - 1))
+        for name, value in models.vgg16().state_dict().items()
+    }
+    path = tmp_path / "vgg16.pth"
+    torch.save(state, path)
+    images = pictures(2, seed=4)
+    features, logits = opened("vgg16", path).features(images)
+    (theirs,) = FeatureExtractorVGG16("vgg16", ["fc2_relu"], str(path))(images)
+    assert logits is None
+    assert theirs.std() > 0
+    torch.testing.assert_close(features, theirs)
+
+
+class TinyCLIP(nn.Module):
+    """A CLIP of one small layer with the published names; a script holds it as the published file does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = VisionTransformer(32, 16, 64, 1, 1, 8)
+        self.text_projection = nn.Parameter(torch.zeros(64, 8))
+        self.logit_scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.visual(x)
+
+
+def test_clip_is_torch_fidelitys(tmp_path: Path):
+    torch.manual_seed(0)
+    path = tmp_path / "clip.pt"
+    torch.jit.save(torch.jit.trace(TinyCLIP().eval(), torch.zeros(1, 3, 32, 32)), str(path))
+    images = pictures(3, seed=5)
+    features, logits = opened("clip", path).features(images)
+    (theirs,) = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(path))(images)
+    assert logits is None
+    assert theirs.std() > 0
+    torch.testing.assert_close(features, theirs)
+
+
+def test_dinov2_is_the_vision_transformer_of_torchvision_with_scaled_layers():
+    """With the scales folded into the layers before them, both are the same network on a grid of the table's size."""
+    torch.manual_seed(0)
+    ours = dinov2.VisionTransformer(width=128, depth=2, patch=14, positions=17)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    theirs = models.VisionTransformer(56, 14, num_layers=2, num_heads=2, hidden_dim=128, mlp_dim=512)
+    theirs.heads = nn.Identity()  # type: ignore[assignment]
+    source, target = ours.state_dict(), {}
+    for name in ("weight", "bias"):
+        target[f"conv_proj.{name}"] = source[f"patch_embed.proj.{name}"]
+        target[f"encoder.ln.{name}"] = source[f"norm.{name}"]
+        for i in range(2):
+            old, new = f"blocks.{i}", f"encoder.layers.encoder_layer_{i}"
+            first, second = (source[f"{old}.ls{k}.gamma"] for k in (1, 2))
+            if name == "weight":
+                first, second = first[:, None], second[:, None]
+            target[f"{new}.ln_1.{name}"] = source[f"{old}.norm1.{name}"]
+            target[f"{new}.self_attention.in_proj_{name}"] = source[f"{old}.attn.qkv.{name}"]
+            target[f"{new}.self_attention.out_proj.{name}"] = first * source[f"{old}.attn.proj.{name}"]
+            target[f"{new}.ln_2.{name}"] = source[f"{old}.norm2.{name}"]
+            target[f"{new}.mlp.0.{name}"] = source[f"{old}.mlp.fc1.{name}"]
+            target[f"{new}.mlp.3.{name}"] = second * source[f"{old}.mlp.fc2.{name}"]
+    target |= {"class_token": source["cls_token"], "encoder.pos_embedding": source["pos_embed"]}
+    theirs.load_state_dict(target)
+    images = torch.randn(3, 3, 56, 56)
+    torch.testing.assert_close(ours(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_dinov2_reads_its_size_from_a_weight_file_and_needs_nothing_else(tmp_path: Path):
+    torch.manual_seed(0)
+    network = dinov2.VisionTransformer(width=64, depth=3, patch=14, positions=1 + 37 * 37)
+    nn.init.normal_(network.pos_embed)
+    path = tmp_path / "dinov2.pth"
+    torch.save(network.state_dict(), path)
+    images = pictures(3, seed=6)
+    features, logits = opened("dinov2", path).features(images)
+    assert features.shape == (3, 64)
+    assert logits is None
+    assert (features[0] - features[1]).abs().max() > 1e-3
+
+
+def test_without_network_one_line_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    for extractor in ("inception", "clip", "vgg16", "dinov2"):
+        name = extractors.source(extractor)[1]
+        with pytest.raises(UserError, match="no network") as caught:
+            open_extractor(Scoring(extractor=extractor), tmp_path, MANIFEST, CPU)
+        assert f"put {name} into {tmp_path / 'checkpoints'}, or name the file with `weights`" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_torchs_cache_is_found_without_download_and_known_by_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "dinov2_vitl14_pretrain.pth").write_bytes(b"no hash in the name")
+    assert extractors.weight_file("dinov2", None) == folder / "dinov2_vitl14_pretrain.pth"
+    name = extractors.source("inception")[1]
+    assert extractors.published_hash(name) == "6726825d"
+    (folder / name).write_bytes(b"half a download")
+    with pytest.raises(UserError, match=rf"{name}: is damaged .*6726825d.*delete it"):
+        extractors.weight_file("inception", None)
+
+
+def test_a_path_that_does_not_exist_or_holds_something_else_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere\.pth: no such file"):
+        opened("inception", tmp_path / "nowhere.pth")
+    path = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(3)}, path)
+    for extractor in ("inception", "clip", "vgg16", "dinov2"):
+        with pytest.raises(UserError, match=rf"other\.pth: not the weights of extractor {extractor}") as caught:
+            opened(extractor, path)
+        assert "\n" not in str(caught.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path(self.target),)
+
+    def __init__(self, target: Path) -> None:
+        self.target = str(target)
+
+
+@pytest.mark.parametrize("extractor", ["inception", "clip", "vgg16", "dinov2"])
+def test_a_weight_file_cannot_run_code(extractor: Extractor, tmp_path: Path):
+    path, trace = tmp_path / "bomb.pth", tmp_path / "exploded"
+    torch.save({"state": Bomb(trace)}, path)
+    with pytest.raises(UserError, match="not the weights"):
+        opened(extractor, path)
+    assert not trace.exists()

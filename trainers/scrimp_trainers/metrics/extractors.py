@@ -1,0 +1,193 @@
+"""Feature extractors: torch-fidelity's networks, and the dataset's own classifier, behind one small object.
+
+A weight file is looked for where the setting says, then in torch's hub cache, and then it is downloaded. Files are read
+without unpickling; what torch-fidelity would unpickle itself it gets from us, written anew from what was read safely.
+"""
+
+import hashlib
+import io
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.hub
+from torch import Tensor, nn
+
+from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics import dinov2
+from scrimp_trainers.metrics.classifier import load_classifier
+from scrimp_trainers.metrics.settings import Extractor, Scoring
+
+TIMEOUT_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A frozen network that turns images into features."""
+
+    name: Extractor
+    """Which one."""
+    layer: str
+    """The layer whose activations the features are."""
+    weights: str
+    """SHA-256 of the weight file."""
+    network: nn.Module
+    """Maps uint8 images to a tuple of features and, if it has classes, logits."""
+    device: torch.device
+    """Where it runs."""
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Extract features.
+
+        Parameters
+        ----------
+        images
+            uint8 [b, 1 or 3, H, W]; grey is repeated to RGB for the networks that expect it.
+
+        Returns
+        -------
+        tuple
+            float32 features [b, d], and logits [b, classes] where the network has classes.
+        """
+        images = images.to(self.device)
+        if self.name != "classifier":
+            images = images.expand(-1, 3, -1, -1)
+        features, *logits = self.network(images)
+        return features.float(), logits[0].float() if logits else None
+
+
+def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: torch.device) -> FeatureExtractor:
+    """Open the extractor that the settings name, for the dataset in `folder`.
+
+    Raises
+    ------
+    UserError
+        If its weights cannot be had, or are not its weights; the line says which file to put where.
+    """
+    if scoring.extractor == "classifier":
+        network, layer = load_classifier(folder, manifest), "features"
+        digest = manifest.classifier.sha256 if manifest.classifier else ""
+    else:
+        path = weight_file(scoring.extractor, scoring.weights)
+        digest = _sha256(path)
+        try:
+            network, layer = _BUILD[scoring.extractor](path)
+        except Exception as error:  # a damaged or foreign file fails in a different way in each library
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{path}: not the weights of extractor {scoring.extractor}: {why}") from error
+    network = network.requires_grad_(False).eval().to(device)
+    return FeatureExtractor(scoring.extractor, layer, digest, network, device)
+
+
+def weight_file(extractor: Extractor, setting: Path | None) -> Path:
+    """Find an extractor's weight file: the setting, torch's hub cache, a download into that cache.
+
+    Raises
+    ------
+    UserError
+        If there is none, or the cached one is damaged.
+    """
+    if setting is not None:
+        if not setting.is_file():
+            raise UserError(f"weights {setting}: no such file; it must hold the weights of extractor {extractor}")
+        return setting
+    url, name = source(extractor)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path, prefix = folder / name, published_hash(name)
+    if path.is_file():
+        if not _sha256(path).startswith(prefix):
+            raise UserError(f"{path}: is damaged (its SHA-256 should begin with {prefix}); delete it")
+        return path
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix or None, progress=False)
+    except (OSError, RuntimeError) as error:  # no network, no such page, a full disk; a wrong hash
+        raise UserError(
+            f"extractor {extractor}: its weights could not be downloaded ({error}); "
+            f"put {name} into {folder}, or name the file with `weights`"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return path
+
+
+def source(extractor: Extractor) -> tuple[str, str]:
+    """Where an extractor's weights are published, and their file name in torch's hub cache."""
+    if extractor == "inception":
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        url = URL_INCEPTION_V3
+    elif extractor == "vgg16":
+        from torchvision.models import VGG16_Weights
+
+        url = VGG16_Weights.IMAGENET1K_V1.url
+    elif extractor == "clip":
+        from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
+
+        return MODEL_URLS["clip-vit-b-32"], f"clip-vit-b-32-{MODEL_METADATA['clip-vit-b-32']['hash']}.pt"
+    else:
+        url = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+    return url, url.rpartition("/")[2]
+
+
+def published_hash(name: str) -> str:
+    """Return the beginning of a file's SHA-256 that its name states; empty if it states none."""
+    found = re.search(r"-([0-9a-f]{8,})\.pth?$", name)
+    return found[1] if found else ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _rewritten(path: Path) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(_state(path), buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def _inception(path: Path) -> tuple[nn.Module, str]:
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    layers = ["2048", "logits_unbiased"]
+    return FeatureExtractorInceptionV3("inception-v3-compat", layers, _rewritten(path)), "2048"
+
+
+def _vgg16(path: Path) -> tuple[nn.Module, str]:
+    from torch_fidelity import FeatureExtractorVGG16
+
+    return FeatureExtractorVGG16("vgg16", ["fc2_relu"], _rewritten(path)), "fc2_relu"
+
+
+def _clip(path: Path) -> tuple[nn.Module, str]:
+    from torch_fidelity import FeatureExtractorCLIP
+
+    # The published file is a TorchScript archive, which torch reads with its own, closed reader.
+    return FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(path)), "clip"
+
+
+def _dinov2(path: Path) -> tuple[nn.Module, str]:
+    from torch_fidelity import FeatureExtractorDinoV2
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    # torch-fidelity's own __init__ runs code from GitHub; the rest of its class (resize, normalise) is used as it is.
+    extractor = FeatureExtractorDinoV2.__new__(FeatureExtractorDinoV2)
+    FeatureExtractorBase.__init__(extractor, "dinov2-vit-l-14", ["dinov2"])
+    extractor.feature_extractor_internal_dtype = torch.float32
+    extractor.model = dinov2.from_state(_state(path))
+    return extractor, "dinov2"
+
+
+_BUILD = {"inception": _inception, "vgg16": _vgg16, "clip": _clip, "dinov2": _dinov2}
