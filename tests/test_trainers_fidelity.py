@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from scrimp_trainers.metrics import fidelity
+from scrimp_trainers.metrics.settings import FIDELITY
+
+
+def normal(count: int, width: int, seed: int, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(width, width, generator=torch.Generator().manual_seed(99)) / width**0.5
+    return torch.randn(count, width, generator=generator) @ mix + shift
+
+
+@pytest.mark.parametrize(("count", "width"), [(300, 24), (40, 96)], ids=["full rank", "more features than samples"])
+def test_scores_equal_torch_fidelitys(count: int, width: int):
+    samples, reference = normal(count, width, 1, shift=0.1), normal(count + 50, width, 2) * 1.1
+    logits = normal(count, 10, 3) * 4
+    ours = fidelity.scores("classifier", samples, logits, reference, fidelity.statistics(reference))
+    fid = fid_statistics_to_metric(*(fid_features_to_statistics(part) for part in (samples, reference)), verbose=False)
+    kid = kid_features_to_metric(samples, reference, kid_subset_size=count, verbose=False)
+    prc = prc_features_to_metric(samples, reference, verbose=False)
+    expected = [
+        fid["frechet_inception_distance"],
+        kid["kernel_inception_distance_mean"],
+        kid["kernel_inception_distance_std"],
+        isc_features_to_metric(logits)["inception_score_mean"],
+        prc["precision"],
+        prc["recall"],
+    ]
+    assert [ours[name] for name in FIDELITY["classifier"]] == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_of_two_gaussians_reaches_the_closed_form():
+    """|m1 - m2|^2 + sum (s1 - s2)^2 for independent coordinates."""
+    scale, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.3, 0.0, -1.0])
+    samples = torch.from_numpy(np.random.default_rng(0).standard_normal((200_000, 3))).float() * scale + shift
+    reference = torch.from_numpy(np.random.default_rng(1).standard_normal((200_000, 3))).float()
+    known = fidelity.statistics(reference[:1000]) | {
+        "mean": torch.zeros(3, dtype=torch.float64),
+        "covariance": torch.eye(3, dtype=torch.float64),
+        "root": torch.eye(3, dtype=torch.float64),
+    }
+    expected = float(shift.square().sum() + (scale - 1).square().sum())
+    assert fidelity.frechet(samples, known) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    features = normal(200, 16, 4)
+    found = fidelity.scores("vgg16", features, None, features, fidelity.statistics(features))
+    assert found["fd_vgg16"] == pytest.approx(0, abs=1e-6)
+    assert found["precision_vgg16"] == found["recall_vgg16"] == 1
+
+
+def test_copies_of_one_image_are_precise_but_recall_nothing():
+    reference = normal(300, 8, 5)
+    known = fidelity.statistics(reference)
+    precision, recall = fidelity.precision_recall(reference[:1].repeat(50, 1), reference, known["radii"])
+    assert precision == 1
+    assert recall < 0.02
+
+
+def test_kid_takes_smaller_subsets_where_there_are_fewer_images_and_says_so():
+    reference = normal(80, 8, 6)
+    known = fidelity.statistics(reference)
+    assert fidelity.scores("clip", normal(50, 8, 7), None, reference, known)["kid_subset_size"] == 50
+    assert fidelity.scores("clip", normal(2000, 8, 7), None, reference, known)["kid_subset_size"] == 80
+
+
+def test_large_sets_are_compared_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
+    samples, reference = normal(90, 8, 8), normal(110, 8, 9)
+    whole = fidelity.precision_recall(samples, reference, fidelity.radii(reference))
+    monkeypatch.setattr(fidelity, "CHUNK", 1000)
+    assert fidelity.precision_recall(samples, reference, fidelity.radii(reference)) == whole

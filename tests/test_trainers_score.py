@@ -1,0 +1,240 @@
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics import extractors, score
+from scrimp_trainers.metrics.classifier import train_classifier
+from scrimp_trainers.metrics.score import Scorer
+from scrimp_trainers.metrics.settings import Scoring, score_names
+
+SCORING = Scoring(extractor="classifier", samples=200, batch_size=64, neighbours=6)
+
+
+@dataclass
+class Pictures:
+    """A dataset in memory, as far as scoring looks at one."""
+
+    folder: Path
+    manifest: Manifest
+    splits: dict[SplitName, np.ndarray]
+    asked: list[str] = field(default_factory=list)
+
+    def images(self, split: SplitName) -> tuple[np.ndarray, None, list[str]]:
+        self.asked.append(split)
+        return self.splits[split], None, []
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, dict[str, Tensor]]:
+    from sklearn.datasets import load_digits
+
+    source: Any = load_digits()
+    images = (source.images * 255 / 16).round().astype(np.uint8)[:, None]
+    labels = source.target.astype(np.int64)
+    state, _ = train_classifier(images[:600], labels[:600], images[600:700], labels[600:700], classes=10, seed=0)
+    return images, state
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, digits: tuple[np.ndarray, dict[str, Tensor]]) -> Callable[..., Pictures]:
+    """Return a function that makes a dataset of these splits of digits."""
+
+    def make(**splits: slice) -> Pictures:
+        images, state = digits
+        data = safetensors.torch.save(state)
+        (tmp_path / "classifier.safetensors").write_bytes(data)
+        chosen: Any = {name: images[part] for name, part in splits.items()}
+        content = hashlib.sha256(b"".join(part.tobytes() for part in chosen.values())).hexdigest()
+        digest = hashlib.sha256(data).hexdigest()
+        manifest = Manifest(
+            name="digits",
+            content_hash=content,
+            size=8,
+            channels=1,
+            classes=[str(digit) for digit in range(10)],
+            splits={name: Split(count=len(part), per_class=None, shards=[]) for name, part in chosen.items()},
+            reference="reference" if "reference" in splits else "train",
+            classifier=Classifier(file="classifier.safetensors", sha256=digest, accuracy=1, seed=0),
+            provenance={},
+        )
+        return Pictures(tmp_path, manifest, chosen)
+
+    return make
+
+
+def scorer(dataset: Pictures, scoring: Scoring = SCORING, **place: int) -> Scorer:
+    return Scorer(dataset, scoring, "cpu", **place)  # type: ignore[arg-type]
+
+
+def numbers(values: dict[str, float | str]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, float)}
+
+
+def samples(digits: tuple[np.ndarray, Any], part: slice, size: int = 70) -> Iterator[Tensor]:
+    yield from torch.from_numpy(digits[0][part]).split(size)
+
+
+def test_fresh_images_score_better_than_noise_and_copies_are_seen(pictures, digits):
+    judge = scorer(pictures(train=slice(0, 600), holdout=slice(700, 1000)))
+    fresh = numbers(judge.score(samples(digits, slice(1000, 1200))).values)
+    copied = numbers(judge.score(samples(digits, slice(0, 200))).values)
+    static = torch.randint(0, 256, (200, 1, 8, 8), dtype=torch.uint8)
+    noise = numbers(judge.score([static]).values)
+    assert fresh["fd_classifier"] < noise["fd_classifier"] / 4
+    assert fresh["kd_classifier"] < noise["kd_classifier"] / 4
+    assert fresh["precision_classifier"] > 0.6 > noise["precision_classifier"]
+    assert copied["memorized_fraction"] == copied["pixel_copied_fraction"] == 1
+    assert copied["similarity_mean"] == pytest.approx(1, abs=1e-5)
+    assert fresh["memorized_fraction"] < 0.06
+    assert fresh["pixel_copied_fraction"] < 0.06
+
+
+def test_scores_bear_the_extractors_names_and_say_what_they_hold_for(pictures, digits):
+    dataset = pictures(train=slice(0, 300), holdout=slice(300, 400), reference=slice(0, 900))
+    values = scorer(dataset).score(samples(digits, slice(1000, 1150))).values
+    assert set(score_names("classifier")) <= set(values)
+    assert not {"fid", "kid", "isc"} & set(values)
+    assert values["samples"] == 150
+    assert values["extractor"] == "classifier"
+    assert dataset.manifest.classifier is not None
+    assert values["weights"] == dataset.manifest.classifier.sha256[:16]
+    assert (values["reference"], values["reference_samples"]) == ("reference", 900)
+    assert values["kid_subset_size"] == 150
+
+
+def test_fidelity_is_measured_against_the_reference_and_memorisation_against_the_training_set(pictures, digits):
+    judge = scorer(pictures(train=slice(0, 300), reference=slice(300, 900)))
+    values = numbers(judge.score(samples(digits, slice(300, 900))).values)
+    assert values["fd_classifier"] == pytest.approx(0, abs=1e-4)
+    assert values["pixel_copied_fraction"] < 0.1
+
+
+def test_held_out_images_are_the_control_and_set_the_threshold(pictures, digits):
+    dataset = pictures(train=slice(0, 600), holdout=slice(600, 800))
+    values = scorer(dataset).score(samples(digits, slice(1000, 1200))).values
+    assert values["memorized_fraction_holdout"] == pytest.approx(0.01, abs=0.005)
+    assert 0.9 < float(values["similarity_threshold"]) <= 1
+    fixed = scorer(dataset, SCORING.model_copy(update={"threshold": 0.5}))
+    values = fixed.score(samples(digits, slice(1000, 1200))).values
+    assert values["similarity_threshold"] == 0.5
+    assert values["memorized_fraction_holdout"] == 1
+
+
+def test_without_held_out_images_there_is_no_control(pictures, digits):
+    values = scorer(pictures(train=slice(0, 600))).score(samples(digits, slice(1000, 1200))).values
+    assert not [name for name in values if name.endswith("_holdout")]
+    assert 0.9 < float(values["similarity_threshold"]) <= 1
+
+
+def test_grids_show_the_first_samples_and_their_own_originals(pictures, digits):
+    found = scorer(pictures(train=slice(0, 600))).score(samples(digits, slice(50, 250)))
+    assert found.samples.shape == (6, 1, 8, 8)
+    assert torch.equal(found.samples, torch.from_numpy(digits[0][50:56]))
+    assert torch.equal(found.nearest, found.samples)
+
+
+def test_duplicates_among_the_training_images_do_not_hide_copies(pictures, digits):
+    dataset = pictures(train=slice(0, 600))
+    dataset.splits["train"] = np.concatenate([digits[0][:300], digits[0][:300]])
+    values = scorer(dataset).score(samples(digits, slice(0, 100))).values
+    assert values["pixel_copied_fraction"] == values["memorized_fraction"] == 1
+
+
+def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, monkeypatch):
+    dataset = pictures(train=slice(0, 300), holdout=slice(300, 400), reference=slice(0, 900))
+    first = scorer(dataset).score(samples(digits, slice(1000, 1100))).values
+    names = sorted(path.name for path in (dataset.folder / "cache").iterdir())
+    assert len(names) == 4  # features of three splits, statistics of the reference
+    assert all(name.startswith(dataset.manifest.content_hash[:16] + "-classifier-") for name in names)
+    with monkeypatch.context() as patch:
+        patch.setattr(extractors.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
+        second = scorer(dataset)
+    assert second.score(samples(digits, slice(1000, 1100))).values == first
+    other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))
+    scorer(other)
+    assert len(list((dataset.folder / "cache").iterdir())) == 8
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(b""),
+        lambda path: safetensors.torch.save_file({"other": torch.zeros(3)}, path),
+        flip_last_byte,
+    ],
+    ids=["truncated", "empty", "another file", "one bit"],
+)
+def test_a_damaged_cache_is_computed_again(damage: Callable[[Path], None], pictures, digits):
+    dataset = pictures(train=slice(0, 300))
+    first = scorer(dataset).score(samples(digits, slice(1000, 1100))).values
+    files = sorted((dataset.folder / "cache").iterdir())
+    whole = [path.read_bytes() for path in files]
+    for path in files:
+        damage(path)
+    assert scorer(dataset).score(samples(digits, slice(1000, 1100))).values == first
+    assert [path.read_bytes() for path in files] == whole
+
+
+def test_a_dataset_that_cannot_be_written_is_scored_all_the_same(pictures, digits):
+    dataset = pictures(train=slice(0, 300))
+    (dataset.folder / "cache").write_text("in the way")
+    assert scorer(dataset).score(samples(digits, slice(1000, 1100))).values["samples"] == 100
+
+
+def test_too_few_samples_are_refused(pictures, digits):
+    with pytest.raises(UserError, match="12 samples are too few"):
+        scorer(pictures(train=slice(0, 300))).score(samples(digits, slice(0, 12)))
+
+
+def test_a_training_set_of_one_image_repeated_is_refused(pictures, digits):
+    dataset = pictures(train=slice(0, 300))
+    dataset.splits["train"] = digits[0][:1].repeat(300, axis=0)
+    with pytest.raises(UserError, match="all training images are the same"):
+        scorer(dataset)
+
+
+def rank_scores(rank: int, store: str, dataset: Pictures, images: Tensor, results: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found = score.Scorer(dataset, SCORING, "cpu", rank, 2).score(images[rank::2].split(40))  # type: ignore[arg-type]
+    results.put((rank, found.values))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_with_unequal_shares_find_what_one_finds(pictures, digits, tmp_path):
+    dataset = pictures(train=slice(0, 300), holdout=slice(300, 400))
+    images = torch.from_numpy(digits[0][1000:1151])
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [
+        context.Process(target=rank_scores, args=(rank, str(tmp_path / "store"), dataset, images, results))
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    found = dict(results.get(timeout=100) for _ in workers)
+    for worker in workers:
+        worker.join(timeout=20)
+    alone = scorer(dataset).score([images]).values
+    assert found[0] == found[1]
+    assert numbers(found[0]) == pytest.approx(numbers(alone), rel=1e-5)
+    assert alone["samples"] == 151

@@ -1,0 +1,100 @@
+"""Scores of samples against a reference set, from features alone.
+
+Torch-fidelity's own functions compute KID and the inception score. The Fréchet distance and precision and recall are
+the same quantities in a form that uses what is known of the reference beforehand: torch-fidelity's solves a
+non-symmetric eigenvalue problem and all distances within the reference anew for every score.
+"""
+
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+from scrimp_trainers.metrics.settings import FIDELITY, Extractor
+
+NEIGHBOURS = 3
+"""The k of precision and recall (Kynkäänniemi et al. 2019)."""
+KID_SUBSET = 1000
+"""Samples in each of the 100 subsets that KID averages over, if there are as many."""
+CHUNK = 2**26
+"""Entries of a distance matrix that are held at once (256 MiB)."""
+
+
+def statistics(features: Tensor) -> dict[str, Tensor]:
+    """Compute what scores need of the reference besides its features [n, d].
+
+    Returns
+    -------
+    dict
+        float64 `mean` [d], `covariance` [d, d] and its symmetric square `root`, and `radii` [n]: the distance of each
+        image to its third neighbour.
+    """
+    found = fid_features_to_statistics(features.cpu())
+    mean, covariance = (torch.as_tensor(found[name], dtype=torch.float64) for name in ("mu", "sigma"))
+    values, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return {"mean": mean, "covariance": covariance, "root": root, "radii": radii(features)}
+
+
+def scores(
+    extractor: Extractor, features: Tensor, logits: Tensor | None, reference: Tensor, known: dict[str, Tensor]
+) -> dict[str, float]:
+    """Score samples by their features.
+
+    Parameters
+    ----------
+    features, logits
+        float32 [n, d] of the samples, and their class logits [n, classes] if there are any.
+    reference, known
+        float32 features [m, d] of the reference set, and their `statistics`.
+
+    Returns
+    -------
+    dict
+        The scores under the extractor's names, and the `kid_subset_size` that was used.
+    """
+    subset = min(KID_SUBSET, len(features), len(reference))
+    kid = kid_features_to_metric(features, reference, kid_subset_size=subset, verbose=False)
+    precision, recall = precision_recall(features, reference, known["radii"])
+    values = [frechet(features, known), kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]]
+    if logits is not None:
+        values.append(isc_features_to_metric(logits)[KEY_METRIC_ISC_MEAN])
+    named = dict(zip(FIDELITY[extractor], [*values, precision, recall], strict=True))
+    return named | {"kid_subset_size": float(subset)}
+
+
+def frechet(features: Tensor, known: dict[str, Tensor]) -> float:
+    """Fréchet distance of two Gaussians, FID's formula.
+
+    With X the centred features over sqrt(n - 1) and R the root of the reference's covariance, the trace of
+    sqrt(S1 S2) is the sum of the singular values of X R: a symmetric problem of the smaller of the two sizes.
+    """
+    samples = features.double().cpu()
+    centred = (samples - samples.mean(dim=0)) / (len(samples) - 1) ** 0.5
+    product = centred @ known["root"]
+    gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
+    trace = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+    shift = (samples.mean(dim=0) - known["mean"]).square().sum()
+    return float(shift + centred.square().sum() + known["covariance"].trace() - 2 * trace)
+
+
+def radii(features: Tensor) -> Tensor:
+    """Distance of each of the features [n, d] to its third neighbour among the others: [n]."""
+    parts = features.split(max(1, CHUNK // len(features)))
+    return torch.cat([torch.cdist(part, features).kthvalue(NEIGHBOURS + 1).values for part in parts])
+
+
+def precision_recall(features: Tensor, reference: Tensor, reference_radii: Tensor) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019).
+
+    Precision is the share of samples that lie in the ball of a reference image; recall the reverse.
+    """
+    precision = _covered(features, reference, reference_radii)
+    return precision, _covered(reference, features, radii(features))
+
+
+def _covered(points: Tensor, centres: Tensor, balls: Tensor) -> float:
+    parts = points.split(max(1, CHUNK // len(centres)))
+    inside = [(torch.cdist(part, centres) <= balls).any(dim=1) for part in parts]
+    return torch.cat(inside).double().mean().item()

@@ -1,0 +1,163 @@
+"""Score samples against a dataset: fidelity to its reference set, memorisation of its training set."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.data.manifest import SplitName
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics import fidelity, memorisation, references
+from scrimp_trainers.metrics.extractors import open_extractor
+from scrimp_trainers.metrics.settings import SMALLEST, Scoring, check
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One scoring of one model."""
+
+    values: dict[str, float | str]
+    """The scores by name, with the sample count, extractor and reference that they hold for."""
+    samples: Tensor
+    """uint8 [k, C, H, W]: the first of this rank's samples."""
+    nearest: Tensor
+    """uint8 [k, C, H, W]: the training image that each of them is most similar to."""
+
+
+class Scorer:
+    """Scores samples of one dataset with one extractor. What does not depend on the samples is computed here, once.
+
+    Parameters
+    ----------
+    dataset
+        The dataset: its reference split for fidelity, its training split for memorisation, held-out images as control.
+    scoring
+        How to score.
+    device
+        Where features are extracted and compared.
+    rank, world
+        This process's place in the process group, which must exist if `world` is above 1.
+
+    Raises
+    ------
+    UserError
+        If the dataset cannot be scored so, or the extractor's weights cannot be had.
+    """
+
+    def __init__(
+        self, dataset: Dataset, scoring: Scoring, device: torch.device | str, rank: int = 0, world: int = 1
+    ) -> None:
+        check(scoring, dataset.manifest)
+        self.dataset, self.scoring, self.world = dataset, scoring, world
+        self.device = torch.device(device)
+        if rank > 0:
+            dist.barrier()  # rank 0 fills the cache, the others read it
+        self.extractor = open_extractor(scoring, dataset.folder, dataset.manifest, self.device)
+        images = torch.from_numpy(dataset.images("train")[0])
+        features = self._features("train", images)
+        own = dataset.manifest.reference == "train"
+        self.reference = features if own else self._features("reference")
+        self.known = self._statistics(self.reference)
+        kept = torch.from_numpy(memorisation.distinct(images.numpy()))
+        self.training, self.training_features = images[kept], features[kept.to(self.device)]
+        if len(kept) < 2:
+            raise UserError(f"{dataset.folder}: all training images are the same; memorisation cannot be measured")
+        self.threshold, self.control = self._control()
+        if rank == 0 and world > 1:
+            dist.barrier()
+
+    def score(self, samples: Iterable[Tensor]) -> Scores:
+        """Score this rank's share of the samples, together with the other ranks'.
+
+        Parameters
+        ----------
+        samples
+            uint8 [b, C, H, W], at least one image a rank. Sample i of the whole is rank `i % world`'s.
+
+        Returns
+        -------
+        Scores
+            The same values on every rank.
+        """
+        images = torch.cat([part.to(self.device) for part in samples])
+        features, logits = self._extract(images)
+        similarity, position = memorisation.nearest(features, self.training_features)
+        ratio = memorisation.pixel_ratio(images, self.training)
+        columns = [features, similarity[:, None], ratio[:, None].float()] + ([] if logits is None else [logits])
+        rows = gather(torch.cat(columns, dim=1), self.world)
+        if len(rows) < SMALLEST:
+            raise UserError(f"{len(rows)} samples are too few to score; {SMALLEST} are needed")
+        width = features.shape[1]
+        features, similarity, ratio = rows[:, :width], rows[:, width], rows[:, width + 1]
+        logits = None if logits is None else rows[:, width + 2 :].cpu()
+        values: dict[str, float | str] = {
+            **fidelity.scores(self.extractor.name, features, logits, self.reference, self.known),
+            **memorisation.summary(similarity, ratio, self.threshold),
+            **self.control,
+            "similarity_threshold": self.threshold,
+            "samples": float(len(rows)),
+            "extractor": self.extractor.name,
+            "weights": self.extractor.weights[:16],
+            "reference": self.dataset.manifest.reference,
+            "reference_samples": float(len(self.reference)),
+        }
+        shown = min(self.scoring.neighbours, len(images))
+        return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
+
+    def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        parts = [self.extractor.features(part) for part in images.split(self.scoring.batch_size)]
+        logits = [part[1] for part in parts if part[1] is not None]
+        return torch.cat([part[0] for part in parts]), torch.cat(logits) if logits else None
+
+    def _features(self, split: SplitName, images: Tensor | None = None) -> Tensor:
+        """Features of a whole split, from the cache if they are there."""
+
+        def make() -> dict[str, Tensor]:
+            pixels = torch.from_numpy(self.dataset.images(split)[0]) if images is None else images
+            return {"features": self._extract(pixels)[0]}
+
+        return references.cached(self._cache_file(split, "features"), make)["features"].to(self.device)
+
+    def _statistics(self, features: Tensor) -> dict[str, Tensor]:
+        path = self._cache_file(self.dataset.manifest.reference, "statistics")
+        known = references.cached(path, lambda: fidelity.statistics(features))
+        return known | {"radii": known["radii"].to(self.device)}
+
+    def _cache_file(self, split: SplitName, kind: str) -> Path:
+        return references.cache_file(self.dataset.folder, self.dataset.manifest, self.extractor, split, kind)
+
+    def _control(self) -> tuple[float, dict[str, float]]:
+        """Settle the threshold, and score as many held-out images as there are samples."""
+        fixed = self.scoring.threshold
+        if fixed is None and self.extractor.name != "classifier":
+            fixed = memorisation.SIMILAR
+        if "holdout" not in self.dataset.manifest.splits:
+            if fixed is None:
+                fixed = memorisation.calibrate(memorisation.nearest(self.training_features)[0])
+            return fixed, {}
+        images = torch.from_numpy(self.dataset.images("holdout")[0])
+        chosen = np.random.default_rng(0).permutation(len(images))[: self.scoring.samples]
+        similarity = memorisation.nearest(self._features("holdout", images)[chosen], self.training_features)[0]
+        ratio = memorisation.pixel_ratio(images[chosen].to(self.device), self.training)
+        threshold = memorisation.calibrate(similarity) if fixed is None else fixed
+        return threshold, memorisation.summary(similarity, ratio, threshold, "_holdout")
+
+
+def gather(rows: Tensor, world: int) -> Tensor:
+    """Collect the rows [b, w] of all ranks, interleaved as ranks take samples; b may differ between them."""
+    if world == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    most = int(torch.cat(counts).max())
+    padded = rows.new_zeros(most, rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    there = torch.arange(most, device=rows.device)[:, None] < torch.cat(counts)
+    return torch.stack(parts, dim=1)[there]
