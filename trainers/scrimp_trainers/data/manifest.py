@@ -31,7 +31,7 @@ class Shard(Part):
 
 
 class Split(Part):
-    """A set of images that no other split shares."""
+    """A set of images. Training and held-out ones are disjoint; a reference set may hold both."""
 
     count: int
     """Images in it."""
@@ -68,9 +68,9 @@ class Manifest(Part):
     channels: Literal[1, 3]
     """Grey or RGB."""
     classes: list[str] | None
-    """Class names, sorted; none without labels."""
+    """Names of the classes 0, 1, ...; none without labels."""
     splits: dict[SplitName, Split]
-    """Training images, held-out images (none are shown to a model), and a reference set if it is not the training set."""
+    """Training images, held-out images (never shown to a model), and the reference set where that is another."""
     reference: Literal["train", "reference"]
     """The split that scores compare with: LD-Diffusion's case 2 (train) or case 1 (the set it was taken from)."""
     classifier: Classifier | None = None
@@ -94,6 +94,8 @@ def load(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((folder / FILE).read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: not a dataset (no {FILE}); make one with `scrimp prepare SOURCE {folder}`") from None
+        raise UserError(
+            f"{folder}: not a dataset (no {FILE}); make one with `scrimp prepare SOURCE {folder}`"
+        ) from None
     except ValidationError as error:
         raise UserError(f"{folder / FILE}: {explain(error)}; prepare the dataset again") from None

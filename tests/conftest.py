@@ -1,0 +1,28 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch: the tests share few cores
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from scrimp_trainers.data.dataset import Dataset
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real datasets, which are no part of the project; tests that use one skip where it is missing."""
+    return Path(os.environ.get("SCRIMP_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def digits_dataset(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
+    """scikit-learn's digits, prepared without the classifier."""
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.data.prepare import Options, prepare
+
+    folder = tmp_path_factory.mktemp("datasets") / "digits"
+    prepare("digits", folder, Options(classifier=False))
+    return open_dataset(folder)

@@ -1,0 +1,142 @@
+"""Endless batches of a dataset's training images: START READING in `batches`.
+
+The global sequence is one seeded permutation of the images an epoch. Step `s` takes its positions
+[s * batch_size, (s + 1) * batch_size), and every rank an equal slice of these.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's images of one step, on its device."""
+
+    images: Tensor
+    """uint8 [B, C, H, W], already flipped where `flipped`."""
+    labels: Tensor | None
+    """int64 [B], or None where the dataset has no classes."""
+    index: Tensor
+    """int64 [B], positions in the training split's order."""
+    flipped: Tensor
+    """bool [B], which images are mirrored left to right."""
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    flip: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    share: float = 0.25,
+    workers: int = 2,
+) -> Iterator[Batch]:
+    """Draw training batches without end, from the step `start` on as if the steps before had been drawn.
+
+    A dataset that fits is decoded once and stays on the device: no loader processes, no copies, no host
+    synchronisation a step. A larger one streams from its shards; see `streaming`.
+
+    Parameters
+    ----------
+    batch_size
+        Images a step over all ranks; each gets `batch_size // world`.
+    flip
+        Mirror each image with probability 1/2.
+    share
+        A dataset is kept on the device if it takes at most this share of the memory that is free there.
+    workers
+        Loader processes a rank when streaming.
+
+    Raises
+    ------
+    UserError
+        If the batch cannot be split evenly over the ranks.
+    """
+    if batch_size % world:
+        raise UserError(f"training.batch_size: {batch_size} cannot be split evenly over {world} devices")
+    device = torch.device(device)
+    manifest = dataset.manifest
+    needed = manifest.splits["train"].count * manifest.channels * manifest.size**2
+    if needed <= share * free_bytes(device):
+        return _resident(dataset, batch_size, seed, device, flip, rank, world, start)
+    from scrimp_trainers.data.streaming import stream
+
+    return stream(dataset, batch_size // world, seed, device, flip, rank, world, start, workers)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:  # noqa: PTH123
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is random in one epoch."""
+
+    order: np.ndarray
+    """int64 [N], a permutation."""
+    flips: np.ndarray
+    """bool [N], for each image whether it is mirrored."""
+
+
+def draw_epoch(count: int, seed: int, epoch: int, flip: bool) -> Epoch:
+    """Draw the order and the mirrorings of one epoch, a pure function of its arguments."""
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(count)
+    return Epoch(order, random.random(count) < 0.5 if flip else np.zeros(count, dtype=bool))
+
+
+def _resident(
+    dataset: Dataset, batch_size: int, seed: int, device: torch.device, flip: bool, rank: int, world: int, start: int
+) -> Iterator[Batch]:
+    arrays = dataset.images("train")
+    images = torch.from_numpy(arrays[0]).to(device)
+    labels = None if arrays[1] is None else torch.from_numpy(arrays[1]).to(device)
+    count, size = len(images), batch_size // world
+    position = start * batch_size + rank * size
+    number, order, flips = -1, torch.empty(0), torch.empty(0)
+    while True:
+        chosen, mirrored = [], []
+        missing, here = size, position
+        while missing:
+            epoch, first = divmod(here, count)
+            if epoch != number:
+                drawn = draw_epoch(count, seed, epoch, flip)
+                number, order, flips = epoch, to_device(drawn.order, device), to_device(drawn.flips, device)
+            taken = order[first : first + missing]
+            chosen.append(taken)
+            mirrored.append(flips[taken])
+            missing, here = missing - len(taken), here + len(taken)
+        index, flipped = torch.cat(chosen), torch.cat(mirrored)
+        yield Batch(
+            mirror(images[index], flipped) if flip else images[index],
+            None if labels is None else labels[index],
+            index,
+            flipped,
+        )
+        position += batch_size
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for the work that is queued there."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def mirror(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror the marked images [B, C, H, W] left to right."""
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)

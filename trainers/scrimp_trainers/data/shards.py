@@ -1,0 +1,86 @@
+"""WebDataset shards: tar files in which `<key>.cls` and `<key>.png` follow each other."""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from scrimp_trainers.data.manifest import Shard
+from scrimp_trainers.errors import UserError
+
+MOST_IMAGES = 1000
+MOST_BYTES = 64 * 2**20
+"""A shard holds at most so many images, and at most so many bytes of pixels."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a shard, still encoded."""
+
+    key: str
+    """Name that no other image of its split has; no dots in it."""
+    png: bytes
+    """The PNG file."""
+    label: int | None
+    """Its class, if the dataset has classes."""
+
+
+def write_shards(samples: Iterable[Sample], folder: Path, prefix: str, pixels: int) -> list[Shard]:
+    """Write samples to `<prefix>-000000.tar` and so on. Equal samples give equal bytes.
+
+    Parameters
+    ----------
+    pixels
+        Bytes of one decoded image, which set how many go into a shard.
+    """
+    most = max(1, min(MOST_IMAGES, MOST_BYTES // pixels))
+    shards: list[Shard] = []
+    waiting = iter(samples)
+    while batch := list(islice(waiting, most)):
+        path = folder / f"{prefix}-{len(shards):06d}.tar"
+        with path.open("w+b") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for sample in batch:
+                    if sample.label is not None:
+                        _add(tar, f"{sample.key}.cls", str(sample.label).encode())
+                    _add(tar, f"{sample.key}.png", sample.png)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shards.append(Shard(file=path.name, count=len(batch), sha256=digest))
+    return shards
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    header = tarfile.TarInfo(name)  # owner, group and time are all zero
+    header.size = len(data)
+    tar.addfile(header, io.BytesIO(data))
+
+
+def read_shard(folder: Path, shard: Shard) -> Iterator[Sample]:
+    """Read the samples of one shard.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or its bytes are not those that the manifest names.
+    """
+    path = folder / shard.file
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise UserError(f"{path}: is missing or damaged; prepare the dataset again")
+    label: int | None = None
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            key, _, kind = member.name.partition(".")
+            content = data[member.offset_data : member.offset_data + member.size]
+            if kind == "cls":
+                label = int(content)
+            else:
+                yield Sample(key, content, label)
+                label = None

@@ -1,0 +1,24 @@
+"""The 1,797 real handwritten digits that come with scikit-learn: 8x8 pixels of 0 to 16, then the digit, a line each."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+
+from scrimp_trainers.data.sources.source import Source, arrays
+from scrimp_trainers.data.tree import Tree
+
+
+def recognises(tree: Tree) -> bool:
+    """Whether this is scikit-learn's file."""
+    return tree.names == ["digits.csv.gz"]
+
+
+def read(tree: Tree, scratch: Path) -> Source:
+    """Read it; 0 to 16 becomes 0 to 255."""
+    del scratch
+    text = gzip.decompress(tree.read("digits.csv.gz")).decode()
+    table = np.array([line.split(",") for line in text.split()], dtype=np.uint8)
+    images = (table[:, :64].astype(np.float64) * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)
+    labels = table[:, 64].astype(np.int64)
+    return arrays("digits", images, lambda i: f"digits, image {i}", labels, [str(digit) for digit in range(10)])

@@ -1,0 +1,207 @@
+"""The files of a source, whatever holds them: a folder, a zip, a tar(.gz) or just one file.
+
+Nothing is ever extracted to a name that an archive chose, and no member is read whose size is not bounded first.
+"""
+
+import gzip
+import io
+import os
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, TypeVar
+
+from scrimp_trainers.errors import UserError
+
+Member = TypeVar("Member")
+
+MOST_BYTES = 2**28
+"""An image file, label file or batch of images may be this large."""
+FREE_BYTES = 2**30
+MOST_RATIO = 100
+"""What unpacks to more than `FREE_BYTES` may be at most `MOST_RATIO` times its packed size: no images pack better."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Named files to read from. All of it may be used from several threads at once."""
+
+    path: Path
+    """The folder, archive or file."""
+    names: list[str]
+    """Names of the files, relative, with forward slashes, sorted; hidden ones are left out."""
+    open: Callable[[str], BinaryIO]
+    """Open one of the files."""
+    is_archive: bool = False
+    """Whether the files are members of an archive, and so have no path of their own."""
+
+    def where(self, name: str) -> str:
+        """Name a file for an error message."""
+        return f"{self.path}: {name}" if self.is_archive else str(self.file(name))
+
+    def file(self, name: str) -> Path:
+        """Path of a file that is not inside an archive."""
+        return self.path / name if self.path.is_dir() else self.path
+
+    def read(self, name: str) -> bytes:
+        """Read a whole small file.
+
+        Raises
+        ------
+        UserError
+            If it cannot be read, or is too large for what it is said to be.
+        """
+        try:
+            with self.open(name) as file:
+                data = file.read(MOST_BYTES + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise UserError(f"{self.where(name)}: cannot be unpacked ({error})") from None
+        if len(data) > MOST_BYTES:
+            raise UserError(f"{self.where(name)}: unpacks to more than {MOST_BYTES >> 20} MiB, a decompression bomb?")
+        return data
+
+
+def bounded(size: int, packed: int, where: str) -> None:
+    """Refuse what would unpack to far more than it could if it were images.
+
+    Raises
+    ------
+    UserError
+        If `size` bytes are out of proportion to the `packed` ones.
+    """
+    if size > FREE_BYTES and size > MOST_RATIO * packed:
+        raise UserError(f"{where}: {packed:,} bytes unpack to {size:,} or more, a decompression bomb?")
+
+
+def open_tree(path: Path, scratch: Path) -> Tree:
+    """Open a folder, zip, tar, gzipped tar or single file.
+
+    Parameters
+    ----------
+    scratch
+        A folder for an unpacked tar; its owner removes it.
+
+    Raises
+    ------
+    UserError
+        If there is nothing there, or an archive is damaged or holds what an archive of images has no need of.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such folder or file")
+    if path.suffix != ".npz" and zipfile.is_zipfile(path):
+        return _zip(path)
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if _is_tar(path):
+        return _tar(path, _unpacked(path, scratch) if packed else path)
+    if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+        raise UserError(f"{path}: not a {path.suffix[1:]} archive, or cut short")
+    return Tree(path, [path.name], open=lambda _: path.open("rb"))
+
+
+def _folder(path: Path) -> Tree:
+    return Tree(path, sorted(_walk(path, path, set())), open=lambda name: (path / name).open("rb"))
+
+
+def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[str]:
+    """Follow links, as folders of images are often made of them, but none into a folder that we are in."""
+    status = folder.stat()
+    here = above | {(status.st_dev, status.st_ino)}
+    if len(here) == len(above):
+        return
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry, root, here)
+        else:
+            yield entry.relative_to(root).as_posix()
+
+
+def _zip(path: Path) -> Tree:
+    archive = zipfile.ZipFile(path)
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        mode = info.external_attr >> 16
+        if stat.S_ISLNK(mode):
+            raise UserError(f"{path}: {info.filename}: is a link; pack the files themselves")
+        if info.flag_bits & 1:
+            raise UserError(f"{path}: {info.filename}: is encrypted; unpack it first")
+        if not info.is_dir():
+            _take(members, info.filename, info, path)
+
+    def unpack(name: str) -> BinaryIO:
+        bounded(members[name].file_size, members[name].compress_size, f"{path}: {name}")
+        return archive.open(members[name])  # type: ignore[return-value]
+
+    return Tree(path, _visible(members), unpack, is_archive=True)
+
+
+def _take(members: dict[str, Member], name: str, member: Member, path: Path) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        raise UserError(f"{path}: {name!r}: climbs out of the archive")
+    if str(parts) in members:
+        raise UserError(f"{path}: {name}: is in the archive twice")
+    members[str(parts)] = member
+
+
+def _visible(names: dict[str, zipfile.ZipInfo] | dict[str, tarfile.TarInfo]) -> list[str]:
+    hidden = (".", "__MACOSX")
+    return sorted(name for name in names if not any(part.startswith(hidden) for part in name.split("/")))
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except (EOFError, zlib.error, OSError):  # a gzip file that is cut short
+        return False
+
+
+def _unpacked(path: Path, scratch: Path) -> Path:
+    """Unpack a gzipped tar, whose members could only be read in order, to a plain one."""
+    handle, name = tempfile.mkstemp(dir=scratch, suffix=".tar")
+    packed, size = path.stat().st_size, 0
+    with os.fdopen(handle, "wb") as target, gzip.open(path) as source:
+        try:
+            while block := source.read(2**20):
+                size += len(block)
+                bounded(size, packed, str(path))
+                target.write(block)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: cut short or damaged ({error})") from None
+    return Path(name)
+
+
+def _tar(path: Path, plain: Path) -> Tree:
+    members: dict[str, tarfile.TarInfo] = {}
+    end = 0
+    try:
+        with tarfile.open(plain, "r:") as archive:
+            for member in archive:
+                end = member.offset_data
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise UserError(f"{path}: {member.name}: is a link or special file; pack the files themselves")
+                end += member.size
+                _take(members, member.name, member, path)
+    except tarfile.TarError as error:
+        raise UserError(f"{path}: cut short or damaged ({error})") from None
+    if plain.stat().st_size <= end:  # a tar ends in empty blocks; without them it was cut between two members
+        raise UserError(f"{path}: cut short")
+
+    def unpack(name: str) -> BinaryIO:
+        member = members[name]
+        with plain.open("rb") as file:
+            file.seek(member.offset_data)
+            return io.BytesIO(file.read(member.size))
+
+    return Tree(path, _visible(members), unpack, is_archive=True)
