@@ -89,8 +89,8 @@ def test_one_in_a_hundred_images_that_were_not_copied_lies_above_the_calibrated_
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_grid_shows_each_sample_left_of_its_neighbour(channels: int):
     samples = torch.stack([torch.full((channels, 8, 8), 10 * number) for number in range(5)]).to(torch.uint8)
-    grid = np.asarray(memorisation.neighbour_grid(samples, samples + 100, columns=2, scale=3))
-    assert grid.shape[:2] == (3 * (24 + 8) + 8, 2 * (48 + 8) + 8)
-    left, right = grid[8 + 32 + 12, 8 + 56 + 12], grid[8 + 32 + 12, 8 + 56 + 24 + 12]  # row 1, column 1: the fourth
+    grid = np.asarray(memorisation.neighbour_grid(samples, samples + 100, columns=2))
+    assert grid.shape[:2] == (3 * (64 + 8) + 8, 2 * (128 + 8) + 8)  # eight screen pixels a pixel, gaps of eight
+    left, right = grid[8 + 72 + 32, 8 + 136 + 32], grid[8 + 72 + 32, 8 + 136 + 64 + 32]  # row 1, column 1: the fourth
     assert np.all(left == 30)
     assert np.all(right == 130)

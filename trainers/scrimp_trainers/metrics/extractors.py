@@ -174,7 +174,7 @@ def _vgg16(path: Path) -> tuple[nn.Module, str]:
 def _clip(path: Path) -> tuple[nn.Module, str]:
     from torch_fidelity import FeatureExtractorCLIP
 
-    # The published file is a TorchScript archive, which torch reads with its own, closed reader.
+    # The published file is a TorchScript archive; torch reads it without Python's pickle.
     return FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(path)), "clip"
 
 

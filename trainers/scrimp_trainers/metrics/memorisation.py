@@ -123,7 +123,7 @@ def summary(similarity: Tensor, ratio: Tensor, threshold: float, suffix: str = "
     }
 
 
-def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 4, scale: int | None = None) -> Image.Image:
+def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 4) -> Image.Image:
     """Draw samples, each with its nearest training image to its right.
 
     Parameters
@@ -132,11 +132,9 @@ def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 4, scale:
         uint8 [k, C, H, W] each.
     columns
         Pairs in a row.
-    scale
-        Screen pixels an image pixel; none makes an image at least 64 pixels wide.
     """
     count, channels, height, width = samples.shape
-    scale = scale or max(1, 64 // width)
+    scale = max(1, 64 // width)
     pairs = torch.cat([samples, neighbours], dim=3).cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     high, wide, gap = height * scale, 2 * width * scale, 8
     rows = -(-count // columns)
