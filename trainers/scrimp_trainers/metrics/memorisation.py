@@ -89,11 +89,12 @@ def pixel_ratio(images: Tensor, training: Tensor) -> Tensor:
         for rows in torch.arange(len(images), device=images.device).split(step):
             # |q - k|^2 without |q|^2, which is the same for every key.
             distance = keys.square().sum(dim=1) - 2 * _flat(images[rows]) @ keys.T
-            indices = torch.arange(start, start + len(keys), device=images.device).expand_as(distance)
-            distance, indices = torch.cat([best[rows], distance], 1), torch.cat([position[rows], indices], 1)
-            best[rows], chosen = distance.topk(few, dim=1, largest=False)
-            position[rows] = indices.gather(1, chosen)
-    first, second = _exact(images, training, position)[:, :2].unbind(dim=1)
+            near, chosen = distance.topk(min(few, len(keys)), dim=1, largest=False)
+            near, chosen = torch.cat([best[rows], near], 1), torch.cat([position[rows], chosen + start], 1)
+            best[rows], kept = near.topk(few, dim=1, largest=False)
+            position[rows] = chosen.gather(1, kept)
+    parts = zip(images.split(size), position.split(size), strict=True)
+    first, second = torch.cat([_exact(part, training, found) for part, found in parts])[:, :2].unbind(dim=1)
     return first / second
 
 
