@@ -77,6 +77,8 @@ def square(image: Image.Image, size: int | None, where: str) -> Image.Image:
         raise UserError(f"{where}: is {width}x{height}, not square; give a --size to crop and resize to")
     left, top = (width - crop) // 2, (height - crop) // 2
     side = size or crop
+    if (width, height) == (side, side):
+        return image
     return image.crop((left, top, left + crop, top + crop)).resize((side, side), Image.Resampling.LANCZOS)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -100,14 +100,19 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         scratch.mkdir()
         images = open_source(source, scratch)
         parts = _parts(images, options, scratch)
+        size = options.size or _side(parts["train"])
         try:
-            manifest = _write(parts, folder, 1, source, images, options, progress)
-        except _ColourError:
-            manifest = _write(parts, folder, 3, source, images, options, progress)
+            manifest = _write(parts, folder, size, 1, options, progress)
+        except _ColourError:  # one image of many decides for all, so what was written in grey is written again
+            manifest = _write(parts, folder, size, 3, options, progress)
         shutil.rmtree(scratch)
+        found: dict[str, Any] = {
+            "name": options.name or _stem(source),
+            "provenance": _provenance(source, images, options),
+        }
         if options.classifier and manifest.classes is not None and len(manifest.classes) > 1:
-            made = _classifier(folder, manifest, len(manifest.classes), options.seed)
-            manifest = manifest.model_copy(update={"classifier": made})
+            found["classifier"] = _classifier(folder, manifest, len(manifest.classes), options.seed)
+        manifest = manifest.model_copy(update=found)
         _save(folder / manifests.FILE, manifest.to_json().encode())
     return manifest
 
@@ -150,16 +155,15 @@ def _parts(images: Source, options: Options, scratch: Path) -> dict[SplitName, _
 def _write(
     parts: dict[SplitName, _Part],
     folder: Path,
+    size: int,
     channels: Literal[1, 3],
-    source: str,
-    images: Source,
     options: Options,
     progress: Progress | None,
 ) -> Manifest:
-    """Write the shards of all splits. Where colour follows grey this is done again, for one image decides for all."""
-    size = options.size or _side(parts["train"])
+    """Write the shards of all splits; return what is known of the dataset then."""
     total, done = sum(len(part.chosen) for part in parts.values()), 0
-    content = hashlib.sha256(json.dumps([size, channels, images.classes]).encode())
+    classes = parts["train"].source.classes
+    content = hashlib.sha256(json.dumps([size, channels, classes]).encode())
     splits: dict[SplitName, Split] = {}
 
     def samples(name: SplitName, part: _Part) -> Iterator[Sample]:
@@ -172,19 +176,19 @@ def _write(
             if progress is not None:
                 progress(done, total)
 
-    with room(folder, total * (size * size * channels + TAR_BYTES)):
+    with room(folder.parent, total * (size * size * channels + TAR_BYTES)):
         for name, part in parts.items():
             shards = write_shards(samples(name, part), folder, name, size * size * channels)
-            splits[name] = Split(count=len(part.chosen), per_class=_per_class(part, images.classes), shards=shards)
+            splits[name] = Split(count=len(part.chosen), per_class=_per_class(part, classes), shards=shards)
     return Manifest(
-        name=options.name or _stem(source),
+        name="",
         content_hash=content.hexdigest(),
         size=size,
         channels=channels,
-        classes=images.classes,
+        classes=classes,
         splits=splits,
-        reference="reference" if options.reference is not None else "train",
-        provenance=_provenance(source, images, options),
+        reference="reference" if "reference" in parts else "train",
+        provenance={},
     )
 
 

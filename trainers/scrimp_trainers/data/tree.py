@@ -37,6 +37,8 @@ class Tree:
     """Names of the files, relative, with forward slashes, sorted; hidden ones are left out."""
     open: Callable[[str], BinaryIO]
     """Open one of the files."""
+    scratch: Path
+    """A folder for temporary files; its owner removes it when nothing is read any more."""
     is_archive: bool = False
     """Whether the files are members of an archive, and so have no path of their own."""
 
@@ -84,7 +86,7 @@ def open_tree(path: Path, scratch: Path) -> Tree:
     Parameters
     ----------
     scratch
-        A folder for an unpacked tar; its owner removes it.
+        A folder for temporary files, such as an unpacked tar; its owner removes it.
 
     Raises
     ------
@@ -92,22 +94,22 @@ def open_tree(path: Path, scratch: Path) -> Tree:
         If there is nothing there, or an archive is damaged or holds what an archive of images has no need of.
     """
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, scratch)
     if not path.is_file():
         raise UserError(f"{path}: no such folder or file")
     if path.suffix != ".npz" and zipfile.is_zipfile(path):
-        return _zip(path)
+        return _zip(path, scratch)
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     if _is_tar(path):
-        return _tar(path, _unpacked(path, scratch) if packed else path)
+        return _tar(path, _unpacked(path, scratch) if packed else path, scratch)
     if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
         raise UserError(f"{path}: not a {path.suffix[1:]} archive, or cut short")
-    return Tree(path, [path.name], open=lambda _: path.open("rb"))
+    return Tree(path, [path.name], lambda _: path.open("rb"), scratch)
 
 
-def _folder(path: Path) -> Tree:
-    return Tree(path, sorted(_walk(path, path, set())), open=lambda name: (path / name).open("rb"))
+def _folder(path: Path, scratch: Path) -> Tree:
+    return Tree(path, sorted(_walk(path, path, set())), lambda name: (path / name).open("rb"), scratch)
 
 
 def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[str]:
@@ -125,7 +127,7 @@ def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[str
             yield entry.relative_to(root).as_posix()
 
 
-def _zip(path: Path) -> Tree:
+def _zip(path: Path, scratch: Path) -> Tree:
     archive = zipfile.ZipFile(path)
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -141,7 +143,7 @@ def _zip(path: Path) -> Tree:
         bounded(members[name].file_size, members[name].compress_size, f"{path}: {name}")
         return archive.open(members[name])  # type: ignore[return-value]
 
-    return Tree(path, _visible(members), unpack, is_archive=True)
+    return Tree(path, _visible(members), unpack, scratch, is_archive=True)
 
 
 def _take(members: dict[str, Member], name: str, member: Member, path: Path) -> None:
@@ -180,7 +182,7 @@ def _unpacked(path: Path, scratch: Path) -> Path:
     return Path(name)
 
 
-def _tar(path: Path, plain: Path) -> Tree:
+def _tar(path: Path, plain: Path, scratch: Path) -> Tree:
     members: dict[str, tarfile.TarInfo] = {}
     end = 0
     try:
@@ -204,4 +206,4 @@ def _tar(path: Path, plain: Path) -> Tree:
             file.seek(member.offset_data)
             return io.BytesIO(file.read(member.size))
 
-    return Tree(path, _visible(members), unpack, is_archive=True)
+    return Tree(path, _visible(members), unpack, scratch, is_archive=True)

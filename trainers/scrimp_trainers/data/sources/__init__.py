@@ -1,7 +1,7 @@
 """Readers of datasets as people have them.
 
-One file a format, found by its presence here: it offers `recognises(tree) -> bool`, which claims what no other
-reader claims, and `read(tree, scratch) -> Source`.
+One file a format, found by its presence here: it offers `recognises(tree) -> bool` and `read(tree) -> Source`. They are
+asked in alphabetical order, and the first that recognises the files of a source reads it.
 """
 
 import importlib
@@ -38,7 +38,7 @@ def open_source(source: str, scratch: Path) -> Source:
     for name in formats():
         reader = importlib.import_module(f"{__name__}.{name}")
         if reader.recognises(tree):
-            found = reader.read(tree, scratch)
+            found = reader.read(tree)
             if found.count:
                 return found
     raise UserError(f"{source}: no images found")

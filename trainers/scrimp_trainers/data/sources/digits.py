@@ -1,7 +1,6 @@
 """The 1,797 real handwritten digits that come with scikit-learn: 8x8 pixels of 0 to 16, then the digit, a line each."""
 
 import gzip
-from pathlib import Path
 
 import numpy as np
 
@@ -14,9 +13,8 @@ def recognises(tree: Tree) -> bool:
     return tree.names == ["digits.csv.gz"]
 
 
-def read(tree: Tree, scratch: Path) -> Source:
+def read(tree: Tree) -> Source:
     """Read it; 0 to 16 becomes 0 to 255."""
-    del scratch
     text = gzip.decompress(tree.read("digits.csv.gz")).decode()
     table = np.array([line.split(",") for line in text.split()], dtype=np.uint8)
     images = (table[:, :64].astype(np.float64) * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)

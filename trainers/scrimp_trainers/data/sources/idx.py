@@ -1,0 +1,97 @@
+"""MNIST-style idx files, plain or gzipped: `*images*idx3-ubyte` and, beside it, `*labels*idx1-ubyte`."""
+
+import gzip
+import math
+import os
+import re
+import zlib
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from scrimp_trainers.data.sources.source import Source, arrays
+from scrimp_trainers.data.tree import Tree, bounded, open_tree
+from scrimp_trainers.errors import UserError
+
+IMAGES = re.compile(r"images[.-]idx[34]-ubyte(\.gz)?$")
+TEST = re.compile(r"(^|[^a-z])(t10k|test)")
+
+
+def recognises(tree: Tree) -> bool:
+    """Whether there are files named like MNIST's."""
+    return any(IMAGES.search(name) for name in tree.names)
+
+
+def read(tree: Tree) -> Source:
+    """Read the images and labels into memory. Those called `t10k` or `test` are the source's own test images.
+
+    Raises
+    ------
+    UserError
+        If a file is damaged, or images and labels do not match.
+    """
+    found = [name for name in tree.names if IMAGES.search(name)]
+    train = [name for name in found if not TEST.search(PurePosixPath(name).name)] or found
+    test = [name for name in found if name not in train]
+    if len(train) > 1 or len(test) > 1:
+        raise UserError(f"{tree.path}: holds several sets of images ({', '.join(found)}); name the file to take")
+    sets = [_labelled(tree, name) for name in train + test]
+    places = [
+        f"{tree.where(name)}, image {i}"
+        for name, (part, _) in zip(train + test, sets, strict=True)
+        for i in range(len(part))
+    ]
+    if len({part.shape[1:] for part, _ in sets}) > 1 or len({labels is None for _, labels in sets}) > 1:
+        raise UserError(f"{tree.where(test[0])}: differs from {train[0]} in the size of its images or in having labels")
+    images = np.concatenate([part for part, _ in sets])
+    held = np.repeat([False, True], [len(sets[0][0]), len(images) - len(sets[0][0])]) if test else None
+    if sets[0][1] is None:
+        return arrays("idx", images, places.__getitem__, test=held)
+    classes, labels = np.unique(
+        np.concatenate([labels for _, labels in sets if labels is not None]), return_inverse=True
+    )
+    return arrays("idx", images, places.__getitem__, labels.astype(np.int64), [str(label) for label in classes], held)
+
+
+def _labelled(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    images = _array(tree, name)
+    if images.ndim not in (3, 4) or 0 in images.shape or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        raise UserError(f"{tree.where(name)}: holds {list(images.shape)} numbers; [N, H, W] or [N, H, W, C] is needed")
+    folder, file = PurePosixPath(name).parent, PurePosixPath(name).name
+    plain = re.sub(r"idx[34]", "idx1", file.replace("images", "labels")).removesuffix(".gz")
+    for partner in (str(folder / plain), str(folder / f"{plain}.gz")):
+        if partner in tree.names:
+            labels = _array(tree, partner)
+        elif not tree.is_archive and tree.file(name).with_name(partner).is_file():
+            labels = _array(open_tree(tree.file(name).with_name(partner), tree.scratch), partner)
+        else:
+            continue
+        if labels.shape != (len(images),):
+            raise UserError(
+                f"{tree.where(name)}: {len(images)} images, but {partner} holds {list(labels.shape)} labels"
+            )
+        return images, labels
+    return images, None
+
+
+def _array(tree: Tree, name: str) -> np.ndarray:
+    """Read one idx file: two zero bytes, 8 for bytes, the number of dimensions, each size in four bytes, the bytes."""
+    where = tree.where(name)
+    try:
+        with tree.open(name) as packed:
+            size = packed.seek(0, os.SEEK_END)
+            packed.seek(0)
+            file = gzip.GzipFile(fileobj=packed) if name.endswith(".gz") else packed
+            head = file.read(4)
+            if len(head) < 4 or head[:3] != b"\0\0\x08":
+                raise UserError(f"{where}: not an idx file of unsigned bytes")
+            shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(head[3]))
+            bounded(math.prod(shape), size, where)
+            data = file.read(math.prod(shape) + 1)
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{where}: cut short or damaged ({error})") from None
+    if len(data) != math.prod(shape):
+        raise UserError(
+            f"{where}: {'more' if len(data) > math.prod(shape) else 'fewer'} bytes than {list(shape)} takes"
+        )
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)

@@ -1,0 +1,62 @@
+"""NumPy archives: `images`, uint8 [N, H, W] or [N, H, W, C], and perhaps `labels`, whole numbers or words [N]."""
+
+import zipfile
+import zlib
+
+import numpy as np
+
+from scrimp_trainers.data.sources.source import Source, arrays
+from scrimp_trainers.data.tree import Tree, bounded
+from scrimp_trainers.errors import UserError
+
+
+def recognises(tree: Tree) -> bool:
+    """Whether this is one such archive."""
+    return sum(name.endswith(".npz") for name in tree.names) == 1
+
+
+def read(tree: Tree) -> Source:
+    """Read the arrays into memory.
+
+    Raises
+    ------
+    UserError
+        If an array is missing, damaged, of another form, or there are not as many labels as images.
+    """
+    name = next(name for name in tree.names if name.endswith(".npz"))
+    where = tree.where(name)
+    try:
+        content = _arrays(tree, name)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
+        raise UserError(f"{where}: cannot be read ({error})") from None
+    except MemoryError:
+        raise UserError(f"{where}: does not fit into memory") from None
+    images, labels = content.get("images"), content.get("labels")
+    if images is None:
+        raise UserError(f"{where}: has no array `images`, only {', '.join(sorted(content)) or 'nothing'}")
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        raise UserError(f"{where}: `images` is {images.dtype} {list(images.shape)}; uint8 [N, H, W, C] is needed")
+    if 0 in images.shape:
+        raise UserError(f"{where}: no images in it")
+    if labels is None:
+        return arrays("npz", images, lambda i: f"{where}, image {i}")
+    if labels.dtype.kind not in "iuU" or labels.shape != (len(images),):
+        form = f"{labels.dtype} {list(labels.shape)}"
+        raise UserError(f"{where}: `labels` is {form}; {len(images)} whole numbers or words are needed, one an image")
+    classes, places = np.unique(labels, return_inverse=True)
+    named = [str(label) for label in classes]
+    return arrays("npz", images, lambda i: f"{where}, image {i}", places.astype(np.int64), named)
+
+
+def _arrays(tree: Tree, name: str) -> dict[str, np.ndarray]:
+    with tree.open(name) as file, zipfile.ZipFile(file) as archive:
+        content = {}
+        for info in archive.infolist():
+            key = info.filename.removesuffix(".npy")
+            bounded(info.file_size, info.compress_size, f"{tree.where(name)}: {key}")
+            with archive.open(info) as member:
+                if key in ("images", "labels"):
+                    content[key] = np.lib.format.read_array(member, allow_pickle=False)
+                else:
+                    content[key] = np.empty(0)
+        return content

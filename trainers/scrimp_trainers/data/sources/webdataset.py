@@ -1,0 +1,86 @@
+"""WebDataset shards: one tar, or a folder of them, with `<key>.png` (or another image) and perhaps `<key>.cls`.
+
+Of a dataset that Scrimp prepared, the training images are taken.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from scrimp_trainers.data import manifest as manifests
+from scrimp_trainers.data.sources.images import is_image, load
+from scrimp_trainers.data.sources.source import Source
+from scrimp_trainers.data.tree import Tree, open_tree
+from scrimp_trainers.errors import UserError
+
+
+def recognises(tree: Tree) -> bool:
+    """Whether there are class files, or shards in a folder."""
+    return any(name.endswith(".cls") for name in tree.names) or _is_folder_of_shards(tree)
+
+
+def _is_folder_of_shards(tree: Tree) -> bool:
+    return tree.path.is_dir() and any(name.endswith(".tar") for name in tree.names)
+
+
+def read(tree: Tree) -> Source:
+    """List the images of all shards and read their classes.
+
+    Raises
+    ------
+    UserError
+        If a key has two images, or a class but no image, or some images have classes and others none.
+    """
+    shards, classes = _shards(tree)
+    images, given = [], []
+    for shard in shards:
+        for name, label in _samples(shard):
+            images.append((shard, name))
+            given.append(label)
+    found = Source("webdataset", len(images), lambda i: load(*images[i]), lambda i: images[i][0].where(images[i][1]))
+    if all(label is None for label in given):
+        return found
+    if None in given:
+        raise UserError(f"{found.where(given.index(None))}: has no class file, unlike others")
+    if classes is None:
+        values, labels = np.unique(given, return_inverse=True)
+        return replace(found, labels=labels.astype(np.int64), classes=[str(value) for value in values])
+    return replace(found, labels=np.array(given, dtype=np.int64), classes=classes)
+
+
+def _shards(tree: Tree) -> tuple[list[Tree], list[str] | None]:
+    if not _is_folder_of_shards(tree):
+        return [tree], None
+    names, classes = [name for name in tree.names if name.endswith(".tar")], None
+    if manifests.FILE in tree.names:
+        prepared = manifests.load(tree.path)
+        names, classes = [shard.file for shard in prepared.splits["train"].shards], prepared.classes
+    return [open_tree(tree.path / name, tree.scratch) for name in names], classes
+
+
+def _samples(shard: Tree) -> Iterator[tuple[str, int | None]]:
+    """Yield the name and the class of each image of one shard."""
+    images: dict[str, str] = {}
+    labels: dict[str, int] = {}
+    for name in shard.names:
+        key = str(PurePosixPath(name).parent / PurePosixPath(name).name.partition(".")[0])
+        if is_image(name):
+            if key in images:
+                raise UserError(f"{shard.where(name)}: is a second image of its key, besides {images[key]}")
+            images[key] = name
+        elif name.endswith(".cls"):
+            labels[key] = _label(shard, name)
+    for key in labels:
+        if key not in images:
+            raise UserError(f"{shard.path}: {key}.cls: has no image")
+    for key, name in images.items():
+        yield name, labels.get(key)
+
+
+def _label(shard: Tree, name: str) -> int:
+    try:
+        return int(shard.read(name))
+    except ValueError:
+        raise UserError(f"{shard.where(name)}: is not the number of a class") from None
