@@ -1,4 +1,5 @@
 import math
+import statistics
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_trainers.errors import Diverged, UserError
 from scrimp_trainers.recipe import EMA, Optimizer
-from scrimp_trainers.train import Step, ema_decay, learning_rate, read_losses, train
+from scrimp_trainers.train import ema_decay, learning_rate, read_losses, refuse_explosion, train
 
 BOTH = pytest.mark.parametrize("preset", ["tiny-edm", "tiny-ddpm"])
 
@@ -29,14 +30,15 @@ def test_it_trains_until_the_images_are_seen_and_yields_every_step(preset):
     assert [step.step for step in steps] == [1, 2, 3, 4, 5]  # 32 images would be too few
     assert [step.images for step in steps] == [8, 16, 24, 32, 40]
     assert (state.step, state.images) == (5, 40)
-    assert 0.5 < read_losses(steps) < 2
+    assert all(0.2 < loss < 4 for loss in read_losses(steps))
 
 
 @BOTH
 def test_training_lowers_the_loss(preset):
     recipe = small(preset, training__kimg=1.2, training__batch_size=16, optimizer__warmup_kimg=0, optimizer__lr=5e-3)
     _, steps = trained(recipe)
-    assert read_losses(steps[-20:]) < 0.75 * read_losses(steps[:5])
+    losses = read_losses(steps)
+    assert statistics.mean(losses[-20:]) < 0.75 * statistics.mean(losses[:5])
 
 
 @BOTH
@@ -126,17 +128,16 @@ def test_a_loss_that_is_not_finite_ends_training_with_its_step_and_spares_the_we
 
 
 def test_a_loss_that_explodes_ends_training():
-    steps = [Step(7, 56, torch.tensor(3.0)), Step(8, 64, torch.tensor(5.0))]
-    assert read_losses(steps, lowest=0.5) == 4
+    refuse_explosion(8, 4.0, lowest=0.5)
     with pytest.raises(Diverged, match=r"step 8: loss has exploded to 4 from 0\.2"):
-        read_losses(steps, lowest=0.2)
+        refuse_explosion(8, 4.0, lowest=0.2)
 
 
 def test_half_precision_trains_like_full_precision():
     full, _ = trained(small(training__kimg=0.08))
     half, steps = trained(small(training__kimg=0.08, training__precision="bf16"))
     assert next(half.network.parameters()).dtype == torch.float32
-    assert 0.5 < read_losses(steps) < 2
+    assert all(0.2 < loss < 4 for loss in read_losses(steps))
     assert not torch.equal(weights(full), weights(half))
     torch.testing.assert_close(weights(full), weights(half), rtol=0, atol=5e-3)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from scrimp_trainers.data.loading import Batch
-from scrimp_trainers.diffusion.process import seed
+from scrimp_trainers.diffusion.process import seed_of
 from scrimp_trainers.recipe import Recipe, load
 from scrimp_trainers.train import State, start
 
@@ -26,7 +26,7 @@ def random_batches(batch_size: int, *, rank: int = 0, world: int = 1, start: int
     """Give batches of plain grey images that depend on the step alone, in equal shares to the ranks."""
     share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     while True:
-        generator = torch.Generator().manual_seed(seed("batch", start))
+        generator = torch.Generator().manual_seed(seed_of("batch", start))
         images = torch.randint(256, (batch_size, 1, 1, 1), generator=generator, dtype=torch.uint8).repeat(1, 1, 8, 8)
         labels = torch.randint(10, (batch_size,), generator=generator)
         yield Batch(

@@ -6,6 +6,7 @@ is interrupted and continued from a checkpoint is the run that never stopped.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scrimp_trainers.data.loading import Batch
-from scrimp_trainers.diffusion.process import process_of, seed
+from scrimp_trainers.diffusion.process import process_of, seed_of
 from scrimp_trainers.errors import Diverged, UserError
 from scrimp_trainers.networks.unet import UNet, build
 from scrimp_trainers.recipe import EDM, EMA, Optimizer, Recipe
@@ -80,8 +81,6 @@ def train(
     # weight decay, which is added to the gradient, know the difference.
     elements = state.network.shape.numel() if isinstance(settings, EDM) else 1
     gradient_scale = elements * training.loss_scale / share
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
-    autocast = torch.autocast(device.type, precision, enabled=training.precision != "fp32")
     generator = torch.Generator(device)
     all_noise = torch.empty(training.batch_size, *state.network.shape, device=device)
 
@@ -92,18 +91,18 @@ def train(
         images = batch.images.float().div_(127.5).sub_(1)
 
         # Noise. Every rank draws for the whole batch and takes its share, so any number of ranks trains alike.
-        generator.manual_seed(seed("noise", state.seed, state.step))
+        generator.manual_seed(seed_of("noise", state.seed, state.step))
         levels = process.levels(settings, training.batch_size, generator)[mine]
         noise = all_noise.normal_(generator=generator)[mine]
         shown = _hide(batch.labels, recipe, state.network.classes, generator, mine)
         if recipe.network.dropout > 0:
-            torch.manual_seed(seed("dropout", state.seed, state.step, rank))
+            torch.manual_seed(seed_of("dropout", state.seed, state.step, rank))
 
         loss = torch.zeros((), device=device)
         for part in parts:
             # Denoise, with as many images at a time as the recipe allows.
             noisy = process.add_noise(settings, images[part], noise[part], levels[part])
-            with autocast:
+            with autocast(recipe, device):
                 estimate = process.denoise(settings, network, noisy, levels[part], labels=_part(shown, part))
 
             # Loss: one value an image.
@@ -146,26 +145,41 @@ def ema_decay(ema: EMA, images: int, batch_size: int) -> float:
     return 0.5 ** (batch_size / halflife) if halflife else 0.0
 
 
-def read_losses(steps: Sequence[Step], lowest: float = float("inf")) -> float:
-    """Wait for the device and return the mean loss of these consecutive steps over all ranks.
+def read_losses(steps: Sequence[Step]) -> list[float]:
+    """Wait for the device and return the losses of these steps, each the mean over all ranks.
 
     Raises
     ------
     Diverged
-        If a loss is not finite, or the mean has exploded against the `lowest` mean so far.
+        If one is not finite.
     """
     losses = torch.stack([step.loss for step in steps])
     if dist.is_initialized():
         dist.all_reduce(losses)
         losses /= dist.get_world_size()
-    values = losses.cpu()
-    for step, value, finite in zip(steps, values.tolist(), values.isfinite().tolist(), strict=True):
-        if not finite:
+    values = losses.tolist()
+    for step, value in zip(steps, values, strict=True):
+        if not math.isfinite(value):
             raise Diverged(f"step {step.step}: loss is {value}")
-    mean = values.double().mean().item()
-    if mean > EXPLODED * lowest:
-        raise Diverged(f"step {steps[-1].step}: loss has exploded to {mean:.4g} from {lowest:.4g}")
-    return mean
+    return values
+
+
+def refuse_explosion(step: int, loss: float, lowest: float) -> None:
+    """Compare a mean loss with the lowest so far.
+
+    Raises
+    ------
+    Diverged
+        If it is many times as large.
+    """
+    if loss > EXPLODED * lowest:
+        raise Diverged(f"step {step}: loss has exploded to {loss:.4g} from {lowest:.4g}")
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Return the context in which the network computes with the recipe's precision."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.training.precision]
+    return torch.autocast(device.type, kind, enabled=kind != torch.float32)
 
 
 def _new_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> UNet:
@@ -174,7 +188,7 @@ def _new_network(recipe: Recipe, image_size: int, channels: int, classes: int, n
             "conditioning.classes: the dataset has no labels; prepare it from labelled images or turn it off"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed("network", number))
+        torch.manual_seed(seed_of("network", number))
         return build(
             recipe.network,
             image_size=image_size,

@@ -1,0 +1,66 @@
+"""What tests run in a process of its own: `python trainers_worker.py killed DATASET FOLDER`, and so on."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from trainers_small import small
+
+from scrimp_trainers import checkpoint, run
+from scrimp_trainers.data.dataset import open_dataset
+from scrimp_trainers.recipe import Recipe
+
+
+def interrupted() -> Recipe:
+    """A recipe whose steps draw all there is to draw: 47 steps, a line after 16, 32 and 47."""
+    return small(
+        training__batch_size=64, training__kimg=3, training__flip=True, network__dropout=0.2,
+        conditioning__classes=True, conditioning__label_drop=0.3,
+    )  # fmt: skip
+
+
+def killed(dataset: str, folder: str) -> None:
+    """Write a checkpoint every four steps, and die by SIGKILL when it is time for the ninth.
+
+    By then the line of step 32 is on disk, and the last checkpoint, of step 32 too, is older than it.
+    """
+    save, calls = checkpoint.save, []
+
+    def save_eight(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(*arguments)  # type: ignore[arg-type]
+
+    checkpoint.save = save_eight
+    run.LOOK_STEPS = run.LOOK_IMAGES = 4
+    data, out = open_dataset(Path(dataset)), Path(folder)
+    for _ in run.run(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
+        pass
+
+
+def shared() -> Recipe:
+    """Six steps, each of three microbatches a rank. With a large eps an update is nearly the gradient itself."""
+    return small(
+        training__batch_size=16, training__kimg=0.096, training__microbatch=3, training__flip=True,
+        conditioning__classes=True, conditioning__label_drop=0.3, optimizer__eps=1.0, optimizer__warmup_kimg=0,
+    )  # fmt: skip
+
+
+def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> None:
+    """Run one of several ranks, and a second time what is then finished."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=int(world))
+    heard = [
+        [line["loss"] for line in run.run(shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05])]
+        for _ in range(2)
+    ]
+    Path(folder, f"rank-{number}.txt").write_text(repr(heard))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"killed": killed, "rank": rank}[sys.argv[1]](*sys.argv[2:])

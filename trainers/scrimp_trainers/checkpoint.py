@@ -1,0 +1,112 @@
+"""Checkpoints: a folder of safetensors and JSON that is there whole or not at all."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.train import State
+
+FORMAT = 1
+
+
+def save(folder: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Replace the checkpoint in this folder.
+
+    The new one is written beside the old, synced and renamed: a kill at any moment leaves one of the two.
+
+    Parameters
+    ----------
+    identity
+        What must be the same for whoever goes on from here, as JSON can hold it.
+    extra
+        Whatever else the caller wants back, as JSON can hold it.
+    """
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    save_file(_plain(state.network.state_dict()), new / "network.safetensors")
+    save_file(_plain(state.ema.state_dict()), new / "ema.safetensors")
+    save_file(_plain(_optimizer_tensors(state)), new / "optimizer.safetensors")
+    facts = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
+    (new / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for path in [*new.iterdir(), new]:
+        _sync(path)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find(folder: Path) -> Path | None:
+    """Return where the checkpoint of this folder is: there, or beside it if a kill came between two renames."""
+    return next((path for path in (folder, _beside(folder, "old")) if path.exists()), None)
+
+
+def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
+    """Fill a new state with what was saved, and return the `extra` that was saved with it.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint's identity is another one, or this version of Scrimp does not know its form.
+    """
+    facts = json.loads((found / "state.json").read_text())
+    if facts["format"] != FORMAT:
+        raise UserError(f"{found}: checkpoint format {facts['format']} is not {FORMAT}; use the version that wrote it")
+    _refuse_another(found, _flat(facts["identity"]), _flat(identity))
+    device = str(next(state.network.parameters()).device)
+    state.network.load_state_dict(load_file(found / "network.safetensors", device))
+    state.ema.load_state_dict(load_file(found / "ema.safetensors", device))
+    parameters = dict(state.network.named_parameters())
+    for name, tensor in load_file(found / "optimizer.safetensors", device).items():
+        kind, _, parameter = name.partition("/")
+        state.optimizer.state[parameters[parameter]][kind] = tensor
+    state.step, state.images = facts["step"], facts["images"]
+    return facts["extra"]
+
+
+def _refuse_another(found: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    if names:
+        changes = "; ".join(f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)
+        raise UserError(f"{found}: the checkpoint of another run ({changes}); name another folder")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _optimizer_tensors(state: State) -> dict[str, Tensor]:
+    return {
+        f"{kind}/{name}": torch.as_tensor(value)
+        for name, parameter in state.network.named_parameters()
+        for kind, value in state.optimizer.state[parameter].items()
+    }
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

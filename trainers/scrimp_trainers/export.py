@@ -1,0 +1,157 @@
+"""The trained model in diffusers' own format: what a repeat leaves behind, and what `scrimp sample` reads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scrimp_trainers import recipe as recipes
+from scrimp_trainers.data.aside import aside
+from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.recipe import EDM, Recipe
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+
+def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> None:
+    """Write a model into a new folder.
+
+    `unet/` and `scheduler/` load with diffusers alone; `README.md` is the model card with the code that does. There is
+    a `model_index.json` only where one of diffusers' pipelines samples as this model needs: none of them scales the
+    input of an EDM network or passes classes on, and they would give noise without a word.
+
+    Raises
+    ------
+    UserError
+        If the folder exists or cannot be written.
+    """
+    with aside(folder) as part:
+        network.unet.save_pretrained(part / "unet")
+        scheduler = _scheduler(recipe)
+        scheduler.save_pretrained(part / "scheduler")
+        if not isinstance(recipe.diffusion, EDM) and not network.classes:
+            (part / "model_index.json").write_text(_index(recipe, type(scheduler).__name__))
+        (part / "recipe.yaml").write_text(recipe.to_yaml())
+        (part / "README.md").write_text(_card(network, recipe, manifest, scores))
+
+
+def load_model(folder: Path) -> tuple[UNet, Recipe]:
+    """Read a model that `export` wrote, on the CPU.
+
+    Raises
+    ------
+    UserError
+        If the folder holds none.
+    """
+    if not (folder / "unet" / "config.json").is_file() or not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder}: not a model (no unet or no recipe.yaml); name the model folder of a repeat")
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    coordinates = unet.config["in_channels"] > unet.config["out_channels"]
+    return UNet(unet, coordinates=coordinates).eval(), recipes.load(folder / "recipe.yaml")
+
+
+def _scheduler(recipe: Recipe) -> "SchedulerMixin":
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+
+    settings = recipe.diffusion
+    if isinstance(settings, EDM):
+        return EDMEulerScheduler(
+            sigma_min=settings.sigma_min,
+            sigma_max=settings.sigma_max,
+            sigma_data=settings.sigma_data,
+            rho=settings.rho,
+        )
+    kind = DDPMScheduler if recipe.sampler.kind == "ancestral" else DDIMScheduler
+    return kind(
+        num_train_timesteps=settings.timesteps,
+        beta_start=settings.beta_start,
+        beta_end=settings.beta_end,
+        beta_schedule="linear" if settings.betas == "linear" else "squaredcos_cap_v2",
+        prediction_type="epsilon" if settings.prediction == "epsilon" else "v_prediction",
+        timestep_spacing="trailing",
+    )
+
+
+def _index(recipe: Recipe, scheduler: str) -> str:
+    import diffusers
+
+    index = {
+        "_class_name": "DDPMPipeline" if recipe.sampler.kind == "ancestral" else "DDIMPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", scheduler],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    return json.dumps(index, indent=2) + "\n"
+
+
+def _card(network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in scores.items())
+    sampler = "Euler steps (Scrimp samples with Heun's)" if isinstance(recipe.diffusion, EDM) else "the recipe's steps"
+    return f"""---
+library_name: diffusers
+tags: [unconditional-image-generation, scrimp]
+---
+# {recipe.about or "A diffusion model"}
+
+Trained by Scrimp; the weights are the exponential moving average of the training's.
+
+- dataset: {manifest.name}, {manifest.splits["train"].count} images of {" x ".join(str(n) for n in network.shape)}
+- content hash: `{manifest.content_hash}`
+
+## Use
+
+With diffusers alone, in this folder; {sampler}:
+
+```python
+{_code(network, recipe)}```
+
+## Scores
+
+| score | value |
+|---|---|
+{rows}
+
+## Recipe
+
+```yaml
+{recipe.to_yaml()}```
+"""
+
+
+def _code(network: UNet, recipe: Recipe) -> str:
+    """Return the lines that sample with diffusers; a test runs them."""
+    scheduler = type(_scheduler(recipe)).__name__
+    steps = recipe.nfe if isinstance(recipe.diffusion, EDM) else recipe.sampler.steps
+    labels = f"labels = torch.arange(16) % {network.classes}\n" if network.classes else ""
+    passed = ", labels" if network.classes else ""
+    given = "scheduler.scale_model_input(x, t)"
+    if network.coordinates:
+        labels += (
+            f"line = torch.linspace(-1, 1, {network.shape[1]})\n"
+            "frame = torch.stack(torch.meshgrid(line, line, indexing='xy')).expand(16, -1, -1, -1)\n"
+        )
+        given = f"torch.cat([{given}, frame], 1)"
+    return f"""import torch
+from diffusers import {scheduler}, UNet2DModel
+
+unet = UNet2DModel.from_pretrained("unet")
+scheduler = {scheduler}.from_pretrained("scheduler")
+scheduler.set_timesteps({steps})
+{labels}x = torch.randn(16, {", ".join(str(side) for side in network.shape)}) * scheduler.init_noise_sigma
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        output = unet({given}, t{passed}).sample
+        x = scheduler.step(output, t, x).prev_sample
+images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
+"""
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
