@@ -1,6 +1,7 @@
 """How many repeats fit on which machines."""
 
 import pytest
+
 from scrimp_platform.cluster import Node, place
 from scrimp_trainers.errors import UserError
 

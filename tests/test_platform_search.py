@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from scrimp_platform import cluster, search
-from scrimp_platform.store import read_lines
 from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
+
+from scrimp_platform import cluster, search
+from scrimp_platform.store import read_lines
 
 
 @pytest.fixture(scope="module")

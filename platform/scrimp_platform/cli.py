@@ -132,23 +132,34 @@ def ui(storage: Path) -> None:
     commands.ui(storage)
 
 
-@scrimp.command()
+@scrimp.command("spaces")
 @click.argument("name", required=False)
-def spaces(name: str | None) -> None:
-    """List the search spaces, or print the space NAME."""
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, to start your own from.")
+def spaces_command(name: str | None, as_yaml: bool) -> None:
+    """List the search spaces, or print the space NAME as a table."""
     from scrimp_platform import commands
 
-    commands.spaces(name)
+    if name:
+        commands.show_space(name, as_yaml)
+    else:
+        commands.list_spaces()
 
 
-@scrimp.command()
+@scrimp.command("recipes")
 @click.argument("name", required=False)
-@click.option("--schema", is_flag=True, help="Print the JSON schema, for editors.")
-def recipes(name: str | None, schema: bool) -> None:
-    """List the presets, or print the recipe NAME as YAML."""
+@click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors.")
+def recipes_command(name: str | None, schema: bool) -> None:
+    """List the presets, or print the recipe NAME as YAML with all its fields."""
     from scrimp_platform import commands
 
-    commands.recipes(name, schema)
+    if schema:
+        commands.show_schema()
+    elif name:
+        from scrimp_trainers import recipe
+
+        click.echo(recipe.load(name).to_yaml(), nl=False)
+    else:
+        commands.list_recipes()
 
 
 def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
@@ -157,6 +168,8 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
 
     try:
         command.main(arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
     except click.ClickException as error:
         _leave(error.format_message(), 2)
     except UserError as error:

@@ -13,6 +13,8 @@ from scrimp_trainers.errors import UserError
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 # Ray warns at every start that it may one day leave CUDA_VISIBLE_DEVICES alone for tasks without GPUs.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Tune's own tables would stand between the sweep's lines.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def connect() -> Iterator[tuple[Node, ...]]:
     try:
         ray.init(address="auto", **QUIET)
     except ConnectionError:
-        _start_here()
+        # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it is on where there are any.
+        start_here(include_dashboard=_gpus_here() > 0)
     try:
         yield _nodes()
     finally:
@@ -96,7 +99,8 @@ def peek() -> tuple[Node, ...]:
         ray.shutdown()
 
 
-def _start_here() -> None:
+def start_here(**options: Any) -> None:
+    """Start Ray on this machine, reachable from this machine only."""
     import ray
     from ray._private import ray_constants
 
@@ -104,8 +108,7 @@ def _start_here() -> None:
     # open to the network even on a single machine, whatever `_node_ip_address` says.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it stays on where there are any.
-    ray.init(address="local", include_dashboard=_gpus_here() > 0, dashboard_host="127.0.0.1", **QUIET)
+    ray.init(address="local", dashboard_host="127.0.0.1", **options, **QUIET)
 
 
 def _nodes() -> tuple[Node, ...]:

@@ -1,56 +1,177 @@
-"""What the smaller commands do; `cli.py` names their arguments, `sweep.py` has the large one."""
+"""What the smaller commands do; `cli.py` names their arguments, `sweep.py` has the large one.
 
+Whatever a user can get wrong is checked before torch is imported, which takes seconds.
+"""
+
+import json
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ValidationError
 
-from scrimp_platform import terminal
-from scrimp_trainers import recipe as recipe_files
+from scrimp_platform import plan, records, store, terminal
+from scrimp_platform.store import Storage, SweepFolder
+from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Space
+from scrimp_trainers import recipe as recipes
 from scrimp_trainers.data import manifest
+from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.metrics import settings
+from scrimp_trainers.metrics.settings import Scoring
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scrimp_trainers.networks.unet import UNet
 
 
 def train(
     recipe: str, data: Path, out: Path, kimg: float | None, seed: int, extractor: str | None, samples: int
 ) -> None:
     """Train one repeat without Ray."""
-    the_recipe = recipe_files.load(recipe)
+    the_recipe = recipes.load(recipe)
     if kimg:
         the_recipe = the_recipe.replace({"training.kimg": kimg})
     facts = manifest.load(data)
-    scoring = _scoring(extractor, facts, samples=samples) if extractor else None
+    scoring = _scoring(facts, extractor=extractor, samples=samples) if extractor else None
+    plan.check_data(the_recipe, facts)
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.run import run
 
     total = the_recipe.training.kimg
     line: dict[str, Any] = {}
-    with terminal.progress("kimg") as report:
-        lines = run(the_recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring)
-        for line in lines:
-            report(round(line["kimg"]), round(total))
-    _print_scores(line)
-    click.echo(f"model in {out / 'model'}")
+    with terminal.progress("kimg") as progress:
+        for line in run(the_recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring):
+            progress(line["kimg"], total)
+    terminal.show_values(line)
+    terminal.say(f"model in {out / 'model'}")
 
 
 def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int) -> None:
-    """Draw images from a model as PNGs and a grid."""
+    """Draw images from a model as PNGs and one grid."""
     _require_model(model)
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new folder")
+        raise UserError(f"{out}: exists already; name a folder that does not")
     from scrimp_trainers import sample as sampling
     from scrimp_trainers.export import load_model
 
-    loaded = load_model(model)
-    recipe = loaded.recipe.replace({"sampler.steps": steps}) if steps else loaded.recipe
-    with terminal.progress() as report:
-        batches = sampling.generate(loaded, recipe, number, seed=seed, batch_size=batch_size)
-        sampling.save_pngs(_counted(batches, number, report), out)
+    network, recipe = load_model(model)
+    if steps:
+        recipe = recipe.replace({"sampler.steps": steps})
+    with terminal.progress() as progress:
+        images = sampling.generate(_on_device(network), recipe, number, seed=seed, batch_size=batch_size)
+        sampling.save_images(_counted(images, number, progress), out)
+    terminal.say(f"{number} images and grid.png in {out}")
 
 
-def _counted(batches, number, report):
+def evaluate(
+    model: Path,
+    data: Path,
+    seed: int,
+    grid: Path | None,
+    **scoring_values: Any,
+) -> None:
+    """Score a model against a dataset."""
+    _require_model(model)
+    scoring = _scoring(manifest.load(data), **scoring_values)
+    from scrimp_trainers import sample as sampling
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.export import load_model
+    from scrimp_trainers.metrics import cost
+    from scrimp_trainers.metrics.memorisation import neighbour_grid
+    from scrimp_trainers.metrics.score import Scorer
+
+    network, recipe = load_model(model)
+    network = _on_device(network)
+    scorer = Scorer(open_dataset(data), scoring, network.unet.device)
+    with terminal.progress() as progress:
+        images = sampling.generate(network, recipe, scoring.samples, seed=seed, batch_size=scoring.batch_size)
+        scores = scorer.score(_counted(images, scoring.samples, progress))
+    parameters = {"parameters": cost.parameters(network), "nonzero_parameters": cost.nonzero_parameters(network)}
+    terminal.show_values(scores.values | parameters | {"nfe": recipe.nfe})
+    if grid:
+        neighbour_grid(scores.samples, scores.nearest).save(grid)
+        terminal.say(f"samples, each beside its nearest training image, in {grid}")
+
+
+def report(sweep: Path) -> None:
+    """Write a sweep's leaderboard and report anew from what is on disk."""
+    folder = SweepFolder(sweep)
+    the_sweep = store.read_json(folder.sweep)
+    if the_sweep is None:
+        raise UserError(f"{sweep}: not the folder of a sweep (no {folder.sweep.name})")
+    from scrimp_platform.sweep import conclude
+
+    outcome = store.read_json(folder.outcome) or {"reason": "not over yet"}
+    conclude(folder, records.read(folder), Space.model_validate(the_sweep["space"]), outcome["reason"])
+
+
+def ui(storage: Path) -> None:
+    """Serve MLflow for a storage folder until Ctrl-C."""
+    if not storage.is_dir():
+        raise UserError(f"--storage {storage}: no such folder; a sweep makes it")
+    from scrimp_platform import mlflow_server
+
+    server = mlflow_server.ensure(Storage(storage.absolute()))
+    try:
+        server.wait()
+        terminal.say(f"MLflow serves {storage} at {server.uri} until Ctrl-C")
+        signal.pause()
+    finally:
+        server.stop()
+
+
+def list_spaces() -> None:
+    """Print the spaces that come with Scrimp."""
+    terminal.show_list({name: spaces.load(name).about for name in spaces.names()})
+
+
+def show_space(name: str, as_yaml: bool) -> None:
+    """Print one space, as a table or as the YAML that it is."""
+    space = spaces.load(name)
+    if as_yaml:
+        click.echo(spaces.text(name), nl=False)
+    else:
+        terminal.show_space(space)
+
+
+def list_recipes() -> None:
+    """Print the presets."""
+    terminal.show_list({name: recipes.load(name).about for name in recipes.presets()})
+
+
+def show_schema() -> None:
+    """Print the recipe's JSON schema."""
+    click.echo(json.dumps(recipes.Recipe.model_json_schema(), indent=2))
+
+
+def _scoring(facts: Manifest, **values: Any) -> Scoring:
+    try:
+        scoring = Scoring(**values)
+    except ValidationError as error:
+        raise UserError(recipes.explain(error)) from None
+    settings.check(scoring, facts)
+    return scoring
+
+
+def _require_model(model: Path) -> None:
+    if not (model / "unet" / "config.json").is_file():
+        raise UserError(f"{model}: not a model (no unet/config.json); name the model folder of a repeat")
+
+
+def _on_device(network: "UNet") -> "UNet":
+    import torch
+
+    return network.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _counted(batches: "Iterable[Tensor]", total: int, progress: Callable[[float, float], None]) -> "Iterator[Tensor]":
     done = 0
     for batch in batches:
         yield batch
         done += len(batch)
-        report(done, number)
+        progress(done, total)

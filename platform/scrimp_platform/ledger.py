@@ -135,7 +135,10 @@ class Ledger:
         bare = next((trial for trial in self.trials if not trial.repeats), None)
         if bare:
             return self._add(bare, "search")
-        return next((repeat for repeat in self.repeats if repeat.status == "waiting"), None)
+        repeat = next((repeat for repeat in self.repeats if repeat.status == "waiting"), None)
+        if repeat:
+            self._say(f"repeat {self._label(repeat)} goes on")
+        return repeat
 
     def _search(self) -> Repeat | None:
         if len(self.trials) >= self.space.budget.trials:

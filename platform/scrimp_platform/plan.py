@@ -1,6 +1,7 @@
 """The plan of a sweep: everything checked and resolved before anything starts."""
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def make(options: Options) -> Plan:
     dataset = resolve_dataset(options.data, storage)
     facts = manifest.load(dataset)
     settings.check(space.scoring, facts)
-    _check_data(base, facts)
+    check_data(base, facts)
     folder = _folder(options, storage, facts)
     resumed = _check_resume(folder, space, facts, options.seed)
     return Plan(options, space, base, storage, folder, dataset, facts, resumed)
@@ -101,6 +102,7 @@ def record(plan: Plan) -> dict[str, Any]:
     """Return what `sweep.json` says of the sweep."""
     from importlib.metadata import version
 
+    earlier = store.read_json(plan.folder.sweep) or {}
     packages = ("scrimp", "torch", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
     return {
         "name": plan.folder.path.name,
@@ -111,11 +113,13 @@ def record(plan: Plan) -> dict[str, Any]:
             "folder": str(plan.dataset),
         },
         "seed": plan.options.seed,
+        "started": earlier.get("started", time.time()),
         "versions": {package: version(package) for package in packages},
     }
 
 
-def _check_data(base: Recipe, facts: Manifest) -> None:
+def check_data(base: Recipe, facts: Manifest) -> None:
+    """Refuse a dataset that the recipe cannot train on."""
     if base.conditioning.classes and not facts.classes:
         raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
     halvings = 2 ** (len(base.network.multipliers) - 1)

@@ -81,6 +81,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     from scrimp_trainers import recipe as recipes
     from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.metrics.settings import Scoring
     from scrimp_trainers.run import run
 
     if not torch.cuda.is_available():
@@ -98,7 +99,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             folder.path,
             record["seed"],
             rungs_kimg=space["budget"]["rungs_kimg"],
-            scoring=space["scoring"],
+            scoring=Scoring.model_validate(space["scoring"]),
             objective=objective,
             direction=direction,
         ):

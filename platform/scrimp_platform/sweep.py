@@ -8,15 +8,18 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scrimp_platform import cluster, estimate, plan, race, records, store, terminal
 from scrimp_platform.cluster import Placement
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.plan import Options, Plan
+from scrimp_platform.records import Trial
 from scrimp_platform.report import leaderboard
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.tracking import Tracker
+from scrimp_spaces.space import Space
 from scrimp_trainers.errors import UserError
 
 
@@ -37,21 +40,25 @@ def sweep(options: Options) -> None:
         return
 
     # Connect: join the running cluster, or start Ray here.
-    with cluster.connect() as nodes:
+    folder = the_plan.folder
+    tracker = Tracker(folder, the_plan.storage, options.tracking_uri, terminal.say)
+    with cluster.connect() as nodes, store.exclusive(folder.lock, f"sweep {folder.path.name}"):
         placement = cluster.place(nodes, options.gpus_per_repeat)
         terminal.show_plan(the_plan, placement, estimate.last(the_plan, placement.gpus_per_repeat))
-        with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}"):
-            store.write_json(the_plan.folder.sweep, plan.record(the_plan))
-            with tracked(the_plan):
-                # Search and race: until the ledger has nothing left to do, or a limit is reached.
-                ledger = open_ledger(the_plan, placement)
-                reason = run(ledger, the_plan, placement)
-                store.write_json(the_plan.folder.outcome, {"reason": reason, "ended": time.time()})
+        store.write_json(folder.sweep, plan.record(the_plan))
+        tracker.start()
+        try:
+            # Search and race: until the ledger has nothing left to do, or a limit is reached.
+            ledger = open_ledger(the_plan, placement)
+            reason = run(ledger, the_plan, placement)
+            store.write_json(folder.outcome, {"reason": reason, "ended": time.time()})
 
-                # Report.
-                if speed := estimate.measured(the_plan.folder, ledger.repeats):
-                    estimate.save(the_plan, placement.gpus_per_repeat, speed)
-                conclude(the_plan.folder, ledger, reason)
+            # Report.
+            if speed := estimate.measured(folder, ledger.repeats):
+                estimate.save(the_plan, placement.gpus_per_repeat, speed)
+            conclude(folder, ledger.trials, ledger.space, reason)
+        finally:
+            tracker.stop(deadline=60)
 
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
@@ -75,7 +82,7 @@ def best_values(earlier: SweepFolder, the_plan: Plan) -> Iterator[dict[str, Any]
     sweep_json = store.read_json(earlier.sweep)
     if sweep_json is None:
         raise UserError(f"--warm-start {earlier.path}: not the folder of a sweep")
-    then = plan.spaces.Space.model_validate(sweep_json["space"])
+    then = Space.model_validate(sweep_json["space"])
     for trial in race.leaders(records.read(earlier), then):
         search = the_plan.space.search
         yield {path: value for path, value in trial.params.items() if path in search and search[path].allows(value)}
@@ -121,24 +128,13 @@ def interruptible(limits: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def tracked(the_plan: Plan) -> Iterator[None]:
-    """Mirror the sweep to MLflow while it runs, and tell the rest at its end."""
-    from scrimp_platform.tracking import Tracker
-
-    tracker = Tracker(the_plan.folder, the_plan.storage, the_plan.options.tracking_uri)
-    tracker.start()
-    try:
-        yield
-    finally:
-        tracker.stop(deadline=60)
-
-
-def conclude(folder: SweepFolder, ledger: Ledger, reason: str) -> None:
+def conclude(folder: SweepFolder, trials: Sequence[Trial], space: Space, reason: str) -> None:
     """Write the leaderboard, the winning recipe and the report, and print what a person wants to know."""
     from scrimp_platform.report import page
 
-    rows = leaderboard.rank(ledger.trials, ledger.space)
-    leaderboard.write_csv(rows, ledger.space, folder)
-    page.write_report(folder)
-    terminal.show_result(folder, rows, ledger.space, reason)
+    rows = leaderboard.rank(trials, space)
+    leaderboard.write_csv(rows, space, folder)
+    if best := leaderboard.winner(rows):
+        store.write_atomic(folder.best_recipe, folder.repeat(best.number, 0).recipe.read_text())
+    page.write_report(folder, space)
+    terminal.show_result(folder, rows, space, reason)

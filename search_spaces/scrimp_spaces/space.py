@@ -6,7 +6,6 @@ allows, is refused when the space is loaded.
 
 import importlib.resources
 import itertools
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,8 @@ from scrimp_trainers.recipe import Count, Positive, Recipe, Section, explain
 
 SPACES = importlib.resources.files("scrimp_spaces")
 Bounds = tuple[float, float]
-WholeBounds = tuple[int, int]
+Whole = int  # `Range.int` hides the type's own name
+WholeBounds = tuple[Whole, Whole]
 
 
 class Range(Section):
@@ -58,7 +58,7 @@ class Range(Section):
         if self.choice:
             return value in self.choice
         low, high = self.uniform or self.loguniform or self.int or (0, 0)
-        return isinstance(value, Real) and low <= value <= high
+        return isinstance(value, (float, Whole)) and low <= value <= high
 
 
 class Bound(Section):
@@ -151,6 +151,21 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in SPACES.iterdir() if entry.name.endswith(".yaml"))
 
 
+def text(name: str | Path) -> str:
+    """Return the YAML of a space that comes with Scrimp, or of a file.
+
+    Raises
+    ------
+    UserError
+        If there is neither.
+    """
+    if str(name) in names():
+        return (SPACES / f"{name}.yaml").read_text()
+    if Path(name).is_file():
+        return Path(name).read_text()
+    raise UserError(f"space {name!s}: no such space or file; spaces are {', '.join(names())}")
+
+
 def load(name: str | Path) -> Space:
     """Load a space by name or from a YAML file, and check every range against the recipe.
 
@@ -159,14 +174,8 @@ def load(name: str | Path) -> Space:
     UserError
         If there is no such space, or something in it is not allowed.
     """
-    if str(name) in names():
-        text = (SPACES / f"{name}.yaml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text()
-    else:
-        raise UserError(f"space {name!s}: no such space or file; spaces are {', '.join(names())}")
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.safe_load(text(name))
     except yaml.YAMLError as error:
         raise UserError(f"space {name}: not YAML: {' '.join(str(error).split())}") from None
     return parse(tree, f"space {name}")
