@@ -144,11 +144,13 @@ def test_half_precision_trains_like_full_precision():
 
 def test_labels_are_shown_and_dropped_as_the_recipe_says(monkeypatch):
     seen, true = [], []
-    recipe = small(conditioning__classes=True, conditioning__label_drop=0.25, training__kimg=3.2)
+    recipe = small(
+        conditioning__classes=True, conditioning__label_drop=0.25, training__batch_size=32, training__kimg=0.96
+    )
     state = small_state(recipe, classes=10)
 
     def batches():
-        for batch in random_batches(8):
+        for batch in random_batches(32):
             true.append(batch.labels)
             yield batch
 
@@ -161,16 +163,10 @@ def test_labels_are_shown_and_dropped_as_the_recipe_says(monkeypatch):
         pass
     shown = torch.cat(seen)
     hidden = shown == 10
-    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.05)
     assert torch.equal(shown[~hidden], torch.cat(true)[~hidden])
 
 
 def test_classes_need_labels():
     with pytest.raises(UserError, match=r"conditioning\.classes: the dataset has no labels"):
         small_state(small(conditioning__classes=True))
-
-
-def test_a_batch_that_the_devices_cannot_share_is_refused():
-    recipe = small()
-    with pytest.raises(UserError, match=r"training\.batch_size: 8 images .* 3 devices"):
-        next(train(recipe, small_state(recipe), random_batches(8), device=CPU, world=3))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from trainers_small import small
 
-from scrimp_trainers import checkpoint, run
+from scrimp_trainers import checkpoint, repeat, run
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.recipe import Recipe
 
@@ -36,7 +36,7 @@ def killed(dataset: str, folder: str) -> None:
         save(*arguments)  # type: ignore[arg-type]
 
     checkpoint.save = save_eight
-    run.LOOK_STEPS = run.LOOK_IMAGES = 4
+    repeat.LOOK_STEPS = repeat.LOOK_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     for _ in run.run(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
         pass

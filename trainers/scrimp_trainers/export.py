@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from scrimp_trainers import recipe as recipes
 from scrimp_trainers.data.aside import aside
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.device import pick
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.networks.unet import UNet
 from scrimp_trainers.recipe import EDM, Recipe
@@ -38,8 +41,8 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
 
 
-def load_model(folder: Path) -> tuple[UNet, Recipe]:
-    """Read a model that `export` wrote, on the CPU.
+def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[UNet, Recipe]:
+    """Read a model that `export` wrote, onto the device asked for or the best there is.
 
     Raises
     ------
@@ -52,7 +55,8 @@ def load_model(folder: Path) -> tuple[UNet, Recipe]:
 
     unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     coordinates = unet.config["in_channels"] > unet.config["out_channels"]
-    return UNet(unet, coordinates=coordinates).eval(), recipes.load(folder / "recipe.yaml")
+    network = UNet(unet, coordinates=coordinates).to(pick(device)).eval()
+    return network, recipes.load(folder / "recipe.yaml")
 
 
 def _scheduler(recipe: Recipe) -> "SchedulerMixin":

@@ -1,49 +1,20 @@
 """One repeat, from its seed or its last checkpoint to its model: what `scrimp train` and a sweep's workers run."""
 
 import math
-import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
-from scrimp_trainers import checkpoint, lines
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.data.loading import batches
-from scrimp_trainers.export import export
 from scrimp_trainers.lines import Line
-from scrimp_trainers.metrics import cost
 from scrimp_trainers.metrics.settings import Scoring
 from scrimp_trainers.recipe import Recipe
-from scrimp_trainers.sample import GRID, generate, grid
-from scrimp_trainers.train import State, Step, learning_rate, read_losses, refuse_explosion, start, train
+from scrimp_trainers.repeat import Repeat
 
 TICKS = 100
 """Lines a run, about."""
-LOOK_STEPS, LOOK_IMAGES = 16, 1000
-"""Losses are read, and a checkpoint may be written, every so many steps and images: seldom enough to cost nothing."""
-
-
-@dataclass
-class Progress:
-    """What a checkpoint holds besides the state of training."""
-
-    seconds: float = 0.0
-    """Time spent on training and scoring, over all attempts."""
-    lowest: float = float("inf")
-    """Lowest mean loss of a tick."""
-    best: float | None = None
-    """Best value of the objective."""
-    loss_sum: float = 0.0
-    """Sum of the losses since the last line."""
-    loss_steps: int = 0
-    """Their number."""
 
 
 def run(
@@ -83,7 +54,7 @@ def run(
     Diverged
         If the loss is no longer finite or has exploded.
     """
-    repeat = _Repeat(recipe, dataset, folder, seed, scoring, device)
+    repeat = Repeat(recipe, dataset, folder, seed, scoring, device)
     known = repeat.resume()
     yield from (line for line in known if "rung" in line)
     written = {line["images"] for line in known}
@@ -117,205 +88,3 @@ def _marks(recipe: Recipe, rungs_kimg: Sequence[float]) -> list[tuple[int, float
     for rung in [*(rung for rung in rungs_kimg if rung < total), total]:
         marks[math.ceil(rung * 1000 / batch) * batch] = rung
     return sorted(marks.items())
-
-
-class _Repeat:
-    """What the paragraphs of `run` work on."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        dataset: Dataset,
-        folder: Path,
-        seed: int,
-        scoring: Scoring | None,
-        device: torch.device | str | None,
-    ) -> None:
-        self.recipe, self.dataset, self.folder, self.scoring = recipe, dataset, folder, scoring
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.device = _device(device)
-        self.progress, self.began = Progress(), time.monotonic()
-        manifest = dataset.manifest
-        self.state = start(
-            recipe,
-            image_size=manifest.size,
-            channels=manifest.channels,
-            classes=len(manifest.classes or []),
-            seed=seed,
-            device=self.device,
-        )
-        self.flops = _flops(self.state)
-        self.scorer = None
-        if scoring:
-            from scrimp_trainers.metrics.score import Scorer  # its extractors take seconds to import
-
-            self.scorer = Scorer(dataset, scoring, self.device, self.rank, self.world)
-        self.saved = time.monotonic()
-
-    def resume(self) -> list[Line]:
-        """Load the last checkpoint if there is one; return the lines up to it, and forget later ones."""
-        found, known = checkpoint.find(self.folder / "checkpoint" / "last"), lines.read(self._metrics)
-        if found:
-            self.progress = Progress(**checkpoint.load(found, self.state, self._identity()))
-        self.progress.seconds = max([self.progress.seconds, *(line["seconds"] for line in known)])
-        # A checkpoint that is still adding up losses is older than a line after as many images.
-        last = self.state.images - (1 if self.progress.loss_steps else 0)
-        kept = [line for line in known if line["images"] <= last]
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(self.recipe.to_yaml())
-            lines.rewrite(self._metrics, kept)
-        if self.world > 1:
-            dist.barrier()  # rank 0 may write the next checkpoint only when all have read this one
-        self._last = self.state.images, time.monotonic()
-        return kept
-
-    def steps(self) -> Iterator[Step]:
-        """Train from the state on."""
-        training = self.recipe.training
-        mine = {"device": self.device, "rank": self.rank, "world": self.world}
-        images = batches(
-            self.dataset,
-            batch_size=training.batch_size,
-            seed=self.state.seed,
-            flip=training.flip,
-            start=self.state.step,
-            **mine,
-        )
-        return train(self.recipe, self.state, images, **mine)
-
-    def train_to(self, images: int, steps: Iterator[Step], checkpoint_seconds: float) -> None:
-        """Take steps until so many images have been seen."""
-        look = max(LOOK_STEPS, math.ceil(LOOK_IMAGES / self.recipe.training.batch_size))
-        taken: list[Step] = []
-        while self.state.images < images:
-            taken.append(next(steps))
-            if self.state.step % look == 0 or self.state.images >= images:
-                # One by one, so that the sum does not depend on where a run was interrupted.
-                for loss in read_losses(taken):
-                    self.progress.loss_sum += loss
-                self.progress.loss_steps += len(taken)
-                taken.clear()
-                if time.monotonic() - self.saved > checkpoint_seconds:
-                    self.save("last")
-
-    def line(self) -> Line:
-        """Sum up the training since the last line."""
-        progress, images = self.progress, self.state.images
-        loss = progress.loss_sum / progress.loss_steps
-        refuse_explosion(self.state.step, loss, progress.lowest)
-        progress.lowest, progress.loss_sum, progress.loss_steps = min(loss, progress.lowest), 0.0, 0
-        before, then = self._last
-        self._last = images, time.monotonic()
-        return {
-            "kimg": images / 1000,
-            "images": images,
-            "step": self.state.step,
-            "loss": loss,
-            "lr": learning_rate(self.recipe.optimizer, images),
-            "seconds": self._seconds(),
-            "images_per_second": (images - before) / (self._last[1] - then),
-        }
-
-    def score(self, rung: float) -> Line:
-        """Sample from the averaged weights, keep a grid, and score the samples if that is asked for."""
-        count = self.scoring.samples if self.scoring else GRID
-        shown: list[Tensor] = []
-        drawn = generate(self.state.ema, self.recipe, count, seed=self.state.seed, rank=self.rank, world=self.world)
-        values: Line = {}
-        if self.scorer:
-            scores = self.scorer.score(_shown(drawn, shown))
-            values = dict(scores.values)
-            pairs = torch.stack([scores.samples, scores.nearest], 1).flatten(0, 1)
-            self._picture(self.folder / "neighbours.png", pairs)
-        else:
-            for _ in _shown(drawn, shown):
-                pass
-        self._picture(self.folder / "samples" / f"{rung:g}.png", torch.cat(shown))
-        self._picture(self.folder / "samples.png", torch.cat(shown))
-        seconds = self._seconds()
-        spent = cost.cost(
-            self.state.ema,
-            self.flops,
-            images=self.state.images,
-            nfe=self.recipe.nfe,
-            samples=count,
-            seconds=seconds,
-            devices=self.world,
-        )
-        self._last = self.state.images, time.monotonic()
-        return values | spent | {"seconds": seconds}
-
-    def write(self, line: Line) -> None:
-        """Append a line to metrics.jsonl."""
-        if self.rank == 0:
-            lines.append(self._metrics, line)
-
-    def keep_best(self, line: Line, objective: str | None, direction: str) -> None:
-        """Write `checkpoint/best` if the objective is better than ever."""
-        value = line.get(objective) if objective else None
-        if not isinstance(value, float) or not math.isfinite(value):
-            return
-        best, sign = self.progress.best, 1 if direction == "minimize" else -1
-        if best is None or sign * value < sign * best:
-            self.progress.best = value
-            self.save("best")
-
-    def save(self, name: Literal["last", "best"]) -> None:
-        """Write a checkpoint."""
-        self.progress.seconds, self.began, self.saved = self._seconds(), time.monotonic(), time.monotonic()
-        if self.rank == 0:
-            checkpoint.save(self.folder / "checkpoint" / name, self.state, self._identity(), asdict(self.progress))
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Stop the clock: what the caller does with a line is not the repeat's time."""
-        stopped = time.monotonic()
-        yield
-        away = time.monotonic() - stopped
-        self.began, self._last = self.began + away, (self._last[0], self._last[1] + away)
-
-    def export(self, line: Line) -> None:
-        """Leave the model behind, with the scores of the last line."""
-        if self.rank == 0 and not (self.folder / "model").exists():
-            export(self.folder / "model", self.state.ema, self.recipe, self.dataset.manifest, line)
-
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    def _seconds(self) -> float:
-        return self.progress.seconds + time.monotonic() - self.began
-
-    def _identity(self) -> dict[str, Any]:
-        recipe, content = self.recipe.model_dump(mode="json"), self.dataset.manifest.content_hash
-        return {**recipe, "dataset": content, "seed": self.state.seed}
-
-    def _picture(self, path: Path, images: Tensor) -> None:
-        if self.rank == 0 and len(images):
-            path.parent.mkdir(exist_ok=True)
-            grid(images).save(path)
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    """Return the device asked for, or this process's GPU, or the CPU."""
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # every step has the same shapes
-    return device
-
-
-def _flops(state: State) -> int:
-    labels = torch.zeros(1, dtype=torch.long) if state.network.classes else None
-    return cost.forward_flops(state.network, torch.zeros(1, *state.network.shape), torch.zeros(1), labels)
-
-
-def _shown(drawn: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:
-    """Pass batches on and keep the first images for a grid."""
-    for images in drawn:
-        room = GRID - sum(len(part) for part in shown)
-        shown.append(images[:room].cpu())
-        yield images

@@ -69,7 +69,7 @@ def train(
     for the device. With `world` > 1 a process group must be initialised.
     """
     settings, process, training = recipe.diffusion, process_of(recipe.diffusion), recipe.training
-    share = _share(training.batch_size, world)
+    share = training.batch_size // world
     mine = slice(rank * share, (rank + 1) * share)
     parts = [slice(i, i + (training.microbatch or share)) for i in range(0, share, training.microbatch or share)]
     network, unaveraged = _prepare(state.network, training.compile, device, world)
@@ -207,12 +207,6 @@ def _new_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Opti
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-
-
-def _share(batch_size: int, world: int) -> int:
-    if batch_size % world:
-        raise UserError(f"training.batch_size: {batch_size} images cannot be shared equally by {world} devices")
-    return batch_size // world
 
 
 def _prepare(
