@@ -1,6 +1,8 @@
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch: the tests share few cores
+# Before anything imports torch: the tests share few cores, where threads that spin while they wait starve the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,0 +1,432 @@
+"""The same images and classes in every form that can be read, and what is wrong with files, in one line each."""
+
+import gzip
+import importlib
+import io
+import json
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scrimp_trainers.data import tree
+from scrimp_trainers.data.dataset import open_dataset
+from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.sources import formats
+from scrimp_trainers.errors import UserError
+
+COUNT, SIDE = 12, 32
+PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
+LABELS = np.arange(COUNT) // 4  # sorted, so that every form lists the images in this order
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def files(labelled: bool = True) -> dict[str, bytes]:
+    folders = [f"class{label}/" if labelled else "" for label in LABELS]
+    return {f"{folder}{i:02d}.png": png(PIXELS[i]) for i, folder in enumerate(folders)}
+
+
+def make_folder(path: Path, content: dict[str, bytes]) -> Path:
+    for name, data in content.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def make_zip(path: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
+
+
+def make_tar(path: Path, content: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+        for name, data in content.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return path
+
+
+def make_npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def batch(pixels: np.ndarray, labels: np.ndarray) -> bytes:
+    data = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1))
+    content = {b"batch_label": b"a batch", b"labels": labels.tolist(), b"data": data, b"filenames": [b"x"] * len(data)}
+    return pickle.dumps(content, protocol=2)
+
+
+def cifar(test: bool = False) -> dict[str, bytes]:
+    content = {
+        "cifar-10-batches-py/data_batch_1": batch(PIXELS[:5], LABELS[:5]),
+        "cifar-10-batches-py/data_batch_2": batch(PIXELS[5:], LABELS[5:]),
+        "cifar-10-batches-py/batches.meta": pickle.dumps({"label_names": ["class0", "class1", "class2"]}, protocol=2),
+    }
+    return content | ({"cifar-10-batches-py/test_batch": batch(PIXELS[:4], LABELS[:4])} if test else {})
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def mnist(end: str = "", test: bool = False) -> dict[str, bytes]:
+    pack: Callable[[bytes], bytes] = gzip.compress if end else bytes
+    grey = PIXELS[..., 0]
+    content = {
+        f"train-images-idx3-ubyte{end}": pack(idx(grey)),
+        f"train-labels-idx1-ubyte{end}": pack(idx(LABELS)),
+    }
+    more = {f"t10k-images-idx3-ubyte{end}": pack(idx(grey[:4])), f"t10k-labels-idx1-ubyte{end}": pack(idx(LABELS[:4]))}
+    return content | (more if test else {})
+
+
+def samples(start: int = 0, end: int = COUNT) -> dict[str, bytes]:
+    content: dict[str, bytes] = {}
+    for i in range(start, end):
+        content[f"{i:04d}.cls"] = str(LABELS[i]).encode()
+        content[f"{i:04d}.png"] = png(PIXELS[i])
+    return content
+
+
+def shards(path: Path) -> Path:
+    path.mkdir()
+    make_tar(path / "a-000.tar", samples(end=5))
+    make_tar(path / "a-001.tar", samples(start=5))
+    return path
+
+
+def edm(labels: bool = True) -> dict[str, bytes]:
+    content = {f"00000/img{i:08d}.png": png(PIXELS[i]) for i in range(COUNT)}
+    listed = [[name, int(label)] for name, label in zip(content, LABELS, strict=True)] if labels else None
+    return content | {"dataset.json": json.dumps({"labels": listed}).encode()}
+
+
+LABELLED: dict[str, Callable[[Path], Path]] = {
+    "images: folders": lambda path: make_folder(path, files()),
+    "images: zip": lambda path: make_zip(path.with_suffix(".zip"), files()),
+    "images: zip of one folder": lambda path: make_zip(
+        path.with_suffix(".zip"), {f"all/{name}": data for name, data in files().items()}
+    ),
+    "images: tar": lambda path: make_tar(path.with_suffix(".tar"), files()),
+    "images: tar.gz": lambda path: make_tar(path.with_suffix(".tar.gz"), files()),
+    "images: EDM's zip": lambda path: make_zip(path.with_suffix(".zip"), edm()),
+    "npz": lambda path: make_npz(path.with_suffix(".npz"), images=PIXELS, labels=LABELS),
+    "npz: words": lambda path: make_npz(
+        path.with_suffix(".npz"), images=PIXELS, labels=np.array(["a", "b", "c"])[LABELS]
+    ),
+    "cifar10: folder": lambda path: make_folder(path, cifar()),
+    "cifar10: tar.gz": lambda path: make_tar(path.with_suffix(".tar.gz"), cifar()),
+    "idx": lambda path: make_folder(path, mnist()),
+    "idx: gz": lambda path: make_folder(path, mnist(".gz")),
+    "idx: one file, labels beside it": lambda path: make_folder(path, mnist(".gz")) / "train-images-idx3-ubyte.gz",
+    "webdataset: one": lambda path: make_tar(path.with_suffix(".tar"), samples()),
+    "webdataset: folder": shards,
+}
+UNLABELLED: dict[str, Callable[[Path], Path]] = {
+    "images: flat": lambda path: make_folder(path, files(labelled=False)),
+    "images: one class": lambda path: make_folder(path, {f"all/{n}": data for n, data in files(False).items()}),
+    "images: with notes": lambda path: make_folder(path, {"README.md": b"hello", ".hidden.png": b"", **files(False)}),
+    "images: Mac's zip": lambda path: make_zip(
+        path.with_suffix(".zip"), files(False) | {"__MACOSX/._01.png": b"\0\5\x16\7"}
+    ),
+    "images: EDM's zip": lambda path: make_zip(path.with_suffix(".zip"), edm(labels=False)),
+    "npz": lambda path: make_npz(path.with_suffix(".npz"), images=PIXELS),
+    "npz: grey": lambda path: make_npz(path.with_suffix(".npz"), images=PIXELS[..., :1]),
+    "idx": lambda path: make_folder(path, {"train-images-idx3-ubyte": mnist()["train-images-idx3-ubyte"]}),
+}
+
+
+def prepared(source: Path | str, out: Path, **options: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """All images of a source in its own order, [N, H, W, C], and their classes."""
+    prepare(str(source), out, Options(classifier=False, holdout=0, **options))
+    images, labels, keys = open_dataset(out).images("train")
+    order = np.argsort(keys)
+    return images[order].transpose(0, 2, 3, 1), None if labels is None else labels[order]
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_every_form_gives_the_same_images_and_classes(form: str, tmp_path: Path):
+    images, labels = prepared(LABELLED[form](tmp_path / "source"), tmp_path / "out")
+    np.testing.assert_array_equal(images, PIXELS[..., :1] if form.startswith("idx") else PIXELS)
+    np.testing.assert_array_equal(labels, LABELS)
+    manifest = open_dataset(tmp_path / "out").manifest
+    assert manifest.provenance["format"] == form.partition(":")[0]
+    assert manifest.classes is not None
+    assert manifest.splits["train"].per_class == [4, 4, 4]
+
+
+@pytest.mark.parametrize("form", UNLABELLED)
+def test_every_form_may_do_without_classes(form: str, tmp_path: Path):
+    images, labels = prepared(UNLABELLED[form](tmp_path / "source"), tmp_path / "out")
+    np.testing.assert_array_equal(images, PIXELS[..., : images.shape[3]])
+    assert labels is None
+    assert open_dataset(tmp_path / "out").manifest.classes is None
+
+
+def test_every_reader_there_is_has_its_form_above():
+    assert set(formats()) == {form.partition(":")[0] for form in LABELLED} | {"digits"}
+    for name in formats():
+        reader = importlib.import_module(f"scrimp_trainers.data.sources.{name}")
+        assert callable(reader.recognises)
+        assert callable(reader.read)
+
+
+def test_digits_are_those_of_scikit_learn(tmp_path: Path):
+    from sklearn.datasets import load_digits
+
+    images, labels = prepared("digits", tmp_path / "out")
+    expected = load_digits()
+    np.testing.assert_allclose(images[..., 0] * (16 / 255), expected.images, atol=0.04)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(labels, expected.target)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("source", ["cifar", "mnist"])
+def test_the_sources_own_test_images_are_held_out(source: str, tmp_path: Path):
+    make_folder(tmp_path / "source", cifar(test=True) if source == "cifar" else mnist(test=True))
+    manifest = prepare(str(tmp_path / "source"), tmp_path / "out", Options(classifier=False))
+    assert (manifest.splits["train"].count, manifest.splits["holdout"].count) == (COUNT, 4)
+    assert manifest.splits["holdout"].per_class == [4, 0, 0]
+
+
+def test_a_prepared_dataset_is_a_source_of_its_training_images(tmp_path: Path):
+    make_folder(tmp_path / "source", files())
+    first = prepare(str(tmp_path / "source"), tmp_path / "first", Options(classifier=False, holdout=3))
+    assert first.splits["holdout"].count == 3
+    second = prepare(str(tmp_path / "first"), tmp_path / "second", Options(classifier=False, holdout=0, size=8))
+    assert second.splits["train"].per_class == first.splits["train"].per_class
+    assert second.classes == ["class0", "class1", "class2"]
+
+
+def altered(content: dict[str, bytes], **changes: bytes | None) -> dict[str, bytes]:
+    """Replace or drop (None) the file whose name ends like the keyword."""
+    for end, data in changes.items():
+        name = next(name for name in content if name.split("/")[-1].split(".")[0] == end)
+        content = {key: value for key, value in content.items() if key != name} | ({} if data is None else {name: data})
+    return content
+
+
+def linked(path: Path, kind: bytes) -> Path:
+    with tarfile.open(path, "w") as archive:
+        header = tarfile.TarInfo("01.png")
+        header.type, header.linkname = kind, "/etc/passwd"
+        archive.addfile(header)
+    return path
+
+
+def linked_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("01.png")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    return path
+
+
+def cut(path: Path, share: float = 0.5) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises many pixels."""
+    data = bytearray(png(PIXELS[0]))
+    data[16:24] = struct.pack(">II", width, height)
+    import zlib
+
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+def transparent() -> bytes:
+    return png(np.concatenate([PIXELS[0], np.full((SIDE, SIDE, 1), 9, np.uint8)], axis=2))
+
+
+def deep() -> bytes:
+    return png(np.full((SIDE, SIDE), 40_000, dtype=np.uint16))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        import os
+
+        return os.system, ("touch scrimp-was-here",)
+
+
+F: dict[str, bytes] = files(labelled=False)
+BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "nothing there": (lambda p: p, r"source: no such folder or file"),
+    "an empty folder": (lambda p: make_folder(p / "x", {"notes.txt": b""}), "no images found"),
+    "an empty zip": (lambda p: make_zip(p.with_suffix(".zip"), {}), "no images found"),
+    "not an image": (lambda p: make_folder(p, altered(F, **{"03": b"hello"})), r"source/03\.png: not an image"),
+    "an empty file": (lambda p: make_folder(p, altered(F, **{"03": b""})), r"source/03\.png: not an image"),
+    "cut short": (lambda p: make_folder(p, altered(F, **{"03": F["03.png"][:900]})), r"source/03\.png: .*cut short"),
+    "in a zip": (
+        lambda p: make_zip(p.with_suffix(".zip"), altered(F, **{"03": b"x"})),
+        r"source\.zip: 03\.png: not an",
+    ),
+    "in a tar": (
+        lambda p: make_tar(p.with_suffix(".tar"), altered(F, **{"03": b"x"})),
+        r"source\.tar: 03\.png: not an",
+    ),
+    "other size": (lambda p: make_folder(p, altered(F, **{"03": png(PIXELS[0][:16, :16])})), r"03\.png: .*--size"),
+    "not square": (lambda p: make_folder(p, altered(F, **{"03": png(PIXELS[0][:16])})), r"03\.png: is 32x16.*--size"),
+    "transparent": (lambda p: make_folder(p, altered(F, **{"03": transparent()})), r"03\.png: has transparent"),
+    "16 bits": (lambda p: make_folder(p, altered(F, **{"03": deep()})), r"03\.png: has more than 8 bits"),
+    "pixel bomb": (lambda p: make_folder(p, altered(F, **{"03": claiming(40_000, 40_000)})), r"03\.png: .*bomb"),
+    "small pixel bomb": (lambda p: make_folder(p, altered(F, **{"03": claiming(10_000, 10_000)})), r"03\.png: .*bomb"),
+    "class and none": (
+        lambda p: make_folder(p, {"a/1.png": F["01.png"], "2.png": F["02.png"]}),
+        r"2\.png: lies beside",
+    ),
+    "zip climbs": (lambda p: make_zip(p.with_suffix(".zip"), {"../up.png": F["01.png"]}), r"up\.png.*climbs"),
+    "zip is absolute": (lambda p: make_zip(p.with_suffix(".zip"), {"/up.png": F["01.png"]}), r"up\.png.*climbs"),
+    "zip climbs backwards": (lambda p: make_zip(p.with_suffix(".zip"), {"..\\up.png": b""}), r"up\.png.*climbs"),
+    "tar climbs": (lambda p: make_tar(p.with_suffix(".tar"), {"a/../../up.png": F["01.png"]}), r"up\.png.*climbs"),
+    "tar links": (lambda p: linked(p.with_suffix(".tar"), tarfile.SYMTYPE), r"01\.png: is a link"),
+    "tar links hard": (lambda p: linked(p.with_suffix(".tar"), tarfile.LNKTYPE), r"01\.png: is a link"),
+    "tar has a device": (lambda p: linked(p.with_suffix(".tar"), tarfile.FIFOTYPE), r"01\.png: is a link or special"),
+    "zip links": (lambda p: linked_zip(p.with_suffix(".zip")), r"01\.png: is a link"),
+    "half a zip": (lambda p: cut(make_zip(p.with_suffix(".zip"), F)), r"source\.zip: not a zip archive, or cut short"),
+    "half a tar": (lambda p: cut(make_tar(p.with_suffix(".tar"), F)), r"source\.tar: cut short"),
+    "half a tar.gz": (lambda p: cut(make_tar(p.with_suffix(".tar.gz"), F)), r"source\.tar\.gz: cut short"),
+    "half an npz": (lambda p: cut(make_npz(p.with_suffix(".npz"), images=PIXELS)), r"source\.npz: cannot be read"),
+    "npz of floats": (
+        lambda p: make_npz(p.with_suffix(".npz"), images=PIXELS / 2.0),
+        r"source\.npz: `images` is float",
+    ),
+    "npz of channels first": (
+        lambda p: make_npz(p.with_suffix(".npz"), images=PIXELS.transpose(0, 3, 1, 2)),
+        r"source\.npz: `images` is uint8 \[12, 3, 32, 32\]",
+    ),
+    "npz of other names": (lambda p: make_npz(p.with_suffix(".npz"), x=PIXELS), r"no array `images`, only x"),
+    "npz of objects": (
+        lambda p: make_npz(p.with_suffix(".npz"), images=np.array([Evil()], dtype=object)),
+        r"source\.npz: cannot be read",
+    ),
+    "npz, too few labels": (
+        lambda p: make_npz(p.with_suffix(".npz"), images=PIXELS, labels=LABELS[:-1]),
+        r"source\.npz: `labels` is int64 \[11\]; 12",
+    ),
+    "idx, too few labels": (
+        lambda p: make_folder(p, altered(mnist(), **{"train-labels-idx1-ubyte": idx(LABELS[:-1])})),
+        r"train-images-idx3-ubyte: 12 images, but train-labels-idx1-ubyte holds \[11\]",
+    ),
+    "half an idx": (
+        lambda p: make_folder(p, altered(mnist(), **{"train-images-idx3-ubyte": idx(PIXELS[..., 0])[:-1]})),
+        r"train-images-idx3-ubyte: fewer bytes",
+    ),
+    "half an idx.gz": (
+        lambda p: make_folder(
+            p, altered(mnist(".gz"), **{"train-images-idx3-ubyte": gzip.compress(idx(PIXELS[..., 0]))[:-99]})
+        ),
+        r"train-images-idx3-ubyte\.gz: cut short",
+    ),
+    "idx that promises much": (
+        lambda p: make_folder(p, {"x-images-idx3-ubyte": struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**15, 2**15)}),
+        r"x-images-idx3-ubyte: .*bomb",
+    ),
+    "cifar, too few labels": (
+        lambda p: make_folder(p, altered(cifar(), data_batch_2=batch(PIXELS[5:], LABELS[6:]))),
+        r"data_batch_2: 7 images, but 6 labels",
+    ),
+    "half a batch": (
+        lambda p: make_folder(p, altered(cifar(), data_batch_2=batch(PIXELS[5:], LABELS[5:])[:-200])),
+        r"data_batch_2: not a batch of CIFAR-10, or cut short",
+    ),
+    "a batch that runs a program": (
+        lambda p: make_folder(p, altered(cifar(), data_batch_2=pickle.dumps({"data": Evil()}))),
+        r"data_batch_2: asks for (posix|nt)\.system.*not safe",
+    ),
+    "a batch of objects": (
+        lambda p: make_folder(p, altered(cifar(), data_batch_2=pickle.dumps({"data": np.array([{}])}, protocol=2))),
+        r"data_batch_2: asks for numbers of type 'O8'",
+    ),
+    "a class without image": (
+        lambda p: make_tar(p.with_suffix(".tar"), {k: v for k, v in samples().items() if k != "0003.png"}),
+        r"0003\.cls: has no image",
+    ),
+    "an image without class": (
+        lambda p: make_tar(p.with_suffix(".tar"), {k: v for k, v in samples().items() if k != "0003.cls"}),
+        r"source\.tar: 0003\.png: has no class",
+    ),
+    "a class that is no number": (
+        lambda p: make_tar(p.with_suffix(".tar"), samples() | {"0003.cls": b"cat"}),
+        r"0003\.cls: is not the number of a class",
+    ),
+    "EDM's labels of other images": (
+        lambda p: make_zip(p.with_suffix(".zip"), {k: v for k, v in edm().items() if not k.endswith("3.png")}),
+        r"source\.zip: dataset\.json: 00000/img00000003\.png is not there",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(fault: str, tmp_path: Path):
+    make, message = BAD[fault]
+    (tmp_path / "in").mkdir()
+    source = make(tmp_path / "in" / "source")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message) as error:
+        prepare(str(source), tmp_path / "out", Options(classifier=False))
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("scrimp-was-here").exists()
+
+
+def test_what_unpacks_to_far_more_than_images_could_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tree, "FREE_BYTES", 10_000)
+    empty = np.zeros((1000, SIDE, SIDE), dtype=np.uint8)
+    bombs = [
+        make_npz(tmp_path / "a.npz", images=empty),
+        make_folder(tmp_path / "b", {"train-images-idx3-ubyte.gz": gzip.compress(idx(empty))}),
+        make_tar(tmp_path / "c.tar.gz", {"1.png": bytes(10**6)}),
+    ]
+    with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.png", bytes(10**6))
+    for bomb in (*bombs, tmp_path / "d.zip"):
+        with pytest.raises(UserError, match=rf"{bomb.name}.*decompression bomb"):
+            prepare(str(bomb), tmp_path / "out", Options(classifier=False))
+
+
+def test_an_image_file_may_be_only_so_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tree, "MOST_BYTES", 2000)
+    make_zip(tmp_path / "a.zip", files())
+    with pytest.raises(UserError, match=r"a\.zip: class\d/\d\d\.png: unpacks to more"):
+        prepare(str(tmp_path / "a.zip"), tmp_path / "out", Options(classifier=False))
+
+
+def test_folders_may_be_made_of_links_even_in_a_circle(tmp_path: Path):
+    make_folder(tmp_path / "real", files(labelled=False))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "all").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "linked")
+    images, _ = prepared(tmp_path / "linked", tmp_path / "out")
+    np.testing.assert_array_equal(images, PIXELS)
+
+
+@pytest.mark.parametrize("archive", ["images_background_small1.zip"])
+def test_omniglot_is_a_folder_an_alphabet(archive: str, tmp_path: Path, real_data: Path):
+    source = real_data / "omniglot" / archive
+    if not source.exists():
+        pytest.skip(f"{source.name} is not here")
+    manifest = prepare(str(source), tmp_path / "out", Options(size=28, classifier=False))
+    assert manifest.classes is not None
+    assert "Balinese" in manifest.classes
+    assert (manifest.channels, manifest.size) == (1, 28)
+    assert sum(split.count for split in manifest.splits.values()) == 2720
