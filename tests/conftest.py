@@ -28,3 +28,14 @@ def digits_dataset(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
     folder = tmp_path_factory.mktemp("datasets") / "digits"
     prepare("digits", folder, Options(classifier=False))
     return open_dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def scored_digits(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
+    """scikit-learn's digits, prepared with the classifier that scores them."""
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.data.prepare import Options, prepare
+
+    folder = tmp_path_factory.mktemp("scored") / "digits"
+    prepare("digits", folder, Options())
+    return open_dataset(folder)

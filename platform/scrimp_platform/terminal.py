@@ -150,4 +150,5 @@ def progress(unit: str = "images") -> Iterator[Callable[[float, float], None]]:
     try:
         yield update
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

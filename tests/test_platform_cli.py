@@ -1,0 +1,94 @@
+"""The command line: help and mistakes answer at once, in one line, and leave nothing behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scrimp_platform import cli
+
+HEAVY = ("torch", "ray", "mlflow", "diffusers", "sklearn", "torch_fidelity")
+PROBE = """
+import sys
+from scrimp_platform.cli import main
+try:
+    main(sys.argv[1:])
+    status = 0
+except SystemExit as leave:
+    status = leave.code
+loaded = [name for name in {heavy!r} if name in sys.modules]
+print(f"heavy imports: {{loaded}}")
+sys.exit(status)
+"""
+
+
+def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "lab.yaml").write_text("recipe: tiny-edm\nsearch: {optimizer.speed: {uniform: [0, 1]}}\n")
+    (tmp_path / "tree.yaml").write_text("recipe: [\n")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+MISTAKES = [
+    (["sweep", "--space", "nope"], "space nope: no such space or file; spaces are quickstart"),
+    (["sweep", "--space", "lab.yaml"], "space lab.yaml: objectives: Field required"),
+    (["sweep", "--space", "tree.yaml"], "space tree.yaml: not YAML"),
+    (["sweep", "--data", "photos"], "--data photos: not a dataset; make one with `scrimp prepare photos OUT`"),
+    (["sweep", "--data", "empty"], "--data empty: not a dataset"),
+    (["sweep", "--rungs", "60,20"], "budget: rungs_kimg must rise, not [60.0, 20.0]"),
+    (["sweep", "--rungs", "a,b"], "'a,b' is not a list of numbers"),
+    (["sweep", "--trials", "0"], "0 is not in the range x>=1"),
+    (["sweep", "--speed", "9"], "No such option"),
+    (["prepare", "nothing", "out"], "nothing: no such folder or file"),
+    (["prepare", "digits", "empty"], "empty"),
+    (["prepare", "empty", "out"], "empty: "),
+    (["train", "nope", "empty", "out"], "recipe nope: no such preset or file; presets are ddpm, edm"),
+    (["train", "edm", "empty", "out"], "empty: not a dataset (no dataset.json)"),
+    (["sample", "empty", "out"], "empty: not a model"),
+    (["evaluate", "empty", "empty"], "empty: not a model"),
+    (["report", "empty"], "empty: not the folder of a sweep"),
+    (["ui", "--storage", "nowhere"], "--storage nowhere: no such folder"),
+    (["spaces", "nope"], "space nope: no such space or file"),
+    (["recipes", "nope"], "recipe nope: no such preset or file"),
+    (["dance"], "No such command 'dance'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), MISTAKES, ids=[" ".join(mistake) for mistake, _ in MISTAKES])
+def test_a_mistake_gets_one_line_and_exit_status_2(folder, arguments, complaint):
+    before = sorted(folder.rglob("*"))
+    answer = run(*arguments, cwd=folder)
+    assert answer.returncode == 2
+    assert complaint in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert answer.stderr.startswith("scrimp: ")
+    assert answer.stdout == "heavy imports: []\n"
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [None, *cli.scrimp.commands])
+def test_help_answers_without_a_heavy_import(name):
+    answer = run(*([name] if name else []), "--help")
+    assert answer.returncode == 0
+    assert "Usage:" in answer.stdout
+    assert answer.stdout.endswith("heavy imports: []\n")
+
+
+def test_the_recipes_schema_describes_every_field():
+    answer = run("recipes", "--schema")
+    schema = json.loads(answer.stdout.replace("heavy imports: []", ""))
+    assert schema["$defs"]["Optimizer"]["properties"]["lr"]["exclusiveMinimum"] == 0
+    assert all("description" in field for part in schema["$defs"].values() for field in part["properties"].values())
+
+
+def test_a_printed_space_is_one_that_loads(folder):
+    answer = run("spaces", "quickstart", "--yaml")
+    (folder / "mine.yaml").write_text(answer.stdout.replace("heavy imports: []\n", ""))
+    assert run("spaces", "mine.yaml", cwd=folder).returncode == 0

@@ -1,0 +1,120 @@
+"""Plans: what the command line changes, what a name may resume, what is refused, what it will cost."""
+
+import pytest
+
+from scrimp_platform import estimate, plan, store
+from scrimp_platform.cluster import Node, place
+from scrimp_platform.estimate import Speed
+from scrimp_platform.plan import Options
+from scrimp_trainers.errors import UserError
+
+
+@pytest.fixture
+def options(scored_digits, tmp_path) -> Options:
+    return Options(data=str(scored_digits.folder), storage=tmp_path)
+
+
+def change(options: Options, **values) -> Options:
+    return Options(**(vars(options) | values))
+
+
+def begin(options: Options) -> plan.Plan:
+    the_plan = plan.make(options)
+    store.write_json(the_plan.folder.sweep, plan.record(the_plan))
+    return the_plan
+
+
+def test_the_command_line_overrides_the_space_s_budget(options):
+    the_plan = plan.make(change(options, trials=3, repeats=5, rungs=(1.0, 2.0), max_gpu_hours=9.0))
+    budget = the_plan.space.budget
+    assert (budget.trials, budget.repeats, budget.rungs_kimg, budget.max_gpu_hours) == (3, 5, (1.0, 2.0), 9.0)
+    assert the_plan.base.training.kimg == 2.0
+
+
+def test_a_plan_leaves_nothing_behind(options, tmp_path):
+    plan.make(options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_named_after_its_space_and_its_data_and_goes_on_under_that_name(options):
+    first = begin(options)
+    assert first.folder.path.name == "quickstart-digits"
+    assert not first.resumed
+    assert plan.make(options).resumed
+
+
+def test_more_trials_and_repeats_are_no_other_sweep(options):
+    begin(options)
+    assert plan.make(change(options, trials=99, repeats=9, max_gpu_hours=5.0)).resumed
+
+
+@pytest.mark.parametrize(
+    ("values", "difference"),
+    [
+        ({"rungs": (1.0, 2.0)}, "space.budget.rungs_kimg was [20.0, 60.0], is [1.0, 2.0]"),
+        ({"seed": 1}, "seed was 0, is 1"),
+    ],
+)
+def test_another_space_under_an_old_name_is_refused_with_the_difference(options, values, difference):
+    options = change(options, rungs=(20.0, 60.0))
+    begin(options)
+    with pytest.raises(UserError) as caught:
+        plan.make(change(options, **values))
+    assert difference in str(caught.value)
+    assert "--fresh" in str(caught.value)
+
+
+def test_another_dataset_under_an_old_name_is_refused(options, tmp_path, digits_dataset):
+    the_plan = begin(options)
+    record = store.read_json(the_plan.folder.sweep)
+    record["dataset"]["content_hash"] = "0" * 64
+    store.write_json(the_plan.folder.sweep, record)
+    with pytest.raises(UserError, match="dataset was 000000000000"):
+        plan.make(options)
+
+
+def test_fresh_starts_beside_the_old_sweep(options):
+    begin(options)
+    fresh = plan.make(change(options, fresh=True))
+    assert fresh.folder.path.name == "quickstart-digits-2"
+    assert not fresh.resumed
+
+
+@pytest.mark.parametrize("name", ["../up", ".hidden", "a b"])
+def test_a_name_that_is_no_folder_name_is_refused(options, name):
+    with pytest.raises(UserError, match="--name"):
+        plan.make(change(options, name=name))
+
+
+def test_data_without_a_classifier_is_refused_where_the_space_scores_with_one(options, digits_dataset):
+    with pytest.raises(UserError, match="extractor classifier"):
+        plan.make(change(options, data=str(digits_dataset.folder)))
+
+
+def test_images_that_cannot_be_halved_so_often_are_refused(options, tmp_path):
+    space = tmp_path / "deep.yaml"
+    text = plan.spaces.text("quickstart").replace(
+        "search:", "override: {network.multipliers: [1, 1, 1, 1, 1]}\nsearch:"
+    )
+    space.write_text(text)
+    with pytest.raises(UserError, match="cannot be halved 4 times"):
+        plan.make(change(options, space=str(space)))
+
+
+def test_the_estimate_counts_the_rungs_and_the_race(options):
+    the_plan = plan.make(change(options, trials=9, repeats=3, rungs=(10.0, 30.0)))
+    cost = estimate.estimate(the_plan, places=2, speed=Speed(seconds_per_kimg=1.0, seconds_per_score=5.0, bytes=100))
+    # 9 trials to 10 kimg, 3 on to 30, 3 leaders with 2 more repeats of 30; two scores in each finished repeat.
+    assert cost.kimg == 9 * 10 + 3 * 20 + 6 * 30
+    assert cost.hours == pytest.approx((cost.kimg + 5 * (9 + 3 + 12)) / 2 / 3600)
+    assert cost.bytes == 15 * 100
+
+
+def test_a_measured_speed_is_found_again_for_the_same_plan_and_no_other(options):
+    the_plan = plan.make(options)
+    placement = place((Node("here", 2, 0),), None)
+    speed = Speed(1.0, 2.0, 3)
+    estimate.save(the_plan, placement.gpus_per_repeat, speed)
+    assert estimate.last(the_plan, 0) == speed
+    assert estimate.last(the_plan, 2) is None
+    assert estimate.last(plan.make(change(options, rungs=(1.0, 2.0))), 0) is None
