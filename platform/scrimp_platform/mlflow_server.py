@@ -1,0 +1,185 @@
+"""The embedded MLflow server: a child process on loopback, with SQLite and artifacts under the storage folder.
+
+A storage has one, shared by the sweeps that use it at the same time; the last to leave stops it. Locks say what is
+alive, since the system gives up those of a killed process: the server inherits `server.lock`, whoever uses it holds
+`users.lock`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from scrimp_platform import store
+from scrimp_platform.store import Storage
+from scrimp_trainers.errors import UserError
+
+HOST = "127.0.0.1"
+PORT = 5000
+HEADER = "X-Scrimp-Storage"
+PATIENCE = 10.0  # seconds that one step of starting or stopping may take
+START = 300.0  # seconds until a server that does not answer is given up
+
+
+@dataclass
+class Server:
+    """The server of a storage, as one of its users sees it."""
+
+    folder: Path
+    uri: str
+    process: subprocess.Popen[bytes] | None
+    _seat: IO[str] = field(repr=False)
+
+    @property
+    def started(self) -> bool:
+        """Whether it was started for this user; otherwise it ran before."""
+        return self.process is not None
+
+    @property
+    def log(self) -> Path:
+        """What the server prints."""
+        return self.folder / "server.log"
+
+    def ready(self) -> bool:
+        """Whether it answers by now.
+
+        Raises
+        ------
+        UserError
+            If it has ended.
+        """
+        # Another program may have taken the port while the server was starting, so who answers has to say whose it is.
+        if answers(self.uri, _identity(self.folder)):
+            return True
+        if not _alive(self.folder):
+            raise UserError(f"the MLflow server at {self.uri} has ended; {self.log} says why")
+        return False
+
+    def wait(self) -> None:
+        """Wait until it answers.
+
+        Raises
+        ------
+        UserError
+            If it ends instead, or does neither for long.
+        """
+        deadline = time.monotonic() + START
+        while not self.ready():
+            if time.monotonic() > deadline:
+                raise UserError(f"the MLflow server at {self.uri} does not answer; see {self.log}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Leave the server; it ends if nobody else uses it."""
+        if self._seat.closed:
+            return
+        with self._seat:
+            try:
+                fcntl.flock(self._seat, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            pid = (store.read_json(self.folder / "server.json") or {}).get("pid")
+            if pid and _alive(self.folder):
+                _end(pid, self.folder)
+        if self.process:
+            self.process.wait()
+
+
+def ensure(storage: Storage) -> Server:
+    """Return the storage's server, started now if none runs; it may take 20 s until it is `ready`.
+
+    Raises
+    ------
+    UserError
+        If another process has been busy starting it for too long.
+    """
+    folder = storage.mlflow
+    folder.mkdir(parents=True, exist_ok=True)
+    seat = (folder / "users.lock").open("a")
+    fcntl.flock(seat, fcntl.LOCK_SH)
+    with store.exclusive(folder / "start.lock", f"MLflow server of {folder}", PATIENCE):
+        process = None if _alive(folder) else _start(folder)
+    port = store.read_json(folder / "server.json")["port"]
+    return Server(folder, f"http://{HOST}:{port}", process, seat)
+
+
+def answers(uri: str, identity: str | None = None) -> bool:
+    """Whether an MLflow server answers at this address, the one of this identity if that is given."""
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=2) as response:  # noqa: S310
+            return identity is None or response.headers.get(HEADER) == identity
+    except (OSError, ValueError):
+        return False
+
+
+def ui_link(uri: str, experiment: str) -> str:
+    """Address of an experiment in the MLflow UI, in its view of training rather than of language models."""
+    return f"{uri}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    port = _free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    command += ["--uvicorn-opts", f"--no-access-log --header {HEADER}:{_identity(folder)}"]
+    # Settings of the user's own MLflow are not meant for this server. Its job runners are eight processes for nothing.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.lock").open("a") as lock, (folder / "server.log").open("w") as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store.write_json(folder / "server.json", {"port": port})
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which still has things to tell
+            pass_fds=[lock.fileno()],
+        )
+    store.write_json(folder / "server.json", {"port": port, "pid": process.pid})
+    return process
+
+
+def _free_port() -> int:
+    for port in (PORT, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return probe.getsockname()[1]
+    raise UserError(f"MLflow server: no free port on {HOST}")
+
+
+def _identity(folder: Path) -> str:
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+
+
+def _alive(folder: Path) -> bool:
+    with (folder / "server.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _end(pid: int, folder: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if not _alive(folder):
+                return
+            time.sleep(0.1)

@@ -1,0 +1,279 @@
+"""MLflow as a mirror of the sweep's folder, with one writer.
+
+Everything that MLflow shows is on disk first, so the folder is the queue: whatever the server has not heard yet is
+found there later, by this process or by the next. A thread does it, and the sweep waits for it only at its end.
+"""
+
+import csv
+import hashlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from scrimp_platform import mlflow_server, records, stats, store
+from scrimp_platform.mlflow_runs import PARENT, Run, Runs
+from scrimp_platform.mlflow_server import Server
+from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
+from scrimp_trainers.errors import UserError
+
+EVERY = 5.0  # seconds between two looks at the folder
+AWAY = 60.0  # seconds between two attempts at a server that stays away, at most
+CRASHED = "crashed"  # the outcome of a sweep that could not say any
+
+STATUS = {
+    "waiting": "SCHEDULED",
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "complete": "FINISHED",
+    "stopped": "KILLED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+}
+
+
+class Mirror:
+    """Shows a sweep's folder in MLflow: the sweep as a run, its trials below it, their repeats below them."""
+
+    def __init__(self, folder: SweepFolder, uri: str) -> None:
+        self._folder = folder
+        self.uri = uri
+        self._runs: Runs | None = None
+
+    @property
+    def link(self) -> str:
+        """Where a person looks at it; empty before the server was reached."""
+        return mlflow_server.ui_link(self.uri, self._runs.experiment) if self._runs else ""
+
+    def sync(self, outcome: str = "") -> None:
+        """Send what the server does not have yet; with its outcome once the sweep has ended.
+
+        Whatever the client raises is passed on, and the next call goes on from what arrived.
+        """
+        sweep = store.read_json(self._folder.sweep)
+        if sweep is None:
+            return
+        try:
+            if self._runs is None:
+                # The time tells this sweep from an earlier one of the same name.
+                name = f"{sweep['name']} {sweep['started']:.3f}"
+                self._runs = Runs(self.uri, sweep["dataset"]["name"], name, self._folder.tracking)
+            self._send(self._runs, sweep, outcome)
+        except Exception:
+            # What the server has is uncertain now; it is asked again.
+            self._runs = None
+            raise
+
+    def _send(self, runs: Runs, sweep: dict[str, Any], outcome: str) -> None:
+        parent = runs.get("", sweep["name"], sweep["started"])
+        trials = records.read(self._folder)
+        over = bool(outcome)
+        if not over:
+            self._tell_sweep(runs, parent, sweep, "RUNNING")
+        for trial in trials:
+            child = runs.get(str(trial.number), f"trial {trial.number}", _started(trial, sweep["started"]))
+            for repeat in trial.repeats:
+                self._send_repeat(runs, child, trial, repeat, over)
+            self._tell_trial(runs, parent, child, trial, sweep["space"], over)
+        for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
+            runs.put(parent, file)
+        if over:
+            self._send_winner(runs, parent, trials, sweep["space"])
+            status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
+            self._tell_sweep(runs, parent, sweep, status, outcome)
+
+    def _tell_sweep(self, runs: Runs, run: Run, sweep: dict[str, Any], status: str, outcome: str = "") -> None:
+        space, dataset = sweep["space"], sweep["dataset"]
+        params = {"recipe": space["recipe"], "seed": sweep["seed"], "dataset": dataset["content_hash"]}
+        params |= {f"search.{path}": _short(span) for path, span in space["search"].items()}
+        params |= {f"objective.{name}": direction for name, direction in space["objectives"].items()}
+        params |= {f"budget.{name}": value for name, value in space["budget"].items()}
+        tags = {
+            "scrimp.folder": self._folder.path,
+            "scrimp.outcome": outcome,
+            "mlflow.user": os.environ.get("USER", ""),
+        }
+        runs.tell(run, status, params=params, tags=tags)
+
+    def _tell_trial(self, runs: Runs, parent: Run, run: Run, trial: Trial, space: dict[str, Any], over: bool) -> None:
+        rung = space["budget"]["rungs_kimg"][-1]
+        metrics, count = {}, sum(repeat.status == "finished" for repeat in trial.repeats)
+        for name in [*space["objectives"], *space["constraints"]]:
+            summary = stats.summarize(trial.finals(name, rung))
+            values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high}
+            metrics |= {f"{name}_{part}": value for part, value in values.items() if math.isfinite(value)}
+        is_open = any(repeat.open for repeat in trial.repeats)
+        status = ("SCHEDULED" if over else "RUNNING") if is_open else STATUS[trial.status]
+        ended = max((repeat.ended or 0 for repeat in trial.repeats), default=0)
+        metrics["repeats"] = count
+        runs.tell(run, status, ended, params=trial.params, tags={PARENT: parent.id}, metrics=metrics, step=count)
+
+    def _send_repeat(self, runs: Runs, parent: Run, trial: Trial, repeat: Repeat, over: bool) -> None:
+        files = self._folder.repeat(repeat.trial, repeat.repeat)
+        run = runs.get(files.label, f"repeat {files.label}", repeat.started or time.time())
+        if not repeat.open and run.status == STATUS[repeat.status] and run.tags.get(PARENT) == parent.id:
+            return  # The status is sent last, so everything has been.
+        runs.draw(run, store.read_lines(files.metrics))
+        for grid in sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem)):
+            runs.show(run, grid, "samples", int(float(grid.stem)))
+        for file in (files.recipe, files.neighbours_png, files.error):
+            runs.put(run, file)
+        runs.put(run, files.model / "README.md", "model")
+        params = {"seed": repeat.seed, "phase": repeat.phase, **trial.params}
+        tags = {"scrimp.folder": files.path, "scrimp.attempt": repeat.attempt, "scrimp.cause": repeat.cause}
+        if repeat.status == "finished":
+            tags |= _checkpoint(files)
+        status = "waiting" if over and repeat.open else repeat.status
+        runs.tell(run, STATUS[status], repeat.ended, params=params, tags={PARENT: parent.id, **tags})
+
+    def _send_winner(self, runs: Runs, parent: Run, trials: list[Trial], space: dict[str, Any]) -> None:
+        if model := winner(self._folder, trials, space):
+            for file in sorted(path for path in model.rglob("*") if path.is_file()):
+                runs.put(parent, file, str(file.parent.relative_to(model.parent)))
+
+
+class Tracker:
+    """The thread that keeps a mirror up to date while a sweep runs.
+
+    Parameters
+    ----------
+    folder, storage
+        The sweep, and where the embedded server keeps its files.
+    uri : str or None
+        Another server's address; none for the embedded one.
+    say
+        Called with each line that a person should read.
+    every : float
+        Seconds between two looks at the folder.
+
+    Raises
+    ------
+    UserError
+        If `uri` is not an HTTP address.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        storage: Storage,
+        uri: str | None,
+        say: Callable[[str], object] = print,
+        every: float = EVERY,
+    ) -> None:
+        if uri is not None and (urlsplit(uri).scheme not in ("http", "https") or not urlsplit(uri).netloc):
+            raise UserError(f"--tracking-uri {uri}: not the address of an MLflow server, such as http://host:5000")
+        self._folder, self._storage, self._uri = folder, storage, uri and uri.rstrip("/")
+        self._say, self._every = say, every
+        self._server: Server | None = None
+        self._mirror: Mirror | None = None
+        self._link = ""
+        self._failures, self._cause = 0, "it is slow"
+        self._began = time.time()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, and in it the embedded server if that is wanted; returns at once."""
+        self._thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """Send the rest, for at most `deadline` seconds; what is left arrives when the sweep's command runs again."""
+        self._over.set()
+        self._thread.join(deadline)
+        if self._thread.is_alive() or self._failures:
+            self._say(f"MLflow has not heard everything ({self._cause}); the same command again sends the rest")
+        self._say = lambda _: None
+        if self._server:
+            self._server.stop()
+
+    def _follow(self) -> None:
+        over, pause = False, 0.0
+        while not over:
+            over = self._over.wait(pause)
+            began = time.monotonic()
+            try:
+                self._sync(self._outcome() if over else "")
+            except Exception as error:
+                self._failures += 1
+                self._cause = self._explain(error)
+                if self._failures == 2:  # one alone may be chance
+                    self._say(f"MLflow: {self._cause}; the sweep goes on, and what MLflow misses arrives later")
+                pause = min(AWAY, self._every * 2**self._failures)
+                continue
+            if self._failures > 1:
+                self._say("MLflow is back, and has heard what it missed")
+            self._failures = 0
+            # On a small machine the server needs the cores that train.
+            pause = max(self._every, 3 * (time.monotonic() - began))
+
+    def _sync(self, outcome: str) -> None:
+        uri = self._uri or self._embedded()
+        if self._mirror is None or self._mirror.uri != uri:
+            self._mirror = Mirror(self._folder, uri)
+        self._mirror.sync(outcome)
+        if self._link != self._mirror.link:
+            self._link = self._mirror.link
+            self._say(f"MLflow: {self._link}")
+
+    def _embedded(self) -> str:
+        if self._server is None:
+            self._server = mlflow_server.ensure(self._storage)
+        try:
+            self._server.wait()
+        except UserError:
+            self._server.stop()
+            self._server = None
+            raise
+        return self._server.uri
+
+    def _outcome(self) -> str:
+        outcome = store.read_json(self._folder.outcome)
+        return outcome["reason"] if outcome and outcome["ended"] >= self._began else CRASHED
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, UserError):
+            return str(error)
+        if self._mirror and not mlflow_server.answers(self._mirror.uri):
+            return f"the server at {self._mirror.uri} does not answer"
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def winner(folder: SweepFolder, trials: list[Trial], space: dict[str, Any]) -> Path | None:
+    """Return the model of the leaderboard's first trial: of its finished repeats, the best by the first objective."""
+    if not folder.leaderboard.exists():
+        return None
+    with folder.leaderboard.open(newline="") as file:
+        first = next((int(row["trial"]) for row in csv.DictReader(file)), None)
+    objective, direction = next(iter(space["objectives"].items()))
+    sign = 1 if direction == "minimize" else -1
+    models = {
+        sign * float(repeat.last[objective]): folder.repeat(repeat.trial, repeat.repeat).model
+        for trial in trials
+        for repeat in trial.repeats
+        if trial.number == first and repeat.status == "finished" and objective in repeat.last
+    }
+    return models[min(models)] if models else None
+
+
+def _checkpoint(files: RepeatFolder) -> dict[str, Any]:
+    weights = files.checkpoint / "last" / "network.safetensors"
+    if not weights.is_file():
+        return {}
+    with weights.open("rb") as file:
+        return {
+            "scrimp.checkpoint": weights,
+            "scrimp.checkpoint_sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _started(trial: Trial, default: float) -> float:
+    return min((repeat.started for repeat in trial.repeats if repeat.started), default=default)
+
+
+def _short(span: dict[str, Any]) -> str:
+    return ", ".join(f"{kind} {value}" for kind, value in span.items() if value)

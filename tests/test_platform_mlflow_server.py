@@ -1,0 +1,146 @@
+"""The embedded MLflow server: one a storage, on loopback, ended by the last who uses it."""
+
+import contextlib
+import http.server
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from scrimp_platform import mlflow_server, store
+from scrimp_platform.store import Storage
+from scrimp_trainers.errors import UserError
+
+
+@pytest.fixture
+def storage(tmp_path) -> Storage:
+    return Storage(tmp_path / "runs of a lab")
+
+
+@pytest.fixture
+def ensure(storage):
+    """`mlflow_server.ensure` for the storage; whatever it returned is left at the end."""
+    with contextlib.ExitStack() as servers:
+
+        def call() -> mlflow_server.Server:
+            server = mlflow_server.ensure(storage)
+            servers.callback(server.stop)
+            return server
+
+        yield call
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """Let a shell script take the place of the server."""
+
+    def install(script: str) -> None:
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(mlflow_server.sys, "executable", str(program))
+
+    return install
+
+
+@contextlib.contextmanager
+def taken(port: int):
+    """Occupy a port, unless somebody has it anyway."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            other.bind(("127.0.0.1", port))
+            other.listen()
+        yield
+
+
+def listening(port: int) -> set[str]:
+    """Local addresses, as the kernel writes them, of what listens on a port."""
+    lines = [
+        line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]
+    ]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
+
+
+def test_one_server_serves_all_who_use_the_storage_and_ends_with_the_last(storage, ensure):
+    with taken(mlflow_server.PORT):
+        first, second = ensure(), ensure()
+        assert (first.started, second.started) == (True, False)
+        assert first.uri == second.uri
+        port = int(first.uri.rpartition(":")[2])
+        assert port != mlflow_server.PORT
+        first.wait()
+    assert second.ready()
+    assert listening(port) == {"0100007F"}  # 127.0.0.1
+    assert (storage.mlflow / "mlflow.db").is_file()
+
+    first.stop()
+    assert second.ready()
+    second.stop()
+    assert not mlflow_server.answers(first.uri)
+    with pytest.raises(UserError, match="ended"):
+        second.wait()
+
+
+def test_of_many_that_start_at_once_one_starts_the_server(storage, ensure, pretend):
+    pretend("exec sleep 60")
+    with ThreadPoolExecutor(8) as pool:
+        servers = list(pool.map(lambda _: ensure(), range(8)))
+    assert sorted(server.started for server in servers) == [False] * 7 + [True]
+    assert len({server.uri for server in servers}) == 1
+    pid = store.read_json(storage.mlflow / "server.json")["pid"]
+    for server in servers[:-1]:
+        server.stop()
+    os.kill(pid, 0)
+    servers[-1].stop()
+    for server in servers:
+        if server.process:
+            server.process.wait(timeout=10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_server_that_ignores_the_polite_signal_is_ended_all_the_same(ensure, pretend, monkeypatch):
+    monkeypatch.setattr(mlflow_server, "PATIENCE", 0.5)
+    pretend("trap '' TERM; echo up; while true; do sleep 1; done")
+    server = ensure()
+    while "up" not in server.log.read_text():
+        time.sleep(0.05)
+    server.stop()
+    assert server.process
+    assert server.process.returncode == -9
+
+
+def test_a_server_that_dies_says_where_to_look(ensure, pretend):
+    pretend("echo the disk is full; exit 1")
+    server = ensure()
+    with pytest.raises(UserError, match=r"server\.log"):
+        server.wait()
+    assert "the disk is full" in server.log.read_text()
+
+
+def test_another_program_on_the_port_does_not_pass_for_the_server(ensure, pretend):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format, *args):  # noqa: A002
+            pass
+
+    pretend("exec sleep 60")
+    server = ensure()
+    with http.server.HTTPServer(("127.0.0.1", int(server.uri.rpartition(":")[2])), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        assert mlflow_server.answers(server.uri)
+        assert not server.ready()
+        other.shutdown()
+
+
+def test_the_link_opens_the_view_of_training():
+    link = mlflow_server.ui_link("http://127.0.0.1:5000", "7")
+    assert link == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"

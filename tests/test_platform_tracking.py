@@ -1,0 +1,400 @@
+"""MLflow shows what is in the sweep's folder, whenever the server was there to hear it."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import shutil
+import socket
+import threading
+import time
+
+import PIL.Image
+import pytest
+import requests
+
+from scrimp_platform import mlflow_server, store
+from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.store import Storage, SweepFolder
+from scrimp_platform.tracking import Mirror, Tracker
+from scrimp_trainers.errors import UserError
+
+RUNGS = [20.0, 60.0]
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    server = mlflow_server.ensure(Storage(tmp_path_factory.mktemp("storage")))
+    server.wait()
+    yield server.uri
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+@pytest.fixture
+def folder(tmp_path) -> SweepFolder:
+    """A sweep that has ended: a raced trial with two repeats, one that halving stopped, one that failed."""
+    folder = SweepFolder(tmp_path / f"sweep-{next(NUMBERS)}")
+    store.write_json(folder.sweep, description(folder))
+    for number, status in enumerate(("complete", "pruned", "failed")):
+        Trial(number, {"optimizer.lr": 0.001 * (number + 1), "network.channels": 32}, status).save(folder)
+    add_repeat(folder, Repeat(0, 0, 11, "search", "finished"), rungs=RUNGS)
+    add_repeat(folder, Repeat(0, 1, 12, "race", "finished"), rungs=RUNGS)
+    add_repeat(folder, Repeat(1, 0, 13, "search", "stopped", cause="not among the best at 20 kimg"), rungs=RUNGS[:1])
+    add_repeat(folder, Repeat(2, 0, 14, "search", "failed", cause="Diverged: step 7: loss is nan"), rungs=[])
+    folder.leaderboard.write_text("rank,trial\n1,0\n")
+    folder.best_recipe.write_text("about: the winner\n")
+    folder.report.write_text("<p>report</p>")
+    return folder
+
+
+def description(folder: SweepFolder) -> dict:
+    return {
+        "name": folder.path.name,
+        "started": time.time() - 1000,
+        "seed": 5,
+        "dataset": {"name": f"data-{folder.path.name}", "content_hash": "c0ffee", "folder": "/data"},
+        "space": {
+            "recipe": "tiny-edm",
+            "search": {"optimizer.lr": {"uniform": None, "loguniform": [1e-4, 1e-2]}},
+            "objectives": {"fd_classifier": "minimize"},
+            "constraints": {"memorized_fraction": {"max": 0.05}},
+            "budget": {"trials": 3, "rungs_kimg": RUNGS},
+        },
+    }
+
+
+def add_repeat(folder: SweepFolder, repeat: Repeat, rungs: list[float]) -> None:
+    repeat.started = time.time() - 900
+    repeat.ended = None if repeat.open else repeat.started + 300
+    files = folder.repeat(repeat.trial, repeat.repeat)
+    repeat.save(files)
+    files.recipe.write_text("about: a recipe\n")
+    add_lines(folder, repeat, range(4, int(max(rungs, default=8)) + 1, 4), rungs)
+    if repeat.status == "finished":
+        for file in ("last/network.safetensors", "best/network.safetensors"):
+            store.write_atomic(files.checkpoint / file, f"weights of {files.label}")
+        store.write_atomic(files.model / "README.md", "# model card")
+        store.write_atomic(files.model / "unet" / "config.json", f'"{files.label}"')
+
+
+def add_lines(folder: SweepFolder, repeat: Repeat, ticks, rungs: list[float]) -> None:
+    files = folder.repeat(repeat.trial, repeat.repeat)
+    with files.metrics.open("a") as file:
+        for kimg in ticks:
+            tick = {"kimg": kimg + 0.064, "loss": 1 / kimg, "grad_norm": float("nan"), "seconds": kimg * 2.0}
+            file.write(json.dumps(tick) + "\n")
+            if float(kimg) in rungs:
+                scores = {"fd_classifier": 100 / kimg + repeat.repeat, "extractor": "classifier"}
+                file.write(json.dumps({**tick, "rung": float(kimg), **scores, "memorized_fraction": 0.0}) + "\n")
+                files.samples.mkdir(exist_ok=True)
+                PIL.Image.new("L", (16, 16), kimg).save(files.samples / f"{kimg:g}.png")
+
+
+def runs_of(client, folder: SweepFolder) -> dict:
+    """Active runs of the sweep by their name, which must not repeat."""
+    experiment = client.get_experiment_by_name(f"data-{folder.path.name}")
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    names = [run.info.run_name for run in runs]
+    assert len(names) == len(set(names))
+    return dict(zip(names, runs, strict=True))
+
+
+def curve(client, run, name: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+
+
+def files_of(client, run, path: str = "") -> set[str]:
+    found = client.list_artifacts(run.info.run_id, path)
+    return {name for file in found for name in (files_of(client, run, file.path) if file.is_dir else {file.path})}
+
+
+def grids(client, run) -> list[tuple[str, int]]:
+    """Key and step of every full-size image, in order."""
+    names = [name.removeprefix("images/") for name in files_of(client, run, "images") if name.endswith(".png")]
+    return sorted((name.split("+")[0], int(name.split("+")[2])) for name in names)
+
+
+@contextlib.contextmanager
+def counted(monkeypatch):
+    """Addresses of the requests that are sent meanwhile."""
+    sent, send = [], requests.Session.send
+
+    def count(self, request, **settings):
+        sent.append(f"{request.method} {request.path_url.partition('?')[0]}")
+        return send(self, request, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(requests.Session, "send", count)
+        yield sent
+
+
+def test_sweep_trials_and_repeats_nest(uri, client, folder):
+    Mirror(folder, uri).sync("complete")
+    runs = runs_of(client, folder)
+    names = {run.info.run_id: name for name, run in runs.items()}
+    parents = {name: names.get(run.data.tags.get("mlflow.parentRunId")) for name, run in runs.items()}
+    sweep = folder.path.name
+    assert parents == {
+        sweep: None,
+        "trial 0": sweep,
+        "trial 1": sweep,
+        "trial 2": sweep,
+        "repeat 0.0": "trial 0",
+        "repeat 0.1": "trial 0",
+        "repeat 1.0": "trial 1",
+        "repeat 2.0": "trial 2",
+    }
+    assert {name: run.info.status for name, run in runs.items()} == {
+        sweep: "FINISHED",
+        "trial 0": "FINISHED",
+        "trial 1": "KILLED",
+        "trial 2": "FAILED",
+        "repeat 0.0": "FINISHED",
+        "repeat 0.1": "FINISHED",
+        "repeat 1.0": "KILLED",
+        "repeat 2.0": "FAILED",
+    }
+    experiment = client.get_experiment_by_name(f"data-{sweep}")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_each_level_shows_what_belongs_to_it(uri, client, folder):
+    Mirror(folder, uri).sync("complete")
+    runs = runs_of(client, folder)
+    sweep, trial, repeat = runs[folder.path.name], runs["trial 0"], runs["repeat 0.1"]
+
+    assert sweep.data.params["search.optimizer.lr"] == "loguniform [0.0001, 0.01]"
+    assert (sweep.data.params["seed"], sweep.data.params["budget.trials"]) == ("5", "3")
+    assert files_of(client, sweep) == {
+        "sweep.json",
+        "leaderboard.csv",
+        "best_recipe.yaml",
+        "report.html",
+        "model/README.md",
+        "model/unet/config.json",
+    }
+
+    assert trial.data.params == {"optimizer.lr": "0.001", "network.channels": "32"}
+    mean = 100 / 60 + 0.5
+    assert trial.data.metrics["repeats"] == 2
+    assert trial.data.metrics["fd_classifier_mean"] == pytest.approx(mean)
+    half = 12.7062 * 0.5**0.5 / 2**0.5  # Student's quantile for one degree of freedom
+    assert trial.data.metrics["fd_classifier_ci_low"] == pytest.approx(mean - half, rel=1e-4)
+    assert trial.data.metrics["fd_classifier_ci_high"] == pytest.approx(mean + half, rel=1e-4)
+
+    assert repeat.data.params == {"optimizer.lr": "0.001", "network.channels": "32", "seed": "12", "phase": "race"}
+    assert curve(client, repeat, "loss")[:2] == [(4, 1 / 4), (8, 1 / 8)]
+    assert curve(client, repeat, "fd_classifier") == [(20, 6.0), (60, 100 / 60 + 1)]
+    assert "grad_norm" not in repeat.data.metrics
+    assert grids(client, repeat) == [("samples", 20), ("samples", 60)]
+    assert {"recipe.yaml", "model/README.md"} <= files_of(client, repeat)
+    weights = folder.repeat(0, 1).checkpoint / "last" / "network.safetensors"
+    assert repeat.data.tags["scrimp.checkpoint"] == str(weights)
+    assert repeat.data.tags["scrimp.checkpoint_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert runs["repeat 2.0"].data.tags["scrimp.cause"] == "Diverged: step 7: loss is nan"
+
+
+def test_the_winner_is_the_best_repeat_of_the_leaderboards_first(uri, client, folder):
+    Mirror(folder, uri).sync("complete")
+    run = runs_of(client, folder)[folder.path.name]
+    path = client.download_artifacts(run.info.run_id, "model/unet/config.json")
+    with open(path) as file:  # noqa: PTH123
+        assert json.load(file) == "0.0"
+
+
+def test_what_has_arrived_is_not_sent_again(uri, client, folder, monkeypatch):
+    mirror = Mirror(folder, uri)
+    mirror.sync()
+    with counted(monkeypatch) as sent:
+        mirror.sync()
+    assert sent == []
+    with counted(monkeypatch) as sent:
+        Mirror(folder, uri).sync()
+    assert sent == ["GET /api/2.0/mlflow/experiments/get-by-name", "POST /api/2.0/mlflow/runs/search"]
+
+
+def test_curves_grow_and_an_interrupted_sweep_goes_on_in_the_same_runs(uri, client, folder):
+    repeat = Repeat(3, 0, 15, "search", "running")
+    Trial(3, {"optimizer.lr": 0.004}).save(folder)
+    add_repeat(folder, repeat, rungs=[])
+    mirror = Mirror(folder, uri)
+    mirror.sync()
+    runs = runs_of(client, folder)
+    assert {runs[name].info.status for name in (folder.path.name, "trial 3", "repeat 3.0")} == {"RUNNING"}
+    mirror.sync("interrupted")
+    runs = runs_of(client, folder)
+    assert runs[folder.path.name].info.status == "KILLED"
+    assert {runs[name].info.status for name in ("trial 3", "repeat 3.0")} == {"SCHEDULED"}
+
+    add_lines(folder, repeat, (12, 16, 20), [20.0])
+    mirror = Mirror(folder, uri)
+    mirror.sync()
+    run = runs_of(client, folder)["repeat 3.0"]
+    assert run.info.status == "RUNNING"
+    assert [step for step, _ in curve(client, run, "fd_classifier")] == [20]
+    assert {step for step, _ in curve(client, run, "loss")} == {4, 8, 12, 16, 20}
+    assert grids(client, run) == [("samples", 20)]
+
+
+@pytest.mark.parametrize("age", ["lost", "stale"])
+def test_an_old_record_of_what_was_sent_makes_no_second_runs(uri, client, folder, age):
+    repeat = Repeat(3, 0, 15, "search", "running")
+    Trial(3, {"optimizer.lr": 0.004}).save(folder)
+    add_repeat(folder, repeat, rungs=[])
+    Mirror(folder, uri).sync()
+    before = folder.tracking.read_text()
+    add_lines(folder, repeat, (12, 16), [])
+    Mirror(folder, uri).sync()
+    ids = {run.info.run_id for run in runs_of(client, folder).values()}
+    folder.tracking.unlink() if age == "lost" else folder.tracking.write_text(before)
+
+    Mirror(folder, uri).sync()
+    runs = runs_of(client, folder)
+    assert {run.info.run_id for run in runs.values()} == ids
+    assert [step for step, _ in curve(client, runs["repeat 3.0"], "loss")] == [4, 8, 12, 16]
+
+
+def test_a_kill_after_any_request_leaves_every_run_once(uri, client, folder, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    send = requests.Session.send
+    done, budget = False, 3
+    while not done:
+        budget += 1
+        left = itertools.count(budget, -1)
+
+        def dying(self, request, left=left, **settings):
+            answer = send(self, request, **settings)
+            if next(left) == 0:
+                raise Killed  # the server has done it, and nobody heard
+            return answer
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(requests.Session, "send", dying)
+            Mirror(folder, uri).sync("complete")
+            done = True
+    assert budget > 8
+    runs = runs_of(client, folder)
+    assert len(runs) == 8
+    for name in ("repeat 0.0", "repeat 0.1"):
+        assert curve(client, runs[name], "loss")[:3] == [(4, 1 / 4), (8, 1 / 8), (12, 1 / 12)]
+        assert set(grids(client, runs[name])) == {("samples", 20), ("samples", 60)}
+
+
+def test_a_sweep_made_anew_under_an_old_name_is_another_run(uri, client, folder):
+    Mirror(folder, uri).sync("complete")
+    old = json.loads(folder.sweep.read_text())
+    shutil.rmtree(folder.path)
+    store.write_json(folder.sweep, {**old, "started": time.time()})
+    Mirror(folder, uri).sync()
+    experiment = client.get_experiment_by_name(f"data-{folder.path.name}")
+    runs = client.search_runs([experiment.experiment_id], f"tags.mlflow.runName = '{folder.path.name}'")
+    assert {run.info.status for run in runs} == {"FINISHED", "RUNNING"}
+
+
+def test_a_run_that_someone_deleted_does_not_stop_the_mirror(uri, client, folder):
+    mirror = Mirror(folder, uri)
+    mirror.sync()
+    client.delete_run(runs_of(client, folder)["trial 0"].info.run_id)
+    Trial(0, {"optimizer.lr": 0.001}, "failed").save(folder)
+    with pytest.raises(Exception, match="active"):
+        mirror.sync()
+    mirror.sync()
+    runs = runs_of(client, folder)
+    assert runs["repeat 0.0"].data.tags["mlflow.parentRunId"] == runs["trial 0"].info.run_id
+
+
+class Door:
+    """An address in front of the server that can be opened later."""
+
+    def __init__(self, uri: str) -> None:
+        self._behind = int(uri.rpartition(":")[2])
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def open(self) -> None:
+        self._socket.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            outside, _ = self._socket.accept()
+            inside = socket.create_connection(("127.0.0.1", self._behind))
+            for pair in ((outside, inside), (inside, outside)):
+                threading.Thread(target=self._pass, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def finish(folder: SweepFolder) -> None:
+    store.write_json(folder.outcome, {"reason": "complete", "ended": time.time()})
+
+
+def test_what_a_server_missed_while_it_was_away_arrives_later(uri, client, folder):
+    said: list[str] = []
+    door = Door(uri)
+    tracker = Tracker(folder, Storage(folder.path.parent), door.uri, said.append, every=0.05)
+    tracker.start()
+    while not said:
+        time.sleep(0.05)
+    assert said == [
+        f"MLflow: the server at {door.uri} does not answer; the sweep goes on, and what MLflow misses arrives later"
+    ]
+    assert not runs_of(client, folder)
+    door.open()
+    while len(said) < 3:
+        time.sleep(0.05)
+    assert said[1].startswith(f"MLflow: {door.uri}/#/experiments/")
+    assert said[2] == "MLflow is back, and has heard what it missed"
+    finish(folder)
+    tracker.stop(deadline=60)
+    runs = runs_of(client, folder)
+    assert len(runs) == 8
+    assert runs[folder.path.name].info.status == "FINISHED"
+    assert len(said) == 3
+
+
+def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):
+    tracker = Tracker(folder, Storage(folder.path.parent), uri, lambda _: None)
+    finish(folder)
+    store.write_json(folder.outcome, {"reason": "complete", "ended": time.time() - 5000})  # of an earlier start
+    tracker.start()
+    tracker.stop(deadline=60)
+    run = runs_of(client, folder)[folder.path.name]
+    assert (run.info.status, run.data.tags["scrimp.outcome"]) == ("FAILED", "crashed")
+
+
+def test_a_server_that_never_answers_holds_up_nothing(folder):
+    said: list[str] = []
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        tracker = Tracker(
+            folder, Storage(folder.path.parent), f"http://127.0.0.1:{silent.getsockname()[1]}", said.append
+        )
+        tracker.start()
+        began = time.monotonic()
+        tracker.stop(deadline=1)
+        assert time.monotonic() - began < 3
+    assert said == ["MLflow has not heard everything (it is slow); the same command again sends the rest"]
+
+
+@pytest.mark.parametrize("uri", ["localhost:5000", "mlruns", "file:///tmp/mlruns", "http://"])
+def test_what_is_no_address_of_a_server_is_refused(folder, uri):
+    with pytest.raises(UserError, match=r"--tracking-uri .*http://host:5000"):
+        Tracker(folder, Storage(folder.path.parent), uri)
