@@ -243,6 +243,19 @@ def cut(path: Path, share: float = 0.5) -> Path:
     return path
 
 
+def spoilt(path: Path, mark: bytes) -> Path:
+    """Change a byte a little after the first occurrence of a mark."""
+    data = bytearray(path.read_bytes())
+    data[data.index(mark) + (3 if mark.startswith(b"PK") else 20)] ^= 0xFF
+    path.write_bytes(data)
+    return path
+
+
+def broken_link(path: Path) -> Path:
+    (path / "99.png").symlink_to(path / "nowhere")
+    return path
+
+
 def claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header promises many pixels."""
     data = bytearray(png(PIXELS[0]))
@@ -303,6 +316,19 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tar has a device": (lambda p: linked(p.with_suffix(".tar"), tarfile.FIFOTYPE), r"01\.png: is a link or special"),
     "zip links": (lambda p: linked_zip(p.with_suffix(".zip")), r"01\.png: is a link"),
     "half a zip": (lambda p: cut(make_zip(p.with_suffix(".zip"), F)), r"source\.zip: not a zip archive, or cut short"),
+    "a zip whose index is damaged": (
+        lambda p: spoilt(make_zip(p.with_suffix(".zip"), F), b"PK\1\2"),
+        "source.zip: damaged",
+    ),
+    "a zip whose image is damaged": (
+        lambda p: spoilt(make_zip(p.with_suffix(".zip"), F), b"IDAT"),
+        r"zip: \d+\.png: cannot",
+    ),
+    "a damaged zip of idx": (
+        lambda p: spoilt(make_zip(p.with_suffix(".zip"), mnist()), b"\0\0\x08\x03"),
+        r"source\.zip: train-images-idx3-ubyte: cut short or damaged",
+    ),
+    "a broken link": (lambda p: broken_link(make_folder(p, F)), r"99\.png: cannot be read"),
     "half a tar": (lambda p: cut(make_tar(p.with_suffix(".tar"), F)), r"source\.tar: cut short"),
     "half a tar.gz": (lambda p: cut(make_tar(p.with_suffix(".tar.gz"), F)), r"source\.tar\.gz: cut short"),
     "half an npz": (lambda p: cut(make_npz(p.with_suffix(".npz"), images=PIXELS)), r"source\.npz: cannot be read"),

@@ -61,6 +61,8 @@ def _claim(lock: int, part: Path, out: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise _TakenError(f"{out}: another process is making it just now") from None
+    except OSError:  # a network file system without locks
+        pass
     ours = os.fstat(lock)
     if not part.exists() or part.stat().st_ino != ours.st_ino:  # its maker finished while we waited for the lock
         raise _TakenError(f"{out}: another process has just made it")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -101,18 +101,26 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         images = open_source(source, scratch)
         parts = _parts(images, options, scratch)
         size = options.size or _side(parts["train"])
+        channels: Literal[1, 3] = 1
         try:
-            manifest = _write(parts, folder, size, 1, options, progress)
+            splits, content_hash = _write(parts, folder, size, channels, options, progress)
         except _ColourError:  # one image of many decides for all, so what was written in grey is written again
-            manifest = _write(parts, folder, size, 3, options, progress)
+            channels = 3
+            splits, content_hash = _write(parts, folder, size, channels, options, progress)
         shutil.rmtree(scratch)
-        found: dict[str, Any] = {
-            "name": options.name or _stem(source),
-            "provenance": _provenance(source, images, options),
-        }
+        manifest = Manifest(
+            name=options.name or _stem(source),
+            content_hash=content_hash,
+            size=size,
+            channels=channels,
+            classes=images.classes,
+            splits=splits,
+            reference="reference" if "reference" in parts else "train",
+            provenance=_provenance(source, images, options),
+        )
         if options.classifier and manifest.classes is not None and len(manifest.classes) > 1:
-            found["classifier"] = _classifier(folder, manifest, len(manifest.classes), options.seed)
-        manifest = manifest.model_copy(update=found)
+            made = _classifier(folder, manifest, len(manifest.classes), options.seed)
+            manifest = manifest.model_copy(update={"classifier": made})
         _save(folder / manifests.FILE, manifest.to_json().encode())
     return manifest
 
@@ -159,8 +167,8 @@ def _write(
     channels: Literal[1, 3],
     options: Options,
     progress: Progress | None,
-) -> Manifest:
-    """Write the shards of all splits; return what is known of the dataset then."""
+) -> tuple[dict[SplitName, Split], str]:
+    """Write the shards of all splits. Return what the manifest says of them, and the content hash."""
     total, done = sum(len(part.chosen) for part in parts.values()), 0
     classes = parts["train"].source.classes
     content = hashlib.sha256(json.dumps([size, channels, classes]).encode())
@@ -180,16 +188,7 @@ def _write(
         for name, part in parts.items():
             shards = write_shards(samples(name, part), folder, name, size * size * channels)
             splits[name] = Split(count=len(part.chosen), per_class=_per_class(part, classes), shards=shards)
-    return Manifest(
-        name="",
-        content_hash=content.hexdigest(),
-        size=size,
-        channels=channels,
-        classes=classes,
-        splits=splits,
-        reference="reference" if "reference" in parts else "train",
-        provenance={},
-    )
+    return splits, content.hexdigest()
 
 
 def _side(part: _Part) -> int:

@@ -5,6 +5,7 @@ Nothing is ever extracted to a name that an archive chose, and no member is read
 
 import gzip
 import io
+import lzma
 import os
 import stat
 import tarfile
@@ -19,6 +20,9 @@ from typing import BinaryIO, TypeVar
 from scrimp_trainers.errors import UserError
 
 Member = TypeVar("Member")
+
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
+"""What reading a damaged archive, or one in a way of packing that Python does not know, raises."""
 
 MOST_BYTES = 2**28
 """An image file, label file or batch of images may be this large."""
@@ -61,8 +65,8 @@ class Tree:
         try:
             with self.open(name) as file:
                 data = file.read(MOST_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise UserError(f"{self.where(name)}: cannot be unpacked ({error})") from None
+        except DAMAGED as error:
+            raise UserError(f"{self.where(name)}: cannot be read ({error})") from None
         if len(data) > MOST_BYTES:
             raise UserError(f"{self.where(name)}: unpacks to more than {MOST_BYTES >> 20} MiB, a decompression bomb?")
         return data
@@ -128,7 +132,10 @@ def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[str
 
 
 def _zip(path: Path, scratch: Path) -> Tree:
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: damaged ({error})") from None
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         mode = info.external_attr >> 16
@@ -163,7 +170,7 @@ def _visible(names: dict[str, zipfile.ZipInfo] | dict[str, tarfile.TarInfo]) -> 
 def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except (EOFError, zlib.error, OSError):  # a gzip file that is cut short
+    except DAMAGED:  # a gzip file that is cut short
         return False
 
 

@@ -34,20 +34,12 @@ def read(tree: Tree) -> Source:
     """
     by_file = {PurePosixPath(name).name: name for name in tree.names}
     files = sorted((file for file in by_file if BATCH.fullmatch(file)), key=lambda file: int(file.rpartition("_")[2]))
-    batches = [_batch(tree, by_file[file]) for file in files]
-    count = sum(len(images) for images, _ in batches)
-    if "test_batch" in by_file:
-        files.append("test_batch")
-        batches.append(_batch(tree, by_file["test_batch"]))
-    images = np.concatenate([images for images, _ in batches])
+    has_test = "test_batch" in by_file
+    names = [by_file[file] for file in files] + ([by_file["test_batch"]] if has_test else [])
+    batches = [_batch(tree, name) for name in names]
     labels = np.concatenate([labels for _, labels in batches])
-    places = [
-        f"{tree.where(by_file[file])}, image {i}"
-        for file, (part, _) in zip(files, batches, strict=True)
-        for i in range(len(part))
-    ]
-    test = np.arange(len(images)) >= count if "test_batch" in by_file else None
-    return arrays("cifar10", images, places.__getitem__, labels, _names(tree, by_file, int(labels.max()) + 1), test)
+    parts = [(tree.where(name), images) for name, (images, _) in zip(names, batches, strict=True)]
+    return arrays("cifar10", parts, labels, _names(tree, by_file, int(labels.max()) + 1), has_test)
 
 
 def _batch(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -19,4 +19,4 @@ def read(tree: Tree) -> Source:
     table = np.array([line.split(",") for line in text.split()], dtype=np.uint8)
     images = (table[:, :64].astype(np.float64) * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)
     labels = table[:, 64].astype(np.int64)
-    return arrays("digits", images, lambda i: f"digits, image {i}", labels, [str(digit) for digit in range(10)])
+    return arrays("digits", [("digits", images)], labels, [str(digit) for digit in range(10)])

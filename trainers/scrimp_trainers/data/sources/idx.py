@@ -4,13 +4,12 @@ import gzip
 import math
 import os
 import re
-import zlib
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from scrimp_trainers.data.sources.source import Source, arrays
-from scrimp_trainers.data.tree import Tree, bounded, open_tree
+from scrimp_trainers.data.tree import DAMAGED, Tree, bounded, open_tree
 from scrimp_trainers.errors import UserError
 
 IMAGES = re.compile(r"images[.-]idx[34]-ubyte(\.gz)?$")
@@ -36,21 +35,14 @@ def read(tree: Tree) -> Source:
     if len(train) > 1 or len(test) > 1:
         raise UserError(f"{tree.path}: holds several sets of images ({', '.join(found)}); name the file to take")
     sets = [_labelled(tree, name) for name in train + test]
-    places = [
-        f"{tree.where(name)}, image {i}"
-        for name, (part, _) in zip(train + test, sets, strict=True)
-        for i in range(len(part))
-    ]
     if len({part.shape[1:] for part, _ in sets}) > 1 or len({labels is None for _, labels in sets}) > 1:
         raise UserError(f"{tree.where(test[0])}: differs from {train[0]} in the size of its images or in having labels")
-    images = np.concatenate([part for part, _ in sets])
-    held = np.repeat([False, True], [len(sets[0][0]), len(images) - len(sets[0][0])]) if test else None
-    if sets[0][1] is None:
-        return arrays("idx", images, places.__getitem__, test=held)
-    classes, labels = np.unique(
-        np.concatenate([labels for _, labels in sets if labels is not None]), return_inverse=True
-    )
-    return arrays("idx", images, places.__getitem__, labels.astype(np.int64), [str(label) for label in classes], held)
+    parts = [(tree.where(name), images) for name, (images, _) in zip(train + test, sets, strict=True)]
+    given = [labels for _, labels in sets if labels is not None]
+    if not given:
+        return arrays("idx", parts, last_is_test=bool(test))
+    classes, labels = np.unique(np.concatenate(given), return_inverse=True)
+    return arrays("idx", parts, labels.astype(np.int64), [str(label) for label in classes], bool(test))
 
 
 def _labelled(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -88,7 +80,7 @@ def _array(tree: Tree, name: str) -> np.ndarray:
             shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(head[3]))
             bounded(math.prod(shape), size, where)
             data = file.read(math.prod(shape) + 1)
-    except (EOFError, zlib.error, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{where}: cut short or damaged ({error})") from None
     if len(data) != math.prod(shape):
         raise UserError(

@@ -1,12 +1,11 @@
 """NumPy archives: `images`, uint8 [N, H, W] or [N, H, W, C], and perhaps `labels`, whole numbers or words [N]."""
 
 import zipfile
-import zlib
 
 import numpy as np
 
 from scrimp_trainers.data.sources.source import Source, arrays
-from scrimp_trainers.data.tree import Tree, bounded
+from scrimp_trainers.data.tree import DAMAGED, Tree, bounded
 from scrimp_trainers.errors import UserError
 
 
@@ -27,7 +26,7 @@ def read(tree: Tree) -> Source:
     where = tree.where(name)
     try:
         content = _arrays(tree, name)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
+    except (*DAMAGED, ValueError) as error:
         raise UserError(f"{where}: cannot be read ({error})") from None
     except MemoryError:
         raise UserError(f"{where}: does not fit into memory") from None
@@ -39,13 +38,13 @@ def read(tree: Tree) -> Source:
     if 0 in images.shape:
         raise UserError(f"{where}: no images in it")
     if labels is None:
-        return arrays("npz", images, lambda i: f"{where}, image {i}")
+        return arrays("npz", [(where, images)])
     if labels.dtype.kind not in "iuU" or labels.shape != (len(images),):
         form = f"{labels.dtype} {list(labels.shape)}"
         raise UserError(f"{where}: `labels` is {form}; {len(images)} whole numbers or words are needed, one an image")
     classes, places = np.unique(labels, return_inverse=True)
     named = [str(label) for label in classes]
-    return arrays("npz", images, lambda i: f"{where}, image {i}", places.astype(np.int64), named)
+    return arrays("npz", [(where, images)], places.astype(np.int64), named)
 
 
 def _arrays(tree: Tree, name: str) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
 """What every reader makes of its input: a numbered set of images that are decoded one by one."""
 
+import bisect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,13 +34,30 @@ class Source:
 
 def arrays(
     format: str,  # noqa: A002
-    images: np.ndarray,
-    where: Callable[[int], str],
+    parts: list[tuple[str, np.ndarray]],
     labels: np.ndarray | None = None,
     classes: list[str] | None = None,
-    test: np.ndarray | None = None,
+    last_is_test: bool = False,
 ) -> Source:
-    """Make a source of uint8 images in memory: [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels."""
+    """Make a source of images in memory.
+
+    Parameters
+    ----------
+    parts
+        Where the images are from, and the images: uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels.
+    labels, classes
+        Those of all parts together.
+    last_is_test
+        Whether the last part is the source's own test set.
+    """
+    images = parts[0][1] if len(parts) == 1 else np.concatenate([images for _, images in parts])
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
+    starts = list(itertools.accumulate((len(part) for _, part in parts), initial=0))
+
+    def where(i: int) -> str:
+        part = bisect.bisect_right(starts, i) - 1
+        return f"{parts[part][0]}, image {i - starts[part]}"
+
+    test = np.arange(len(images)) >= starts[-2] if last_is_test else None
     return Source(format, len(images), lambda i: Image.fromarray(images[i]), where, labels, classes, test)
