@@ -55,7 +55,7 @@ def sweep_command(**options: Any) -> None:
 @click.option("--per-class", type=click.IntRange(1), help="Training images of each class to keep.")
 @click.option("--holdout", type=click.FloatRange(0), help="Images never trained on: a count, or a share below 1.")
 @click.option("--reference", metavar="SOURCE", help="Images that scores compare with.  [default: the training set]")
-@click.option("--name", help="Name in reports.  [default: OUT's]")
+@click.option("--name", help="Name in reports.  [default: SOURCE's]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
 @click.option("--classifier/--no-classifier", default=True, show_default=True, help="Train a small CNN on the labels.")
 def prepare(source: str, out: Path, **options: Any) -> None:
