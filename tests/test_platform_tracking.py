@@ -12,6 +12,7 @@ import time
 import PIL.Image
 import pytest
 import requests
+from test_platform_race import make_space
 
 from scrimp_platform import mlflow_server, store
 from scrimp_platform.records import Repeat, Trial
@@ -19,7 +20,7 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import Mirror, Tracker
 from scrimp_trainers.errors import UserError
 
-RUNGS = [20.0, 60.0]
+RUNGS = [20.0, 60.0]  # as make_space has them
 NUMBERS = itertools.count()
 
 
@@ -49,7 +50,7 @@ def folder(tmp_path) -> SweepFolder:
     add_repeat(folder, Repeat(0, 1, 12, "race", "finished"), rungs=RUNGS)
     add_repeat(folder, Repeat(1, 0, 13, "search", "stopped", cause="not among the best at 20 kimg"), rungs=RUNGS[:1])
     add_repeat(folder, Repeat(2, 0, 14, "search", "failed", cause="Diverged: step 7: loss is nan"), rungs=[])
-    folder.leaderboard.write_text("rank,trial\n1,0\n")
+    folder.leaderboard.write_text("rank,trial\n")
     folder.best_recipe.write_text("about: the winner\n")
     folder.report.write_text("<p>report</p>")
     return folder
@@ -61,13 +62,7 @@ def description(folder: SweepFolder) -> dict:
         "started": time.time() - 1000,
         "seed": 5,
         "dataset": {"name": f"data-{folder.path.name}", "content_hash": "c0ffee", "folder": "/data"},
-        "space": {
-            "recipe": "tiny-edm",
-            "search": {"optimizer.lr": {"uniform": None, "loguniform": [1e-4, 1e-2]}},
-            "objectives": {"fd_classifier": "minimize"},
-            "constraints": {"memorized_fraction": {"max": 0.05}},
-            "budget": {"trials": 3, "rungs_kimg": RUNGS},
-        },
+        "space": make_space(constraints={"memorized_fraction": {"max": 0.05}}).model_dump(mode="json"),
     }
 
 
@@ -171,8 +166,8 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
     runs = runs_of(client, folder)
     sweep, trial, repeat = runs[folder.path.name], runs["trial 0"], runs["repeat 0.1"]
 
-    assert sweep.data.params["search.optimizer.lr"] == "loguniform [0.0001, 0.01]"
-    assert (sweep.data.params["seed"], sweep.data.params["budget.trials"]) == ("5", "3")
+    assert sweep.data.params["search.optimizer.lr"] == "{'loguniform': (0.0001, 0.01)}"
+    assert (sweep.data.params["seed"], sweep.data.params["budget.trials"]) == ("5", "8")
     assert files_of(client, sweep) == {
         "sweep.json",
         "leaderboard.csv",
@@ -202,12 +197,13 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
     assert runs["repeat 2.0"].data.tags["scrimp.cause"] == "Diverged: step 7: loss is nan"
 
 
-def test_the_winner_is_the_best_repeat_of_the_leaderboards_first(uri, client, folder):
+def test_the_winning_model_is_that_of_the_winners_typical_repeat(uri, client, folder):
+    add_repeat(folder, Repeat(0, 2, 16, "race", "finished"), rungs=RUNGS)
     Mirror(folder, uri).sync("complete")
     run = runs_of(client, folder)[folder.path.name]
     path = client.download_artifacts(run.info.run_id, "model/unet/config.json")
     with open(path) as file:  # noqa: PTH123
-        assert json.load(file) == "0.0"
+        assert json.load(file) == "0.1"
 
 
 def test_what_has_arrived_is_not_sent_again(uri, client, folder, monkeypatch):

@@ -4,7 +4,6 @@ Everything that MLflow shows is on disk first, so the folder is the queue: whate
 found there later, by this process or by the next. A thread does it, and the sweep waits for it only at its end.
 """
 
-import csv
 import hashlib
 import math
 import os
@@ -19,7 +18,9 @@ from scrimp_platform import mlflow_server, records, stats, store
 from scrimp_platform.mlflow_runs import PARENT, Run, Runs
 from scrimp_platform.mlflow_server import Server
 from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.report import leaderboard
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
+from scrimp_spaces.space import Space
 from scrimp_trainers.errors import UserError
 
 EVERY = 5.0  # seconds between two looks at the folder
@@ -71,28 +72,29 @@ class Mirror:
 
     def _send(self, runs: Runs, sweep: dict[str, Any], outcome: str) -> None:
         parent = runs.get("", sweep["name"], sweep["started"])
-        trials = records.read(self._folder)
+        space, trials = Space.model_validate(sweep["space"]), records.read(self._folder)
         over = bool(outcome)
         if not over:
-            self._tell_sweep(runs, parent, sweep, "RUNNING")
+            self._tell_sweep(runs, parent, sweep, space, "RUNNING")
         for trial in trials:
             child = runs.get(str(trial.number), f"trial {trial.number}", _started(trial, sweep["started"]))
             for repeat in trial.repeats:
                 self._send_repeat(runs, child, trial, repeat, over)
-            self._tell_trial(runs, parent, child, trial, sweep["space"], over)
+            self._tell_trial(runs, parent, child, trial, space, over)
         for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.put(parent, file)
         if over:
-            self._send_winner(runs, parent, trials, sweep["space"])
+            self._send_winner(runs, parent, trials, space)
             status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
-            self._tell_sweep(runs, parent, sweep, status, outcome)
+            self._tell_sweep(runs, parent, sweep, space, status, outcome)
 
-    def _tell_sweep(self, runs: Runs, run: Run, sweep: dict[str, Any], status: str, outcome: str = "") -> None:
-        space, dataset = sweep["space"], sweep["dataset"]
-        params = {"recipe": space["recipe"], "seed": sweep["seed"], "dataset": dataset["content_hash"]}
-        params |= {f"search.{path}": _short(span) for path, span in space["search"].items()}
-        params |= {f"objective.{name}": direction for name, direction in space["objectives"].items()}
-        params |= {f"budget.{name}": value for name, value in space["budget"].items()}
+    def _tell_sweep(
+        self, runs: Runs, run: Run, sweep: dict[str, Any], space: Space, status: str, outcome: str = ""
+    ) -> None:
+        params = {"recipe": space.recipe, "seed": sweep["seed"], "dataset": sweep["dataset"]["content_hash"]}
+        params |= {f"search.{path}": span.model_dump(exclude_defaults=True) for path, span in space.search.items()}
+        params |= {f"objective.{name}": direction for name, direction in space.objectives.items()}
+        params |= {f"budget.{name}": value for name, value in space.budget}
         tags = {
             "scrimp.folder": self._folder.path,
             "scrimp.outcome": outcome,
@@ -100,10 +102,10 @@ class Mirror:
         }
         runs.tell(run, status, params=params, tags=tags)
 
-    def _tell_trial(self, runs: Runs, parent: Run, run: Run, trial: Trial, space: dict[str, Any], over: bool) -> None:
-        rung = space["budget"]["rungs_kimg"][-1]
+    def _tell_trial(self, runs: Runs, parent: Run, run: Run, trial: Trial, space: Space, over: bool) -> None:
+        rung = space.budget.rungs_kimg[-1]
         metrics, count = {}, sum(repeat.status == "finished" for repeat in trial.repeats)
-        for name in [*space["objectives"], *space["constraints"]]:
+        for name in [*space.objectives, *space.constraints]:
             summary = stats.summarize(trial.finals(name, rung))
             values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high}
             metrics |= {f"{name}_{part}": value for part, value in values.items() if math.isfinite(value)}
@@ -131,7 +133,7 @@ class Mirror:
         status = "waiting" if over and repeat.open else repeat.status
         runs.tell(run, STATUS[status], repeat.ended, params=params, tags={PARENT: parent.id, **tags})
 
-    def _send_winner(self, runs: Runs, parent: Run, trials: list[Trial], space: dict[str, Any]) -> None:
+    def _send_winner(self, runs: Runs, parent: Run, trials: list[Trial], space: Space) -> None:
         if model := winner(self._folder, trials, space):
             for file in sorted(path for path in model.rglob("*") if path.is_file()):
                 runs.put(parent, file, str(file.parent.relative_to(model.parent)))
@@ -243,21 +245,15 @@ class Tracker:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def winner(folder: SweepFolder, trials: list[Trial], space: dict[str, Any]) -> Path | None:
-    """Return the model of the leaderboard's first trial: of its finished repeats, the best by the first objective."""
-    if not folder.leaderboard.exists():
+def winner(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
+    """Return the model of the winning trial's repeat that is nearest to its mean: the typical one, as in the report."""
+    best = leaderboard.winner(leaderboard.rank(trials, space))
+    if best is None:
         return None
-    with folder.leaderboard.open(newline="") as file:
-        first = next((int(row["trial"]) for row in csv.DictReader(file)), None)
-    objective, direction = next(iter(space["objectives"].items()))
-    sign = 1 if direction == "minimize" else -1
-    models = {
-        sign * float(repeat.last[objective]): folder.repeat(repeat.trial, repeat.repeat).model
-        for trial in trials
-        for repeat in trial.repeats
-        if trial.number == first and repeat.status == "finished" and objective in repeat.last
-    }
-    return models[min(models)] if models else None
+    name = next(iter(space.objectives))
+    finished = [repeat for repeat in best.trial.repeats if repeat.status == "finished" and best.kimg in repeat.scores]
+    typical = min(finished, key=lambda repeat: abs(repeat.scores[best.kimg][name] - best.summaries[name].mean))
+    return folder.repeat(typical.trial, typical.repeat).model
 
 
 def _checkpoint(files: RepeatFolder) -> dict[str, Any]:
@@ -273,7 +269,3 @@ def _checkpoint(files: RepeatFolder) -> dict[str, Any]:
 
 def _started(trial: Trial, default: float) -> float:
     return min((repeat.started for repeat in trial.repeats if repeat.started), default=default)
-
-
-def _short(span: dict[str, Any]) -> str:
-    return ", ".join(f"{kind} {value}" for kind, value in span.items() if value)
