@@ -75,7 +75,7 @@ def test_a_repeat_that_diverged_fails_at_once_with_its_cause(sweep):
 
 
 def test_processes_are_kept_for_the_next_repeat(sweep):
-    ledger, pids = sweep
+    _, pids = sweep
     assert len(set(pids)) < len(pids)
 
 
