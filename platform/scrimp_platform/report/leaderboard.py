@@ -1,0 +1,157 @@
+"""The leaderboard in words, as a file, and in the terminal."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from scrimp_platform import store
+from scrimp_platform.report import words
+from scrimp_platform.report.ranking import Row, cost, rank, violation, winner
+from scrimp_platform.store import SweepFolder
+from scrimp_spaces.space import Bound, Space
+
+__all__ = ["Row", "rank", "score", "status", "table", "verdict", "winner", "write_csv"]
+
+_STYLES = {"winner": "bold green", "leader": "bold green", "front": "bold green", "tied": "green", "failed": "red"}
+
+
+def verdict(rows: Sequence[Row], space: Space) -> str:
+    """Say who wins, by what, and who ties, in one or two sentences."""
+    best = winner(rows)
+    if best is None:
+        return _no_winner(rows, space)
+    if len(space.objectives) > 1:
+        return _front_verdict(rows, best, space)
+    name, direction = next(iter(space.objectives.items()))
+    score = f"{name} {words.interval(best.summaries[name])}"
+    if best.repeats == 1:
+        return f"Trial {best.number} leads with {score} in a single repeat: no interval, so its lead may be luck."
+    verb = "wins" if best.status == "winner" else "leads so far"
+    text = f"Trial {best.number} {verb}: {score}, {words.counted(best.repeats, 'repeat')}"
+    if ties := [row.number for row in rows if row.status == "tied"]:
+        text += f"; {_trials(ties)} {'ties' if len(ties) == 1 else 'tie'} with it (intervals overlap)"
+    mean = cost(best.summaries[name].mean, direction)
+    lucky = [row for row in rows if row.status == "single" and cost(row.summaries[name].mean, direction) < mean]
+    if lucky:
+        values = words.listed([f"trial {row.number} ({words.interval(row.summaries[name])})" for row in lucky])
+        text += f". Better in a single repeat, which may be luck: {values}"
+    return f"{text}."
+
+
+def _front_verdict(rows: Sequence[Row], best: Row, space: Space) -> str:
+    front = [row.number for row in rows if row.rank == best.rank]
+    so_far = " so far" if best.status == "leader" else ""
+    verb = "is alone on" if len(front) == 1 else "form"
+    text = f"{_trials(front).capitalize()} {verb} the Pareto front of {words.listed(list(space.objectives))}{so_far}"
+    if best.repeats == 1:
+        text += ", by single repeats: no intervals, so the front may be luck"
+    if ties := [row.number for row in rows if row.status == "tied"]:
+        text += f"; {_trials(ties)} may belong to it (intervals overlap)"
+    return f"{text}."
+
+
+def _no_winner(rows: Sequence[Row], space: Space) -> str:
+    broken = [row for row in rows if row.status == "infeasible"]
+    if broken:
+        faults = [
+            f"{name} {words.number(mean)} ({_limit(space.constraints[name])})"
+            for name, mean in broken[0].constraints.items()
+            if violation(space, name, mean)
+        ]
+        return f"No trial keeps the constraints; trial {broken[0].number} comes closest, with {words.listed(faults)}."
+    if not rows:
+        return "No trial has begun."
+    counts = Counter(row.status for row in rows)
+    return f"No trial has been trained to the end: {words.listed([f'{n} {status}' for status, n in counts.items()])}."
+
+
+def _limit(bound: Bound) -> str:
+    bounds = (("at least", bound.min), ("at most", bound.max))
+    return " and ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    return f"trial{'' if len(numbers) == 1 else 's'} {words.listed(sorted(numbers))}"
+
+
+def write_csv(rows: Sequence[Row], space: Space, folder: SweepFolder) -> None:
+    """Write `leaderboard.csv`: numbers in full, nothing where there is no value, lists as JSON."""
+    columns = [f"{name}_{part}" for name in space.objectives for part in ("mean", "std", "ci_low", "ci_high")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "trial", "status", "repeats", *columns, "kimg", "gpu_hours", *space.search])
+    for row in rows:
+        numbers = [
+            value
+            for name in space.objectives
+            for summary in [row.summaries[name]]
+            for value in (summary.mean, summary.std, summary.low, summary.high)
+        ]
+        values = [row.trial.params.get(path) for path in space.search]
+        cells = [row.rank, row.number, status(row), row.repeats, *numbers, row.kimg, row.gpu_hours, *values]
+        writer.writerow([_cell(value) for value in cells])
+    store.write_atomic(folder.leaderboard, text.getvalue())
+
+
+def score(row: Row, objective: str) -> str:
+    """Say an objective's mean with its interval; with the first one at which rung, if that is not the last."""
+    summary, first = row.summaries[objective], next(iter(row.summaries))
+    rung = f" at {row.kimg:g} kimg" if summary.n and not row.finished and objective == first else ""
+    return words.interval(summary) + rung
+
+
+def status(row: Row) -> str:
+    """Say a row's status, and how many repeats failed where others did not."""
+    failed = f" ({words.counted(row.failed, 'repeat')} failed)" if row.failed and row.status != "failed" else ""
+    return row.status + failed
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def table(rows: Sequence[Row], space: Space, width: int = 100) -> Table:
+    """Lay the leaderboard out for a terminal: tightly where it has to, with the searched fields folded at worst."""
+    measure = Console(width=1000).measure
+    layouts = (_table(rows, space, tight) for tight in (False, True))
+    fitting = (layout for layout in layouts if measure(layout).maximum <= width)
+    return next(fitting, _table(rows, space, tight=False, folded=True))
+
+
+def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False) -> Table:
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0 if tight else 1, 0, 0))
+    names = words.short_names(space.search)
+    for title in ("#", "trial"):
+        result.add_column(title, justify="right", no_wrap=True)
+    for title in ("status", "repeats", *space.objectives):
+        result.add_column(title, no_wrap=True)
+    for title in (*space.constraints, *([] if tight else ["time"]), *([] if folded else names.values())):
+        result.add_column(title.replace("_", "_\n") if len(title) > 9 else title, justify="right", no_wrap=True)
+    if folded:
+        result.add_column("searched fields")
+    for row in rows:
+        values = [words.number(row.trial.params[path]) if path in row.trial.params else "-" for path in names]
+        pairs = [f"{name} {value}" for name, value in zip(names.values(), values, strict=True)]
+        cells = [
+            str(row.rank),
+            str(row.number),
+            row.status,
+            f"{row.repeats}" + (f"\n{row.failed} failed" if row.failed and row.status != "failed" else ""),
+            *[score(row, name) for name in space.objectives],
+            *[words.number(mean) for mean in row.constraints.values()],
+            *([] if tight else [words.duration(row.gpu_hours)]),
+            *([", ".join(pairs)] if folded else values),
+        ]
+        result.add_row(*map(escape, cells), style=_STYLES.get(row.status, "" if row.finished else "dim"))
+    return result

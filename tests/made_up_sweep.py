@@ -1,0 +1,138 @@
+"""Sweeps whose curves are made up, run through the real ledger: real records, rules and journal, no training."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scrimp_platform import store
+from scrimp_platform.ledger import Ledger
+from scrimp_platform.records import Repeat
+from scrimp_platform.store import RepeatFolder, SweepFolder
+from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Space
+from scrimp_trainers.data import manifest
+from scrimp_trainers.data.manifest import Manifest, Split
+
+TREE: dict[str, Any] = {
+    "recipe": "tiny-edm",
+    "search": {
+        "optimizer.lr": {"loguniform": [5e-4, 1e-2]},
+        "network.channels": {"choice": [16, 24, 32]},
+        "ema.halflife_kimg": {"loguniform": [0.5, 10.0]},
+        "network.dropout": {"uniform": [0.0, 0.3]},
+    },
+    "objectives": {"fd_classifier": "minimize"},
+    "scoring": {"extractor": "classifier", "samples": 1000},
+    "budget": {"trials": 14, "rungs_kimg": [10, 20, 40, 60], "reduction": 2, "leaders": 3, "repeats": 3},
+}
+
+Line = dict[str, Any]
+
+
+def make_space(**changes: Any) -> Space:
+    budget = TREE["budget"] | changes.pop("budget", {})
+    return spaces.parse(TREE | changes | {"budget": budget}, "space")
+
+
+def curve(space: Space, params: dict[str, Any], seed: int) -> Iterator[Line]:
+    """Yield the lines of a repeat: the better the closer its values are to a sweet spot."""
+    rng = np.random.default_rng(seed)
+    lr, channels = params.get("optimizer.lr", 2e-3), params.get("network.channels", 32)
+    miss = abs(np.log(lr / 3e-3)) + abs(np.log(params.get("ema.halflife_kimg", 3) / 3)) / 3
+    miss += 2 * params.get("network.dropout", 0)
+    parameters = 700.0 * channels**2
+    floor = 14 + 9 * miss + 40 / channels + rng.normal(0, 0.7)
+    total = space.budget.rungs_kimg[-1]
+    rungs = {int(rung): rung for rung in space.budget.rungs_kimg}
+    for kimg in range(1, int(total) + 1):
+        seconds = kimg * (0.8 + channels / 32) + len([r for r in rungs if r <= kimg]) * 3
+        line: Line = {"kimg": float(kimg), "images": kimg * 1000, "step": kimg * 1000 // 64, "lr": lr}
+        line |= {"loss": 0.16 + 0.5 * np.exp(-kimg / 6) + 0.02 * miss + rng.normal(0, 0.006), "seconds": seconds}
+        if kimg in rungs:
+            copied = 0.01 + 0.02 * kimg / total * channels / 32
+            line |= {
+                "rung": rungs[kimg],
+                "fd_classifier": floor + 260 * np.exp(-kimg / (7 + 2 * miss)) + rng.normal(0, 0.3),
+            }
+            line |= {"memorized_fraction": copied, "memorized_fraction_holdout": 0.012, "parameters": parameters}
+            line |= {"train_flops": parameters * kimg * 6e4, "samples": 1000, "reference": "train"}
+        yield {name: float(value) if isinstance(value, np.floating) else value for name, value in line.items()}
+
+
+def write_sweep(
+    path: Path,
+    space: Space,
+    fate: Callable[[Repeat], str] = lambda repeat: "",
+    most: int = 1000,
+    reason: str = "complete",
+) -> SweepFolder:
+    """Write the folder of a sweep.
+
+    Parameters
+    ----------
+    fate
+        What makes a repeat fail half-way, if anything.
+    most
+        Repeats that are handed out; the last one is cut off half-way if the sweep would go on.
+    """
+    folder = SweepFolder(path)
+    dataset = make_dataset(path.parent / "datasets" / "digits")
+    facts = manifest.load(dataset)
+    record = {"name": path.name, "space": space.model_dump(mode="json"), "seed": 5, "versions": {"scrimp": "0.1.0"}}
+    record["dataset"] = {"name": facts.name, "content_hash": facts.content_hash, "folder": str(dataset)}
+    store.write_json(folder.sweep, record)
+    ledger = Ledger(folder, space, 5, 1, lambda decision: None)
+    handed = 0
+    while handed < most and (repeat := ledger.propose()):
+        handed += 1
+        failure = fate(repeat) or ("cut off" if handed == most else "")
+        _train(ledger, repeat, failure)
+    store.write_json(folder.outcome, {"reason": reason, "ended": time.time()})
+    return folder
+
+
+def _train(ledger: Ledger, repeat: Repeat, failure: str) -> None:
+    files = ledger.folder.repeat(repeat.trial, repeat.repeat)
+    params = ledger.trials[repeat.trial].params
+    files.metrics.unlink(missing_ok=True)
+    for line in curve(ledger.space, params, repeat.seed):
+        if failure and line["kimg"] > ledger.space.budget.rungs_kimg[-1] * 0.1:
+            if failure != "cut off":
+                ledger.finish(repeat, failure)
+            return
+        with files.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if "rung" in line:
+            paint(files, line)
+            if not ledger.report(repeat, line):
+                return
+    ledger.finish(repeat)
+
+
+def paint(files: RepeatFolder, line: Line) -> None:
+    """Leave pictures behind as a repeat does."""
+    rng = np.random.default_rng(files.trial)
+    for path in (files.samples / f"{line['rung']:g}.png", files.samples_png, files.neighbours_png):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(path)
+
+
+def make_dataset(folder: Path, name: str = "digits") -> Path:
+    facts = Manifest(
+        name=name,
+        content_hash="7f3a" * 16,
+        size=8,
+        channels=1,
+        classes=[str(i) for i in range(10)],
+        splits={"train": Split(count=1617, per_class=None, shards=[])},
+        reference="train",
+        provenance={"source": "digits"},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / manifest.FILE).write_text(facts.to_json())
+    return folder

@@ -1,0 +1,217 @@
+"""Who stands where on the leaderboard and what is said of it, on trials made by hand."""
+
+import csv
+import io
+import json
+import math
+
+import pytest
+from made_up_sweep import make_space
+from rich.console import Console
+
+from scrimp_platform import stats
+from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.report import leaderboard, words
+from scrimp_platform.report.leaderboard import Row
+from scrimp_platform.store import SweepFolder
+from scrimp_spaces.space import Space
+
+LAST = 60.0
+TWO = {"fd_classifier": "minimize", "precision_classifier": "maximize"}
+
+
+def repeat(number: int, i: int, status: str, **scores: float) -> Repeat:
+    lines = {LAST: {"seconds": 36.0, **scores}} if scores else {}
+    return Repeat(number, i, i, "race" if i else "search", status, scores=lines)  # pyright: ignore[reportArgumentType]
+
+
+def trained(number: int, *values: float, failed: int = 0, **more: float) -> Trial:
+    repeats = [repeat(number, i, "finished", fd_classifier=value, **more) for i, value in enumerate(values)]
+    repeats += [repeat(number, len(values) + i, "failed") for i in range(failed)]
+    return Trial(number, {"optimizer.lr": 1e-3 * (number + 1)}, "complete", repeats)
+
+
+def stopped(number: int, kimg: float, value: float) -> Trial:
+    first = Repeat(number, 0, 0, "search", "stopped", scores={kimg: {"fd_classifier": value, "seconds": 9.0}})
+    return Trial(number, {"optimizer.lr": 1e-3}, "pruned", [first])
+
+
+def failed(number: int) -> Trial:
+    return Trial(number, {"optimizer.lr": 1e-3}, "failed", [repeat(number, 0, "failed")])
+
+
+def ranked(*trials: Trial, **changes) -> tuple[list[Row], Space]:
+    space = make_space(**changes)
+    return leaderboard.rank(trials, space), space
+
+
+def summary(rows: list[Row]) -> list[tuple[int, int, str]]:
+    return [(row.rank, row.number, row.status) for row in rows]
+
+
+def test_raced_trials_come_first_then_single_pruned_and_failed_ones():
+    rows, _ = ranked(
+        failed(0), stopped(1, 20, 1.0), stopped(2, 40, 90.0), stopped(3, 40, 80.0), trained(4, 2.0),
+        trained(5, 9.0, 9.2, 9.1), trained(6, 5.0, 5.1, 4.9), trained(7, 3.0),
+    )  # fmt: skip
+    assert summary(rows) == [
+        (1, 6, "winner"), (2, 5, "beaten"), (3, 4, "single"), (4, 7, "single"),
+        (5, 3, "pruned"), (6, 2, "pruned"), (7, 1, "pruned"), (8, 0, "failed"),
+    ]  # fmt: skip
+
+
+def test_a_summary_is_that_of_the_finished_repeats_at_the_last_rung():
+    rows, _ = ranked(trained(0, 5.0, 6.0, 8.0, failed=1))
+    assert rows[0].summaries["fd_classifier"] == stats.summarize([5.0, 6.0, 8.0])
+    assert (rows[0].repeats, rows[0].failed, rows[0].kimg, rows[0].gpu_hours) == (3, 1, LAST, pytest.approx(0.01))
+
+
+def test_overlapping_intervals_are_called_a_tie_and_others_are_beaten():
+    rows, space = ranked(trained(0, 5.0, 5.4, 5.2), trained(1, 5.1, 5.5, 5.4), trained(2, 9.0, 9.1, 9.2))
+    assert summary(rows) == [(1, 0, "winner"), (2, 1, "tied"), (3, 2, "beaten")]
+    assert leaderboard.verdict(rows, space) == (
+        "Trial 0 wins: fd_classifier 5.20 [4.70, 5.70], 3 repeats; trial 1 ties with it (intervals overlap)."
+    )
+
+
+def test_a_better_single_repeat_does_not_win_but_is_mentioned():
+    rows, space = ranked(trained(0, 5.0, 5.4, 5.2), trained(1, 4.0))
+    assert rows[0].number == 0
+    assert "may be luck: trial 1 (4)" in leaderboard.verdict(rows, space)
+
+
+def test_a_single_repeat_leads_without_winning():
+    rows, space = ranked(trained(0, 5.0), trained(1, 4.0))
+    assert summary(rows) == [(1, 1, "leader"), (2, 0, "single")]
+    assert "single repeat: no interval" in leaderboard.verdict(rows, space)
+
+
+def test_nobody_wins_while_a_repeat_is_open():
+    racing = trained(0, 5.0, 5.4)
+    racing.repeats.append(repeat(0, 2, "running"))
+    rows, space = ranked(racing, trained(1, 9.0, 9.1))
+    assert rows[0].status == "leader"
+    assert leaderboard.verdict(rows, space).startswith("Trial 0 leads so far")
+
+
+def test_a_maximised_objective_is_best_at_its_highest():
+    def precise(number: int, *values: float) -> Trial:
+        repeats = [repeat(number, i, "finished", precision_classifier=v) for i, v in enumerate(values)]
+        return Trial(number, {}, "complete", repeats)
+
+    objectives = {"precision_classifier": "maximize"}
+    rows, _ = ranked(precise(0, 0.1, 0.11), precise(1, 0.9, 0.91), objectives=objectives)
+    assert summary(rows) == [(1, 1, "winner"), (2, 0, "beaten")]
+
+
+def test_what_breaks_a_constraint_comes_after_all_that_keep_it_by_how_much():
+    constraints = {"memorized_fraction": {"max": 0.1}}
+    rows, _ = ranked(
+        trained(0, 1.0, 1.1, memorized_fraction=0.5),
+        trained(1, 9.0, memorized_fraction=0.1),
+        trained(2, 2.0, memorized_fraction=0.2),
+        trained(3, 1.0),
+        stopped(4, 40, 3.0),
+        constraints=constraints,
+    )
+    assert [(row.number, row.status) for row in rows] == [
+        (1, "leader"), (2, "infeasible"), (0, "infeasible"), (3, "infeasible"), (4, "pruned"),
+    ]  # fmt: skip
+    assert [row.excess for row in rows[1:4]] == [pytest.approx(0.1), pytest.approx(0.4), math.inf]
+
+
+def test_when_all_break_a_constraint_there_is_no_winner_and_the_closest_is_named():
+    rows, space = ranked(trained(0, 1.0, memorized_fraction=0.5), constraints={"memorized_fraction": {"max": 0.0}})
+    assert leaderboard.winner(rows) is None
+    assert "trial 0 comes closest, with memorized_fraction 0.500 (at most 0)" in leaderboard.verdict(rows, space)
+
+
+def test_a_pareto_front_shares_its_rank():
+    def pair(number: int, fd: float, precision: float) -> Trial:
+        repeats = [
+            repeat(number, i, "finished", fd_classifier=fd + noise, precision_classifier=precision + noise / 100)
+            for i, noise in enumerate((-0.01, 0.0, 0.01))
+        ]
+        return Trial(number, {}, "complete", repeats)
+
+    rows, space = ranked(pair(0, 9, 0.9), pair(1, 1, 0.1), pair(2, 10, 0.05), pair(3, 5, 0.5), objectives=TWO)
+    assert summary(rows) == [(1, 1, "front"), (1, 3, "front"), (1, 0, "front"), (2, 2, "beaten")]
+    assert leaderboard.verdict(rows, space) == (
+        "Trials 0, 1 and 3 form the Pareto front of fd_classifier and precision_classifier."
+    )
+
+
+def test_equal_cost_does_not_save_a_trial_that_is_clearly_worse():
+    def costly(number: int, *values: float) -> Trial:
+        return trained(number, *values, train_flops=1e12)
+
+    objectives = {"fd_classifier": "minimize", "train_flops": "minimize"}
+    rows, _ = ranked(costly(0, 1.0, 1.1), costly(1, 90.0, 90.1), costly(2, 1.2, 1.3), objectives=objectives)
+    assert summary(rows) == [(1, 0, "front"), (2, 2, "tied"), (3, 1, "beaten")]
+
+
+def test_without_trials_or_results_the_verdict_says_so():
+    assert leaderboard.verdict(*ranked()) == "No trial has begun."
+    rows, space = ranked(failed(0), failed(1), stopped(2, 20, 5.0))
+    assert leaderboard.winner(rows) is None
+    assert leaderboard.verdict(rows, space) == "No trial has been trained to the end: 1 pruned and 2 failed."
+    assert [row.rank for row in rows] == [1, 2, 2]
+
+
+def test_the_csv_has_the_promised_columns_and_whole_numbers(tmp_path):
+    lists = {"network.multipliers": {"choice": [[1, 2], [1, 1]]}, "optimizer.lr": {"loguniform": [5e-4, 1e-2]}}
+    trial = trained(0, 5.0, 6.1, failed=1)
+    trial.params["network.multipliers"] = [1, 2]
+    rows, space = ranked(trial, trained(1, 7.0), search=lists)
+    folder = SweepFolder(tmp_path)
+    leaderboard.write_csv(rows, space, folder)
+    text = folder.leaderboard.read_text()
+    assert text.splitlines()[0] == (
+        "rank,trial,status,repeats,fd_classifier_mean,fd_classifier_std,fd_classifier_ci_low,fd_classifier_ci_high,"
+        "kimg,gpu_hours,network.multipliers,optimizer.lr"
+    )
+    first, second = csv.DictReader(io.StringIO(text))
+    expected = stats.summarize([5.0, 6.1])
+    assert [float(first[f"fd_classifier_{part}"]) for part in ("mean", "std", "ci_low", "ci_high")] == [
+        expected.mean, expected.std, expected.low, expected.high,
+    ]  # fmt: skip
+    assert (first["status"], first["repeats"]) == ("winner (1 repeat failed)", "2")
+    assert json.loads(first["network.multipliers"]) == [1, 2]
+    assert (second["fd_classifier_ci_low"], second["network.multipliers"]) == ("", "")
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_fits_the_terminal_with_every_score_whole(width):
+    trial = trained(0, 5.0, 5.4, 5.2, failed=1)
+    trial.params |= {"network.channels": 32, "ema.halflife_kimg": 3.456, "network.dropout": 0.000123}
+    rows, space = ranked(trial, stopped(1, 20, 123.0))
+    console = Console(width=width, file=io.StringIO())
+    console.print(leaderboard.table(rows, space, width))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    for part in ("5.20 [4.70, 5.70]", "1 failed", "123 at 20 kimg", "pruned", "0.000123", "3.46"):
+        assert part in text
+    assert "…" not in text
+
+
+def test_many_fields_are_folded_into_one_column():
+    names = ("optimizer.beta1", "optimizer.beta2", "network.dropout", "training.loss_scale", "optimizer.weight_decay")
+    rows, space = ranked(trained(0, 5.0), search={name: {"uniform": [0.1, 0.5]} for name in names})
+    console = Console(width=70, file=io.StringIO())
+    console.print(leaderboard.table(rows, space, 70))
+    assert "weight_decay -" in " ".join(console.file.getvalue().split())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([], ""), ([12.345], "12.3"), ([11.8, 12.3, 12.8], "12.3 [11.1, 13.5]"),
+        ([12.31, 12.3101, 12.3102], "12.3101 [12.3099, 12.3103]"), ([6e11, 6e11], "6e+11"),
+    ],
+)  # fmt: skip
+def test_a_mean_shows_as_many_digits_as_its_interval_needs(values, text):
+    assert words.interval(stats.summarize(values)) == text
+
+
+def test_fields_are_named_by_their_last_part_unless_two_share_it():
+    names = words.short_names(["optimizer.lr", "network.dropout", "augment.dropout"])
+    assert list(names.values()) == ["lr", "network.dropout", "augment.dropout"]
