@@ -1,0 +1,236 @@
+"""`report.html`: what a sweep found, on one page that needs nothing else, not even a network.
+
+It is made from the sweep's folder alone, at any moment: what has not happened yet is said to be missing.
+"""
+
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from scrimp_platform import records, store
+from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.report import importance, leaderboard, pictures, plots, words
+from scrimp_platform.report.ranking import MEANINGS, Row
+from scrimp_platform.store import RepeatFolder, SweepFolder
+from scrimp_spaces.space import Space
+from scrimp_trainers.data import manifest
+from scrimp_trainers.errors import UserError
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its heading and what to see in it; without data it has a note in its place."""
+
+    title: str
+    caption: str
+    body: Markup | None
+    wide: bool = False
+
+
+def write_report(folder: SweepFolder) -> None:
+    """Write a sweep's `report.html` from what is on disk."""
+    sweep = store.read_json(folder.sweep)
+    space = Space.model_validate(sweep["space"])
+    trials = records.read(folder)
+    rows = leaderboard.rank(trials, space)
+    repeats = [repeat for trial in trials for repeat in trial.repeats]
+    best = leaderboard.winner(rows)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(number=words.number, short=words.short, duration=words.duration)
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        name=sweep["name"],
+        verdict=leaderboard.verdict(rows, space),
+        ending=_ending(folder),
+        facts=_facts(sweep, space, repeats, rows),
+        space=space,
+        rows=rows,
+        score=leaderboard.score,
+        fields=words.short_names(space.search),
+        meanings={status: MEANINGS[status] for status in MEANINGS if status in {row.status for row in rows}},
+        race=_race_plots(rows, space),
+        training=_training_plots(folder, trials, rows, space),
+        search=_search_plots(folder, trials, rows, space),
+        samples=_samples(folder, rows, space),
+        use=_use(folder, sweep, best, space) if best else None,
+        failures=[(r, _cause(folder, r)) for r in repeats if r.attempt > 1 or r.status == "failed"],
+        origin=_origin(sweep),
+        space_yaml=space.to_yaml(),
+        plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own file
+    )
+    store.write_atomic(folder.report, page)
+
+
+def _cause(folder: SweepFolder, repeat: Repeat) -> str:
+    """Say why a repeat failed; of one that a further attempt mended, the last line of its traceback."""
+    if repeat.status in ("failed", "waiting"):
+        return repeat.cause
+    error = folder.repeat(repeat.trial, repeat.repeat).error
+    lines = error.read_text().split("\n") if error.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "")
+
+
+def _ending(folder: SweepFolder) -> str:
+    outcome = store.read_json(folder.outcome)
+    if outcome is None:
+        return "Not ended: this is what is known so far"
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(outcome["ended"]))
+    return f"Complete, {when}" if outcome["reason"] == "complete" else f"Ended early, {when}: {outcome['reason']}"
+
+
+def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows: Sequence[Row]) -> dict[str, str]:
+    """Return the summary: names of facts, and the facts."""
+    statuses = Counter(row.status for row in rows)
+    ends = Counter(repeat.status for repeat in repeats)
+    goals = [f"{direction} {name}" for name, direction in space.objectives.items()]
+    limits = [f"{name} {bound.model_dump(exclude_none=True)}" for name, bound in space.constraints.items()]
+    spent = words.duration(sum(repeat.device_hours for repeat in repeats)) or "0 s"
+    hours = space.budget.max_gpu_hours
+    return {
+        "Dataset": _dataset(sweep),
+        "Objective": ", ".join(goals + [re.sub("[{}']", "", limit) for limit in limits]),
+        "Scored by": f"{space.scoring.samples:,} samples, extractor {space.scoring.extractor}",
+        "Trials": f"{len(rows)} of {space.budget.trials}"
+        + (f": {', '.join(f'{n} {status}' for status, n in statuses.items())}" if rows else ""),
+        "Repeats": ", ".join(f"{n} {status}" for status, n in ends.items()) or "none",
+        "Device time": spent + (f" of {words.duration(hours)}" if hours else ""),
+    }
+
+
+def _dataset(sweep: dict[str, Any]) -> str:
+    name, folder = sweep["dataset"]["name"], Path(sweep["dataset"]["folder"])
+    try:
+        facts = manifest.load(folder)
+    except UserError:  # moved or removed since
+        return name
+    colours = "grey" if facts.channels == 1 else "RGB"
+    classes = f", {len(facts.classes)} classes" if facts.classes else ""
+    return f"{name}: {facts.splits['train'].count:,} images, {facts.size}×{facts.size} {colours}{classes}"
+
+
+def _race_plots(rows: Sequence[Row], space: Space) -> list[Plot]:
+    few = "No trial has two finished repeats yet, so there are no intervals."
+    caption = (
+        "Rings are repeats with seeds of their own, diamonds their means with 95% intervals (Student's t). "
+        "A trial leaves the race when it can no longer win, by a t-test with the deviation pooled over the race. "
+        "Its own interval, of few repeats, may still be wide enough to overlap."
+    )
+    figures = {name: plots.race(rows, name) for name in space.objectives}
+    result = [_plot(f"{name} of the raced trials", caption, figure, few) for name, figure in figures.items()]
+    first, *others = space.objectives
+    none = "No trial has been trained to the end yet."
+    for other in others:
+        caption = "On the front no trial is beaten in both."
+        result.append(_plot(f"{first} against {other}", caption, plots.tradeoff(rows, space, first, other), none))
+    caption = "What a repeat costs, and what it brings. On the front no trial is beaten in both."
+    return [*result, _plot(f"{first} against time", caption, plots.tradeoff(rows, space, first), none)]
+
+
+def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[Row], space: Space) -> list[Plot]:
+    caption = "One thin line a repeat; grey ones are other trials. Thick: mean of the repeats, with its 95% band."
+    none = "Nothing has been scored yet."
+    result = [
+        _plot(f"{name} over training", caption, plots.over_kimg(trials, rows, name), none) for name in space.objectives
+    ]
+    leading = {row.number: row.trial.repeats for row in rows if row.number in plots.leaders(rows)}
+    curves = {
+        number: [store.read_lines(folder.repeat(number, repeat.repeat).metrics) for repeat in repeats]
+        for number, repeats in leading.items()
+    }
+    losses = plots.losses(curves, rows)
+    return [*result, _plot("Training loss", "Every repeat of the leading trials.", losses, "No leader yet.")]
+
+
+def _search_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[Row], space: Space) -> list[Plot]:
+    first, none = next(iter(space.objectives)), "Nothing has been scored yet."
+    caption = "The first repeat of each trial. Scores of trials that were stopped are those of an earlier rung."
+    result = [_plot(f"{name} by trial", caption, plots.history(trials, space, name), none) for name in space.objectives]
+    shares = importance.importances(folder.journal)
+    if isinstance(shares, str):
+        result.append(Plot("What mattered", shares, None))
+    else:
+        caption = "Optuna's PED-ANOVA over the trials trained to the end. Where they are few it is no more than a hint."
+        result.append(_plot("What mattered", caption, plots.importances(shares), none))
+    caption = "One line a trial: blue is good, orange less so, pale grey was not trained to the end."
+    return [*result, _plot("Searched fields", caption, plots.parallel(rows, space, first), none, True)]
+
+
+def _plot(title: str, caption: str, figure: go.Figure, missing: str, wide: bool = False) -> Plot:
+    if not figure.data:
+        return Plot(title, missing, None)
+    config = {"displayModeBar": False, "responsive": True}
+    name = re.sub(r"\W+", "-", title)
+    body = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
+    return Plot(title, caption, Markup(body), wide)  # noqa: S704 - plotly escapes what is in the figure
+
+
+def _samples(folder: SweepFolder, rows: Sequence[Row], space: Space) -> dict[str, list[pictures.Picture]]:
+    """Return the grids of the three best, how the best came along, and its nearest training images."""
+    kimg = space.budget.rungs_kimg[-1]
+    typical = {row.number: _typical(folder, row, space) for row in rows if row.finished}
+    named = {f"Trial {trial}, repeat {files.repeat}": files for trial, files in list(typical.items())[:3]}
+    grids = [pictures.read(files.samples_png, f"{title}, {kimg:g} kimg") for title, files in named.items()]
+    best = next(iter(typical.values()), None)
+    steps = [
+        pictures.read(best.samples / f"{rung:g}.png", f"{rung:g} kimg") for rung in space.budget.rungs_kimg if best
+    ]
+    pairs = [pictures.read(best.neighbours_png, _copies(rows[0]))] if best else []
+    shown = {"best": grids, "steps": steps, "neighbours": pairs}
+    return {name: [picture for picture in group if picture] for name, group in shown.items()}
+
+
+def _typical(folder: SweepFolder, row: Row, space: Space) -> RepeatFolder:
+    """Return the repeat whose score is nearest to the trial's mean, not the prettiest."""
+    name, kimg = next(iter(space.objectives)), row.kimg
+    finished = [repeat for repeat in row.trial.repeats if repeat.status == "finished" and kimg in repeat.scores]
+    mean = row.summaries[name].mean
+    nearest = min(finished, key=lambda repeat: abs(repeat.scores[kimg][name] - mean))
+    return folder.repeat(nearest.trial, nearest.repeat)
+
+
+def _copies(row: Row) -> str:
+    """Say how much of what the best trial samples is copied from its training images."""
+    scores = next((repeat.scores[row.kimg] for repeat in row.trial.repeats if row.kimg in repeat.scores), {})
+    share, control = scores.get("memorized_fraction"), scores.get("memorized_fraction_holdout")
+    text = f"Trial {row.number}: samples, each followed by its nearest training image"
+    if share is not None:
+        text += f". Memorised: {share:.1%} of the samples"
+        text += f", {control:.1%} of held-out images as a control" if control is not None else ""
+    return text
+
+
+def _use(folder: SweepFolder, sweep: dict[str, Any], best: Row, space: Space) -> dict[str, str]:
+    """Return what to type to train and to sample the winner."""
+    files = _typical(folder, best, space)
+    card = files.model / "README.md"
+    code = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL) if card.exists() else None
+    train = ["scrimp", "train", str(folder.best_recipe), sweep["dataset"]["folder"], "OUT", "--seed", "1"]
+    return {
+        "train": shlex.join(train),
+        "sample": shlex.join(["scrimp", "sample", str(files.model), "SAMPLES", "-n", "64"]),
+        "model": str(files.model),
+        "diffusers": code.group(1) if code else "",
+        "recipe": files.recipe.read_text() if files.recipe.exists() else "",
+    }
+
+
+def _origin(sweep: dict[str, Any]) -> dict[str, str]:
+    versions = ", ".join(f"{package} {version}" for package, version in sweep["versions"].items())
+    data = sweep["dataset"]
+    return {
+        "Seed of the sweep": str(sweep["seed"]),
+        "Dataset": f"{data['name']}, content {data['content_hash']}",
+        "Dataset's folder": data["folder"],
+        "Packages": versions,
+    }

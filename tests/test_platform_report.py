@@ -1,0 +1,224 @@
+"""The report's page: everything promised is on it, in every state of a sweep, and nothing comes from elsewhere."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+import pytest
+from made_up_sweep import TREE, make_dataset, make_space, write_sweep
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from PIL import Image
+
+from scrimp_platform import records, store
+from scrimp_platform.report import importance, leaderboard, page, pictures, plots
+from scrimp_platform.store import SweepFolder
+
+SECTIONS = ["leaderboard", "race", "samples", "training", "search", "use", "failures", "origin"]
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Reads a page: its text without scripts and styles, the ids, what it refers to; and that its tags are balanced."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(source)
+        self.close()
+        assert not self.stack
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.stack.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack[-1:] not in (["script"], ["style"]):
+            self.words.append(data)
+        elif self.stack[-1] == "style":
+            assert "url(" not in data
+            assert "@import" not in data
+
+
+def read_page(folder: SweepFolder) -> Page:
+    page.write_report(folder)
+    return Page(folder.report.read_text())
+
+
+def traces(figure: go.Figure) -> list[Any]:
+    return list(figure.data)
+
+
+def fate(repeat: records.Repeat) -> str:
+    if repeat.trial == 3:
+        return "step 412: loss is <b>nan</b>"
+    return "its worker died" if (repeat.trial, repeat.attempt) == (1, 1) else ""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    """A sweep that ran to its end."""
+    space = make_space(budget={"trials": 16, "leaders": 4})
+    folder = write_sweep(tmp_path_factory.mktemp("runs") / "made-up", space, fate)
+    folder.repeat(1, 0).error.write_text("Traceback\n  in worker\nConnectionError: the node went away\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(whole: SweepFolder) -> Page:
+    return read_page(whole)
+
+
+def test_every_section_is_there_once_and_the_verdict_on_top(whole, seen):
+    space = make_space(budget={"trials": 16, "leaders": 4})
+    rows = leaderboard.rank(records.read(whole), space)
+    assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
+    assert leaderboard.verdict(rows, space) in seen.text[:400]
+    assert rows[0].repeats >= 3
+    for row in rows:
+        assert leaderboard.score(row, "fd_classifier") in seen.text
+
+
+def test_the_page_needs_no_network(whole, seen):
+    assert seen.links
+    assert all(link.startswith("data:") for link in seen.links)
+    assert whole.report.read_text().count("plotly.js v") == 1
+
+
+def test_all_plots_have_their_data(seen):
+    drawn = {name for name in seen.ids if name not in SECTIONS}
+    assert drawn == {
+        "fd_classifier-of-the-raced-trials", "fd_classifier-against-time", "fd_classifier-over-training",
+        "Training-loss", "fd_classifier-by-trial", "What-mattered", "Searched-fields",
+    }  # fmt: skip
+
+
+def test_samples_of_the_three_best_each_rung_of_the_best_and_its_neighbours_are_embedded(seen):
+    assert sum(link.startswith("data:image/png;base64,") for link in seen.links) == 3 + 4 + 1
+    assert "1.2% of held-out images as a control" in seen.text
+
+
+def test_failures_are_seen_with_their_cause_also_where_a_further_attempt_mended_them(seen):
+    assert "step 412: loss is <b>nan</b>" in seen.text
+    assert "ConnectionError: the node went away" in seen.text
+
+
+def test_the_winner_can_be_used_as_the_page_says(tmp_path):
+    folder = write_sweep(tmp_path / "runs" / "my sweep", make_space(budget={"trials": 1, "repeats": 1}))
+    model = folder.repeat(0, 0).model
+    model.mkdir()
+    (model / "README.md").write_text("# Card\n```python\nimport torch  # <3\n```\n")
+    text = read_page(folder).text
+    dataset = tmp_path / "runs" / "datasets" / "digits"
+    assert f"scrimp train '{folder.best_recipe}' {dataset} OUT --seed 1" in text
+    assert f"scrimp sample '{model}' SAMPLES -n 64" in text
+    assert "import torch # <3" in text
+
+
+def test_names_from_the_data_are_escaped(tmp_path):
+    search = {"optimizer.kind": {"choice": ["adam", "adamw"]}, **TREE["search"]}
+    folder = write_sweep(tmp_path / "sweep", make_space(search=search, budget={"trials": 4}))
+    evil = "<script>alert('x')</script>&amp;"
+    sweep = store.read_json(folder.sweep)
+    sweep["name"] = sweep["dataset"]["name"] = evil
+    make_dataset(Path(sweep["dataset"]["folder"]), evil)
+    sweep["space"]["about"] = evil
+    store.write_json(folder.sweep, sweep)
+    seen = read_page(folder)
+    assert "alert('x')</script>" not in folder.report.read_text()
+    assert seen.text.count(evil) >= 4
+
+
+@pytest.mark.parametrize(
+    ("most", "says"),
+    [
+        (0, "No trial has begun."),
+        (1, "No trial has been trained to the end: 1 running."),
+        (8, "in a single repeat: no interval"),
+        (19, "leads so far"),
+    ],
+)
+def test_a_sweep_that_was_interrupted_has_a_true_page(tmp_path, most, says):
+    folder = write_sweep(tmp_path / "sweep", make_space(), most=most, reason="interrupted")
+    seen = read_page(folder)
+    assert says in seen.text
+    assert re.search(r"Ended early, .* UTC: interrupted", seen.text)
+    assert " wins" not in seen.text
+    assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
+
+
+def test_a_sweep_that_still_runs_says_so(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(), most=3)
+    folder.outcome.unlink()
+    assert "Not ended: this is what is known so far" in read_page(folder).text
+
+
+def test_several_objectives_and_a_constraint_have_their_plots_and_columns(tmp_path):
+    space = make_space(
+        objectives={"fd_classifier": "minimize", "train_flops": "minimize"},
+        constraints={"memorized_fraction": {"max": 0.029}},
+    )
+    seen = read_page(write_sweep(tmp_path / "sweep", space))
+    assert {"fd_classifier-against-train_flops", "train_flops-by-trial"} <= set(seen.ids)
+    assert "Pareto front" in seen.text
+    assert "memorized_fraction max: 0.029" in seen.text
+
+
+def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
+    decay = {"uniform": [0.0, 0.1], "when": {"optimizer.kind": ["adamw"]}}
+    search = {"optimizer.kind": {"choice": ["adam", "adamw"]}, "optimizer.weight_decay": decay}
+    space = make_space(search=search, budget={"trials": 8})
+    folder = write_sweep(tmp_path / "sweep", space)
+    rows = leaderboard.rank(records.read(folder), space)
+    lines = {line.hovertext[0].split(",")[0]: line.y for line in traces(plots.parallel(rows, space, "fd_classifier"))}
+    assert {row.trial.params["optimizer.kind"] for row in rows} == {"adam", "adamw"}
+    for row in rows:
+        assert (lines[f"trial {row.number}"][1] is None) == (row.trial.params["optimizer.kind"] == "adam")
+
+
+def test_the_race_plot_shows_the_leaderboards_intervals(whole):
+    space = make_space(budget={"trials": 16, "leaders": 4})
+    rows = leaderboard.rank(records.read(whole), space)
+    means = [trace for trace in traces(plots.race(rows, "fd_classifier")) if trace.error_x.array is not None]
+    raced = [row for row in rows if row.raced]
+    assert len(means) == len(raced) >= 2
+    for trace, row in zip(means, raced, strict=True):
+        summary = row.summaries["fd_classifier"]
+        assert trace.x[0] == summary.mean
+        assert trace.x[0] + trace.error_x.array[0] == pytest.approx(summary.high)
+
+
+def test_importances_are_optunas_own(whole):
+    storage = JournalStorage(JournalFileBackend(str(whole.journal)))
+    study = optuna.load_study(study_name="made-up", storage=storage)
+    assert importance.importances(whole.journal) == pytest.approx(optuna.importance.get_param_importances(study))
+
+
+def test_importances_of_few_trials_are_skipped_with_the_reason(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 3}))
+    shares = importance.importances(folder.journal)
+    assert isinstance(shares, str)
+    assert "6 trials" in shares
+
+
+def test_a_large_or_broken_picture_does_not_burden_the_page(tmp_path):
+    Image.new("RGB", (3000, 1500)).save(tmp_path / "large.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "large.png").read_bytes()[:200])
+    large = pictures.read(tmp_path / "large.png", "large")
+    assert large is not None
+    assert (large.width, large.height) == (1024, 512)
+    assert pictures.read(tmp_path / "half.png", "half") is None
+    assert pictures.read(tmp_path / "none.png", "none") is None
