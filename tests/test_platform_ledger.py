@@ -5,6 +5,7 @@ import random
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
 
@@ -61,7 +62,7 @@ def run_all(folder, ledger) -> None:
 
 
 def study(folder) -> optuna.Study:
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder.journal)))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal)))
     return optuna.load_study(study_name=folder.path.name, storage=storage)
 
 
@@ -118,8 +119,8 @@ def test_several_objectives_can_be_pruned_and_completed(folder):
 
 def test_a_warm_start_is_proposed_once_however_often_the_study_is_opened(folder):
     for _ in range(3):
-        ledger = open_ledger(folder)
-        ledger.warm_start({"optimizer.lr": 0.00123})
+        open_ledger(folder).warm_start({"optimizer.lr": 0.00123})
+    ledger = open_ledger(folder)
     run_all(folder, ledger)
     assert [trial.params["optimizer.lr"] for trial in ledger.trials].count(0.00123) == 1
     assert ledger.trials[0].params["optimizer.lr"] == 0.00123
@@ -176,11 +177,7 @@ def test_kills_anywhere_change_nothing(tmp_path, seed):
     folder = SweepFolder(tmp_path / "shaken" / "sweep")
     folder.path.parent.mkdir()
     chance = random.Random(seed)
-    for _ in range(200):
-        ledger = open_ledger(folder, seed=3)
-        repeat = ledger.propose()
-        if repeat is None:
-            break
+    while repeat := (ledger := open_ledger(folder, seed=3)).propose():
         if chance.random() < 0.5:
             train(folder, ledger, repeat, stop_before=chance.choice([0, *RUNGS]))
             continue  # killed: whatever was not written is forgotten

@@ -47,6 +47,7 @@ def sweep(options: Options) -> None:
         terminal.show_plan(the_plan, placement, estimate.last(the_plan, placement.gpus_per_repeat))
         store.write_json(folder.sweep, plan.record(the_plan))
         tracker.start()
+        patience = 5.0  # seconds for MLflow if this is cut short
         try:
             # Search and race: until the ledger has nothing left to do, or a limit is reached.
             ledger = open_ledger(the_plan, placement)
@@ -57,8 +58,9 @@ def sweep(options: Options) -> None:
             if speed := estimate.measured(folder, ledger.repeats):
                 estimate.save(the_plan, placement.gpus_per_repeat, speed)
             conclude(folder, ledger.trials, ledger.space, reason)
+            patience = 60.0
         finally:
-            tracker.stop(deadline=60)
+            tracker.stop(patience)
 
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:

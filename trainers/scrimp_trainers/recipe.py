@@ -181,8 +181,10 @@ class Recipe(Section):
     def _sampler_fits(self) -> "Recipe":
         samplers = {"edm": ("heun",), "ddpm": ("ancestral", "ddim")}[self.diffusion.kind]
         if self.sampler.kind not in samplers:
-            raise ValueError(f"sampler.kind: {self.sampler.kind!r} cannot sample {self.diffusion.kind!r}; "
-                             f"use {' or '.join(samplers)}")
+            raise ValueError(
+                f"sampler.kind: {self.sampler.kind!r} cannot sample {self.diffusion.kind!r}; "
+                f"use {' or '.join(samplers)}"
+            )
         if isinstance(self.diffusion, DDPM) and self.sampler.steps > self.diffusion.timesteps:
             raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
         if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
