@@ -9,7 +9,7 @@ demo: $(READY)
 	$(BIN)/python sweep.py
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -84,9 +84,14 @@ def test_the_race_gives_the_next_repeat_to_whom_has_fewest():
 
 
 def test_a_trial_that_can_no_longer_win_gets_no_further_repeat():
-    field = [finished(0, 1.0, 1.1, 1.05), finished(1, 5.0, 5.1), finished(2, 1.02, 1.2)]
-    assert not race.may_win(field[1], field, make_space())
-    assert race.next_trial(field, make_space()) is field[2]
+    field = [finished(0, 1.0, 1.1, 1.05), finished(1, 5.0, 5.1, 5.2), finished(2, 1.02, 1.2, 1.1)]
+    assert [race.may_win(trial, field, make_space()) for trial in field] == [True, False, True]
+    assert race.next_trial(field, make_space()) in (field[0], field[2])
+
+
+def test_nobody_is_dropped_before_the_third_repeat():
+    field = [finished(0, 1.0, 1.1, 1.05), finished(1, 5.0, 5.1)]
+    assert race.next_trial(field, make_space()) is field[1]
 
 
 def test_close_trials_all_reach_the_full_number_and_then_the_race_ends():

@@ -10,6 +10,10 @@ from scrimp_platform.study import excesses
 from scrimp_spaces.space import Space
 
 
+FAIR = 3
+"""Repeats before a trial may be dropped from the race: the interval of two spans thirteen deviations."""
+
+
 def order(scores: Sequence[Mapping[str, Any]], space: Space) -> list[int]:
     """Return the positions of `scores` from best to worst.
 
@@ -55,6 +59,8 @@ def next_trial(field: Sequence[Trial], space: Space) -> Trial | None:
 
 def may_win(trial: Trial, field: Sequence[Trial], space: Space) -> bool:
     """Whether no other trial of the race is better in every objective beyond doubt."""
+    if len(trial.repeats) < FAIR:
+        return True
     rung = space.budget.rungs_kimg[-1]
     samples = {
         objective: {rival.number: rival.finals(objective, rung) for rival in field} for objective in space.objectives
