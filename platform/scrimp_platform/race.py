@@ -9,7 +9,6 @@ from scrimp_platform.records import Trial
 from scrimp_platform.study import excesses
 from scrimp_spaces.space import Space
 
-
 FAIR = 3
 """Repeats before a trial may be dropped from the race: the interval of two spans thirteen deviations."""
 
