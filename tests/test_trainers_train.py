@@ -170,3 +170,10 @@ def test_labels_are_shown_and_dropped_as_the_recipe_says(monkeypatch):
 def test_classes_need_labels():
     with pytest.raises(UserError, match=r"conditioning\.classes: the dataset has no labels"):
         small_state(small(conditioning__classes=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_like_the_one_it_was_made_of():
+    plain, _ = trained(small(training__kimg=0.04))
+    compiled, _ = trained(small(training__kimg=0.04, training__compile=True))
+    torch.testing.assert_close(weights(plain), weights(compiled), rtol=0, atol=1e-3)

@@ -23,20 +23,15 @@ class UNet(nn.Module):
     def __init__(self, unet: "UNet2DModel", *, augment_labels: int = 0, coordinates: bool = False) -> None:
         super().__init__()
         self.unet = unet
-        features = unet.config["block_out_channels"][0]
-        self.augment = nn.Linear(augment_labels, features, bias=False) if augment_labels else None
+        config = unet.config
+        self.augment = (
+            nn.Linear(augment_labels, config["block_out_channels"][0], bias=False) if augment_labels else None
+        )
         self.coordinates = coordinates
-
-    @property
-    def classes(self) -> int:
+        self.classes: int = (config["num_class_embeds"] or 1) - 1
         """Number of classes that the network can be told, 0 for none."""
-        return (self.unet.config["num_class_embeds"] or 1) - 1
-
-    @property
-    def shape(self) -> torch.Size:
+        self.shape = torch.Size((config["out_channels"], config["sample_size"], config["sample_size"]))
         """Shape [C, H, W] of an image."""
-        config = self.unet.config
-        return torch.Size((config["out_channels"], config["sample_size"], config["sample_size"]))
 
     def forward(
         self,
