@@ -212,6 +212,8 @@ class Repeat:
         """Leave the model behind, with the scores of the last line."""
         if self.rank == 0 and not (self.folder / "model").exists():
             export(self.folder / "model", self.state.ema, self.recipe, self.dataset.manifest, line)
+        if self.world > 1:
+            dist.barrier()  # when this returns on any rank, all files are there
 
     @property
     def _metrics(self) -> Path:
