@@ -1,6 +1,8 @@
 """Ray Tune driven by the ledger: real processes, made-up training."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,16 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
     search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, resources={"cpu": 1}, places=2, limits=limits)
     assert limits.reached == "max_gpu_hours 1e-09 reached"
     assert len(ledger.trials) < 8
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_sweep_joins_the_ray_that_is_named_and_never_the_private_one_of_another(ray_here, named):
+    import ray
+
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if named:
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    code = "import ray; from scrimp_platform import cluster; cluster.peek(); print(cluster._join(), len(ray.nodes()))"
+    code = code if named else "from scrimp_platform import cluster; print(cluster._join())"
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert answer.stdout.strip() == ("True 1" if named else "False"), answer.stderr

@@ -72,31 +72,47 @@ def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None) -> Placement:
 @contextlib.contextmanager
 def connect() -> Iterator[tuple[Node, ...]]:
     """Join the Ray cluster that is running, or start Ray on this machine for as long as the sweep lasts."""
-    import ray
-
-    try:
-        ray.init(address="auto", **QUIET)
-    except ConnectionError:
+    if not _join():
         # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it is on where there are any.
         start_here(include_dashboard=_gpus_here() > 0)
     try:
         yield _nodes()
     finally:
-        ray.shutdown()
+        _leave()
 
 
 def peek() -> tuple[Node, ...]:
     """Describe the running cluster, or this machine where there is none; start nothing."""
-    import ray
-
-    try:
-        ray.init(address="auto", **QUIET)
-    except ConnectionError:
+    if not _join():
         return (Node(os.uname().nodename, os.cpu_count() or 1, _gpus_here()),)
     try:
         return _nodes()
     finally:
-        ray.shutdown()
+        _leave()
+
+
+def _join() -> bool:
+    """Join the cluster that `RAY_ADDRESS` names or that `ray start` started here; false if there is none.
+
+    Ray's own `address="auto"` would also join the private Ray of another sweep on this machine.
+    """
+    import ray
+    from ray._private import services
+
+    address = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
+    if not address:
+        return False
+    try:
+        ray.init(address=address, **QUIET)
+    except ConnectionError:
+        raise UserError(f"no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS and `ray stop`") from None
+    return True
+
+
+def _leave() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 def start_here(**options: Any) -> None:
