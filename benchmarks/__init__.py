@@ -1,0 +1,1 @@
+"""Ratios against a peer: both sides in one run, side by side."""
