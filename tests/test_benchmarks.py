@@ -1,0 +1,67 @@
+import re
+
+import pytest
+
+from benchmarks import measure, scoring, startup, training
+from benchmarks.measure import Comparison, Side, interleave
+from scrimp_trainers.recipe import load
+
+TINY = load("tiny-ddpm").replace(
+    training.EXAMPLE
+    | {"network.channels": 8, "network.multipliers": [1], "network.attention": [], "training.batch_size": 4}
+)
+ROW = r"│ (\d+\.\d{3}) │ \1 to \1 in 1 *│"
+"""The ratio and the spread of a single round."""
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure.console, "_width", 240)
+
+
+def test_sides_take_turns_and_so_does_who_begins():
+    turns: list[str] = []
+
+    class Fake(Side):
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.each = name, seconds
+
+        def warm(self) -> None:
+            turns.append(f"warm {self.name}")
+
+        def seconds(self, times: int) -> float:
+            turns.append(self.name)
+            return self.each * times
+
+    found = interleave(Fake("a", 1), Fake("b", 2), rounds=3, times=5)
+    assert turns == ["warm a", "warm b", "a", "b", "b", "a", "a", "b"]
+    assert found == ([5, 5, 5], [10, 10, 10])
+
+
+def test_a_ratio_is_that_of_one_round():
+    """A machine that is slow for one round is slow for both sides of it."""
+    assert Comparison("", "s", ours=[1, 10, 2], theirs=[2, 20, 4], goal="").ratios == [0.5, 0.5, 0.5]
+
+
+def test_training_prints_its_ratio_and_where_the_time_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(training, "cases", lambda device: [training.Case("toy", TINY, steps=2)])
+    monkeypatch.setattr(training, "IMAGES", 16)
+    training.main("cpu", threads=1, rounds=1)
+    said = capsys.readouterr().out
+    assert re.search(ROW, said)
+    for part in ("load images", "forward", "loss, backward", "optimizer", training.REST):
+        assert re.search(rf"│ {part} +│ +\d\S* +\d+% │ +\d\S* +\d+% │", said), part
+
+
+@pytest.mark.slow
+def test_scoring_prints_its_ratio(capsys: pytest.CaptureFixture[str]):
+    scoring.main("cpu", threads=2, rounds=1, count=20, images=20)
+    assert re.search(ROW, capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_startup_says_what_the_time_goes_to(capsys: pytest.CaptureFixture[str]):
+    startup.main("cpu", threads=2, rounds=1)
+    assert re.search(r"│ all +│ +\d+\S* s +│", capsys.readouterr().out)
