@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import show_parts
-from scrimp_platform.store import Storage, read_lines
+from scrimp_platform.store import Storage
+from scrimp_trainers import lines
 from scrimp_trainers.data.prepare import Options, prepare
 
 SWEEP = Path(__file__).parents[1] / "sweep.py"
@@ -50,11 +51,11 @@ def measure(data: Path, storage: Path) -> dict[str, float]:
         connected = until(folder.sweep.exists, driver) - began
         decided = until(first.record.exists, driver) - began
         imported = until(first.lock.exists, driver) - began
-        told = until(lambda: bool(read_lines(first.metrics)), driver) - began
+        told = until(lambda: bool(lines.read(first.metrics)), driver) - began
     finally:
         driver.send_signal(signal.SIGINT)  # it ends what it started
         driver.wait(LIMIT)
-    line = read_lines(first.metrics)[0]
+    line = lines.read(first.metrics)[0]
     trained = told - line["images"] / line["images_per_second"]
     return {
         "interpreter, imports, plan": planned,

@@ -1,5 +1,6 @@
 """The ledger against a fake engine: recorded curves instead of training, and kills at every point."""
 
+import json
 import math
 import random
 
@@ -9,9 +10,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
 
-from scrimp_platform import records
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.store import SweepFolder, write_atomic
+from scrimp_trainers import lines
 
 RUNGS = (20.0, 60.0)
 
@@ -42,12 +43,12 @@ def train(folder, ledger, repeat, stop_before=math.inf) -> bool:
     """Do what a worker and Tune do for a repeat; return whether it came to its end."""
     params = ledger.trials[[t.number for t in ledger.trials].index(repeat.trial)].params
     files = folder.repeat(repeat.trial, repeat.repeat)
-    done = {line["rung"] for line in records.store.read_lines(files.metrics)}
+    done = {line["rung"] for line in lines.read(files.metrics)}
     for rung in RUNGS:
         line = score(repeat, rung, params)
         if rung not in done:
             with files.metrics.open("a") as file:
-                file.write(records.store.json.dumps(line) + "\n")
+                file.write(json.dumps(line) + "\n")
         if rung >= stop_before:
             return False
         if not ledger.report(repeat, line):

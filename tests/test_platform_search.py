@@ -10,7 +10,7 @@ from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
 from scrimp_platform import cluster, search
-from scrimp_platform.store import read_lines
+from scrimp_trainers import lines
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def sweep(ray_here, pretend, tmp_path_factory):
     ledger = open_ledger(folder, space)
     pids = folder.path / "pids"
     search.run(ledger, pretend, {"pids": str(pids)}, resources={"cpu": 1}, places=2, limits=search.Limits(ledger))
-    return ledger, [line["pid"] for line in read_lines(pids)]
+    return ledger, [line["pid"] for line in lines.read(pids)]
 
 
 def test_tune_runs_the_search_and_the_race_to_the_end(sweep):

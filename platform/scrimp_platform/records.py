@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from scrimp_platform import store
 from scrimp_platform.store import RepeatFolder, SweepFolder
+from scrimp_trainers import lines
 
 Phase = Literal["search", "race"]
 RepeatStatus = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -86,6 +87,6 @@ def read(folder: SweepFolder) -> list[Trial]:
     trials = {record["number"]: Trial(**record) for record in folder.trial_records()}
     for files in folder.repeats():
         repeat = Repeat(**store.read_json(files.record))
-        repeat.scores = {float(line["rung"]): line for line in store.read_lines(files.metrics) if line.get("rung")}
+        repeat.scores = {float(line["rung"]): line for line in lines.read(files.metrics) if line.get("rung")}
         trials[repeat.trial].repeats.append(repeat)
     return list(trials.values())

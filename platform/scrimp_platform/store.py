@@ -49,15 +49,6 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines that may still be growing: a last line without its end is left out."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 @contextlib.contextmanager
 def exclusive(lock: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock file, which a killed process gives up by itself.

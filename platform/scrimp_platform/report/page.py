@@ -23,6 +23,7 @@ from scrimp_platform.report import importance, leaderboard, pictures, plots, wor
 from scrimp_platform.report.ranking import MEANINGS, Row
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
+from scrimp_trainers import lines
 from scrimp_trainers.data import manifest
 from scrimp_trainers.errors import UserError
 
@@ -145,7 +146,7 @@ def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence
     ]
     leading = {row.number: row.trial.repeats for row in rows if row.number in plots.leaders(rows)}
     curves = {
-        number: [store.read_lines(folder.repeat(number, repeat.repeat).metrics) for repeat in repeats]
+        number: [lines.read(folder.repeat(number, repeat.repeat).metrics) for repeat in repeats]
         for number, repeats in leading.items()
     }
     losses = plots.losses(curves, rows)
