@@ -118,3 +118,20 @@ def test_a_measured_speed_is_found_again_for_the_same_plan_and_no_other(options)
     assert estimate.last(the_plan, 0) == speed
     assert estimate.last(the_plan, 2) is None
     assert estimate.last(plan.make(change(options, rungs=(1.0, 2.0))), 0) is None
+
+
+def test_a_warm_start_takes_the_leaders_values_that_this_space_allows(options, tmp_path):
+    from made_up_sweep import write_sweep
+
+    earlier = tmp_path / "earlier"
+    write_sweep(earlier, plan.spaces.load("quickstart"))
+    the_plan = plan.make(change(options, warm_start=(earlier,)))
+    assert the_plan.warm_start
+    search = the_plan.space.search
+    for values in the_plan.warm_start:
+        assert all(search[path].allows(value) for path, value in values.items())
+
+
+def test_a_warm_start_from_no_sweep_is_refused(options, tmp_path):
+    with pytest.raises(UserError, match="not the folder of a sweep"):
+        plan.make(change(options, warm_start=(tmp_path,)))

@@ -7,8 +7,9 @@ import ray
 
 from scrimp_platform import cluster, plan, search, store
 from scrimp_platform.ledger import Ledger
-from scrimp_platform.repeat import tune_repeat
+from scrimp_platform.repeat import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
+from scrimp_trainers.errors import Diverged
 
 
 @pytest.fixture
@@ -16,6 +17,16 @@ def four_cpus():
     cluster.start_here(num_cpus=4, include_dashboard=True)
     yield
     ray.shutdown()
+
+
+def test_what_a_train_worker_raised_is_found_in_what_train_raises():
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    diverged = Diverged("step 3: loss is nan")
+    wrapped = WorkerGroupError("Training failed", {1: UserExceptionWithTraceback(diverged, "Traceback ...")})
+    assert cause_of(wrapped) is diverged
+    assert cause_of(diverged) is diverged
 
 
 def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(four_cpus, scored_digits, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Plan:
     dataset: Path
     manifest: Manifest
     resumed: bool
+    warm_start: tuple[dict[str, Any], ...] = ()
+    """Values of searched fields to propose first."""
 
 
 def make(options: Options) -> Plan:
@@ -68,7 +71,8 @@ def make(options: Options) -> Plan:
     check_data(base, facts)
     folder = _folder(options, storage, facts)
     resumed = _check_resume(folder, space, facts, options.seed)
-    return Plan(options, space, base, storage, folder, dataset, facts, resumed)
+    warm_start = tuple(values for path in options.warm_start for values in best_values(SweepFolder(path), space))
+    return Plan(options, space, base, storage, folder, dataset, facts, resumed, warm_start)
 
 
 def resolve_space(options: Options) -> Space:
@@ -96,6 +100,21 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
 
         prepare.prepare(data, folder, prepare.Options())
     return folder
+
+
+def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
+    """Yield the values of an earlier sweep's leaders, as far as this space searches them too.
+
+    Only values are taken over, not scores: on another dataset those would mean something else.
+    """
+    from scrimp_platform import race, records  # they import optuna, which only a warm start needs here
+
+    old = store.read_json(earlier.sweep)
+    if old is None:
+        raise UserError(f"--warm-start {earlier.path}: not the folder of a sweep (no {earlier.sweep.name})")
+    for trial in race.leaders(records.read(earlier), Space.model_validate(old["space"])):
+        known = {path: value for path, value in trial.params.items() if path in space.search}
+        yield {path: value for path, value in known.items() if space.search[path].allows(value)}
 
 
 def record(plan: Plan) -> dict[str, Any]:

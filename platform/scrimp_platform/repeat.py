@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from scrimp_platform import store
 from scrimp_platform.search import FAILURE, FINAL
 from scrimp_platform.store import RepeatFolder, SweepFolder
-from scrimp_trainers.errors import Diverged, UserError
+from scrimp_trainers.errors import Diverged
 
 PATIENCE = 60.0  # seconds
 
@@ -43,10 +43,10 @@ def tune_repeat(config: dict[str, Any]) -> None:
             # A Train run starts three more processes, 20 s of imports; one CPU worker can do without.
             work(task, tune.report)
     except Exception as error:
-        cause = _cause(error)
+        cause = cause_of(error)
         store.write_atomic(_folder(task).error, "".join(traceback.format_exception(error)))
         line = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-        tune.report({FAILURE: line, FINAL: isinstance(cause, Diverged | UserError)})
+        tune.report({FAILURE: line, FINAL: isinstance(cause, Diverged)})
 
 
 def _train(task: Task) -> None:
@@ -117,7 +117,7 @@ def _has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return what a worker raised, out of what Ray Train made of it."""
-    failures = getattr(error, "worker_failures", None) or {}
-    return next(iter(failures.values()), error.__cause__ or error)
+def cause_of(error: BaseException) -> BaseException:
+    """Return what a worker raised, out of the two layers that Ray Train wraps around it."""
+    failure = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    return getattr(failure, "_base_exc", failure)

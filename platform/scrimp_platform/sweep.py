@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from scrimp_platform import cluster, estimate, plan, race, records, store, terminal
+from scrimp_platform import cluster, estimate, plan, store, terminal
 from scrimp_platform.cluster import Placement
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.plan import Options, Plan
@@ -20,7 +20,6 @@ from scrimp_platform.report import leaderboard
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.tracking import Tracker
 from scrimp_spaces.space import Space
-from scrimp_trainers.errors import UserError
 
 
 def sweep(options: Options) -> None:
@@ -40,27 +39,33 @@ def sweep(options: Options) -> None:
         return
 
     # Connect: join the running cluster, or start Ray here.
-    folder = the_plan.folder
-    tracker = Tracker(folder, the_plan.storage, options.tracking_uri, terminal.say)
-    with cluster.connect() as nodes, store.exclusive(folder.lock, f"sweep {folder.path.name}"):
+    tracker = Tracker(the_plan.folder, the_plan.storage, options.tracking_uri, terminal.say)
+    with cluster.connect() as nodes:
         placement = cluster.place(nodes, options.gpus_per_repeat)
         terminal.show_plan(the_plan, placement, estimate.last(the_plan, placement.gpus_per_repeat))
-        store.write_json(folder.sweep, plan.record(the_plan))
-        tracker.start()
-        patience = 5.0  # seconds for MLflow if this is cut short
-        try:
-            # Search and race: until the ledger has nothing left to do, or a limit is reached.
-            ledger = open_ledger(the_plan, placement)
-            reason = run(ledger, the_plan, placement)
-            store.write_json(folder.outcome, {"reason": reason, "ended": time.time()})
+        with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}"):
+            carry_out(the_plan, placement, tracker)
 
-            # Report.
-            if speed := estimate.measured(folder, ledger.repeats):
-                estimate.save(the_plan, placement.gpus_per_repeat, speed)
-            conclude(folder, ledger.trials, ledger.space, reason)
-            patience = 60.0
-        finally:
-            tracker.stop(patience)
+
+def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
+    """Search, race and report; MLflow hears of it as it happens."""
+    folder = the_plan.folder
+    store.write_json(folder.sweep, plan.record(the_plan))
+    tracker.start()
+    patience = 5.0  # seconds for MLflow if this is cut short
+    try:
+        # Search and race: until the ledger has nothing left to do, or a limit is reached.
+        ledger = open_ledger(the_plan, placement)
+        reason = run(ledger, the_plan, placement)
+        store.write_json(folder.outcome, {"reason": reason, "ended": time.time()})
+
+        # Report.
+        if speed := estimate.measured(folder, ledger.repeats):
+            estimate.save(the_plan, placement.gpus_per_repeat, speed)
+        conclude(folder, ledger.trials, ledger.space, reason)
+        patience = 60.0
+    finally:
+        tracker.stop(patience)
 
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
@@ -73,21 +78,9 @@ def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
 
     ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
     if not the_plan.resumed:
-        for path in the_plan.options.warm_start:
-            for values in best_values(SweepFolder(path), the_plan):
-                ledger.warm_start(values)
+        for values in the_plan.warm_start:
+            ledger.warm_start(values)
     return ledger
-
-
-def best_values(earlier: SweepFolder, the_plan: Plan) -> Iterator[dict[str, Any]]:
-    """Yield the leaders' values in an earlier sweep, as far as this space searches them too."""
-    sweep_json = store.read_json(earlier.sweep)
-    if sweep_json is None:
-        raise UserError(f"--warm-start {earlier.path}: not the folder of a sweep")
-    then = Space.model_validate(sweep_json["space"])
-    for trial in race.leaders(records.read(earlier), then):
-        search = the_plan.space.search
-        yield {path: value for path, value in trial.params.items() if path in search and search[path].allows(value)}
 
 
 def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
