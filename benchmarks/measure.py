@@ -3,16 +3,18 @@
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
@@ -36,39 +38,54 @@ class Comparison:
 
 
 class Side:
-    """One side of a comparison, in a process of its own: how one sets up its process must not help the other.
+    """One side of a comparison, in processes of its own: how one sets up its process must not help the other.
 
-    `make(*args)` runs there and returns an iterator whose every `next` does the work once.
+    `make(*args)` runs there and returns an iterator whose every `next` does the work once. With several `ranks` these
+    are a process group, and share the threads.
     """
 
-    def __init__(self, threads: int, make: Callable[..., Iterator[object]], *args: Any) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _set_up, (threads, make, args))
-        self._ready = self._pool.submit(_seconds, 1)
+    def __init__(self, threads: int, make: Callable[..., Iterator[object]], *args: Any, ranks: int = 1) -> None:
+        self._meeting = tempfile.TemporaryDirectory()
+        group = f"file://{self._meeting.name}/ranks"
+        self._pools = [
+            ProcessPoolExecutor(
+                1, get_context("spawn"), _set_up, (threads // ranks, make, args, group if ranks > 1 else None, i, ranks)
+            )
+            for i in range(ranks)
+        ]
+        self._ready = [pool.submit(_seconds, 1) for pool in self._pools]
 
     def warm(self) -> None:
-        """Wait until the process is set up and has done the work once."""
-        self._ready.result()
+        """Wait until the processes are set up and have done the work once."""
+        for ready in self._ready:
+            ready.result()
 
     def seconds(self, times: int) -> float:
         """Do the work so many times; return the seconds that once took."""
-        return self._pool.submit(_seconds, times).result()
+        return max(self.call(_seconds, times))
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in this side's process."""
-        future: Future[Any] = self._pool.submit(function, *args)
-        return future.result()
+    def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function in this side's processes; return what each gave."""
+        futures = [pool.submit(function, *args) for pool in self._pools]
+        return [future.result() for future in futures]
 
     def close(self) -> None:
-        """End the process."""
-        self._pool.shutdown()
+        """End the processes."""
+        for pool in self._pools:
+            pool.shutdown()
+        self._meeting.cleanup()
 
 
 _work: Iterator[object] = iter(())
 
 
-def _set_up(threads: int, make: Callable[..., Iterator[object]], args: tuple[Any, ...]) -> None:
+def _set_up(
+    threads: int, make: Callable[..., Iterator[object]], args: tuple[Any, ...], group: str | None, rank: int, world: int
+) -> None:
     global _work
     torch.set_num_threads(threads)
+    if group:
+        dist.init_process_group("gloo", init_method=group, rank=rank, world_size=world)
     _work = make(*args)
 
 

@@ -27,11 +27,11 @@ from scrimp_trainers.sample import generate, save_images
 from scrimp_trainers.train import start
 
 SIZE, BATCH = 32, 32
-STEPS = 5
+STEPS = 2
 """Of the sampler, so few that its time does not hide the rest."""
 FEW = 20
 """Samples of the first score, which is not measured: it fills the caches."""
-MOST_ROUNDS = {"cpu": 3, "cuda": 7}
+MOST_ROUNDS = {"cpu": 2, "cuda": 7}
 """A round takes minutes on CPU cores."""
 
 
