@@ -7,7 +7,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from scrimp_trainers.diffusion import ddpm
-from scrimp_trainers.recipe import DDPM, Sampler
+from scrimp_trainers.sections import DDPM, Sampler
 
 CPU = torch.device("cpu")
 CHAINS = [

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.recipe import EDM, Sampler
+from scrimp_trainers.sections import EDM, Sampler
 
 DEVIATION, MEAN = 0.5, 0.2
 

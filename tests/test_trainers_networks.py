@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.networks.unet import build, frame
-from scrimp_trainers.recipe import Network
+from scrimp_trainers.sections import Network
 
 SMALL = Network(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
 

@@ -6,7 +6,7 @@ import torch
 from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_trainers.errors import Diverged, UserError
-from scrimp_trainers.recipe import EMA, Optimizer
+from scrimp_trainers.sections import EMA, Optimizer
 from scrimp_trainers.train import ema_decay, learning_rate, read_losses, refuse_explosion, train
 
 BOTH = pytest.mark.parametrize("preset", ["tiny-edm", "tiny-ddpm"])

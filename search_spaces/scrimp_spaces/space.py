@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 from scrimp_trainers import recipe as recipes
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics.settings import Scoring, require_objectives
-from scrimp_trainers.recipe import Count, Positive, Recipe, Section, explain
+from scrimp_trainers.recipe import Recipe, explain
+from scrimp_trainers.sections import Count, Positive, Section
 
 SPACES = importlib.resources.files("scrimp_spaces")
 Bounds = tuple[float, float]

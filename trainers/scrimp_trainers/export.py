@@ -13,7 +13,8 @@ from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.device import pick
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.networks.unet import UNet
-from scrimp_trainers.recipe import EDM, Recipe
+from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.sections import EDM
 
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.schedulers.scheduling_utils import SchedulerMixin

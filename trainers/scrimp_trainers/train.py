@@ -21,7 +21,8 @@ from scrimp_trainers.data.loading import Batch
 from scrimp_trainers.diffusion.process import process_of, seed_of
 from scrimp_trainers.errors import Diverged, UserError
 from scrimp_trainers.networks.unet import UNet, build
-from scrimp_trainers.recipe import EDM, EMA, Optimizer, Recipe
+from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.sections import EDM, EMA, Optimizer
 
 EXPLODED = 10.0
 """A loss this many times the lowest so far has exploded."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scrimp_trainers.diffusion.process import Losses, Predict
-from scrimp_trainers.recipe import DDPM, Sampler
+from scrimp_trainers.sections import DDPM, Sampler
 
 
 def alpha_bars(settings: DDPM, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scrimp_trainers.diffusion.process import Losses, Predict
-from scrimp_trainers.recipe import EDM, Sampler
+from scrimp_trainers.sections import EDM, Sampler
 
 
 def levels(settings: EDM, count: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.recipe import DDPM, EDM, Sampler
+from scrimp_trainers.sections import DDPM, EDM, Sampler
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """What a sampler asks of a model: images [B, C, H, W] and their noise levels [B] to what `Process.denoise` returns."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import Section
+from scrimp_trainers.sections import Section
 
 Extractor = Literal["inception", "clip", "dinov2", "vgg16", "classifier"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import Network
+from scrimp_trainers.sections import Network
 
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.unets.unet_2d import UNet2DModel

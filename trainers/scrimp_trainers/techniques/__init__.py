@@ -1,0 +1,1 @@
+"""The four papers' techniques, one file each."""
