@@ -36,6 +36,12 @@ def levels(settings: DDPM, count: int, generator: torch.Generator) -> Tensor:
     return torch.randint(settings.timesteps, (count,), generator=generator, device=generator.device)
 
 
+def sigmas(settings: DDPM, t: Tensor) -> Tensor:
+    """Return the noise's deviation for a signal of scale 1: sigma of x_t / sqrt(abar_t) = y + sigma n."""
+    abar = alpha_bars(settings, t.device)[t]
+    return ((1 - abar) / abar).sqrt()
+
+
 def add_noise(settings: DDPM, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Return x_t (Ho et al., eq. 4)."""
     signal, deviation = _mix(settings, t)

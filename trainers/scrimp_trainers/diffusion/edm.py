@@ -21,6 +21,11 @@ def levels(settings: EDM, count: int, generator: torch.Generator) -> Tensor:
     return (normal * settings.p_std + settings.p_mean).exp_()
 
 
+def sigmas(settings: EDM, sigma: Tensor) -> Tensor:  # noqa: ARG001
+    """Return the noise's deviation for a signal of scale 1: the level itself."""
+    return sigma
+
+
 def add_noise(settings: EDM, images: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG001
     """Return x = y + sigma n."""
     return torch.addcmul(images, noise, over_images(sigma))
@@ -52,8 +57,12 @@ def losses(
     labels: Tensor | None,
 ) -> Losses:
     """Return lambda(sigma) |D - y|^2, mean over an image's elements (eq. 2, lambda of table 1)."""
-    weight = (sigma.square() + settings.sigma_data**2) / (sigma * settings.sigma_data).square()
-    return Losses(weight * (estimate - images).square().flatten(1).mean(1), sigma, labels)
+    return Losses(weight(settings, sigma) * (estimate - images).square().flatten(1).mean(1), sigma, labels)
+
+
+def weight(settings: EDM, sigma: Tensor) -> Tensor:
+    """Return lambda(sigma), which makes the loss about 1 at every sigma for a network that knows nothing (table 1)."""
+    return (sigma.square() + settings.sigma_data**2) / (sigma * settings.sigma_data).square()
 
 
 def time_grid(settings: EDM, steps: int) -> list[float]:

@@ -33,6 +33,10 @@ class Process(Protocol):
         """Draw the noise levels [count] of a training batch, on the generator's device."""
         ...
 
+    def sigmas(self, settings: Any, levels: Tensor, /) -> Tensor:
+        """Tell the noise's deviation [B] at these levels, for a signal of scale 1."""
+        ...
+
     def add_noise(self, settings: Any, images: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor:
         """Put standard normal noise on clean images, each at its level [B]."""
         ...
