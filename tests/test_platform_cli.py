@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 MISTAKES = [
-    (["sweep", "--space", "nope"], "space nope: no such space or file; spaces are quickstart"),
+    (["sweep", "--space", "nope"], "space nope: no such space or file; spaces are ambient"),
     (["sweep", "--space", "lab.yaml"], "space lab.yaml: objectives: Field required"),
     (["sweep", "--space", "tree.yaml"], "space tree.yaml: not YAML"),
     (["sweep", "--data", "photos"], "--data photos: not a dataset; make one with `scrimp prepare photos OUT`"),
@@ -49,7 +49,7 @@ MISTAKES = [
     (["prepare", "nothing", "out"], "nothing: no such folder or file"),
     (["prepare", "digits", "empty"], "empty"),
     (["prepare", "empty", "out"], "empty: "),
-    (["train", "nope", "empty", "out"], "recipe nope: no such preset or file; presets are ddpm, edm"),
+    (["train", "nope", "empty", "out"], "recipe nope: no such preset or file; presets are "),
     (["train", "edm", "empty", "out"], "empty: not a dataset (no dataset.json)"),
     (["sample", "empty", "out"], "empty: not a model"),
     (["evaluate", "empty", "empty"], "empty: not a model"),
@@ -92,3 +92,14 @@ def test_a_printed_space_is_one_that_loads(folder):
     answer = run("spaces", "quickstart", "--yaml")
     (folder / "mine.yaml").write_text(answer.stdout.replace("heavy imports: []\n", ""))
     assert run("spaces", "mine.yaml", cwd=folder).returncode == 0
+
+
+def test_a_space_is_printed_with_its_conditions_and_the_papers_values(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    answer = run("spaces", "sparse-to-sparse").stdout
+    lines = {line.split()[0]: line for line in answer.splitlines() if line.strip()}
+    assert "dense, static, rigl or magran" in lines["sparsity.method"]
+    for piece in ("0.1 to 0.9", "method is not dense", "0.25 to 0.5"):
+        assert piece in lines["sparsity.level"]
+    assert lines["objective"].strip() == "objective  minimize fid, minimize train_flops"
+    assert max(map(len, answer.splitlines())) <= 100

@@ -41,7 +41,7 @@ def score(repeat, rung: float, params) -> dict:
 
 def train(folder, ledger, repeat, stop_before=math.inf) -> bool:
     """Do what a worker and Tune do for a repeat; return whether it came to its end."""
-    params = ledger.trials[[t.number for t in ledger.trials].index(repeat.trial)].params
+    params = {"optimizer.lr": 1e-3} | ledger.trials[[t.number for t in ledger.trials].index(repeat.trial)].params
     files = folder.repeat(repeat.trial, repeat.repeat)
     done = {line["rung"] for line in lines.read(files.metrics)}
     for rung in RUNGS:
@@ -138,6 +138,36 @@ def test_a_failed_repeat_is_tried_again_so_often_and_then_counts_as_failed(folde
     assert (first.status, first.attempt, first.cause) == ("failed", 3, "the disk was full")
     assert ledger.trials[0].status == "failed"
     assert ledger.propose() is not first
+
+
+CONTRADICTION = {
+    "conditioning.classes": {"choice": [False, True]},
+    "conditioning.label_drop": {"uniform": [0.1, 0.2]},
+    "sampler.guidance": {"choice": [1.0, 3.0]},
+}
+
+
+def test_a_proposal_that_contradicts_itself_is_passed_over_and_trained_by_nobody(folder):
+    """A space that is loaded is refused for it; whatever slips through must not end a sweep that runs."""
+    space = make_space()
+    space = type(space).model_validate(space.model_dump() | {"search": CONTRADICTION})
+    ledger = open_ledger(folder, space)
+    run_all(folder, ledger)
+    assert len(ledger.trials) == 8
+    assert all(trial.params["conditioning.classes"] or trial.params["sampler.guidance"] == 1 for trial in ledger.trials)
+    known = {trial.number for trial in ledger.trials}
+    refused = [trial for trial in study(folder).get_trials() if trial.number not in known]
+    assert refused
+    assert not any(folder.trial(trial.number).exists() for trial in refused)
+    assert open_ledger(folder, space).propose() is None
+
+
+def test_a_space_that_proposes_contradictions_alone_ends_its_search(folder):
+    space = make_space()
+    only = {"sampler.guidance": {"choice": [2.0, 3.0]}}
+    ledger = open_ledger(folder, type(space).model_validate(space.model_dump() | {"search": only}))
+    assert ledger.propose() is None
+    assert len(study(folder).get_trials()) == 80
 
 
 def test_divergence_is_not_tried_again(folder):

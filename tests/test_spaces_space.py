@@ -1,5 +1,7 @@
 """Spaces: every one that ships loads, and what does not fit is refused with the reason."""
 
+import itertools
+
 import pytest
 import yaml
 
@@ -44,6 +46,19 @@ def test_a_space_that_ships_loads_and_survives_a_round_trip(name):
             {"search": {"optimizer.lr": {"uniform": [1, 2], "when": {"network.channels": [8]}}}},
             "search.optimizer.lr.when: network.channels must be searched before optimizer.lr",
         ),
+        (
+            {
+                "search": {
+                    "optimizer.kind": {"choice": ["adam", "adamw"]},
+                    "optimizer.weight_decay": {"uniform": [0, 0.1], "when": {"optimizer.kind": ["adam", "sgd"]}},
+                }
+            },
+            "search.optimizer.weight_decay.when: optimizer.kind is never 'sgd'",
+        ),
+        (
+            {"search": {"conditioning.classes": {"choice": [False, True]}, "sampler.guidance": {"choice": [1, 3]}}},
+            "search: sampler.guidance 3 may be proposed, but recipe: sampler.guidance needs conditioning.classes",
+        ),
     ],
 )
 def test_a_space_that_does_not_hold_is_refused_with_the_reason(changes, complaint):
@@ -62,6 +77,33 @@ def test_conditions_decide_which_fields_are_searched():
     space = spaces.parse(GOOD | {"search": search}, "space")
     assert space.active({"optimizer.kind": "adam"}) == ["optimizer.kind"]
     assert space.active({"optimizer.kind": "adamw"}) == ["optimizer.kind", "optimizer.weight_decay"]
+
+
+GUIDED = {
+    "conditioning.classes": {"choice": [False, True]},
+    "conditioning.label_drop": {"choice": [0.1, 0.2], "when": {"conditioning.classes": [True]}},
+    "sampler.guidance": {"uniform": [1, 3], "when": {"conditioning.label_drop": [0.1, 0.2]}},
+}
+
+
+def test_conditions_make_ranges_that_would_contradict_each_other_fit():
+    space = spaces.parse(GOOD | {"search": GUIDED}, "space")
+    corners = list(space.corners())
+    assert {"conditioning.classes": True, "conditioning.label_drop": 0.1, "sampler.guidance": 3.0} in corners
+    assert all(space.active(corner) == list(corner) for corner in corners)
+
+
+def test_every_two_ends_of_ranges_meet_in_a_corner_where_their_conditions_allow_it():
+    search = {
+        "optimizer.kind": {"choice": ["adam", "adamw"]},
+        "optimizer.weight_decay": {"uniform": [0, 0.1], "when": {"optimizer.kind": ["adamw"]}},
+        "optimizer.eps": {"choice": [1e-8, 1e-6], "when": {"optimizer.kind": ["adam"]}},
+        "network.channels": {"int": [8, 16]},
+    }
+    corners = list(spaces.parse(GOOD | {"search": search}, "space").corners())
+    for decay, channels in itertools.product((0, 0.1), (8, 16)):
+        assert {"optimizer.kind": "adamw", "optimizer.weight_decay": decay, "network.channels": channels} in corners
+    assert not any({"optimizer.weight_decay", "optimizer.eps"} <= corner.keys() for corner in corners)
 
 
 def test_the_base_recipe_is_as_long_as_the_last_rung_and_has_the_overrides():

@@ -15,8 +15,12 @@ from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_platform.study import Study
 from scrimp_spaces.space import Space
+from scrimp_trainers.errors import UserError
 
 Say = Callable[[str], None]
+
+MOST_PROPOSALS = 10
+"""Proposals a trial, at most: where a space proposes little else than contradictions, its search ends early."""
 
 
 class Ledger:
@@ -141,13 +145,20 @@ class Ledger:
         return repeat
 
     def _search(self) -> Repeat | None:
-        if len(self.trials) >= self.space.budget.trials:
-            return None
-        number, params = self._study.ask()
-        trial = Trial(number, params)
-        trial.save(self.folder)
-        self.trials.append(trial)
-        return self._add(trial, "search")
+        budget = self.space.budget.trials
+        while len(self.trials) < budget and len(self._study.trials()) < MOST_PROPOSALS * budget:
+            number, params = self._study.ask()
+            try:
+                self._base.replace(params)
+            except UserError as refusal:  # a contradiction that no condition of the space excludes
+                self._study.prune(number)  # unlike a failure it teaches the sampler to look elsewhere
+                self._say(f"proposal {number:04d} is passed over: {refusal}")
+                continue
+            trial = Trial(number, params)
+            trial.save(self.folder)
+            self.trials.append(trial)
+            return self._add(trial, "search")
+        return None
 
     def _race(self) -> Repeat | None:
         if any(trial.status == "running" for trial in self.trials):

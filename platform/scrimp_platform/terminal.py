@@ -2,9 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,8 +18,11 @@ from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import leaderboard, words
 from scrimp_platform.store import SweepFolder
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.space import Bound, Range, Space, value_of
 from scrimp_trainers.data.manifest import Manifest
+
+if TYPE_CHECKING:
+    from scrimp_trainers.techniques.coreset import Scored
 
 console = Console(highlight=False)
 
@@ -41,19 +44,18 @@ class Log:
 
 def show_plan(the_plan: Plan, placement: Placement, speed: Speed | None) -> None:
     """Print what is searched, what will run where, for how long and on how much disk."""
-    space, budget = the_plan.space, the_plan.space.budget
-    facts = the_plan.manifest
-    rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
+    space, facts = the_plan.space, the_plan.manifest
     colours, classes = ("grey", "RGB")[facts.channels // 3], len(facts.classes or ())
     rows = {
         "sweep": f"{the_plan.folder.path}{' (goes on)' if the_plan.resumed else ''}",
         "dataset": f"{facts.name}: {facts.splits['train'].count} images of {facts.size}x{facts.size}, "
         f"{colours}, {classes} classes, content {facts.content_hash[:12]}",
-        "recipe": f"{space.recipe}, up to {budget.rungs_kimg[-1]:g} kimg",
-        "search": "\n".join(f"{path}  {describe(span)}" for path, span in space.search.items()),
-        "objective": ", ".join(f"{direction} {name}" for name, direction in space.objectives.items()),
-        "budget": f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} go on;\n"
-        f"then {min(budget.leaders, budget.trials)} leaders race for up to {budget.repeats} repeats each",
+        "recipe": f"{space.recipe}, up to {space.budget.rungs_kimg[-1]:g} kimg",
+        "search": "\n".join(
+            f"{path}  {describe(span)}" + (f" when {condition(space, path)}" if span.when else "")
+            for path, span in space.search.items()
+        ),
+        **_goals(space),
         "runs on": placement.describe(),
     }
     if speed:
@@ -62,23 +64,29 @@ def show_plan(the_plan: Plan, placement: Placement, speed: Speed | None) -> None
             f"about {words.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
             f"for {cost.first_repeats} + at most {cost.race_repeats} repeats, {cost.kimg:,.0f} kimg"
         )
-    grid = Table.grid(padding=(0, 2))
-    for name, text in rows.items():
-        grid.add_row(f"[bold]{name}[/bold]", escape(text))
-    console.print(grid, "")
+    show_list(rows)
+    console.print()
 
 
 def describe(span: Range) -> str:
     """Say in words what a range allows."""
     if span.choice:
-        text = "one of " + ", ".join(str(value) for value in span.choice)
-    elif span.int:
-        text = f"whole numbers {span.int[0]} to {span.int[1]}"
-    else:
-        low, high = span.uniform or span.loguniform or (0.0, 0.0)
-        text = f"{low:g} to {high:g}" + (", log scale" if span.loguniform else "")
-    conditions = [f"{path} is {' or '.join(map(str, values))}" for path, values in span.when.items()]
-    return text + (f" when {' and '.join(conditions)}" if conditions else "")
+        return _either(span.choice)
+    if span.int:
+        return f"whole numbers {span.int[0]} to {span.int[1]}"
+    low, high = span.uniform or span.loguniform or (0.0, 0.0)
+    return f"{low:g} to {high:g}" + (", log scale" if span.loguniform else "")
+
+
+def condition(space: Space, path: str) -> str:
+    """Say in words when a field is searched, naming those of its own section without it; empty where it always is."""
+    section = path.rpartition(".")[0]
+    parts = []
+    for other, values in space.search[path].when.items():
+        left = [value for value in space.search[other].choice or () if value not in values]
+        name = other.removeprefix(f"{section}.")
+        parts.append(f"{name} is not {_plain(left[0])}" if len(left) == 1 else f"{name} is {_either(values)}")
+    return " and ".join(parts)
 
 
 def show_result(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Space, reason: str) -> None:
@@ -92,17 +100,50 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Spa
 
 
 def show_space(space: Space) -> None:
-    """Print a space as a table: each field, its range, and the value of the recipe that it starts from."""
-    base = space.base().model_dump()
-    table = Table(
-        "field", "range", f"in {space.recipe}", title=escape(space.about), title_justify="left", box=SIMPLE_HEAD
-    )
-    for path, span in space.search.items():
-        value: Any = base
-        for name in path.split("."):
-            value = value[name]
-        table.add_row(path, escape(describe(span)), escape(str(value)))
-    console.print(table)
+    """Print a space: each field with its range, condition, and value in the recipe and the paper; goals and budget."""
+    base = space.base()
+    rows = [
+        (path, describe(span), condition(space, path), _plain(value_of(base, path)), span.paper or "")
+        for path, span in space.search.items()
+    ]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    columns = zip(("field", "range", "when", "recipe", "paper"), zip(*rows, strict=True), strict=True)
+    shown = {heading: cells for heading, cells in columns if any(cells)}
+    for heading in shown:
+        table.add_column(heading, no_wrap=heading == "field")
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*(escape(cell) for cell in cells))
+    console.print(escape(space.about), table)
+    show_list({"recipe": space.recipe, **_goals(space)})
+
+
+def _goals(space: Space) -> dict[str, str]:
+    """Say what a space judges by and what it may spend."""
+    budget = space.budget
+    rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
+    rows = {
+        "objective": ", ".join(f"{direction} {name}" for name, direction in space.objectives.items()),
+        "constraint": ", ".join(f"{name} {_describe_bound(bound)}" for name, bound in space.constraints.items()),
+        "budget": f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} go on;\n"
+        f"then {min(budget.leaders, budget.trials)} leaders race for up to {budget.repeats} repeats each",
+    }
+    return {name: text for name, text in rows.items() if text}
+
+
+def _describe_bound(bound: Bound) -> str:
+    limits = {"at least": bound.min, "at most": bound.max}
+    return " and ".join(f"{side} {limit:g}" for side, limit in limits.items() if limit is not None)
+
+
+def _either(values: Iterable[Any]) -> str:
+    *others, last = map(_plain, values)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def show_list(entries: Mapping[str, str]) -> None:
@@ -134,6 +175,19 @@ def show_dataset(folder: Path, facts: Manifest) -> None:
     if facts.classifier:
         say(f"classifier: {facts.classifier.accuracy:.1%} of the held-out images are right")
     say(f"content {facts.content_hash}")
+
+
+def show_coreset(scored: "Scored") -> None:
+    """Print how many images of each class are kept, with the mean scores of these and of the others."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", pad_edge=False)
+    table.add_column("class")
+    for heading in ("kept", "of", "mean score kept", "dropped"):
+        table.add_column(heading, justify="right")
+    for name, members in scored.classes.items():
+        kept, values = scored.kept[members], scored.scores[members]
+        means = [words.number(float(part.mean())) if len(part) else "" for part in (values[kept], values[~kept])]
+        table.add_row(escape(name), f"{kept.sum():,}", f"{len(kept):,}", *means)
+    console.print(table)
 
 
 @contextlib.contextmanager

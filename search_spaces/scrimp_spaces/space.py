@@ -1,11 +1,12 @@
 """A space: a base recipe, the ranges to search, objectives and constraints, the budget.
 
-Ranges name recipe fields by dotted path. A path that does not exist, or a range that leaves what the field
-allows, is refused when the space is loaded.
+Ranges name recipe fields by dotted path. A path that does not exist, a range that leaves what the field allows, or
+two ranges whose ends contradict each other are refused when the space is loaded.
 """
 
 import importlib.resources
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,8 @@ class Range(Section):
     """One of these values."""
     when: dict[str, list[Any]] = {}
     """Search the field only where these other searched fields have one of these values."""
+    paper: str | None = None
+    """The value in the paper that the field is from, for whoever reads the space."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Range":
@@ -142,6 +145,37 @@ class Space(Section):
             if all(values.get(other) in allowed for other, allowed in span.when.items())
         ]
 
+    def corners(self) -> Iterator[dict[str, Any]]:
+        """Yield a whole proposal for every two ends of ranges that may be proposed together.
+
+        The other fields have the base recipe's value where their range and the conditions of the two allow it.
+        """
+        base = self.base()
+        usual = {
+            path: [value for value in (value_of(base, path), span.extremes()[0]) if span.allows(value)]
+            for path, span in self.search.items()
+        }
+        ends = [{path: value} for path, span in self.search.items() for value in span.extremes()]
+        for one, other in itertools.combinations_with_replacement(ends, 2):
+            if one.keys() != other.keys() or one == other:
+                options = usual | self._options(one | other)
+                values: dict[str, Any] = {}
+                for path in self.search:
+                    if options[path] and path in self.active(values):
+                        values[path] = options[path][0]
+                if values.keys() >= (one | other).keys():
+                    yield values
+
+    def _options(self, values: dict[str, Any]) -> dict[str, list[Any]]:
+        """Return these values, and which ones their conditions, and the conditions of those, leave to other fields."""
+        options, left = {path: [value] for path, value in values.items()}, list(values)
+        while left:
+            for other, allowed in self.search[left.pop()].when.items():
+                if other not in options:
+                    left.append(other)
+                options[other] = [value for value in options.get(other, allowed) if value in allowed]
+        return options
+
     def to_yaml(self) -> str:
         """Return the whole space as YAML that `load` reads back unchanged."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
@@ -190,14 +224,28 @@ def parse(tree: Any, where: str) -> Space:
         raise UserError(f"{where}: {explain(error)}") from None
     try:
         require_objectives([*space.objectives, *space.constraints], space.scoring)
-        base = space.base()
         for path, span in space.search.items():
-            for value in span.extremes():
-                base.replace({path: value})
             _check_conditions(space, path, span)
+        _check_corners(space)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return space
+
+
+def value_of(recipe: Recipe, path: str) -> Any:
+    """Return the value of the field at this dotted path, as YAML has it.
+
+    Raises
+    ------
+    UserError
+        If a recipe has no such field.
+    """
+    node: Any = recipe.model_dump(mode="json")
+    for name in path.split("."):
+        if not isinstance(node, dict) or name not in node:
+            raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
+        node = node[name]
+    return node
 
 
 def _check_conditions(space: Space, path: str, span: Range) -> None:
@@ -205,3 +253,17 @@ def _check_conditions(space: Space, path: str, span: Range) -> None:
     for other in span.when:
         if other not in earlier:
             raise UserError(f"search.{path}.when: {other} must be searched before {path}")
+        for value in span.when[other]:
+            if not space.search[other].allows(value):
+                raise UserError(f"search.{path}.when: {other} is never {value!r}")
+
+
+def _check_corners(space: Space) -> None:
+    base = space.base()
+    for values in space.corners():
+        try:
+            base.replace(values)
+        except UserError as error:
+            changed = {path: value for path, value in values.items() if value != value_of(base, path)}
+            given = ", ".join(f"{path} {value}" for path, value in changed.items())
+            raise UserError(f"search: {given} may be proposed, but {error}") from None
