@@ -52,7 +52,7 @@ def main(device: str, threads: int, rounds: int, count: int = 1000, images: int 
 
 def ours(folder: Path, device: str, count: int) -> Iterator[object]:
     """Score samples as a repeat does."""
-    network = model(device)
+    network = model(devices.pick(device))
     scoring = Scoring(extractor="inception", weights=folder / "inception.pth", samples=count, batch_size=BATCH)
     scorer = Scorer(open_dataset(folder / "dataset"), scoring, device)
     for samples in chain([FEW], repeat(count)):
@@ -61,7 +61,7 @@ def ours(folder: Path, device: str, count: int) -> Iterator[object]:
 
 def theirs(folder: Path, device: str, count: int) -> Iterator[object]:
     """Score samples by way of a folder of PNGs."""
-    network, pictures = model(device), folder / "pictures"
+    network, pictures = model(torch.device(device)), folder / "pictures"
     subset = len(list(pictures.iterdir()))
     for samples in chain([FEW], repeat(count)):
         with tempfile.TemporaryDirectory() as pngs:
@@ -86,10 +86,9 @@ def theirs(folder: Path, device: str, count: int) -> Iterator[object]:
             )
 
 
-def model(device: str) -> UNet:
+def model(device: torch.device) -> UNet:
     """Return a small network for 32x32 RGB images."""
-    where = devices.pick(device)
-    return start(sampler(), image_size=SIZE, channels=3, classes=0, seed=0, device=where).ema
+    return start(sampler(), image_size=SIZE, channels=3, classes=0, seed=0, device=device).ema
 
 
 def sampler() -> Recipe:

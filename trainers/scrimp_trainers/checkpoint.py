@@ -34,6 +34,8 @@ def save(folder: Path, state: State, identity: dict[str, Any], extra: dict[str, 
     save_file(_plain(state.network.state_dict()), new / "network.safetensors")
     save_file(_plain(state.ema.state_dict()), new / "ema.safetensors")
     save_file(_plain(_optimizer_tensors(state)), new / "optimizer.safetensors")
+    if state.masks:
+        save_file(_plain(state.masks.tensors()), new / "masks.safetensors")
     facts = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
     (new / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     for path in [*new.iterdir(), new]:
@@ -70,6 +72,8 @@ def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
     for name, tensor in load_file(found / "optimizer.safetensors", device).items():
         kind, _, parameter = name.partition("/")
         state.optimizer.state[parameters[parameter]][kind] = tensor
+    if state.masks:
+        state.masks.load(load_file(found / "masks.safetensors", device))
     state.step, state.images = facts["step"], facts["images"]
     return facts["extra"]
 

@@ -15,9 +15,15 @@ from scrimp_trainers.errors import UserError
 from scrimp_trainers.networks.unet import UNet
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sections import EDM
+from scrimp_trainers.techniques.autoencoder import CLASSES
+from scrimp_trainers.techniques.codec import OpenCodec, open_codec
+from scrimp_trainers.techniques.settings import Codec
 
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+CODEC = "codec.json"
+"""Holds what decoding needs to know besides the recipe: whether the images were grey."""
 
 
 def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> None:
@@ -25,7 +31,8 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
 
     `unet/` and `scheduler/` load with diffusers alone; `README.md` is the model card with the code that does. There is
     a `model_index.json` only where one of diffusers' pipelines samples as this model needs: none of them scales the
-    input of an EDM network or passes classes on, and they would give noise without a word.
+    input of an EDM network, passes classes or coordinates on or decodes what it drew, and they would give noise without
+    a word. A codec's autoencoder is named, not copied.
 
     Raises
     ------
@@ -36,9 +43,12 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
         network.unet.save_pretrained(part / "unet")
         scheduler = _scheduler(recipe)
         scheduler.save_pretrained(part / "scheduler")
-        if not isinstance(recipe.diffusion, EDM) and not network.classes:
+        told = network.classes or network.coordinates or recipe.codec.on
+        if not isinstance(recipe.diffusion, EDM) and not told:
             (part / "model_index.json").write_text(_index(recipe, type(scheduler).__name__))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
+        if recipe.codec.on:
+            (part / CODEC).write_text(json.dumps({"image_channels": manifest.channels}) + "\n")
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
 
 
@@ -58,6 +68,19 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
     coordinates = unet.config["in_channels"] > unet.config["out_channels"]
     network = UNet(unet, coordinates=coordinates).to(pick(device)).eval()
     return network, recipes.load(folder / "recipe.yaml")
+
+
+def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec | None:
+    """Open the codec of a model that `export` wrote; none where it draws pixels.
+
+    Raises
+    ------
+    UserError
+        If the recipe's decoder cannot be loaded.
+    """
+    if not recipe.codec.on:
+        return None
+    return open_codec(recipe.codec, device, json.loads((folder / CODEC).read_text())["image_channels"])
 
 
 def _scheduler(recipe: Recipe) -> "SchedulerMixin":
@@ -107,7 +130,8 @@ tags: [unconditional-image-generation, scrimp]
 
 Trained by Scrimp; the weights are the exponential moving average of the training's.
 
-- dataset: {manifest.name}, {manifest.splits["train"].count} images of {" x ".join(str(n) for n in network.shape)}
+- dataset: {manifest.name}, {manifest.splits["train"].count} images of \
+{manifest.channels} x {manifest.size} x {manifest.size}
 - content hash: `{manifest.content_hash}`
 
 ## Use
@@ -115,7 +139,7 @@ Trained by Scrimp; the weights are the exponential moving average of the trainin
 With diffusers alone, in this folder; {sampler}:
 
 ```python
-{_code(network, recipe)}```
+{_code(network, recipe, manifest.channels)}```
 
 ## Scores
 
@@ -130,7 +154,7 @@ With diffusers alone, in this folder; {sampler}:
 """
 
 
-def _code(network: UNet, recipe: Recipe) -> str:
+def _code(network: UNet, recipe: Recipe, channels: int) -> str:
     """Return the lines that sample with diffusers; a test runs them."""
     scheduler = type(_scheduler(recipe)).__name__
     steps = recipe.nfe if isinstance(recipe.diffusion, EDM) else recipe.sampler.steps
@@ -143,19 +167,31 @@ def _code(network: UNet, recipe: Recipe) -> str:
             "frame = torch.stack(torch.meshgrid(line, line, indexing='xy')).expand(16, -1, -1, -1)\n"
         )
         given = f"torch.cat([{given}, frame], 1)"
+    more, opened, decoded = _decoding(recipe.codec, channels) if recipe.codec.on else ("", "", "")
     return f"""import torch
-from diffusers import {scheduler}, UNet2DModel
+from diffusers import {more}{scheduler}, UNet2DModel
 
 unet = UNet2DModel.from_pretrained("unet")
 scheduler = {scheduler}.from_pretrained("scheduler")
 scheduler.set_timesteps({steps})
-{labels}x = torch.randn(16, {", ".join(str(side) for side in network.shape)}) * scheduler.init_noise_sigma
+{opened}{labels}x = torch.randn(16, {", ".join(str(side) for side in network.shape)}) * scheduler.init_noise_sigma
 with torch.no_grad():
     for t in scheduler.timesteps:
         output = unet({given}, t{passed}).sample
         x = scheduler.step(output, t, x).prev_sample
-images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
+{decoded}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
 """
+
+
+def _decoding(codec: Codec, channels: int) -> tuple[str, str, str]:
+    """Return what is imported to decode latents, and the lines before and after sampling."""
+    kind, folder = CLASSES[codec.kind], Path(codec.decoder)
+    where = str(folder.resolve()) if folder.is_dir() else codec.decoder
+    grey = ".mean(1, keepdim=True)" if channels == 1 else ""
+    after = (
+        f"    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n    x = vae.decode(x).sample{grey}\n"
+    )
+    return f"{kind}, ", f"vae = {kind}.from_pretrained({where!r})\n", after
 
 
 def _shown(value: object) -> str:

@@ -64,7 +64,7 @@ class Recipe(Section):
     """Weights for the classes."""
 
     @model_validator(mode="after")
-    def _sampler_fits(self) -> "Recipe":
+    def _fits_together(self) -> "Recipe":
         samplers = {"edm": ("heun",), "ddpm": ("ancestral", "ddim")}[self.diffusion.kind]
         if self.sampler.kind not in samplers:
             raise ValueError(
@@ -73,6 +73,8 @@ class Recipe(Section):
             )
         if isinstance(self.diffusion, DDPM) and self.sampler.steps > self.diffusion.timesteps:
             raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
+        if self.ood.on and isinstance(self.diffusion, DDPM):
+            raise ValueError("ood: its weight is that of EDM's loss; use diffusion.kind edm or ood.weight 0")
         if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
             raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
         return self

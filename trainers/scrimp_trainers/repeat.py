@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scrimp_trainers import checkpoint, lines
 from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.device import pick
 from scrimp_trainers.export import export
@@ -22,7 +23,9 @@ from scrimp_trainers.metrics import cost
 from scrimp_trainers.metrics.settings import Scoring
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sample import GRID, generate, grid
-from scrimp_trainers.train import State, Step, learning_rate, read_losses, refuse_explosion, start, train
+from scrimp_trainers.techniques import patches, sparsity
+from scrimp_trainers.techniques.prepared import prepare
+from scrimp_trainers.train import State, Step, learning_rate, read_losses, refuse_explosion, start, steps_of, train
 
 LOOK_STEPS, LOOK_IMAGES = 16, 1000
 """Losses are read, and a checkpoint may be written, every so many steps and images: seldom enough to cost nothing."""
@@ -55,22 +58,25 @@ class Repeat:
         seed: int,
         scoring: Scoring | None,
         device: torch.device | str | None,
+        alone: bool = False,
     ) -> None:
         self.recipe, self.dataset, self.folder, self.scoring = recipe, dataset, folder, scoring
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        grouped = dist.is_initialized() and not alone
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         self.device = pick(device)
+        self.prepared = prepare(recipe, dataset, seed, self.device, self.world)
         self.progress, self.began = Progress(), time.monotonic()
         self.saved, self.told = self.began, (0, self.began)
-        manifest = dataset.manifest
+        manifest, codec = dataset.manifest, self.prepared.codec
         self.state = start(
             recipe,
-            image_size=manifest.size,
-            channels=manifest.channels,
+            image_size=manifest.size // codec.factor if codec else manifest.size,
+            channels=codec.channels if codec else manifest.channels,
             classes=len(manifest.classes or []),
             seed=seed,
             device=self.device,
         )
-        self.flops = _flops(self.state)
+        self.dense_flops, self.flops = _flops(recipe, self.state)
         self.scorer = None
         if scoring:
             from scrimp_trainers.metrics.score import Scorer  # its extractors take seconds to import
@@ -99,15 +105,21 @@ class Repeat:
         """Train from the state on."""
         training = self.recipe.training
         mine = {"device": self.device, "rank": self.rank, "world": self.world}
-        images = batches(
-            self.dataset,
-            batch_size=training.batch_size,
-            seed=self.state.seed,
-            flip=training.flip,
-            start=self.state.step,
+        how = {
+            "batch_size": training.batch_size,
+            "seed": self.state.seed,
+            "flip": training.flip,
+            "start": self.state.step,
+            "kept": self.prepared.kept,
+            "chances": self.prepared.chances,
             **mine,
-        )
-        return train(self.recipe, self.state, images, **mine)
+        }
+        if self.prepared.codec:
+            latents = open_latents(self.dataset, self.recipe.codec, self.device)
+            images = latent_batches(latents, self.dataset.entries("train")[1], **how)
+        else:
+            images = batches(self.dataset, **how)
+        return train(self.recipe, self.state, images, self.prepared, **mine)
 
     def train_to(self, images: int, steps: Iterator[Step], checkpoint_seconds: float) -> None:
         """Take steps until so many images have been seen."""
@@ -117,7 +129,7 @@ class Repeat:
             taken.append(next(steps))
             if self.state.step % look == 0 or self.state.images >= images:
                 # One by one, so that the sum does not depend on where a run was interrupted.
-                for loss in read_losses(taken):
+                for loss in read_losses(taken, self.world):
                     self.progress.loss_sum += loss
                 self.progress.loss_steps += len(taken)
                 taken.clear()
@@ -138,6 +150,8 @@ class Repeat:
             "loss": loss,
             "lr": learning_rate(self.recipe.optimizer, images),
             "seconds": self._seconds(),
+            "nonzero_fraction": self.state.masks.nonzero_fraction if self.state.masks else 1.0,
+            "train_flops": self._train_flops(),
             "images_per_second": (images - before) / (self.told[1] - then),
         }
 
@@ -154,6 +168,7 @@ class Repeat:
             batch_size=training.microbatch or training.batch_size // self.world,  # what fits in training fits here
             rank=self.rank,
             world=self.world,
+            codec=self.prepared.codec,
         )
         values: Line = {}
         if self.scorer:
@@ -175,6 +190,7 @@ class Repeat:
             samples=count,
             seconds=seconds,
             devices=self.world,
+            train_flops=self._train_flops(),
         )
         self.told = self.state.images, time.monotonic()
         return values | spent | {"seconds": seconds}
@@ -184,14 +200,23 @@ class Repeat:
         if self.rank == 0:
             lines.append(self._metrics, line)
 
-    def keep_best(self, line: Line, objective: str | None, direction: str) -> None:
-        """Write `checkpoint/best` if the objective is better than ever."""
+    def best(self, line: Line, objective: str | None, direction: str) -> Line:
+        """Return the best value of the objective at any rung so far, as `<objective>_best`, beside that of this rung.
+
+        The last model's score is what a recipe gives; the best of many snapshots is a choice by the score itself.
+        """
         value = line.get(objective) if objective else None
         if not isinstance(value, float) or not math.isfinite(value):
-            return
-        best, sign = self.progress.best, 1 if direction == "minimize" else -1
-        if best is None or sign * value < sign * best:
-            self.progress.best = value
+            return {}
+        known = self.progress.best
+        better = {"minimize": min, "maximize": max}[direction]
+        return {f"{objective}_best": value if known is None else better(known, value)}
+
+    def keep_best(self, line: Line, objective: str | None) -> None:
+        """Write `checkpoint/best` if this rung is better than ever."""
+        best = line.get(f"{objective}_best")
+        if best is not None and best != self.progress.best:
+            self.progress.best = float(best)
             self.save("best")
 
     def save(self, name: Literal["last", "best"]) -> None:
@@ -222,6 +247,18 @@ class Repeat:
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self.began
 
+    def _train_flops(self) -> float:
+        recipe, state = self.recipe, self.state
+        spent = cost.training_flops(
+            recipe.sparsity,
+            self.dense_flops,
+            self.flops,
+            steps=state.step,
+            total_steps=steps_of(recipe.training),
+            batch_size=recipe.training.batch_size,
+        )
+        return spent * patches.mean_area(recipe.patches, state.network.shape[-1])
+
     def _identity(self) -> dict[str, Any]:
         recipe, content = self.recipe.model_dump(mode="json"), self.dataset.manifest.content_hash
         return {**recipe, "dataset": content, "seed": self.state.seed}
@@ -232,9 +269,15 @@ class Repeat:
             grid(images).save(path)
 
 
-def _flops(state: State) -> int:
+def _flops(recipe: Recipe, state: State) -> tuple[int, int]:
+    """Count the FLOPs of a forward pass on one whole image, without masks and with them."""
     labels = torch.zeros(1, dtype=torch.long) if state.network.classes else None
-    return cost.forward_flops(state.network, torch.zeros(1, *state.network.shape), torch.zeros(1), labels)
+    inputs = torch.zeros(1, *state.network.shape), torch.zeros(1), labels
+    dense = cost.forward_flops(state.network, *inputs)
+    if not recipe.sparsity.on:
+        return dense, dense
+    layers = cost.layer_flops(state.network, *inputs)
+    return dense, cost.sparse_flops(dense, layers, sparsity.densities(recipe.sparsity, state.network))
 
 
 def _keep_first(drawn: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:

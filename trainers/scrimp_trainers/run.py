@@ -29,6 +29,7 @@ def run(
     direction: Literal["minimize", "maximize"] = "minimize",
     checkpoint_seconds: float = 60.0,
     device: torch.device | str | None = None,
+    alone: bool = False,
 ) -> Iterator[Line]:
     """Train a repeat, or go on with it, and yield its lines as they are written.
 
@@ -46,6 +47,8 @@ def run(
         The score by which `checkpoint/best` is kept.
     checkpoint_seconds
         Time between checkpoints, beside those at rungs.
+    alone
+        Run in this process by itself although there is a process group.
 
     Raises
     ------
@@ -54,7 +57,7 @@ def run(
     Diverged
         If the loss is no longer finite or has exploded.
     """
-    repeat = Repeat(recipe, dataset, folder, seed, scoring, device)
+    repeat = Repeat(recipe, dataset, folder, seed, scoring, device, alone)
     known = repeat.resume()
     yield from (line for line in known if "rung" in line)
     written = {line["images"] for line in known}
@@ -67,9 +70,10 @@ def run(
         line = repeat.line()
         if rung is not None:
             line |= repeat.score(rung) | {"rung": float(rung)}
+            line |= repeat.best(line, objective, direction)
         repeat.write(line)
         if rung is not None:
-            repeat.keep_best(line, objective, direction)
+            repeat.keep_best(line, objective)
             repeat.save("last")
         known.append(line)
         with repeat.pause():

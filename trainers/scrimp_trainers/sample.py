@@ -11,6 +11,7 @@ from scrimp_trainers.data.aside import aside
 from scrimp_trainers.diffusion.process import Predict, process_of, seed_of
 from scrimp_trainers.networks.unet import UNet
 from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.techniques.codec import OpenCodec
 from scrimp_trainers.train import autocast
 
 GRID = 64
@@ -19,12 +20,20 @@ GRID = 64
 
 @torch.no_grad()
 def generate(
-    network: UNet, recipe: Recipe, count: int, *, seed: int, batch_size: int = 256, rank: int = 0, world: int = 1
+    network: UNet,
+    recipe: Recipe,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int = 256,
+    rank: int = 0,
+    world: int = 1,
+    codec: OpenCodec | None = None,
 ) -> Iterator[Tensor]:
     """Draw images with the recipe's sampler on the network's device; rank r draws images r, r + world, ...
 
     Image i depends on the network, the seed and i alone (to rounding: sums in a larger batch may run in another
-    order). A class-conditional network draws its classes in turn.
+    order). A class-conditional network draws its classes in turn. A `codec` decodes the latents that are drawn.
 
     Yields
     ------
@@ -38,7 +47,7 @@ def generate(
         numbers = mine[first : first + batch_size]
         noise = _noise(network, numbers, seed)
         images = process.sample(recipe.diffusion, recipe.sampler, _predictor(network, recipe, numbers), noise)
-        yield to_pixels(images)
+        yield to_pixels(codec.decode(images) if codec else images)
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -17,12 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scrimp_trainers.data.loading import Batch
+from scrimp_trainers.data.loading import Batch, mirror
 from scrimp_trainers.diffusion.process import process_of, seed_of
 from scrimp_trainers.errors import Diverged, UserError
 from scrimp_trainers.networks.unet import UNet, build
 from scrimp_trainers.recipe import Recipe
-from scrimp_trainers.sections import EDM, EMA, Optimizer
+from scrimp_trainers.sections import EDM, EMA, Optimizer, Training
+from scrimp_trainers.techniques import ambient, mafp, ood, patches, sparsity
+from scrimp_trainers.techniques.prepared import NOTHING, Prepared
+from scrimp_trainers.techniques.sparsity import Masks
 
 EXPLODED = 10.0
 """A loss this many times the lowest so far has exploded."""
@@ -37,6 +41,8 @@ class State:
     """The average of the network's weights: what is sampled, scored and exported."""
     optimizer: torch.optim.Optimizer
     seed: int
+    masks: Masks | None = None
+    """Which weights are there, where the network is sparse."""
     step: int = 0
     images: int = 0
     """Images seen, over all ranks."""
@@ -58,11 +64,22 @@ def start(recipe: Recipe, *, image_size: int, channels: int, classes: int, seed:
     """Make the state before the first step: the same weights for the same seed on every rank and machine."""
     network = _new_network(recipe, image_size, channels, classes, seed).to(device)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
-    return State(network, ema, _new_optimizer(recipe.optimizer, network), seed)
+    optimizer = _new_optimizer(recipe.optimizer, network)
+    masks = None
+    if recipe.sparsity.on:
+        masks = sparsity.start(recipe.sparsity, network, ema, optimizer, seed, steps_of(recipe.training))
+    return State(network, ema, optimizer, seed, masks)
 
 
 def train(
-    recipe: Recipe, state: State, batches: Iterator[Batch], *, device: torch.device, rank: int = 0, world: int = 1
+    recipe: Recipe,
+    state: State,
+    batches: Iterator[Batch],
+    prepared: Prepared = NOTHING,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Step]:
     """Train from where the state is until the recipe's number of images is reached; yield after every step.
 
@@ -70,66 +87,102 @@ def train(
     for the device. With `world` > 1 a process group must be initialised.
     """
     settings, process, training = recipe.diffusion, process_of(recipe.diffusion), recipe.training
-    share = training.batch_size // world
+    total, share = training.batch_size, training.batch_size // world
     mine = slice(rank * share, (rank + 1) * share)
     parts = [slice(i, i + (training.microbatch or share)) for i in range(0, share, training.microbatch or share)]
     network, unaveraged = _prepare(state.network, training.compile, device, world)
     parameters: list[Tensor] = list(state.network.parameters())
     averages: list[Tensor] = list(state.ema.parameters())
     state.network.train()
-
-    # EDM sums the loss over an image's elements, DDPM averages it. To Adam it is nearly the same: only eps and L2
-    # weight decay, which is added to the gradient, know the difference.
-    elements = state.network.shape.numel() if isinstance(settings, EDM) else 1
-    gradient_scale = elements * training.loss_scale / share
     generator = torch.Generator(device)
-    all_noise = torch.empty(training.batch_size, *state.network.shape, device=device)
 
     while state.images < training.kimg * 1000:
         batch = next(batches)
+        # Every rank draws for the whole batch and takes its share, so any number of ranks trains alike.
+        generator.manual_seed(seed_of("step", state.seed, state.step))
+        draw = partial(_normal, generator, total, mine)
 
-        # Encode: pixels become numbers in [-1, 1].
-        images = batch.images.float().div_(127.5).sub_(1)
+        # Encode: pixels become numbers in [-1, 1], or a codec's moments a draw of latents.
+        images = prepared.codec.draw(batch.images, draw) if prepared.codec else scaled(batch.images)
 
-        # Noise. Every rank draws for the whole batch and takes its share, so any number of ranks trains alike.
-        generator.manual_seed(seed_of("noise", state.seed, state.step))
-        levels = process.levels(settings, training.batch_size, generator)[mine]
-        noise = all_noise.normal_(generator=generator)[mine]
+        # Augment.
+        hidden, told, coordinates = None, None, None
+        if prepared.image_keys is not None:
+            fresh = recipe.ambient.noise == "fresh"
+            hidden = draw(images.shape) if fresh else _fixed(recipe, prepared.image_keys, batch, images.shape)
+        if recipe.mafp.on:
+            images, hidden, told = _augment(recipe, images, hidden, generator, mine)
+
+        # Patch: all images of a step are cut to one size, each at its own place.
+        if recipe.patches.on:
+            images, hidden, coordinates = _cut(recipe, state, images, hidden, generator, mine)
+
+        # Noise. What ambient training hides is known by a noisy copy alone.
+        levels = process.levels(settings, total, generator)[mine]
+        noise = draw(images.shape)
+        if hidden is None:
+            noisy, target = process.add_noise(settings, images, noise, levels), images
+        else:
+            noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
+        negative = ood.jigsaw(target, generator, total=total, mine=mine) if recipe.ood.on else None
         shown = _hide(batch.labels, recipe, state.network.classes, generator, mine)
         if recipe.network.dropout > 0:
             torch.manual_seed(seed_of("dropout", state.seed, state.step, rank))
 
+        inputs = {"labels": shown, "augment_labels": told, "coordinates": coordinates}
+
+        # EDM sums the loss over an image's elements, DDPM averages it. To Adam it is nearly the same: only eps and L2
+        # weight decay, which is added to the gradient, know the difference.
+        elements = images[0].numel() if isinstance(settings, EDM) else 1
         loss = torch.zeros((), device=device)
         for part in parts:
             # Denoise, with as many images at a time as the recipe allows.
-            noisy = process.add_noise(settings, images[part], noise[part], levels[part])
             with autocast(recipe, device):
-                estimate = process.denoise(settings, network, noisy, levels[part], labels=_part(shown, part))
+                estimate = process.denoise(
+                    settings,
+                    network,
+                    noisy[part],
+                    levels[part],
+                    **{name: value[part] for name, value in inputs.items() if value is not None},
+                )
 
             # Loss: one value an image.
-            losses = process.losses(
-                settings, estimate, images[part], noise[part], levels[part], _part(batch.labels, part)
-            )
-            loss += losses.values.detach().sum()
+            seen = target[part], noise[part], levels[part], None if batch.labels is None else batch.labels[part]
+            if hidden is None:
+                losses = process.losses(settings, estimate, *seen)
+            else:
+                losses = ambient.losses(recipe, estimate, *seen)
+            values = losses.values
+            if negative is not None:
+                values = values + ood.term(recipe.ood, cast(EDM, settings), estimate, negative[part], levels[part])
+            loss += values.detach().sum()
+            if prepared.loss_weights is not None:
+                values = values * prepared.loss_weights[losses.labels]
 
             # Backward. Gradients add up over the parts, and are averaged over the ranks with the last one.
             with unaveraged() if part != parts[-1] else nullcontext():
-                (losses.values.sum() * gradient_scale).backward()
+                (values.sum() * (elements * training.loss_scale / share)).backward()
 
-        # Step.
+        # Mask, and step: where masks move, that takes the place of the optimizer's step.
         _sanitise(parameters, 1 / training.loss_scale)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe.optimizer, state.images + training.batch_size)
-        state.optimizer.step()
+            group["lr"] = learning_rate(recipe.optimizer, state.images + total)
+        if not (state.masks and state.masks.act(state.step)):
+            state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
 
         # Average.
-        kept = ema_decay(recipe.ema, state.images, training.batch_size)
+        kept = ema_decay(recipe.ema, state.images, total)
         torch._foreach_lerp_(averages, parameters, 1 - kept)
 
         state.step += 1
-        state.images += training.batch_size
+        state.images += total
         yield Step(state.step, state.images, loss / share)
+
+
+def steps_of(training: Training) -> int:
+    """Return the number of steps of a whole training."""
+    return math.ceil(training.kimg * 1000 / training.batch_size)
 
 
 def learning_rate(optimizer: Optimizer, images: int) -> float:
@@ -146,7 +199,7 @@ def ema_decay(ema: EMA, images: int, batch_size: int) -> float:
     return 0.5 ** (batch_size / halflife) if halflife else 0.0
 
 
-def read_losses(steps: Sequence[Step]) -> list[float]:
+def read_losses(steps: Sequence[Step], world: int = 1) -> list[float]:
     """Wait for the device and return the losses of these steps, each the mean over all ranks.
 
     Raises
@@ -155,9 +208,9 @@ def read_losses(steps: Sequence[Step]) -> list[float]:
         If one is not finite.
     """
     losses = torch.stack([step.loss for step in steps])
-    if dist.is_initialized():
+    if world > 1:
         dist.all_reduce(losses)
-        losses /= dist.get_world_size()
+        losses /= world
     values = losses.tolist()
     for step, value in zip(steps, values, strict=True):
         if not math.isfinite(value):
@@ -195,6 +248,8 @@ def _new_network(recipe: Recipe, image_size: int, channels: int, classes: int, n
             image_size=image_size,
             channels=channels,
             classes=classes if recipe.conditioning.classes else 0,
+            augment_labels=mafp.LABELS if recipe.mafp.p1 > 0 else 0,
+            coordinates=recipe.patches.on or recipe.patches.coordinates,
         )
 
 
@@ -222,6 +277,47 @@ def _prepare(
     return (cast(nn.Module, torch.compile(network)) if compiled else network), unaveraged
 
 
+def scaled(pixels: Tensor) -> Tensor:
+    """Turn uint8 into numbers in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def _normal(generator: torch.Generator, total: int, mine: slice, shape: Sequence[int]) -> Tensor:
+    """Draw standard normal noise for all ranks' images, and return this rank's, of the shape [b, C, H, W]."""
+    return torch.randn(total, *shape[1:], generator=generator, device=generator.device)[mine]
+
+
+def _fixed(recipe: Recipe, keys: Tensor, batch: Batch, shape: torch.Size) -> Tensor:
+    """Return the fixed noise of a batch's images; where it was there first it is mirrored with its image."""
+    noise = ambient.fixed_noise(keys[batch.index], shape[1:])
+    return mirror(noise, batch.flipped) if recipe.ambient.order == "noise_first" else noise
+
+
+def _augment(
+    recipe: Recipe, images: Tensor, hidden: Tensor | None, generator: torch.Generator, mine: slice
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Augment images, and with them the noise of their copies if it was there first; return what was done, too."""
+    total, together = recipe.training.batch_size, hidden is not None and recipe.ambient.order == "noise_first"
+    if hidden is None or not together:
+        images, told = mafp.augment(recipe.mafp, images, generator, total=total, mine=mine)
+        return images, hidden, told
+    both, told = mafp.augment(recipe.mafp, torch.cat([images, hidden], 1), generator, total=total, mine=mine)
+    images, hidden = both.chunk(2, 1)
+    return images, hidden, told
+
+
+def _cut(
+    recipe: Recipe, state: State, images: Tensor, hidden: Tensor | None, generator: torch.Generator, mine: slice
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Cut parts out of images, and the same parts of their copies' noise; return their coordinates, too."""
+    side, seed = images.shape[-1], seed_of("patch", state.seed, state.step)
+    window = patches.draw(recipe.patches, side, generator, total=recipe.training.batch_size, mine=mine, step_seed=seed)
+    if window is None:
+        return images, hidden, None
+    hidden = None if hidden is None else patches.cut(hidden, window)
+    return patches.cut(images, window), hidden, patches.coordinates(window, side, images.device)
+
+
 def _hide(
     labels: Tensor | None, recipe: Recipe, classes: int, generator: torch.Generator, mine: slice
 ) -> Tensor | None:
@@ -232,10 +328,6 @@ def _hide(
         return labels
     chance = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[mine]
     return labels.masked_fill(chance < recipe.conditioning.label_drop, classes)
-
-
-def _part(labels: Tensor | None, part: slice) -> Tensor | None:
-    return None if labels is None else labels[part]
 
 
 def _sanitise(parameters: list[Tensor], scale: float) -> None:

@@ -50,6 +50,13 @@ class Dataset:
             return images, None, keys
         return images, np.array([label for _, label in read], dtype=np.int64), keys
 
+    def entries(self, split: SplitName) -> tuple[list[str], np.ndarray | None]:
+        """Return the keys of a split's images, and their labels, int64 [N], without decoding anything."""
+        samples = [one for shard in self.manifest.splits[split].shards for one in read_shard(self.folder, shard)]
+        labelled = self.manifest.splits[split].per_class is not None
+        labels = np.array([one.label for one in samples], dtype=np.int64) if labelled else None
+        return [one.key for one in samples], labels
+
     def _fill(self, images: np.ndarray, shard: Shard) -> list[tuple[str, int | None]]:
         read = []
         for place, sample in enumerate(read_shard(self.folder, shard)):

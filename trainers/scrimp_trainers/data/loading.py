@@ -1,7 +1,7 @@
 """Endless batches of a dataset's training images: START READING in `batches`.
 
-The global sequence is one seeded permutation of the images an epoch. Step `s` takes its positions
-[s * batch_size, (s + 1) * batch_size), and every rank an equal slice of these.
+The global sequence is one seeded permutation of the images an epoch, or as many draws by chance where images are not
+all alike. Step `s` takes its positions [s * batch_size, (s + 1) * batch_size), and every rank an equal slice of these.
 """
 
 import os
@@ -22,7 +22,7 @@ class Batch:
     """One rank's images of one step, on its device."""
 
     images: Tensor
-    """uint8 [B, C, H, W], already flipped where `flipped`."""
+    """uint8 [B, C, H, W], already flipped where `flipped`; with a codec its moments, float [B, 2c, h, w]."""
     labels: Tensor | None
     """int64 [B], or None where the dataset has no classes."""
     index: Tensor
@@ -41,6 +41,8 @@ def batches(
     rank: int = 0,
     world: int = 1,
     start: int = 0,
+    kept: np.ndarray | None = None,
+    chances: np.ndarray | None = None,
     share: float = 0.25,
     workers: int = 2,
 ) -> Iterator[Batch]:
@@ -55,6 +57,10 @@ def batches(
         Images a step over all ranks; each gets `batch_size // world`.
     flip
         Mirror each image with probability 1/2.
+    kept
+        Positions in the training split, sorted, of the images to draw; none for all.
+    chances
+        How likely each of them is, in proportion; none for every image once an epoch.
     share
         A dataset is kept on the device if it takes at most this share of the memory that is free there.
     workers
@@ -63,18 +69,23 @@ def batches(
     Raises
     ------
     UserError
-        If the batch cannot be split evenly over the ranks.
+        If the batch cannot be split evenly over the ranks, or chances are asked for of a dataset that is streamed.
     """
     if batch_size % world:
         raise UserError(f"training.batch_size: {batch_size} cannot be split evenly over {world} devices")
     device = torch.device(device)
     manifest = dataset.manifest
-    needed = manifest.splits["train"].count * manifest.channels * manifest.size**2
-    if needed <= share * free_bytes(device):
-        return _resident(dataset, batch_size, seed, device, flip, rank, world, start)
+    count = manifest.splits["train"].count
+    if count * manifest.channels * manifest.size**2 <= share * free_bytes(device):
+        drawn = draws(
+            count, batch_size, seed, device, flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances
+        )
+        return _resident(dataset, drawn, device, flip)
+    if chances is not None:
+        raise UserError(f"reweighting.enters: {dataset.folder} is too large to draw by chance; use `loss`")
     from scrimp_trainers.data.streaming import stream
 
-    return stream(dataset, batch_size // world, seed, device, flip, rank, world, start, workers)
+    return stream(dataset, batch_size // world, seed, device, flip, rank, world, start, kept, workers)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -98,42 +109,60 @@ class Epoch:
     """bool [N], for each image whether it is mirrored."""
 
 
-def draw_epoch(count: int, seed: int, epoch: int, flip: bool) -> Epoch:
+def draw_epoch(count: int, seed: int, epoch: int, flip: bool, chances: np.ndarray | None = None) -> Epoch:
     """Draw the order and the mirrorings of one epoch, a pure function of its arguments."""
     random = np.random.default_rng((seed, epoch))
-    order = random.permutation(count)
+    order = random.permutation(count) if chances is None else random.choice(count, count, p=chances / chances.sum())
     return Epoch(order, random.random(count) < 0.5 if flip else np.zeros(count, dtype=bool))
 
 
-def _resident(
-    dataset: Dataset, batch_size: int, seed: int, device: torch.device, flip: bool, rank: int, world: int, start: int
-) -> Iterator[Batch]:
-    arrays = dataset.images("train")
-    images = torch.from_numpy(arrays[0]).to(device)
-    labels = None if arrays[1] is None else torch.from_numpy(arrays[1]).to(device)
-    count, size = len(images), batch_size // world
+def draws(
+    count: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    *,
+    flip: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    kept: np.ndarray | None = None,
+    chances: np.ndarray | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw, without end, which of `count` images this rank takes, int64 [b], and which are mirrored, bool [b]."""
+    size = batch_size // world
     position = start * batch_size + rank * size
+    positions = None if kept is None else to_device(kept, device)
+    among = count if kept is None else len(kept)
     number, order, flips = -1, torch.empty(0), torch.empty(0)
     while True:
         chosen, mirrored = [], []
         missing, here = size, position
         while missing:
-            epoch, first = divmod(here, count)
+            epoch, first = divmod(here, among)
             if epoch != number:
-                drawn = draw_epoch(count, seed, epoch, flip)
+                drawn = draw_epoch(among, seed, epoch, flip, chances)
                 number, order, flips = epoch, to_device(drawn.order, device), to_device(drawn.flips, device)
             taken = order[first : first + missing]
             chosen.append(taken)
             mirrored.append(flips[taken])
             missing, here = missing - len(taken), here + len(taken)
-        index, flipped = torch.cat(chosen), torch.cat(mirrored)
-        yield Batch(
-            mirror(images[index], flipped) if flip else images[index],
-            None if labels is None else labels[index],
-            index,
-            flipped,
-        )
+        index = torch.cat(chosen)
+        yield index if positions is None else positions[index], torch.cat(mirrored)
         position += batch_size
+
+
+def _resident(
+    dataset: Dataset, drawn: Iterator[tuple[Tensor, Tensor]], device: torch.device, flip: bool
+) -> Iterator[Batch]:
+    arrays = dataset.images("train")
+    images = torch.from_numpy(arrays[0]).to(device)
+    labels = None if arrays[1] is None else torch.from_numpy(arrays[1]).to(device)
+    for index, flipped in drawn:
+        picked = images[index]
+        yield Batch(
+            mirror(picked, flipped) if flip else picked, None if labels is None else labels[index], index, flipped
+        )
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -38,6 +38,7 @@ def stream(
     rank: int,
     world: int,
     start: int,
+    kept: np.ndarray | None,
     workers: int,
 ) -> Iterator[Batch]:
     """Draw batches of `size` images a rank without end; see `loading.batches`.
@@ -45,7 +46,7 @@ def stream(
     The sequence depends on the number of ranks and of workers, and is resumed exactly where these are the same.
     """
     loader = DataLoader(
-        _Consumer(dataset, size, seed, flip, rank, world, start),
+        _Consumer(dataset, size, seed, flip, rank, world, start, kept),
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
@@ -79,9 +80,29 @@ class _Drawn:
 class _Consumer(IterableDataset[Any]):
     """What one loader process reads: its range of every epoch, in whole batches."""
 
-    def __init__(self, dataset: Dataset, size: int, seed: int, flip: bool, rank: int, world: int, start: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: int,
+        seed: int,
+        flip: bool,
+        rank: int,
+        world: int,
+        start: int,
+        kept: np.ndarray | None = None,
+    ) -> None:
         self.dataset, self.size, self.seed, self.flip = dataset, size, seed, flip
         self.rank, self.world, self.start = rank, world, start
+        self.shards = dataset.manifest.splits["train"].shards
+        self.begins = [0, *itertools.accumulate(shard.count for shard in self.shards)]
+        positions = np.arange(self.begins[-1]) if kept is None else kept
+        edges = np.searchsorted(positions, self.begins)
+        self.places = [
+            positions[low:high] - begin
+            for (low, high), begin in zip(itertools.pairwise(edges), self.begins, strict=False)
+        ]
+        """Of each shard, the places of the images to draw."""
+        self.count = len(positions)
 
     def __iter__(self) -> Iterator[_Parts | UserError]:
         info = get_worker_info()
@@ -98,7 +119,7 @@ class _Consumer(IterableDataset[Any]):
 
     def _sequence(self, consumer: int, consumers: int, skip: int) -> Iterator[_Drawn]:
         """Yield this consumer's images of all epochs, but for the first `skip`, which are not decoded."""
-        count = self.dataset.manifest.splits["train"].count
+        count = self.count
         epoch = max(0, skip * consumers // count - 1)
         while taken(count, consumer, consumers, epoch + 1) <= skip:
             epoch += 1
@@ -108,35 +129,36 @@ class _Consumer(IterableDataset[Any]):
             skip = 0
 
     def _epoch(self, epoch: int, consumer: int, consumers: int) -> Iterator[_Drawn]:
-        shards = self.dataset.manifest.splits["train"].shards
-        counts = [shard.count for shard in shards]
-        begins = [0, *itertools.accumulate(counts)]
-        flips = draw_epoch(begins[-1], self.seed, epoch, self.flip).flips
-        first, last = extent(begins[-1], consumer, consumers, epoch)
+        flips = draw_epoch(self.begins[-1], self.seed, epoch, self.flip).flips
+        first, last = extent(self.count, consumer, consumers, epoch)
 
         def in_order() -> Iterator[_Drawn]:
-            place = 0  # of the shard in the epoch's sequence
-            for shard in np.random.default_rng((self.seed, epoch, 1)).permutation(len(shards)):
-                low, high = max(first - place, 0), min(last - place, counts[shard])
-                for offset, sample in enumerate(self._read(shards[shard], low, high), low):
-                    index = begins[shard] + offset
+            passed = 0  # images of the epoch's sequence before this shard
+            for shard in np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.shards)):
+                places = self.places[shard]
+                mine = places[max(first - passed, 0) : max(last - passed, 0)]
+                for place, sample in self._read(self.shards[shard], mine):
+                    index = self.begins[shard] + place
                     yield _Drawn(sample, index, bool(flips[index]))
-                place += counts[shard]
+                passed += len(places)
 
         chance = random.Random(f"{self.seed} {epoch} {consumer}")
         return iter(webdataset.filters.shuffle(SHUFFLE, initial=SHUFFLE, rng=chance)(in_order()))
 
-    def _read(self, shard: Shard, low: int, high: int) -> Iterator[dict[str, Any]]:
-        path, left = self.dataset.folder / shard.file, high - low
+    def _read(self, shard: Shard, places: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the samples at these places of a shard, which rise, each with its place."""
+        if not len(places):
+            return
+        path, left = self.dataset.folder / shard.file, set(places.tolist())
+        samples = webdataset.tariterators.tarfile_samples([{"url": str(path)}])
         try:
-            for sample in itertools.islice(
-                webdataset.tariterators.tarfile_samples([{"url": str(path)}]), low, max(low, high)
-            ):
-                left -= 1
-                yield sample
+            for place, sample in enumerate(itertools.islice(samples, max(left) + 1)):
+                if place in left:
+                    left.remove(place)
+                    yield place, sample
         except (OSError, tarfile.TarError):
-            left = 1
-        if left > 0:
+            left.add(-1)
+        if left:
             raise UserError(f"{path}: is missing or damaged; prepare the dataset again")
 
     def _batch(self, drawn: list[_Drawn]) -> _Parts:

@@ -90,7 +90,8 @@ class Ambient(Section):
     sigma_n: NonNegative = 0.0
     """Noise of the copy, and the noise level from which on it alone is used; 0 is off."""
     weighting: Literal["released", "compensated"] = "released"
-    """The loss above sigma_n: as in the released code, where its weight vanishes at sigma_n, or with that undone."""
+    """The loss above sigma_n: as in the released code, where its weight vanishes at sigma_n, or with that undone
+    except within 0.5% of sigma_n."""
     noise: Literal["fixed", "fresh"] = "fixed"
     """One draw for each image for ever, or, as an ablation, a new one each time."""
     order: Literal["augment_first", "noise_first"] = "augment_first"
@@ -108,26 +109,34 @@ class Sparsity(Section):
     method: Literal["dense", "static", "rigl", "magran"] = "dense"
     """None; a fixed random mask; weights that move to where the gradient is largest; to random places."""
     level: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of the maskable weights that are zero."""
+    """Share of the maskable weights that are zero; 0.25 to 0.5 is safe according to the paper."""
     distribution: Literal["erk", "uniform"] = "erk"
     """How it is spread over the layers: Erdos-Renyi-kernel or alike in all. The paper's choice is not known."""
     interval: Count = 100
-    """Steps between two changes of the mask."""
+    """Optimizer steps between two changes of the mask; a change is a step of its own, which moves no weights."""
     drop: Probability = 0.3
-    """Share of a layer's weights that move in one change."""
+    """Share of a layer's active weights that move in one change; 0.05 is safer for levels above 0.5."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """How that share goes on: as it is, or down to zero at the last change."""
+    """How that share goes on: as it is, or down to zero at the last change. The paper's choice is not known."""
     end: Share = 0.75
     """Share of the training after which the mask stays."""
     accumulate: Count = 1
-    """Dense gradients that are averaged for growth."""
+    """Steps whose dense gradients are averaged for RigL's growth, the one that changes the mask included."""
     exclude: tuple[str, ...] = ("time_embedding", "class_embedding", "augment")
-    """Layers that stay dense: those whose name has one of these in it. Biases and norms always do."""
+    """Layers that stay dense: those whose name has one of these in it. Biases, norms and embeddings always do."""
 
     @property
     def on(self) -> bool:
         """Whether weights are masked."""
         return self.method != "dense" and self.level > 0
+
+    @model_validator(mode="after")
+    def _accumulates_between_changes(self) -> "Sparsity":
+        if self.accumulate > self.interval:
+            raise ValueError(
+                f"accumulate {self.accumulate} exceeds interval {self.interval}; a gradient counts for one change"
+            )
+        return self
 
 
 class Coreset(Section):
@@ -136,12 +145,15 @@ class Coreset(Section):
     keep: Share = 1.0
     """Share of the images to keep; 1 is off."""
     score: Literal["gaussian", "ppca", "knn", "moderate", "closest", "random"] = "gaussian"
-    """Log-likelihood under a Gaussian or PPCA, minus the distance to the k-th neighbour, the middle band of distances
-    to the class's median (Moderate-DS), the closest to it, or chance."""
+    """Log-likelihood under the class's Gaussian or its PPCA, minus the distance to the 5th neighbour, the middle band
+    of distances to the class's median (Moderate-DS), the closest to it, or chance."""
     features: Literal["inception", "resnet18", "clip", "dinov2", "classifier"] = "inception"
     """The surrogate whose features are scored."""
     weights: Path | None = None
     """The surrogate's weight file; none looks in torch's cache and then downloads it."""
+    covariance: Literal["ridge", "shrunk"] = "ridge"
+    """The Gaussian's: with 1e-5 on its diagonal as in instance selection, or shrunk besides as Ledoit and Wolf (2004)
+    do, which a class with fewer images than features needs."""
     per_class: bool = True
     """Keep the same share of every class, or of all images together."""
     side: Literal["high", "low"] = "high"
@@ -162,11 +174,13 @@ class Reweighting(Section):
     enters: Literal["loss", "sampling"] = "loss"
     """Whether weights scale the losses or the chances to be drawn."""
     recipe: str = "ddpm"
-    """Preset or path of the recipe of reference and proxy, which all trials on a dataset share."""
+    """Preset or path of the recipe, without techniques, of reference and proxy, which all trials on a dataset share."""
     kimg: Positive = 1000.0
     """Length of the training of each of the two."""
     eta: Positive = 1.0
-    """Step of the exponentiated gradient, on excess losses divided by their mean."""
+    """Step of the exponentiated gradient, summed over the run and on excess losses divided by their mean over classes:
+    a class with twice the mean's excess throughout ends at e^eta times the weight of an average one, however long the
+    run is. DoReMi's 1 for each step and on losses as they are would move nothing: diffusion's differ by about 1e-3."""
     smoothing: Probability = 1e-4
     """Share of the uniform distribution that is mixed in at every step."""
 
