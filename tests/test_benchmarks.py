@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from benchmarks import measure, scoring, startup, training
+from benchmarks import latents, measure, scoring, startup, training
 from benchmarks.measure import Comparison, Side, interleave
 from scrimp_trainers.recipe import load
 
@@ -53,6 +53,14 @@ def test_training_prints_its_ratio_and_where_the_time_goes(
     assert re.search(ROW, said)
     for part in ("load images", "forward", "loss, backward", "optimizer", training.REST):
         assert re.search(rf"│ {part} +│ +\d\S* +\d+% │ +\d\S* +\d+% │", said), part
+
+
+@pytest.mark.slow
+def test_latents_print_their_ratio(capsys: pytest.CaptureFixture[str]):
+    latents.main("cpu", threads=1, rounds=1, images=4, widths=(32, 32, 32, 32))
+    said = capsys.readouterr().out
+    assert re.search(ROW, said)
+    assert re.search(r"encoding takes [\d,]+ times as long", said)
 
 
 @pytest.mark.slow

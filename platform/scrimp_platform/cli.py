@@ -58,14 +58,13 @@ def sweep_command(**options: Any) -> None:
 @click.option("--name", help="Name in reports.  [default: SOURCE's]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
 @click.option("--classifier/--no-classifier", default=True, show_default=True, help="Train a small CNN on the labels.")
+@click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Encode the images, too, for training on latents.")
+@click.option("--encoder", metavar="FOLDER|ID", help="The autoencoder that encodes.  [default: sd-vae-ft-mse]")
 def prepare(source: str, out: Path, **options: Any) -> None:
     """Make a dataset of SOURCE: a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or digits."""
-    from scrimp_platform import terminal
-    from scrimp_trainers.data import prepare as preparing
+    from scrimp_platform import commands
 
-    with terminal.progress() as report:
-        manifest = preparing.prepare(source, out, preparing.Options(**options), report)
-    terminal.show_dataset(out, manifest)
+    commands.prepare(source, out, **options)
 
 
 @scrimp.command()

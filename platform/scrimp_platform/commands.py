@@ -22,11 +22,36 @@ from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import settings
 from scrimp_trainers.metrics.settings import Scoring
+from scrimp_trainers.techniques.settings import Codec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scrimp_trainers.networks.unet import UNet
+
+
+def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **options: Any) -> None:
+    """Make a dataset, and fill its cache of latents if an autoencoder is named."""
+    from scrimp_trainers.data import prepare as preparing
+    from scrimp_trainers.techniques import autoencoder
+
+    if encoder and not codec:
+        raise UserError("--encoder needs --codec, which says of what kind it is")
+    encoder = encoder or Codec().encoder
+    the_codec = Codec.model_validate({"kind": codec or "none", "encoder": encoder, "decoder": encoder})
+    if the_codec.on:
+        autoencoder.find(the_codec, "encoder")  # before the images are read, which can take long
+    with terminal.progress() as progress:
+        made = preparing.prepare(source, out, preparing.Options(**options), progress)
+    terminal.show_dataset(out, made)
+    if the_codec.on:
+        from scrimp_trainers.data.dataset import open_dataset
+        from scrimp_trainers.data.latents import open_latents
+        from scrimp_trainers.device import pick
+
+        with terminal.progress() as progress:
+            open_latents(open_dataset(out), the_codec, pick(), progress=progress)
+        terminal.say(f"latents in {out / 'cache'}")
 
 
 def train(
@@ -57,13 +82,15 @@ def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, ba
     if out.exists():
         raise UserError(f"{out}: exists already; name a folder that does not")
     from scrimp_trainers import sample as sampling
-    from scrimp_trainers.export import load_model
+    from scrimp_trainers.export import load_codec, load_model
 
     network, recipe = load_model(model)
+    network = _on_device(network)
+    codec = load_codec(model, recipe, network.unet.device)
     if steps:
         recipe = recipe.replace({"sampler.steps": steps})
     with terminal.progress() as progress:
-        images = sampling.generate(_on_device(network), recipe, number, seed=seed, batch_size=batch_size)
+        images = sampling.generate(network, recipe, number, seed=seed, batch_size=batch_size, codec=codec)
         sampling.save_images(_counted(images, number, progress), out)
     terminal.say(f"{number} images and grid.png in {out}")
 
@@ -80,16 +107,19 @@ def evaluate(
     scoring = _scoring(manifest.load(data), **scoring_values)
     from scrimp_trainers import sample as sampling
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.export import load_model
+    from scrimp_trainers.export import load_codec, load_model
     from scrimp_trainers.metrics import cost
     from scrimp_trainers.metrics.memorisation import neighbour_grid
     from scrimp_trainers.metrics.score import Scorer
 
     network, recipe = load_model(model)
     network = _on_device(network)
+    codec = load_codec(model, recipe, network.unet.device)
     scorer = Scorer(open_dataset(data), scoring, network.unet.device)
     with terminal.progress() as progress:
-        images = sampling.generate(network, recipe, scoring.samples, seed=seed, batch_size=scoring.batch_size)
+        images = sampling.generate(
+            network, recipe, scoring.samples, seed=seed, batch_size=scoring.batch_size, codec=codec
+        )
         scores = scorer.score(_counted(images, scoring.samples, progress))
     parameters = {"parameters": cost.parameters(network), "nonzero_parameters": cost.nonzero_parameters(network)}
     terminal.show_values(scores.values | parameters | {"nfe": recipe.nfe})

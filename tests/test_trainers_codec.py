@@ -1,0 +1,415 @@
+"""A codec: draws from cached posteriors are as if every image were encoded anew, and latents come back as images."""
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trainers_small import CPU, small
+
+from scrimp_trainers import sample
+from scrimp_trainers.data import latents as caching
+from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.data.latents import Latents, latent_batches, open_latents
+from scrimp_trainers.data.loading import batches
+from scrimp_trainers.data.manifest import Manifest, Split
+from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.export import export, load_codec, load_model
+from scrimp_trainers.networks.unet import build
+from scrimp_trainers.run import run
+from scrimp_trainers.techniques.autoencoder import WEIGHTS, latent_shape
+from scrimp_trainers.techniques.codec import OpenCodec, draw, open_codec
+from scrimp_trainers.techniques.settings import Codec
+
+KINDS = ("kl", "tiny")
+COUNT, SIDE = 21, 32
+
+
+def new_autoencoder(kind: str, seed: int, **options: Any) -> Any:
+    """An autoencoder with random weights, whose posteriors are as wide as their means are."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    if kind == "tiny":
+        width = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+        return AutoencoderTiny(**width, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, **options)
+    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    blocks |= {"block_out_channels": (8,) * 4}
+    return AutoencoderKL(**blocks, layers_per_block=1, norm_num_groups=4, **options)
+
+
+@pytest.fixture(scope="module")
+def autoencoders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("autoencoders")
+    new_autoencoder("kl", 0, scaling_factor=0.4, shift_factor=0.1).save_pretrained(folder / "kl")
+    new_autoencoder("kl", 1, scaling_factor=0.4, shift_factor=0.1).save_pretrained(folder / "other")
+    new_autoencoder("kl", 1, latent_channels=3).save_pretrained(folder / "three")
+    new_autoencoder("tiny", 0, scaling_factor=0.7).save_pretrained(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
+    np.savez(folder / "pictures.npz", images=images, labels=np.arange(COUNT) % 3)
+    return folder / "pictures.npz"
+
+
+@pytest.fixture
+def dataset(tmp_path, pictures) -> Dataset:
+    prepare(str(pictures), tmp_path / "data", Options(holdout=0, classifier=False))
+    return open_dataset(tmp_path / "data")
+
+
+def settings_of(folder: Path, kind: str) -> Codec:
+    return Codec.model_validate({"kind": kind, "encoder": str(folder / kind), "decoder": str(folder / kind)})
+
+
+def pixels(dataset: Dataset) -> torch.Tensor:
+    return torch.from_numpy(dataset.images("train")[0])
+
+
+def encoded_by_diffusers(codec: OpenCodec, images: torch.Tensor) -> Any:
+    """What the encoder's own `encode` returns."""
+    encoder: Any = codec.encoder
+    with torch.no_grad():
+        return encoder.encode(images / 127.5 - 1)
+
+
+def count_encodings(monkeypatch) -> list[int]:
+    """Count the images that are encoded from now on."""
+    encoded: list[int] = []
+    original = OpenCodec.moments
+    monkeypatch.setattr(
+        OpenCodec, "moments", lambda self, images: encoded.append(len(images)) or original(self, images)
+    )
+    return encoded
+
+
+# --- the codec
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_have_the_shape_that_planning_expects(autoencoders, kind):
+    settings = settings_of(autoencoders, kind)
+    codec = open_codec(settings, CPU, 3)
+    moments = codec.moments(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
+    assert latent_shape(settings, 48) == (4, 6) == (codec.channels, 48 // codec.factor)
+    assert moments.shape == (2, 8, 6, 6)
+    latents = codec.draw(moments, torch.randn)
+    assert latents.shape == (2, 4, 6, 6)
+    assert codec.decode(latents).shape == (2, 3, 48, 48)
+    assert not any(parameter.requires_grad for parameter in codec.encoder.parameters())
+
+
+def test_draws_are_diffusers_posterior_samples_as_its_pipelines_scale_them(autoencoders):
+    codec = open_codec(settings_of(autoencoders, "kl"), CPU, 3)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    posterior = encoded_by_diffusers(codec, images).latent_dist
+    drawn = posterior.sample(generator=torch.Generator().manual_seed(3))
+    normal = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(3))
+    expected = (drawn - 0.1) * 0.4
+    torch.testing.assert_close(draw(codec.moments(images), normal, 0.4, 0.1), expected)
+    decoder: Any = codec.decoder
+    with torch.no_grad():
+        decoded = decoder.decode(drawn).sample
+    torch.testing.assert_close(codec.decode(expected), decoded, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tiny_autoencoder_draws_its_one_latent_exactly(autoencoders):
+    codec = open_codec(settings_of(autoencoders, "tiny"), CPU, 3)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    latents = encoded_by_diffusers(codec, images).latents
+    assert torch.equal(codec.draw(codec.moments(images).half().float(), torch.randn), latents.half().float() * 0.7)
+
+
+def test_many_images_go_through_in_parts(autoencoders, monkeypatch):
+    codec = open_codec(settings_of(autoencoders, "kl"), CPU, 3)
+    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    whole = codec.moments(images)
+    monkeypatch.setattr("scrimp_trainers.techniques.codec.PIXELS", 2 * 32**2)
+    torch.testing.assert_close(codec.moments(images), whole)
+    torch.testing.assert_close(codec.decode(whole[:, :4]), torch.cat([codec.decode(one[None, :4]) for one in whole]))
+
+
+def test_grey_images_are_encoded_as_rgb_and_decoded_to_grey(autoencoders):
+    settings = settings_of(autoencoders, "kl")
+    grey, colour = open_codec(settings, CPU, 1), open_codec(settings, CPU, 3)
+    images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    moments = grey.moments(images)
+    assert torch.equal(moments, colour.moments(images.repeat(1, 3, 1, 1)))
+    latents = grey.draw(moments, torch.randn)
+    torch.testing.assert_close(grey.decode(latents), colour.decode(latents).mean(1, keepdim=True))
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_draws_from_the_cache_are_distributed_as_encoding_at_every_step(autoencoders, dataset, flip):
+    """Against diffusers' own samples of each image, mirrored before encoding where the batch says so."""
+    settings = settings_of(autoencoders, "kl")
+    codec, latents = open_codec(settings, CPU, 3), open_latents(dataset, settings, CPU)
+    batch = next(latent_batches(latents, None, batch_size=COUNT, seed=0, device=CPU, flip=flip))
+    assert batch.flipped.any() == flip
+    images = pixels(dataset)[batch.index]
+    images[batch.flipped] = images[batch.flipped].flip(3)
+    posterior = encoded_by_diffusers(codec, images).latent_dist
+    generator, times = torch.Generator().manual_seed(0), 2000
+    ours, theirs = [], []
+    for _ in range(times):
+        normal = torch.randn(posterior.mean.shape, generator=generator)
+        ours.append(draw(batch.images, normal, 1.0, 0.0))
+        theirs.append(posterior.sample(generator))
+    # Standard errors of the differences: of means sqrt(2 / n) std, of standard deviations sqrt(1 / n) std.
+    ours, theirs = torch.stack(ours), torch.stack(theirs)
+    spread = posterior.std
+    assert spread.min() > 0.1
+    assert ((ours.mean(0) - theirs.mean(0)) / spread).abs().max() < 6 * (2 / times) ** 0.5
+    assert (ours.std(0) / theirs.std(0) - 1).abs().max() < 6 * (1 / times) ** 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cache_holds_both_flips_of_every_image_in_order(autoencoders, dataset, kind):
+    settings = settings_of(autoencoders, kind)
+    codec, moments = open_codec(settings, CPU, 3), open_latents(dataset, settings, CPU).moments
+    images = pixels(dataset)
+    assert moments.shape == (COUNT, 2, 8, 4, 4)
+    assert moments.dtype == torch.float16
+    torch.testing.assert_close(moments[:, 0].float(), codec.moments(images), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(moments[:, 1].float(), codec.moments(images.flip(3)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world": 2, "start": 3}, {"kept": np.arange(2, 20, 3)}])
+def test_batches_are_of_the_images_that_pixels_would_be_of(autoencoders, dataset, options):
+    latents = open_latents(dataset, settings_of(autoencoders, "kl"), CPU)
+    labels = dataset.images("train")[1]
+    values = {"batch_size": 8, "seed": 5, "device": CPU, "flip": True, **options}
+    pairs = zip(batches(dataset, **values), latent_batches(latents, labels, **values), strict=False)
+    for pixel, latent in itertools.islice(pairs, 9):
+        for name in ("index", "flipped", "labels"):
+            assert torch.equal(getattr(pixel, name), getattr(latent, name))
+        expected = latents.moments[latent.index, latent.flipped.long()].float()
+        assert torch.equal(latent.images, expected)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    with pytest.raises(UserError, match=r"batch_size: 8 cannot be split evenly over 3"):
+        next(latent_batches(Latents(torch.zeros(4, 2, 8, 4, 4)), None, batch_size=8, seed=0, device=CPU, world=3))
+
+
+def test_the_cache_is_made_once(autoencoders, dataset, monkeypatch):
+    encoded, told = count_encodings(monkeypatch), []
+    settings = settings_of(autoencoders, "kl")
+    first = open_latents(dataset, settings, CPU, progress=lambda *done: told.append(done))
+    assert sum(encoded) == 2 * COUNT
+    assert told[-1] == (COUNT, COUNT)
+    again = open_latents(dataset, settings, CPU)
+    assert sum(encoded) == 2 * COUNT
+    assert torch.equal(first.moments, again.moments)
+    assert not list((dataset.folder / "cache").glob("*.part"))
+
+
+def test_another_encoder_or_dataset_has_a_cache_of_its_own(autoencoders, dataset, pictures, tmp_path, monkeypatch):
+    settings = settings_of(autoencoders, "kl")
+    open_latents(dataset, settings, CPU)
+    encoded = count_encodings(monkeypatch)
+    open_latents(dataset, settings.model_copy(update={"encoder": str(autoencoders / "other")}), CPU)
+    assert sum(encoded) == 2 * COUNT
+    prepare(str(pictures), tmp_path / "fewer", Options(holdout=0, limit=9, classifier=False))
+    shutil.copytree(dataset.folder / "cache", tmp_path / "fewer" / "cache")
+    assert len(open_latents(open_dataset(tmp_path / "fewer"), settings, CPU).moments) == 9
+    # A copy of the autoencoder elsewhere is the same one.
+    shutil.copytree(autoencoders / "kl", tmp_path / "copy")
+    encoded.clear()
+    open_latents(dataset, settings.model_copy(update={"encoder": str(tmp_path / "copy")}), CPU)
+    assert not encoded
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[:-100], lambda data: data[:500] + b"x" + data[501:], lambda _: b""])
+def test_a_damaged_cache_is_made_anew(autoencoders, dataset, harm):
+    settings = settings_of(autoencoders, "kl")
+    expected = open_latents(dataset, settings, CPU).moments.clone()
+    (path,) = (dataset.folder / "cache").glob("*.npy")
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(harm(data))
+    assert torch.equal(open_latents(dataset, settings, CPU).moments, expected)
+    assert path.read_bytes() == data
+
+
+def test_those_who_want_the_same_latents_at_once_make_them_once(autoencoders, dataset, monkeypatch):
+    both, writes, write = Barrier(2), [], caching._write
+
+    def slowly(path, *content):
+        writes.append(path)
+        time.sleep(0.3)  # so that the other one comes to the lock
+        write(path, *content)
+
+    def want(_: int) -> torch.Tensor:
+        both.wait()
+        return open_latents(dataset, settings_of(autoencoders, "tiny"), CPU).moments
+
+    monkeypatch.setattr(caching, "_write", slowly)
+    with ThreadPoolExecutor(2) as pool:  # the lock is one between open files, so threads are as good as processes
+        one, other = pool.map(want, range(2))
+    assert len(writes) == 1
+    assert torch.equal(one, other)
+
+
+def test_latents_that_cannot_be_written_say_what_they_need(autoencoders, dataset):
+    (dataset.folder / "cache").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match=r"cannot be written .* about 1 MiB there"):
+        open_latents(dataset, settings_of(autoencoders, "tiny"), CPU)
+
+
+# --- mistakes
+
+
+def test_images_that_are_no_multiple_of_a_cell_are_refused(autoencoders):
+    with pytest.raises(UserError, match=r"8 pixels wide, of which 28 is no multiple; prepare .* another --size"):
+        latent_shape(settings_of(autoencoders, "kl"), 28)
+
+
+def test_planning_needs_neither_torch_nor_the_hub(autoencoders):
+    code = f"""
+import sys
+from scrimp_trainers.techniques.autoencoder import latent_shape
+from scrimp_trainers.techniques.settings import Codec
+print(latent_shape(Codec(kind="kl", encoder={str(autoencoders / "kl")!r}), 64), latent_shape(Codec(kind="kl"), 64))
+print([name for name in ("torch", "diffusers", "huggingface_hub") if name in sys.modules])
+"""
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert answer.stdout.split("\n")[:2] == ["(4, 8) None", "[]"]
+
+
+def test_an_autoencoder_that_is_not_there_is_named_with_what_to_put_where(tmp_path):
+    with pytest.raises(UserError, match=r"codec.decoder /no/such: no such folder, .*config.json and .*safetensors"):
+        open_codec(Codec(kind="kl", decoder="/no/such"), CPU, 3)
+    with pytest.raises(UserError, match=r"has no config.json; name a folder"):
+        open_codec(Codec(kind="kl", decoder=str(tmp_path)), CPU, 3)
+
+
+def test_without_a_network_the_line_says_what_the_hub_said(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(*names: str, **options: bool) -> str:
+        raise LocalEntryNotFoundError("no connection\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(UserError, match=r"codec.decoder stabilityai/sd-vae-ft-ema: .*hub \(no connection\); name a"):
+        open_codec(Codec(kind="kl"), CPU, 3)
+
+
+def test_an_autoencoder_of_another_kind_is_refused(autoencoders):
+    settings = settings_of(autoencoders, "kl").model_copy(update={"kind": "tiny"})
+    with pytest.raises(UserError, match=r"is an AutoencoderKL, which codec.kind 'tiny' is not"):
+        open_codec(settings, CPU, 3)
+
+
+def test_damaged_weights_are_refused(autoencoders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(autoencoders / "kl", tmp_path / "kl")
+    settings = settings_of(tmp_path, "kl")
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: value for name, value in tensors.items() if "conv_in" not in name}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=r"lacks .*conv_in"):
+        open_codec(settings, CPU, 3)
+    (folder / WEIGHTS).write_bytes((autoencoders / "kl" / WEIGHTS).read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"cannot be loaded"):
+        open_codec(settings, CPU, 3)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is not JSON"):
+        open_codec(settings, CPU, 3)
+
+
+def test_an_encoder_and_a_decoder_that_do_not_belong_together_are_refused(autoencoders):
+    settings = settings_of(autoencoders, "kl")
+    fits = open_codec(settings.model_copy(update={"encoder": str(autoencoders / "other")}), CPU, 3)
+    assert fits.encoder is not fits.decoder
+    with pytest.raises(UserError, match=r"three: its latents are not those of codec.decoder"):
+        open_codec(settings.model_copy(update={"encoder": str(autoencoders / "three")}), CPU, 3).encoder  # noqa: B018
+
+
+# --- sampling and the exported model
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("kl", 3), ("kl", 1), ("tiny", 3)])
+def test_samples_are_decoded(autoencoders, kind, channels):
+    recipe = small(sampler__steps=2, codec__kind=kind)
+    network = build(recipe.network, image_size=8, channels=4)
+    codec = open_codec(settings_of(autoencoders, kind), CPU, channels)
+    images = torch.cat(list(sample.generate(network, recipe, 3, seed=0, batch_size=2, codec=codec)))
+    assert images.shape == (3, channels, 64, 64)
+    assert images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(("preset", "kind", "channels"), [("tiny-ddpm", "kl", 1), ("tiny-edm", "tiny", 3)])
+def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path, monkeypatch, preset, kind, channels):
+    path = str(autoencoders / kind)
+    recipe = small(preset, sampler__steps=2, codec__kind=kind, codec__encoder="/not/needed", codec__decoder=path)
+    network = build(recipe.network, image_size=8, channels=4)
+    split = Split(count=300, per_class=None, shards=[])
+    manifest = Manifest.model_validate(
+        {"name": "dots", "content_hash": "c0ffee", "size": 64, "channels": channels, "classes": None}
+        | {"reference": "train", "provenance": {}, "splits": {"train": split}}
+    )
+    export(tmp_path / "model", network, recipe, manifest, {})
+    assert not (tmp_path / "model" / "model_index.json").exists()  # a pipeline would show latents as images
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"300 images of {channels} x 64 x 64" in card
+    (code,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    lines = {}
+    monkeypatch.chdir(tmp_path / "model")
+    exec(code, lines)  # noqa: S102
+    assert lines["images"].shape == (16, channels, 64, 64)
+
+    _, read = load_model(tmp_path / "model")
+    codec = load_codec(tmp_path / "model", read, CPU)
+    assert codec is not None
+    latents = torch.randn(2, 4, 8, 8)
+    assert torch.equal(codec.decode(latents), open_codec(recipe.codec, CPU, channels).decode(latents))
+    assert load_codec(tmp_path, small(), CPU) is None
+
+
+def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_path):
+    path = str(autoencoders / "kl")
+    recipe = small(codec__kind="kl", codec__encoder=path, codec__decoder=path, sampler__steps=2, training__flip=True)
+    lines = list(run(recipe, dataset, tmp_path / "repeat", 0, rungs_kimg=[], device=CPU))
+    assert lines[-1]["images"] == 40
+    assert np.isfinite(lines[-1]["loss"])
+    network, _ = load_model(tmp_path / "repeat" / "model")
+    assert network.shape == (4, SIDE // 8, SIDE // 8)
+    with Image.open(tmp_path / "repeat" / "samples.png") as image:
+        assert image.size[0] == 8 * (SIDE + 2) + 2
+
+
+def test_prepare_fills_the_cache_if_asked(autoencoders, pictures, tmp_path, monkeypatch):
+    from scrimp_platform import commands
+
+    encoder = str(autoencoders / "kl")
+    commands.prepare(str(pictures), tmp_path / "data", "kl", encoder, holdout=0, classifier=False)
+    encoded = count_encodings(monkeypatch)
+    open_latents(open_dataset(tmp_path / "data"), settings_of(autoencoders, "kl"), CPU)
+    assert not encoded
+    with pytest.raises(UserError, match=r"codec.encoder /no/such"):
+        commands.prepare(str(pictures), tmp_path / "never", "kl", "/no/such")
+    assert not (tmp_path / "never").exists()
+    with pytest.raises(UserError, match=r"--encoder needs --codec"):
+        commands.prepare(str(pictures), tmp_path / "never", None, encoder)
