@@ -34,7 +34,7 @@ def test_a_space_that_ships_loads_and_survives_a_round_trip(name):
         ({"search": {"optimizer.lr": {"uniform": [2, 1]}}}, "the lower bound 2.0 is not below the upper 1.0"),
         ({"search": {"optimizer.lr": {"uniform": [1, 2], "choice": [1, 2]}}}, "a range is one of"),
         ({"search": {"optimizer.lr": {"loguniform": [0, 1]}}}, "loguniform needs bounds above 0"),
-        ({"search": {}}, "search: Dictionary should have at least 1 item"),
+        ({"search": {}}, "a space needs fields to search, or arms to compare"),
         ({"objectives": {"fid": "minimize"}}, "fid: is measured with extractor inception"),
         ({"objectives": {"beauty": "maximize"}}, "beauty: no such score"),
         ({"constraints": {"memorized_fraction": {}}}, "a constraint needs max, min or both"),

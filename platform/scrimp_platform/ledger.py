@@ -147,7 +147,7 @@ class Ledger:
     def _search(self) -> Repeat | None:
         budget = self.space.budget.trials
         while len(self.trials) < budget and len(self._study.trials()) < MOST_PROPOSALS * budget:
-            number, params = self._study.ask()
+            number, params = self._study.ask(self._next_arm())
             try:
                 self._base.replace(params)
             except UserError as refusal:  # a contradiction that no condition of the space excludes
@@ -159,6 +159,10 @@ class Ledger:
             self.trials.append(trial)
             return self._add(trial, "search")
         return None
+
+    def _next_arm(self) -> dict[str, Any] | None:
+        tried = [trial.params for trial in self.trials]
+        return next((arm for arm in self.space.arms.values() if arm not in tried), None)
 
     def _race(self) -> Repeat | None:
         if any(trial.status == "running" for trial in self.trials):

@@ -49,9 +49,9 @@ def next_trial(field: Sequence[Trial], space: Space) -> Trial | None:
     """Return the trial of the race that gets the next repeat: of those that may still win, the one with the fewest.
 
     As in SMAC3's intensification a trial is repeated only while it may win; none when all that may have
-    every repeat that the budget allows.
+    every repeat that the budget allows. Arms are compared, so each gets them all.
     """
-    alive = [trial for trial in field if may_win(trial, field, space)]
+    alive = [trial for trial in field if space.arms or may_win(trial, field, space)]
     short = [trial for trial in alive if len(trial.repeats) < space.budget.repeats]
     return min(short, key=lambda trial: len(trial.repeats), default=None)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -43,14 +44,20 @@ class Study:
         """Return every trial that the study knows."""
         return self._study.get_trials(deepcopy=False)
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        """Propose a trial: its number, and a value for each searched field whose condition holds."""
+    def ask(self, arm: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Propose a trial: its number, and a value for each searched field whose condition holds.
+
+        Where an arm is given, its values are the proposal.
+        """
         number = len(self.trials())
         # A new sampler a proposal: its state is then no more than (seed, number, history), which a resume has too.
         startup = min(MAX_STARTUP, max(MIN_STARTUP, self._space.budget.trials // 3))
-        self._study.sampler = optuna.samplers.TPESampler(
+        self._study.sampler = TPESampler(
             seed=(self._seed * 100_003 + number) % 2**32, n_startup_trials=startup, multivariate=True, group=True
         )
+        if arm is not None:
+            fixed = {path: _encode(self._space.search[path], value) for path, value in arm.items()}
+            self._study.sampler = PartialFixedSampler(fixed, RandomSampler())
         trial = self._study.ask()
         values: dict[str, Any] = {}
         for path, span in self._space.search.items():

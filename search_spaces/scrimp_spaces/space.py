@@ -93,8 +93,8 @@ class Budget(Section):
     """Recipes to propose."""
     rungs_kimg: Annotated[tuple[Positive, ...], Field(min_length=1)] = (250.0, 1000.0, 4000.0)
     """Marks, in thousands of images, at which a repeat is scored; the last is the length of the training."""
-    reduction: Annotated[float, Field(gt=1)] = 3.0
-    """Successive halving: of the trials at a rung, the best 1/reduction go on."""
+    reduction: Annotated[float, Field(ge=1)] = 3.0
+    """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none."""
     leaders: Count = 3
     """Trials that enter the race."""
     repeats: Count = 3
@@ -122,8 +122,11 @@ class Space(Section):
     """The preset, or the path of the recipe, that every trial starts from."""
     override: dict[str, Any] = {}
     """Fields of that recipe with another value in this space."""
-    search: Annotated[dict[str, Range], Field(min_length=1)]
+    search: dict[str, Range] = {}
     """Recipe fields to search, by dotted path."""
+    arms: dict[str, dict[str, Any]] = {}
+    """In place of a search: the recipes to compare, by name, as values of fields; what an arm leaves out is as in
+    `recipe`. No arm is stopped, and each gets all repeats."""
     objectives: Annotated[dict[str, Literal["minimize", "maximize"]], Field(min_length=1)]
     """Scores to optimise; several make a Pareto front."""
     constraints: dict[str, Bound] = {}
@@ -132,6 +135,12 @@ class Space(Section):
     """How a repeat is scored at a rung."""
     budget: Budget = Budget()
     """Trials, rungs, repeats, hours."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Space":
+        if not (self.search or self.arms):
+            raise ValueError("a space needs fields to search, or arms to compare")
+        return self
 
     def base(self) -> Recipe:
         """Return the recipe that every trial starts from, as long as the last rung."""
@@ -224,6 +233,8 @@ def parse(tree: Any, where: str) -> Space:
         raise UserError(f"{where}: {explain(error)}") from None
     try:
         require_objectives([*space.objectives, *space.constraints], space.scoring)
+        if space.arms:
+            return _of_arms(space)
         for path, span in space.search.items():
             _check_conditions(space, path, span)
         _check_corners(space)
@@ -246,6 +257,31 @@ def value_of(recipe: Recipe, path: str) -> Any:
             raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
         node = node[name]
     return node
+
+
+def _of_arms(space: Space) -> Space:
+    """Give each arm a value of every field that any of them sets, and the space the search and budget that follow."""
+    base = space.base()
+    for name, arm in space.arms.items():
+        try:
+            base.replace(arm)
+        except UserError as error:
+            raise UserError(f"arms.{name}: {error}") from None
+    default = {path: value_of(base, path) for arm in space.arms.values() for path in arm}
+    arms = {name: default | arm for name, arm in space.arms.items()}
+    if any(one == other for one, other in itertools.combinations(arms.values(), 2)):
+        raise UserError("arms: two of them are the same")
+    search = {}
+    for path in default:
+        values = [arm[path] for arm in arms.values()]
+        distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+        if len(distinct) == 1:
+            raise UserError(f"arms: {path} is the same in all of them; set it in override")
+        search[path] = Range(choice=distinct)
+    if space.search not in ({}, search):
+        raise UserError("a space has either search or arms")
+    budget = space.budget.model_copy(update={"trials": len(arms), "leaders": len(arms), "reduction": 1.0})
+    return space.model_copy(update={"arms": arms, "search": search, "budget": budget})
 
 
 def _check_conditions(space: Space, path: str, span: Range) -> None:
