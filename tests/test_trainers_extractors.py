@@ -8,6 +8,7 @@ from torch_fidelity import FeatureExtractorCLIP, FeatureExtractorInceptionV3, Fe
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 from torch_fidelity.feature_extractor_clip import VisionTransformer
 from torchvision import models
+from torchvision.transforms._presets import ImageClassification
 
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.errors import UserError
@@ -116,6 +117,20 @@ def test_vgg16_is_torch_fidelitys(tmp_path: Path):
     torch.testing.assert_close(features, theirs)
 
 
+def test_resnet18_is_torchvisions_up_to_its_pooled_features(tmp_path: Path):
+    torch.manual_seed(0)
+    theirs, path = models.resnet18().eval(), tmp_path / "resnet18.pth"
+    torch.save(theirs.state_dict(), path)
+    images = pictures(2, seed=8)
+    features, logits = opened("resnet18", path).features(images)
+    preset = ImageClassification(crop_size=224, resize_size=224)  # of square images nothing is cropped
+    expected = theirs(preset(images / 255))
+    assert logits is None
+    assert features.shape == (2, 512)
+    assert expected.std() > 0
+    torch.testing.assert_close(theirs.fc(features), expected)
+
+
 class TinyCLIP(nn.Module):
     """A CLIP of one small layer with the published names; a script holds it as the published file does."""
 
@@ -189,7 +204,7 @@ def test_without_network_one_line_says_which_file_to_put_where(tmp_path: Path, m
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    for extractor in ("inception", "clip", "vgg16", "dinov2"):
+    for extractor in ("inception", "clip", "vgg16", "dinov2", "resnet18"):
         name = extractors.source(extractor)[1]
         with pytest.raises(UserError, match="no network") as caught:
             open_extractor(Scoring(extractor=extractor), tmp_path, MANIFEST, CPU)
@@ -217,7 +232,7 @@ def test_a_path_that_does_not_exist_or_holds_something_else_is_refused(tmp_path:
         opened("inception", tmp_path / "nowhere.pth")
     path = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, path)
-    for extractor in ("inception", "clip", "vgg16", "dinov2"):
+    for extractor in ("inception", "clip", "vgg16", "dinov2", "resnet18"):
         with pytest.raises(UserError, match=rf"other\.pth: not the weights of extractor {extractor}") as caught:
             opened(extractor, path)
         assert "\n" not in str(caught.value)
@@ -231,7 +246,7 @@ class Bomb:
         self.target = str(target)
 
 
-@pytest.mark.parametrize("extractor", ["inception", "clip", "vgg16", "dinov2"])
+@pytest.mark.parametrize("extractor", ["inception", "clip", "vgg16", "dinov2", "resnet18"])
 def test_a_weight_file_cannot_run_code(extractor: Extractor, tmp_path: Path):
     path, trace = tmp_path / "bomb.pth", tmp_path / "exploded"
     torch.save({"state": Bomb(trace)}, path)

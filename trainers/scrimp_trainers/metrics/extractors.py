@@ -1,4 +1,4 @@
-"""Feature extractors: torch-fidelity's networks, and the dataset's own classifier, behind one small object.
+"""Feature extractors: torch-fidelity's networks, ResNet-18, the dataset's own classifier, behind one small object.
 
 A weight file is looked for where the setting says, then in torch's hub cache, and then it is downloaded. Files are read
 without unpickling; what torch-fidelity would unpickle itself it gets from us, written anew from what was read safely.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.hub
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scrimp_trainers.data.manifest import Manifest
@@ -70,7 +71,7 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
     """
     if scoring.extractor == "classifier":
         network, layer = load_classifier(folder, manifest), "features"
-        digest = manifest.classifier.sha256 if manifest.classifier else ""
+        digest = weights_hash(scoring, manifest)
     else:
         path = weight_file(scoring.extractor, scoring.weights)
         digest = _sha256(path)
@@ -81,6 +82,19 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
             raise UserError(f"{path}: not the weights of extractor {scoring.extractor}: {why}") from error
     network = network.requires_grad_(False).eval().to(device)
     return FeatureExtractor(scoring.extractor, layer, digest, network, device)
+
+
+def weights_hash(scoring: Scoring, manifest: Manifest) -> str:
+    """Return the SHA-256 of the weight file that `open_extractor` would read.
+
+    Raises
+    ------
+    UserError
+        If its weights cannot be had.
+    """
+    if scoring.extractor == "classifier":
+        return manifest.classifier.sha256 if manifest.classifier else ""
+    return _sha256(weight_file(scoring.extractor, scoring.weights))
 
 
 def weight_file(extractor: Extractor, setting: Path | None) -> Path:
@@ -127,6 +141,10 @@ def source(extractor: Extractor) -> tuple[str, str]:
         from torchvision.models import VGG16_Weights
 
         url = VGG16_Weights.IMAGENET1K_V1.url
+    elif extractor == "resnet18":
+        from torchvision.models import ResNet18_Weights
+
+        url = ResNet18_Weights.IMAGENET1K_V1.url
     elif extractor == "clip":
         from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 
@@ -190,4 +208,30 @@ def _dinov2(path: Path) -> tuple[nn.Module, str]:
     return extractor, "dinov2"
 
 
-_BUILD = {"inception": _inception, "vgg16": _vgg16, "clip": _clip, "dinov2": _dinov2}
+class _ResNet18(nn.Module):
+    """torchvision's ResNet-18 up to its pooled features, with the resize and the colours that it was trained on."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        from torchvision.models import resnet18
+
+        self.body = resnet18()
+        self.body.load_state_dict(state)
+        self.body.fc = nn.Identity()  # type: ignore[assignment]
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Map uint8 images [b, 3, H, W] to features [b, 512]."""
+        x = F.interpolate(images.float() / 255, size=(224, 224), mode="bilinear", antialias=True)
+        return (self.body((x - self.mean) / self.std),)
+
+
+def _resnet18(path: Path) -> tuple[nn.Module, str]:
+    return _ResNet18(_state(path)), "avgpool"
+
+
+_BUILD = {"inception": _inception, "vgg16": _vgg16, "clip": _clip, "dinov2": _dinov2, "resnet18": _resnet18}

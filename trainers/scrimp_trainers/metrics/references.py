@@ -5,10 +5,11 @@ writes its own copy aside and renames it, so readers see a whole one or none.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
@@ -36,8 +37,32 @@ def cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
         found = {name: value.cpu().contiguous() for name, value in make().items()}
         # A dataset may lie on a read-only or full disk; then every process makes its own.
         with contextlib.suppress(OSError):
-            _write(path, found)
+            write(path, lambda aside: _save(found, aside))
     return found
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time make this file; the others wait. In a folder that cannot be written all go on."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            file = stack.enter_context(path.with_name(f".{path.name}.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write(path: Path, fill: Callable[[Path], object]) -> None:
+    """Make a file with `fill`, which gets another path to write to, so that it is there whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    os.close(handle)
+    try:
+        fill(Path(aside))
+        Path(aside).chmod(0o644)
+        Path(aside).replace(path)
+    finally:
+        Path(aside).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Tensors | None:
@@ -50,16 +75,8 @@ def _read(path: Path) -> Tensors | None:
     return tensors if stated == _digest(tensors) else None
 
 
-def _write(path: Path, tensors: Tensors) -> None:
-    path.parent.mkdir(exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
-    try:
-        safetensors.torch.save_file(tensors, aside, metadata={"digest": _digest(tensors)})
-        Path(aside).chmod(0o644)
-        Path(aside).replace(path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+def _save(tensors: Tensors, path: Path) -> None:
+    safetensors.torch.save_file(tensors, path, metadata={"digest": _digest(tensors)})
 
 
 def _digest(tensors: Tensors) -> str:

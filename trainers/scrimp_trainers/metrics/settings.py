@@ -14,13 +14,14 @@ from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.sections import Section
 
-Extractor = Literal["inception", "clip", "dinov2", "vgg16", "classifier"]
+Extractor = Literal["inception", "clip", "dinov2", "vgg16", "resnet18", "classifier"]
 
 FIDELITY: dict[Extractor, list[str]] = {
     "inception": ["fid", "kid", "kid_std", "isc", "precision", "recall"],
     "clip": ["fd_clip", "kd_clip", "kd_clip_std", "precision_clip", "recall_clip"],
     "dinov2": ["fd_dinov2", "kd_dinov2", "kd_dinov2_std", "precision_dinov2", "recall_dinov2"],
     "vgg16": ["fd_vgg16", "kd_vgg16", "kd_vgg16_std", "precision_vgg16", "recall_vgg16"],
+    "resnet18": ["fd_resnet18", "kd_resnet18", "kd_resnet18_std", "precision_resnet18", "recall_resnet18"],
     "classifier": [
         "fd_classifier",
         "kd_classifier",
