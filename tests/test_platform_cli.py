@@ -1,10 +1,14 @@
 """The command line: help and mistakes answer at once, in one line, and leave nothing behind."""
 
+import csv
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from scrimp_platform import cli
 
@@ -53,6 +57,9 @@ MISTAKES = [
     (["train", "edm", "empty", "out"], "empty: not a dataset (no dataset.json)"),
     (["sample", "empty", "out"], "empty: not a model"),
     (["evaluate", "empty", "empty"], "empty: not a model"),
+    (["score", "empty"], "empty: not a dataset (no dataset.json)"),
+    (["score", "empty", "--keep", "1.5"], "keep: Input should be less than or equal to 1, not 1.5"),
+    (["score", "empty", "--score", "best"], "score: Input should be 'gaussian', 'ppca'"),
     (["report", "empty"], "empty: not the folder of a sweep"),
     (["ui", "--storage", "nowhere"], "--storage nowhere: no such folder"),
     (["spaces", "nope"], "space nope: no such space or file"),
@@ -103,3 +110,21 @@ def test_a_space_is_printed_with_its_conditions_and_the_papers_values(monkeypatc
         assert piece in lines["sparsity.level"]
     assert lines["objective"].strip() == "objective  minimize fid, minimize train_flops"
     assert max(map(len, answer.splitlines())) <= 100
+
+
+def test_score_tells_what_a_coreset_keeps_in_a_table_a_list_and_a_picture(scored_digits, tmp_path, capsys):
+    data, out = tmp_path / "digits", tmp_path / "coreset.png"
+    shutil.copytree(scored_digits.folder, data)
+    cli.main(["score", str(data), "--features", "classifier", "--keep", "0.25", "--out", str(out)])
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines if line.strip()[:1].isdigit()]
+    (written,) = (Path(line.split(maxsplit=1)[1]) for line in lines if line.startswith("list"))
+    with written.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for digit, kept, of, *_ in table:
+        fates = [row["kept"] for row in rows if row["class"] == digit]
+        assert (fates.count("1"), len(fates)) == (int(kept), int(of))
+        assert int(kept) == round(0.25 * int(of))
+    assert len(table) == 10
+    with Image.open(out) as sheet:
+        assert sheet.format == "PNG"

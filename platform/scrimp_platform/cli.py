@@ -114,6 +114,24 @@ def evaluate(model: Path, data: Path, **options: Any) -> None:
 
 
 @scrimp.command()
+@click.argument("data", type=FOLDER)
+@click.option("--features", default="inception", show_default=True, help="The surrogate whose features are scored.")
+@click.option("--weights", type=FILE, help="The surrogate's weight file.")
+@click.option("--score", default="gaussian", show_default=True, help="gaussian, ppca, knn, moderate, closest, random.")
+@click.option("--covariance", default="ridge", show_default=True, help="Of the Gaussian: ridge, or shrunk.")
+@click.option("--keep", type=float, default=0.1, show_default=True, help="Share of the images to keep.")
+@click.option("--per-class/--global", default=True, show_default=True, help="The same share of every class, or not.")
+@click.option("--side", default="high", show_default=True, help="Keep the high scores or the low ones.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the score random.")
+@click.option("--out", type=FOLDER, metavar="PNG", help="The picture.  [default: beside the list]")
+def score(data: Path, **options: Any) -> None:
+    """Score DATA's training images; list and picture those that a coreset keeps."""
+    from scrimp_platform import commands
+
+    commands.score(data, **options)
+
+
+@scrimp.command()
 @click.argument("sweep", type=FOLDER)
 def report(sweep: Path) -> None:
     """Write SWEEP's leaderboard and report anew from what is on disk, also while it runs."""

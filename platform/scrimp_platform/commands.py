@@ -22,7 +22,7 @@ from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import settings
 from scrimp_trainers.metrics.settings import Scoring
-from scrimp_trainers.techniques.settings import Codec
+from scrimp_trainers.techniques.settings import Codec, Coreset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,6 +126,36 @@ def evaluate(
     if grid:
         neighbour_grid(scores.samples, scores.nearest).save(grid)
         terminal.say(f"samples, each beside its nearest training image, in {grid}")
+
+
+def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> None:
+    """Score a dataset's training images, and show which of them a coreset keeps."""
+    try:
+        coreset = Coreset(**coreset_values)
+    except ValidationError as error:
+        raise UserError(recipes.explain(error)) from None
+    facts = manifest.load(data)
+    if coreset.score != "random":
+        _scoring(facts, extractor=coreset.features, weights=coreset.weights)
+    if out and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist")
+    from scrimp_trainers import device
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.techniques.coreset import score
+    from scrimp_trainers.techniques.coreset_picture import picture
+
+    dataset = open_dataset(data)
+    with terminal.progress() as progress:
+        scored = score(dataset, coreset, device.pick(), seed, progress)
+    out = out or scored.file.with_suffix(".png")
+    try:
+        picture(dataset, coreset, scored).save(out, "PNG")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
+    terminal.show_coreset(scored)
+    if scored.file.exists():  # not in a folder that cannot be written
+        terminal.say(f"list     {scored.file}")
+    terminal.say(f"picture  {out}")
 
 
 def report(sweep: Path) -> None:
