@@ -3,11 +3,9 @@
 from itertools import permutations
 
 import numpy as np
-import pytest
 import torch
 
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.sections import EDM
 from scrimp_trainers.techniques import ood
 from scrimp_trainers.techniques.settings import OOD
@@ -49,13 +47,6 @@ def test_ranks_draw_their_share_of_the_one_batch():
     whole = jigsaws(images)
     for mine in (slice(0, 4), slice(4, 8)):
         assert torch.equal(jigsaws(images[mine], total=8, mine=mine), whole[mine])
-
-
-@pytest.mark.parametrize("side", [5, 63])
-def test_an_odd_side_is_refused(side):
-    with pytest.raises(UserError, match=f"ood.weight.*even side, not {side}"):
-        ood.check(side)
-    ood.check(side + 1)
 
 
 def test_the_term_is_the_formula():

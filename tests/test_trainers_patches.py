@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.networks.unet import build, frame
 from scrimp_trainers.sections import EDM, Network
 from scrimp_trainers.techniques import patches
@@ -88,32 +85,9 @@ def test_whole_images_alone_are_no_window():
     assert not any(drawn(Patches(), step) for step in range(100))
 
 
-def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can():
-    with pytest.raises(
-        UserError, match=r"^patches\.sizes: 0\.75 of 28 pixels are 21, .* multiples of 4; .* 0\.714286$"
-    ):
-        patches.check(LD_DIFFUSION, 28, 4)
-    with pytest.raises(UserError, match=r"0\.01 of 32 pixels are 0, .* the nearest is 0\.125$"):
-        patches.check(Patches(real_p=0.5, sizes=(0.01,)), 32, 4)
-    patches.check(LD_DIFFUSION, 32, 4)
-    patches.check(Patches(sizes=(0.3,)), 28, 4)  # off, so it does not matter
-
-
-@given(share=st.floats(0.001, 1), halvings=st.integers(0, 4), times=st.integers(1, 40))
-def test_the_share_that_is_named_is_allowed(share, halvings, times):
-    multiple = 2**halvings
-    side = multiple * times
-    try:
-        patches.check(Patches(real_p=0.5, sizes=(share,)), side, multiple)
-    except UserError as error:
-        named = float(str(error).rsplit(" ", 1)[1])
-        patches.check(Patches(real_p=0.5, sizes=(named,)), side, multiple)
-
-
 def test_a_network_learns_from_whole_images_and_parts_in_turn():
     torch.manual_seed(0)
     settings = Patches(real_p=0.5, sizes=(0.5, 0.75), shares=(1, 1))
-    patches.check(settings, 8, 2)
     network = build(Network(channels=8, multipliers=(1, 2), blocks=1), image_size=8, channels=1, coordinates=True)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     images = frame(torch.empty(16, 1, 8, 8))[:, :1]  # a ramp: a part's brightness follows from its place alone

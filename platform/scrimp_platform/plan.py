@@ -11,6 +11,7 @@ from scrimp_platform import store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
+from scrimp_trainers import fit
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
@@ -68,7 +69,8 @@ def make(options: Options) -> Plan:
     dataset = resolve_dataset(options.data, storage)
     facts = manifest.load(dataset)
     settings.check(space.scoring, facts)
-    check_data(base, facts)
+    for values in [{}, *space.corners()]:
+        fit.check(base.replace(values), facts)
     folder = _folder(options, storage, facts)
     resumed = _check_resume(folder, space, facts, options.seed)
     warm_start = tuple(values for path in options.warm_start for values in best_values(SweepFolder(path), space))
@@ -135,18 +137,6 @@ def record(plan: Plan) -> dict[str, Any]:
         "started": earlier.get("started", time.time()),
         "versions": {package: version(package) for package in packages},
     }
-
-
-def check_data(base: Recipe, facts: Manifest) -> None:
-    """Refuse a dataset that the recipe cannot train on."""
-    if base.conditioning.classes and not facts.classes:
-        raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
-    halvings = 2 ** (len(base.network.multipliers) - 1)
-    if facts.size % halvings:
-        raise UserError(
-            f"dataset {facts.name}: its size {facts.size} cannot be halved {len(base.network.multipliers) - 1} times, "
-            f"as network.multipliers asks; prepare it with a --size that is a multiple of {halvings}"
-        )
 
 
 def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:

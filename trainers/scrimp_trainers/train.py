@@ -18,13 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scrimp_trainers.data.loading import Batch, mirror
+from scrimp_trainers.data.loading import Batch
 from scrimp_trainers.diffusion.process import process_of, seed_of
 from scrimp_trainers.errors import Diverged, UserError
 from scrimp_trainers.networks.unet import UNet, build
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sections import EDM, EMA, Optimizer, Training
-from scrimp_trainers.techniques import ambient, mafp, ood, patches, sparsity
+from scrimp_trainers.techniques import ambient, mafp, ood, sparsity, views
 from scrimp_trainers.techniques.prepared import NOTHING, Prepared
 from scrimp_trainers.techniques.sparsity import Masks
 
@@ -107,15 +107,15 @@ def train(
 
         # Augment.
         hidden, told, coordinates = None, None, None
-        if prepared.image_keys is not None:
-            fresh = recipe.ambient.noise == "fresh"
-            hidden = draw(images.shape) if fresh else _fixed(recipe, prepared.image_keys, batch, images.shape)
+        if recipe.ambient.on:
+            hidden = views.hidden_noise(recipe.ambient, prepared.image_keys, batch, images.shape, draw)
         if recipe.mafp.on:
-            images, hidden, told = _augment(recipe, images, hidden, generator, mine)
+            images, hidden, told = views.augment(recipe, images, hidden, generator, mine)
 
         # Patch: all images of a step are cut to one size, each at its own place.
         if recipe.patches.on:
-            images, hidden, coordinates = _cut(recipe, state, images, hidden, generator, mine)
+            seed = seed_of("patch", state.seed, state.step)
+            images, hidden, coordinates = views.cut(recipe, images, hidden, generator, mine, seed)
 
         # Noise. What ambient training hides is known by a noisy copy alone.
         levels = process.levels(settings, total, generator)[mine]
@@ -164,7 +164,7 @@ def train(
                 (values.sum() * (elements * training.loss_scale / share)).backward()
 
         # Mask, and step: where masks move, that takes the place of the optimizer's step.
-        _sanitise(parameters, 1 / training.loss_scale)
+        sanitise(parameters, 1 / training.loss_scale)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(recipe.optimizer, state.images + total)
         if not (state.masks and state.masks.act(state.step)):
@@ -287,37 +287,6 @@ def _normal(generator: torch.Generator, total: int, mine: slice, shape: Sequence
     return torch.randn(total, *shape[1:], generator=generator, device=generator.device)[mine]
 
 
-def _fixed(recipe: Recipe, keys: Tensor, batch: Batch, shape: torch.Size) -> Tensor:
-    """Return the fixed noise of a batch's images; where it was there first it is mirrored with its image."""
-    noise = ambient.fixed_noise(keys[batch.index], shape[1:])
-    return mirror(noise, batch.flipped) if recipe.ambient.order == "noise_first" else noise
-
-
-def _augment(
-    recipe: Recipe, images: Tensor, hidden: Tensor | None, generator: torch.Generator, mine: slice
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Augment images, and with them the noise of their copies if it was there first; return what was done, too."""
-    total, together = recipe.training.batch_size, hidden is not None and recipe.ambient.order == "noise_first"
-    if hidden is None or not together:
-        images, told = mafp.augment(recipe.mafp, images, generator, total=total, mine=mine)
-        return images, hidden, told
-    both, told = mafp.augment(recipe.mafp, torch.cat([images, hidden], 1), generator, total=total, mine=mine)
-    images, hidden = both.chunk(2, 1)
-    return images, hidden, told
-
-
-def _cut(
-    recipe: Recipe, state: State, images: Tensor, hidden: Tensor | None, generator: torch.Generator, mine: slice
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Cut parts out of images, and the same parts of their copies' noise; return their coordinates, too."""
-    side, seed = images.shape[-1], seed_of("patch", state.seed, state.step)
-    window = patches.draw(recipe.patches, side, generator, total=recipe.training.batch_size, mine=mine, step_seed=seed)
-    if window is None:
-        return images, hidden, None
-    hidden = None if hidden is None else patches.cut(hidden, window)
-    return patches.cut(images, window), hidden, patches.coordinates(window, side, images.device)
-
-
 def _hide(
     labels: Tensor | None, recipe: Recipe, classes: int, generator: torch.Generator, mine: slice
 ) -> Tensor | None:
@@ -330,7 +299,7 @@ def _hide(
     return labels.masked_fill(chance < recipe.conditioning.label_drop, classes)
 
 
-def _sanitise(parameters: list[Tensor], scale: float) -> None:
+def sanitise(parameters: list[Tensor], scale: float) -> None:
     """Undo the loss scale and replace what is not finite, as EDM does: NaN by 0, infinity by 1e5."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if scale != 1:

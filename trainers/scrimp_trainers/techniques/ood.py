@@ -10,21 +10,8 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.sections import EDM
 from scrimp_trainers.techniques.settings import OOD
-
-
-def check(side: int) -> None:
-    """Refuse images whose side, in pixels or latents, cannot be halved.
-
-    Raises
-    ------
-    UserError
-        If it is odd.
-    """
-    if side % 2:
-        raise UserError(f"ood.weight: a jigsaw of four needs an even side, not {side}; set it to 0 or change the size")
 
 
 def jigsaw(images: Tensor, generator: torch.Generator, *, total: int, mine: slice) -> Tensor:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.techniques.settings import Patches
 
 
@@ -23,24 +22,6 @@ class Window:
     """int64 [b], first row of each."""
     lefts: Tensor
     """int64 [b], first column of each."""
-
-
-def check(settings: Patches, side: int, multiple: int) -> None:
-    """Refuse sizes that a network cannot halve: images have `side` pixels, parts need a `multiple` of so many.
-
-    Raises
-    ------
-    UserError
-        If a size is no whole multiple.
-    """
-    for share in settings.sizes if settings.on else ():
-        size = round(share * side)
-        if not size or size % multiple:
-            nearest = min(max(round(size / multiple), 1) * multiple, side)
-            raise UserError(
-                f"patches.sizes: {share:g} of {side} pixels are {size}, but this network takes multiples of "
-                f"{multiple}; the nearest is {nearest / side:.6g}"
-            )
 
 
 def chances(settings: Patches, side: int) -> dict[int, float]:

@@ -1,0 +1,50 @@
+"""Whether a recipe fits a dataset: what can be known before anything starts, and without torch."""
+
+from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.techniques import autoencoder, reference
+from scrimp_trainers.techniques.settings import Patches
+
+
+def check(recipe: Recipe, facts: Manifest) -> None:
+    """Refuse a dataset on which the recipe cannot be trained.
+
+    Raises
+    ------
+    UserError
+        Names the field of the recipe, what the dataset has instead, and what to do.
+    """
+    if recipe.conditioning.classes and not facts.classes:
+        raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
+    reference.check(recipe.reweighting, facts)
+    scored = recipe.coreset.on and recipe.coreset.score != "random"
+    if scored and recipe.coreset.features == "classifier" and not facts.classifier:
+        raise UserError(f"coreset.features: dataset {facts.name} has no classifier; use another surrogate")
+    latents = autoencoder.latent_shape(recipe.codec, facts.size) if recipe.codec.on else None
+    side, halvings = latents[1] if latents else facts.size, len(recipe.network.multipliers) - 1
+    if recipe.codec.on and not latents:
+        return  # the hub knows
+    if side % 2**halvings:
+        raise UserError(
+            f"dataset {facts.name}: its size {side} cannot be halved {halvings} times, "
+            f"as network.multipliers asks; prepare it with a --size that is a multiple of {2**halvings}"
+        )
+    _check_parts(recipe.patches, side, 2**halvings)
+    if recipe.ood.on and any(size % 2 for size in sizes(recipe.patches, side)):
+        raise UserError(f"ood.weight: a jigsaw of four needs an even side, not {side}; set it to 0 or change the size")
+
+
+def sizes(patches: Patches, side: int) -> list[int]:
+    """Return the sides in pixels, of images of `side` pixels, that a training step may have."""
+    return [side, *(round(share * side) for share in patches.sizes if patches.on)]
+
+
+def _check_parts(patches: Patches, side: int, multiple: int) -> None:
+    for share, size in zip(patches.sizes, sizes(patches, side)[1:], strict=False):
+        if not size or size % multiple:
+            nearest = min(max(round(size / multiple), 1) * multiple, side)
+            raise UserError(
+                f"patches.sizes: {share:g} of {side} pixels are {size}, but this network takes multiples of "
+                f"{multiple}; the nearest is {nearest / side:.6g}"
+            )
