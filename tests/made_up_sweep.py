@@ -60,8 +60,17 @@ def curve(space: Space, params: dict[str, Any], seed: int) -> Iterator[Line]:
                 "fd_classifier": floor + 260 * np.exp(-kimg / (7 + 2 * miss)) + rng.normal(0, 0.3),
             }
             line |= {"memorized_fraction": copied, "memorized_fraction_holdout": 0.012, "parameters": parameters}
+            if "fd_classifier_class_mean" in space.objectives:
+                line |= by_class(line["fd_classifier"], rng)
             line |= {"train_flops": parameters * kimg * 6e4, "samples": 1000, "reference": "train"}
         yield {name: float(value) if isinstance(value, np.floating) else value for name, value in line.items()}
+
+
+def by_class(whole: float, rng: np.random.Generator) -> Line:
+    """Score ten classes, some of them harder than others."""
+    values = [whole * (1.2 + 0.15 * (label * 7 % 10)) + rng.normal(0, 1) for label in range(10)]
+    scores = {f"fd_classifier_class_{label}": value for label, value in enumerate(values)}
+    return scores | {"fd_classifier_class_mean": float(np.mean(values))}
 
 
 def write_sweep(

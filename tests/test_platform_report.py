@@ -13,9 +13,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from scrimp_platform import records, store
-from scrimp_platform.report import importance, leaderboard, page, pictures, plots
+from scrimp_platform import records, stats, store
+from scrimp_platform.report import classwise, importance, leaderboard, page, pictures, plots, words
 from scrimp_platform.store import SweepFolder
+from scrimp_spaces.space import Space
 
 SECTIONS = ["leaderboard", "race", "samples", "training", "search", "use", "failures", "origin"]
 VOID = {"meta", "link", "img", "br"}
@@ -175,6 +176,50 @@ def test_several_objectives_and_a_constraint_have_their_plots_and_columns(tmp_pa
     assert {"fd_classifier-against-train_flops", "train_flops-by-trial"} <= set(seen.ids)
     assert "Pareto front" in seen.text
     assert "memorized_fraction max: 0.029" in seen.text
+
+
+@pytest.fixture(scope="module")
+def classed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepFolder, Space]:
+    """A sweep that was scored by class."""
+    space = make_space(objectives={"fd_classifier_class_mean": "minimize"})
+    return write_sweep(tmp_path_factory.mktemp("runs") / "by-class", space), space
+
+
+def test_scores_within_classes_have_a_plot_and_a_table(classed):
+    folder, space = classed
+    seen = read_page(folder)
+    assert {"classes", "fd_classifier-by-class"} <= set(seen.ids)
+    rows = leaderboard.rank(records.read(folder), space)
+    names = [f"class {i}" for i in range(10)]
+    found = classwise.gather(rows, plots.leaders(rows), names)
+    assert found is not None
+    assert (found.name, found.classes) == ("fd_classifier", names)
+    raced = [row for row in rows if row.raced]
+    assert list(found.trials) == list(found.means) == [row.number for row in raced]
+    for row in raced:
+        assert found.means[row.number] == row.summaries["fd_classifier_class_mean"]
+        values = [repeat.scores[60.0]["fd_classifier_class_7"] for repeat in row.trial.repeats]
+        assert found.trials[row.number][7] == stats.summarize(values)
+        assert words.interval(found.trials[row.number][7]) in seen.text
+
+
+def test_the_plot_by_class_shows_the_tables_intervals(classed):
+    folder, space = classed
+    rows = leaderboard.rank(records.read(folder), space)
+    found = classwise.gather(rows, plots.leaders(rows), None)
+    assert found is not None
+    bars = traces(plots.class_wise(found, plots.leaders(rows)))
+    assert len(bars) == len(found.trials) >= 2
+    for bar, summaries in zip(bars, found.trials.values(), strict=True):
+        assert list(bar.x) == [str(i) for i in range(10)]
+        assert list(bar.y) == [summary.mean for summary in summaries]
+        assert list(bar.error_y.array) == [summary.high - summary.mean for summary in summaries]
+
+
+def test_without_scores_within_classes_there_is_nothing_about_them(whole, seen):
+    rows = leaderboard.rank(records.read(whole), make_space())
+    assert classwise.gather(rows, plots.leaders(rows), None) is None
+    assert "classes" not in seen.ids
 
 
 def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):

@@ -77,3 +77,24 @@ def test_large_sets_are_compared_in_parts_with_the_same_result(monkeypatch: pyte
     whole = fidelity.precision_recall(samples, reference, fidelity.radii(reference))
     monkeypatch.setattr(fidelity, "CHUNK", 1000)
     assert fidelity.precision_recall(samples, reference, fidelity.radii(reference)) == whole
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "width"), [(300, 400, 24), (40, 60, 96), (40, 300, 96), (300, 60, 96)], ids=str
+)
+def test_frechet_of_two_sets_needs_no_statistics(count: int, others: int, width: int):
+    samples, reference = normal(count, width, 1, shift=0.1), normal(others, width, 2) * 1.1
+    expected = fidelity.frechet(samples, fidelity.statistics(reference))
+    assert fidelity.frechet_of_sets(samples, reference) == pytest.approx(expected, rel=1e-6)
+
+
+def test_class_scores_compare_each_class_with_its_own_reference():
+    samples, reference = normal(180, 6, 3), normal(240, 6, 4)
+    labels, reference_labels = torch.arange(180) % 3, torch.arange(240) % 3
+    samples[labels == 1] += 2
+    found = fidelity.class_scores("inception", samples, labels, reference, reference_labels)
+    expected = [fidelity.frechet(samples[i::3], fidelity.statistics(reference[i::3])) for i in range(3)]
+    assert [found[f"fid_class_{i}"] for i in range(3)] == pytest.approx(expected)
+    assert found["fid_class_1"] > 10 * found["fid_class_0"]
+    assert found["fid_class_mean"] == pytest.approx(np.mean(expected))
+    assert len(found) == 4

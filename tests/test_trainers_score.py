@@ -29,11 +29,15 @@ class Pictures:
     folder: Path
     manifest: Manifest
     splits: dict[SplitName, np.ndarray]
+    labels: dict[SplitName, np.ndarray] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     def images(self, split: SplitName) -> tuple[np.ndarray, None, list[str]]:
         self.asked.append(split)
         return self.splits[split], None, []
+
+    def entries(self, split: SplitName) -> tuple[list[str], np.ndarray]:
+        return [], self.labels[split]
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,58 @@ def test_a_training_set_of_one_image_repeated_is_refused(pictures, digits):
     dataset.splits["train"] = digits[0][:1].repeat(300, axis=0)
     with pytest.raises(UserError, match="all training images are the same"):
         scorer(dataset)
+
+
+def labelled(dataset: Pictures) -> Pictures:
+    """Give the digits their classes back."""
+    from sklearn.datasets import load_digits
+
+    source: Any = load_digits()
+    numbers = {image.tobytes(): label for image, label in zip(source.images, source.target, strict=True)}
+    for name, images in dataset.splits.items():
+        own = [(image[0] / 255 * 16).round().tobytes() for image in images]
+        dataset.labels[name] = np.array([numbers[one] for one in own])
+        counts = np.bincount(dataset.labels[name], minlength=10).tolist()
+        dataset.manifest.splits[name] = Split(count=len(images), per_class=counts, shards=[])
+    return dataset
+
+
+def in_turn(images: np.ndarray, labels: np.ndarray, each: int) -> Tensor:
+    """Return images of the classes 0, 1, ... 9, 0, 1, ... as a model draws them."""
+    columns = [images[labels == label][:each] for label in range(10)]
+    return torch.from_numpy(np.stack(columns, 1).reshape(-1, 1, 8, 8))
+
+
+def test_a_model_that_is_told_classes_is_scored_within_each(pictures, digits):
+    many = SCORING.model_copy(update={"samples": 500})
+    dataset = labelled(pictures(train=slice(0, 900), holdout=slice(900, 1797)))
+    judge = scorer(dataset, many)
+    images = in_turn(dataset.splits["train"], dataset.labels["train"], 60)
+    classes = {f"fd_classifier_class_{label}" for label in range(10)}
+    values = numbers(judge.score([images], classes=10).values)
+    assert {name for name in values if "_class_" in name} == classes | {"fd_classifier_class_mean"}
+    assert values["fd_classifier_class_mean"] == pytest.approx(np.mean([values[name] for name in classes]))
+    swapped = images.clone()
+    swapped[3::10], swapped[4::10] = images[4::10], images[3::10]
+    other = numbers(judge.score([swapped], classes=10).values)
+    assert other["fd_classifier"] == pytest.approx(values["fd_classifier"], rel=1e-5)
+    worse = {name for name in classes if other[name] > 5 * values[name]}
+    assert worse == {"fd_classifier_class_3", "fd_classifier_class_4"}
+
+
+def test_class_wise_scores_are_left_out_where_they_would_mean_nothing(pictures, digits):
+    many = SCORING.model_copy(update={"samples": 500})
+    dataset = labelled(pictures(train=slice(0, 900)))
+    judge = scorer(dataset, many)
+    images = torch.from_numpy(digits[0][:500])
+    for values in (
+        judge.score([images]).values,  # not told classes
+        judge.score([images], classes=7).values,  # those of another dataset
+        judge.score([images[:499]], classes=10).values,  # 49 of one of them
+        scorer(dataset).score([images], classes=10).values,  # settings that promise too few
+        scorer(pictures(train=slice(0, 900)), many).score([images], classes=10).values,  # no labels
+    ):
+        assert not [name for name in values if "_class_" in name]
 
 
 def rank_scores(rank: int, store: str, dataset: Pictures, images: Tensor, results: Any) -> None:

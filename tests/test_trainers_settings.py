@@ -53,8 +53,37 @@ def test_an_objective_that_nothing_measures_is_refused_with_what_there_is():
 
 @pytest.mark.parametrize("extractor", list(settings.FIDELITY))
 def test_what_is_measured_is_accepted(extractor: settings.Extractor):
-    names = [*settings.score_names(extractor), *settings.COST, "loss"]
+    names = [*settings.score_names(extractor), settings.class_name(extractor), *settings.COST, "loss"]
     settings.require_objectives(names, Scoring(extractor=extractor))
+
+
+def test_the_mean_over_classes_of_another_extractor_is_refused():
+    with pytest.raises(UserError, match=r"^fid_class_mean: is measured with extractor inception"):
+        settings.require_objectives(["fid_class_mean"], Scoring(extractor="classifier"))
+
+
+def labelled(*counts: int) -> Manifest:
+    split = Split(count=sum(counts), per_class=list(counts), shards=[])
+    return manifest().model_copy(update={"splits": {"train": split}})
+
+
+@pytest.mark.parametrize(
+    ("counts", "samples", "enough"), [((50, 60), 100, True), ((50, 60), 99, False), ((49, 60), 900, False)]
+)
+def test_class_wise_scores_need_enough_images_of_every_class(counts: tuple[int, ...], samples: int, enough: bool):
+    scoring = Scoring(extractor="classifier", samples=samples)
+    assert settings.class_wise(scoring, labelled(*counts)) == enough
+    assert not settings.class_wise(scoring, manifest())
+
+
+def test_an_objective_over_classes_that_there_would_be_none_of_is_refused():
+    names, enough = ["kimg", "fd_classifier_class_mean"], Scoring(extractor="classifier", samples=100)
+    settings.check_classes(names, enough, labelled(50, 60), conditional=True)
+    settings.check_classes(["fd_classifier"], enough, manifest(), conditional=False)
+    with pytest.raises(UserError, match=r"set conditioning\.classes$"):
+        settings.check_classes(names, enough, labelled(50, 60), conditional=False)
+    with pytest.raises(UserError, match=r"50 reference images of each of the 2 classes of dataset birds"):
+        settings.check_classes(names, enough, labelled(50, 40), conditional=True)
 
 
 def test_a_dataset_without_classifier_is_told_so():

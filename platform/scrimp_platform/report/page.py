@@ -19,12 +19,14 @@ from plotly.offline import get_plotlyjs
 
 from scrimp_platform import records, store
 from scrimp_platform.records import Repeat, Trial
-from scrimp_platform.report import importance, leaderboard, pictures, plots, words
+from scrimp_platform.report import classwise, importance, leaderboard, pictures, plots, words
+from scrimp_platform.report.classwise import ClassWise
 from scrimp_platform.report.ranking import MEANINGS, Row
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers import lines
 from scrimp_trainers.data import manifest
+from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -48,6 +50,8 @@ def write_report(folder: SweepFolder) -> None:
     rows = leaderboard.rank(trials, space)
     repeats = [repeat for trial in trials for repeat in trial.repeats]
     best = leaderboard.winner(rows)
+    facts = _manifest(sweep)
+    by_class = classwise.gather(rows, plots.leaders(rows), facts.classes if facts else None)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(number=words.number, short=words.short, duration=words.duration)
     page = environment.from_string(TEMPLATE.read_text()).render(
@@ -61,6 +65,9 @@ def write_report(folder: SweepFolder) -> None:
         fields=words.short_names(space.search),
         meanings={status: MEANINGS[status] for status in MEANINGS if status in {row.status for row in rows}},
         race=_race_plots(rows, space),
+        by_class=by_class,
+        interval=words.interval,
+        class_plots=_class_plots(by_class, rows),
         training=_training_plots(folder, trials, rows, space),
         search=_search_plots(folder, trials, rows, space),
         samples=_samples(folder, rows, space),
@@ -109,11 +116,16 @@ def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows:
     }
 
 
-def _dataset(sweep: dict[str, Any]) -> str:
-    name, folder = sweep["dataset"]["name"], Path(sweep["dataset"]["folder"])
+def _manifest(sweep: dict[str, Any]) -> Manifest | None:
     try:
-        facts = manifest.load(folder)
+        return manifest.load(Path(sweep["dataset"]["folder"]))
     except UserError:  # moved or removed since
+        return None
+
+
+def _dataset(sweep: dict[str, Any]) -> str:
+    name, facts = sweep["dataset"]["name"], _manifest(sweep)
+    if facts is None:
         return name
     colours = "grey" if facts.channels == 1 else "RGB"
     classes = f", {len(facts.classes)} classes" if facts.classes else ""
@@ -136,6 +148,17 @@ def _race_plots(rows: Sequence[Row], space: Space) -> list[Plot]:
         result.append(_plot(f"{first} against {other}", caption, plots.tradeoff(rows, space, first, other), none))
     caption = "What a repeat costs, and what it brings. On the front no trial is beaten in both."
     return [*result, _plot(f"{first} against time", caption, plots.tradeoff(rows, space, first), none)]
+
+
+def _class_plots(found: ClassWise | None, rows: Sequence[Row]) -> list[Plot]:
+    if found is None:
+        return []
+    caption = (
+        "Lower is better; with 95% intervals over the repeats. Fewer images make a distance larger: compare these with "
+        "each other, not with the score of all classes together."
+    )
+    figure = plots.class_wise(found, plots.leaders(rows))
+    return [_plot(f"{found.name} by class", caption, figure, "Nothing has been scored yet.", True)]
 
 
 def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[Row], space: Space) -> list[Plot]:

@@ -11,6 +11,7 @@ from plotly.colors import sample_colorscale
 from scrimp_platform import stats
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.report import words
+from scrimp_platform.report.classwise import ClassWise
 from scrimp_platform.report.ranking import Row
 from scrimp_spaces.space import Range, Space
 
@@ -171,6 +172,27 @@ def importances(shares: Mapping[str, float]) -> go.Figure:
     figure.update_xaxes(tickformat=".0%", range=[0, 1.1 * max(shares.values(), default=1)])
     figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
     return figure.update_layout(height=130 + 34 * len(shares))
+
+
+def class_wise(found: ClassWise, colours: Mapping[int, str]) -> go.Figure:
+    """Show trials' scores within each class side by side, with 95% intervals over the repeats."""
+    figure = _figure("class", f"{found.name} within the class")
+    for number, summaries in found.trials.items():
+        halves = [None if summary.n < 2 else summary.high - summary.mean for summary in summaries]
+        pairs = zip(found.classes, summaries, strict=True)
+        texts = [html.escape(f"trial {number}, {name}: {words.interval(summary)}") for name, summary in pairs]
+        figure.add_bar(
+            x=[html.escape(name) for name in found.classes],
+            y=[summary.mean for summary in summaries],
+            error_y={"type": "data", "array": halves, "color": INK, "thickness": 1.5, "width": 3},
+            marker_color=colours[number],
+            name=f"trial {number}",
+            hovertext=texts,
+            hoverinfo="text",
+            showlegend=True,
+        )
+    figure.update_xaxes(type="category", showgrid=False)
+    return figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.06)
 
 
 def tradeoff(rows: Sequence[Row], space: Space, objective: str, other: str | None = None) -> go.Figure:

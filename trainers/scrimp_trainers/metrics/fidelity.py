@@ -11,7 +11,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from scrimp_trainers.metrics.settings import FIDELITY, Extractor
+from scrimp_trainers.metrics.settings import FIDELITY, Extractor, class_name
 
 NEIGHBOURS = 3
 """The k of precision and recall (Kynkäänniemi et al. 2019)."""
@@ -70,13 +70,59 @@ def frechet(features: Tensor, known: dict[str, Tensor]) -> float:
     With X the centred features over sqrt(n - 1) and R the root of the reference's covariance, the trace of
     sqrt(S1 S2) is the sum of the singular values of X R: a symmetric problem of the smaller of the two sizes.
     """
-    samples = features.double().cpu()
-    centred = (samples - samples.mean(dim=0)) / (len(samples) - 1) ** 0.5
+    mean, centred = _centred(features.cpu())
     product = centred @ known["root"]
     gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
     trace = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
-    shift = (samples.mean(dim=0) - known["mean"]).square().sum()
+    shift = (mean - known["mean"]).square().sum()
     return float(shift + centred.square().sum() + known["covariance"].trace() - 2 * trace)
+
+
+def class_scores(
+    extractor: Extractor, features: Tensor, labels: Tensor, reference: Tensor, reference_labels: Tensor
+) -> dict[str, float]:
+    """Score samples within each class.
+
+    Parameters
+    ----------
+    features, labels
+        float32 [n, d] of the samples, and their classes, int64 [n].
+    reference, reference_labels
+        The same of the reference set.
+
+    Returns
+    -------
+    dict
+        The Fréchet distances within the classes, and their mean.
+    """
+    values = [
+        frechet_of_sets(features[labels == label], reference[reference_labels == label])
+        for label in range(int(reference_labels.max()) + 1)
+    ]
+    named = {class_name(extractor, label): value for label, value in enumerate(values)}
+    return named | {class_name(extractor): sum(values) / len(values)}
+
+
+def frechet_of_sets(features: Tensor, reference: Tensor) -> float:
+    """Fréchet distance of the Gaussians of two sets of features, [n, d] and [m, d], where little is known beforehand.
+
+    With X and Y the centred features over sqrt(n - 1) and sqrt(m - 1), the trace of sqrt(S1 S2) is the sum of the
+    singular values of X Y^T, or of the R factors of the two: of matrices as small as the smallest of n, m and d.
+    """
+    (mean, one), (other_mean, other) = _centred(features), _centred(reference)
+    trace = torch.linalg.svdvals(_factor(one) @ _factor(other).T).sum()
+    distance = (mean - other_mean).square().sum() + one.square().sum() + other.square().sum() - 2 * trace
+    return float(distance)
+
+
+def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    features = features.double()
+    mean = features.mean(dim=0)
+    return mean, (features - mean) / (len(features) - 1) ** 0.5
+
+
+def _factor(centred: Tensor) -> Tensor:
+    return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred
 
 
 def radii(features: Tensor) -> Tensor:

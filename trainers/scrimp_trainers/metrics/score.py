@@ -14,7 +14,7 @@ from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors import open_extractor
-from scrimp_trainers.metrics.settings import SMALLEST, Scoring, check
+from scrimp_trainers.metrics.settings import CLASS_SMALLEST, SMALLEST, Scoring, check, class_wise
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Scorer:
         own = dataset.manifest.reference == "train"
         self.reference = features if own else self._features("reference")
         self.known = self._statistics(self.reference)
+        labels = dataset.entries(dataset.manifest.reference)[1] if class_wise(scoring, dataset.manifest) else None
+        self.labels = None if labels is None else torch.from_numpy(labels).to(self.device)
         kept = torch.from_numpy(memorisation.distinct(images.numpy()))
         self.training, self.training_features = images[kept], features[kept.to(self.device)]
         if len(kept) < 2:
@@ -71,13 +73,15 @@ class Scorer:
         if rank == 0 and world > 1:
             dist.barrier()
 
-    def score(self, samples: Iterable[Tensor]) -> Scores:
+    def score(self, samples: Iterable[Tensor], classes: int = 0) -> Scores:
         """Score this rank's share of the samples, together with the other ranks'.
 
         Parameters
         ----------
         samples
             uint8 [b, C, H, W], at least one image a rank. Sample i of the whole is rank `i % world`'s.
+        classes
+            Number of classes that the model was told: sample i is of class `i % classes`. 0 for none.
 
         Returns
         -------
@@ -97,6 +101,7 @@ class Scorer:
         logits = None if logits is None else rows[:, width + 2 :].cpu()
         values: dict[str, float | str] = {
             **fidelity.scores(self.extractor.name, features, logits, self.reference, self.known),
+            **self._class_scores(features, classes),
             **memorisation.summary(similarity, ratio, self.threshold),
             **self.control,
             "similarity_threshold": self.threshold,
@@ -108,6 +113,14 @@ class Scorer:
         }
         shown = min(self.scoring.neighbours, len(images))
         return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
+
+    def _class_scores(self, features: Tensor, classes: int) -> dict[str, float]:
+        """Score within the classes, if the model was told those of this dataset and there are enough images of each."""
+        known = len(self.dataset.manifest.classes or [])
+        if self.labels is None or classes != known or len(features) < CLASS_SMALLEST * classes:
+            return {}
+        labels = torch.arange(len(features), device=features.device) % classes
+        return fidelity.class_scores(self.extractor.name, features, labels, self.reference, self.labels)
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         parts = [self.extractor.features(part) for part in images.split(self.scoring.batch_size)]

@@ -4,7 +4,7 @@
 formulas bear its name: `fd_classifier`, `kd_dinov2`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,6 +47,9 @@ COST = [
 ]
 """What a repeat costs."""
 
+CLASS_SMALLEST = 50
+"""Fewest samples and reference images of every class for class-wise scores."""
+
 SMALLEST = 20
 """Fewest images that can be scored: two a split of the inception score, more than the neighbours of precision."""
 
@@ -74,6 +77,18 @@ def score_names(extractor: Extractor) -> list[str]:
     return FIDELITY[extractor] + MEMORISATION
 
 
+def class_name(extractor: Extractor, label: int | None = None) -> str:
+    """Name of the Fréchet distance within a class, `fid_class_3`, or of their mean, `fid_class_mean`."""
+    return f"{FIDELITY[extractor][0]}_class_{'mean' if label is None else label}"
+
+
+def class_wise(scoring: Scoring, manifest: Manifest) -> bool:
+    """Tell whether a model that is told classes can be scored by class: each needs `CLASS_SMALLEST` images."""
+    counts = manifest.splits[manifest.reference].per_class or []
+    samples = scoring.samples // len(counts) if counts else 0
+    return min([samples, *counts]) >= CLASS_SMALLEST
+
+
 def check(scoring: Scoring, manifest: Manifest) -> None:
     """Refuse scores that this dataset cannot have.
 
@@ -97,6 +112,33 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
         )
 
 
+def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, conditional: bool) -> None:
+    """Refuse objectives and constraints on class-wise scores that this dataset, or this model, cannot have.
+
+    Parameters
+    ----------
+    conditional
+        Whether the model is told classes.
+
+    Raises
+    ------
+    UserError
+        If one of the names is a class-wise score, and there would be none.
+    """
+    name = class_name(scoring.extractor)
+    if name not in names:
+        return
+    if not conditional:
+        raise UserError(f"{name}: needs a model that is told classes; set conditioning.classes")
+    if not class_wise(scoring, manifest):
+        classes = len(manifest.classes or [])
+        raise UserError(
+            f"{name}: needs {CLASS_SMALLEST} samples and {CLASS_SMALLEST} reference images of each of the "
+            f"{classes} classes of dataset {manifest.name}; score {CLASS_SMALLEST * classes} samples or take "
+            f"{FIDELITY[scoring.extractor][0]}"
+        )
+
+
 def require_objectives(names: Iterable[str], scoring: Scoring) -> None:
     """Refuse objectives and constraints that no scored repeat would ever report.
 
@@ -105,9 +147,9 @@ def require_objectives(names: Iterable[str], scoring: Scoring) -> None:
     UserError
         If one is another extractor's score (`fid` without `inception`), or nothing that is measured.
     """
-    own = score_names(scoring.extractor)
+    own = [*score_names(scoring.extractor), class_name(scoring.extractor)]
     for name in names:
-        others = [extractor for extractor, scores in FIDELITY.items() if name in scores]
+        others = [ext for ext, scores in FIDELITY.items() if name in scores or name == class_name(ext)]
         if name in own or name in COST or name == "loss":
             continue
         if others:
