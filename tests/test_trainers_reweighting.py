@@ -1,0 +1,346 @@
+"""Class weights: the update's closed forms, a game whose end is known, what reference and proxy leave behind."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trainers_small import CPU, random_batches, small, small_state
+
+from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.errors import Diverged, UserError
+from scrimp_trainers.techniques import proxy, reference
+from scrimp_trainers.techniques.reweighting import class_weights, excess, relative, shares, step
+from scrimp_trainers.techniques.settings import Reweighting
+
+numbers = st.lists(st.floats(0.01, 3), min_size=2, max_size=8)
+
+
+def f64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- the update
+
+
+@given(numbers, st.floats(0.01, 2), st.integers(1, 50))
+@settings(max_examples=30, deadline=None)
+def test_constant_excess_gives_the_softmax_of_its_sum(values: list[float], eta: float, steps: int):
+    """Without smoothing alpha_T = softmax(eta T e)."""
+    alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
+    for _ in range(steps):
+        alpha = step(alpha, f64(*values), eta, 0.0)
+    torch.testing.assert_close(alpha, torch.softmax(eta * steps * f64(*values), 0), rtol=1e-9, atol=1e-12)
+
+
+@given(numbers, st.floats(0.01, 2), st.floats(0.01, 1))
+@settings(max_examples=30, deadline=None)
+def test_smoothing_is_a_floor_and_weights_sum_to_one(values: list[float], eta: float, smoothing: float):
+    alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
+    for _ in range(20):
+        alpha = step(alpha, f64(*values), eta, smoothing)
+        assert float(alpha.sum()) == pytest.approx(1)
+        assert float(alpha.min()) >= smoothing / len(values) * (1 - 1e-12)
+
+
+def test_with_smoothing_weights_settle_where_gain_and_mixing_balance():
+    """Two classes, the first better off by r = exp(eta gap): a = (1 - c) a r / (a r + 1 - a) + c / 2."""
+    eta, gap, smoothing = 0.1, 0.5, 0.02
+    alpha = f64(0.5, 0.5)
+    for _ in range(3000):
+        alpha = step(alpha, f64(gap, 0.0), eta, smoothing)
+    r = math.exp(eta * gap)
+    # (r - 1) a^2 + (1 - (1 - c) r - (r - 1) c / 2) a - c / 2 = 0
+    b = 1 - (1 - smoothing) * r - (r - 1) * smoothing / 2
+    expected = (-b + math.sqrt(b * b + 2 * (r - 1) * smoothing)) / (2 * (r - 1))
+    assert float(alpha[0]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_class_that_is_furthest_behind_gains_and_the_others_lose():
+    alpha = step(f64(0.25, 0.25, 0.25, 0.25), f64(0.1, 0.4, 0.1, 0.0), 1.0, 0.0)
+    assert alpha.argmax() == 1
+    assert alpha[1] > 0.25 > alpha[3]
+
+
+def test_excess_is_clipped_by_image_before_the_classes_are_averaged():
+    losses, theirs = f64(1.0, 0.0, 0.5, 2.0), f64(0.5, 0.5, 0.5, 1.0)
+    labels = torch.tensor([0, 0, 2, 2])
+    torch.testing.assert_close(excess(losses, theirs, labels, f64(9, 7, 9)), f64(0.25, 7.0, 0.5))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_excess_is_the_mean_over_each_class_that_is_there(rows: list[tuple[int, float, float]]):
+    labels = torch.tensor([label for label, _, _ in rows])
+    ours, theirs = f64(*[a for _, a, _ in rows]), f64(*[b for _, _, b in rows])
+    found = excess(ours, theirs, labels, f64(-1, -1, -1, -1, -1))
+    for label in range(5):
+        own = [max(a - b, 0) for other, a, b in rows if other == label]
+        assert float(found[label]) == pytest.approx(np.mean(own) if own else -1)
+
+
+def test_relative_excess_has_mean_one_and_no_excess_moves_nothing():
+    torch.testing.assert_close(relative(f64(1e-3, 3e-3)), f64(0.5, 1.5))
+    torch.testing.assert_close(step(f64(0.3, 0.7), relative(f64(0, 0)), 1.0, 0.0), f64(0.3, 0.7))
+
+
+def test_the_proxys_loss_is_doremis_or_group_dros():
+    alpha, labels, losses = f64(0.5, 0.3, 0.2), torch.tensor([0, 1, 1, 0, 0]), f64(1, 2, 3, 4, 5)
+    doremi = (0.5 * (1 + 4 + 5) + 0.3 * (2 + 3)) / (3 * 0.5 + 2 * 0.3)
+    assert float(shares(alpha, labels, grouped=False) @ losses) == pytest.approx(doremi)
+    group = 0.5 * (1 + 4 + 5) / 3 + 0.3 * (2 + 3) / 2
+    assert float(shares(alpha, labels, grouped=True) @ losses) == pytest.approx(group)
+
+
+# --- a game whose end is known
+
+
+def test_dro_on_a_toy_with_known_losses_finds_the_minimax_weights():
+    """Class c's loss is (theta - m_c)^2 + s_c, the reference is at 0 everywhere.
+
+    With m = (0, 1) and s = (0.5, 0) the worst class's loss is least where both are alike: theta^2 + 0.5 =
+    (theta - 1)^2, so theta = 1/4. The proxy's gradient sum_c alpha_c (theta - m_c) vanishes there: alpha = (3/4, 1/4).
+    """
+    centres, floors = f64(0, 1), f64(0.5, 0)
+    labels, theta = torch.tensor([0, 1, 1]), torch.zeros((), dtype=torch.float64, requires_grad=True)
+    alpha, total, last = f64(0.5, 0.5), f64(0, 0), f64(0, 0)
+    for number in range(4000):
+        values = (theta - centres[labels]).square() + floors[labels]
+        last = excess(values.detach(), torch.zeros(3), labels, last)
+        alpha = step(alpha, last, 0.02, 0.0)
+        (gradient,) = torch.autograd.grad(shares(alpha, labels, grouped=True) @ values, theta)
+        with torch.no_grad():
+            theta -= 0.02 * gradient
+        total += alpha if number >= 1000 else 0
+    torch.testing.assert_close(total / 3000, f64(0.75, 0.25), rtol=0.02, atol=0)
+    assert theta.item() == pytest.approx(0.25, abs=0.02)
+
+
+# --- proxy and reference
+
+
+LABELLED: dict[str, Any] = {"conditioning__classes": True}
+
+
+def played(recipe, steps: int, other=None, eta: float = 0.1, **play) -> tuple[proxy.Weighing, proxy.State]:
+    state, weighing = small_state(recipe, classes=10), proxy.even(10, CPU)
+    batches = random_batches(recipe.training.batch_size)
+    for _ in range(steps):
+        proxy.take_step(recipe, state, weighing, other, next(batches), eta, 0.0)
+    return weighing, state
+
+
+@pytest.mark.parametrize("preset", ["tiny-edm", "tiny-ddpm"])
+def test_a_proxy_that_equals_its_reference_has_no_excess(preset: str):
+    """They see the same noise at the same level, so at the first step the losses are equal to the last bit."""
+    recipe = small(preset, **LABELLED)
+    weighing, state = played(recipe, 1, small_state(recipe, classes=10).network)
+    assert weighing.last.tolist() == [0] * 10
+    torch.testing.assert_close(weighing.alpha, torch.full((10,), 0.1).double())
+    assert state.images == recipe.training.batch_size
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_parts_of_a_batch_give_the_weights_and_the_network_of_the_whole(grouped: bool):
+    whole = small("tiny-edm", **LABELLED, optimizer__kind="adam", network__dropout=0.0)
+    halved = whole.replace({"training.microbatch": 3})
+    other = None if grouped else small_state(whole, 1, classes=10).network
+    (first, one), (second, two) = played(whole, 3, other), played(halved, 3, other)
+    torch.testing.assert_close(first.alpha, second.alpha, rtol=1e-4, atol=1e-6)
+    for parameter, same in zip(one.network.parameters(), two.network.parameters(), strict=True):
+        torch.testing.assert_close(parameter, same, rtol=1e-3, atol=1e-4)
+
+
+def test_a_class_counts_as_an_average_one_until_it_is_seen():
+    recipe = small(training__batch_size=2)
+    weighing, _ = played(recipe, 1)
+    assert len(set(weighing.last.tolist())) <= 3
+    assert len(set(weighing.alpha.tolist())) <= 3
+
+
+# --- what is kept in the dataset's cache
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reweighting")
+
+
+@pytest.fixture(scope="module")
+def dataset(digits_dataset: Dataset, folder: Path) -> Dataset:
+    """Digits with a cache of their own."""
+    shutil.copytree(digits_dataset.folder, folder / "digits", ignore=shutil.ignore_patterns("cache"))
+    return open_dataset(folder / "digits")
+
+
+@pytest.fixture(scope="module")
+def dro(folder: Path) -> Reweighting:
+    """DRO with a recipe that trains in a second."""
+    recipe = small(**LABELLED, training__batch_size=32, sampler__steps=1, optimizer__warmup_kimg=0.0)
+    (folder / "small.yaml").write_text(recipe.to_yaml())
+    return Reweighting(method="dro", recipe=str(folder / "small.yaml"), kimg=0.75)
+
+
+@pytest.fixture(scope="module")
+def found(dataset: Dataset, dro: Reweighting) -> list[float]:
+    return weights(dataset, dro)
+
+
+def weights(dataset: Dataset, settings: Reweighting, seed: int = 0, kept: np.ndarray | None = None) -> list[float]:
+    return class_weights(dataset, settings, seed, CPU, kept).tolist()
+
+
+def using(settings: Reweighting, **values: object) -> Reweighting:
+    return settings.model_copy(update=values)
+
+
+def newest(dataset: Dataset) -> Path:
+    return max((dataset.folder / "cache").glob("reweighting-*/*.json"), key=lambda file: file.stat().st_mtime_ns)
+
+
+def test_the_record_says_how_the_weights_came_about(dataset, found):
+    file = newest(dataset)
+    facts = json.loads(file.read_text())
+    assert facts["weights"] == pytest.approx(found)
+    assert facts["classes"] == dataset.manifest.classes
+    assert facts["images"] == dataset.manifest.splits["train"].count
+    assert [point[0] for point in facts["path"]] == list(range(1, 25))
+    average = np.mean([point[1:] for point in facts["path"]], 0)
+    assert found == pytest.approx(average / average.mean())
+    assert facts["seconds"] > 0
+    assert not file.with_suffix("").exists()
+    assert (file.parent / "reference" / "model").is_dir()
+
+
+def test_controls_are_made_of_the_same_weights_and_nothing_is_trained_twice(dataset, dro, found, monkeypatch):
+    assert np.mean(found) == pytest.approx(1)
+    assert 0.1 < max(found) - min(found) < 3
+    monkeypatch.setattr(proxy, "train_proxy", lambda *_: pytest.fail("trained again"))
+    assert weights(dataset, dro, seed=7) == found
+    assert weights(dataset, using(dro, enters="sampling")) == found
+    shuffled = [weights(dataset, using(dro, method="random"), seed) for seed in (0, 1)]
+    assert shuffled[0] != found
+    assert shuffled[0] != shuffled[1]
+    assert sorted(shuffled[0]) == sorted(shuffled[1]) == pytest.approx(sorted(found))
+    assert shuffled[0] == weights(dataset, using(dro, method="random"), 0)
+    inverse = 1 / np.array(found)
+    assert weights(dataset, using(dro, method="inverse")) == pytest.approx(inverse / inverse.mean())
+
+
+def test_a_reference_serves_all_proxies(dataset, dro, found, monkeypatch):
+    monkeypatch.setattr(proxy, "run", lambda *_, **__: pytest.fail("trained again"))
+    stronger = weights(dataset, using(dro, eta=2.0))
+    assert max(stronger) > max(found)
+    fewer = weights(dataset, dro, kept=np.arange(0, 1600, 4))
+    assert fewer != found
+    assert json.loads(newest(dataset).read_text())["images"] == 400
+
+
+def test_group_dro_needs_no_reference(dataset, dro, found, monkeypatch):
+    monkeypatch.setattr(proxy, "train_reference", lambda *_: pytest.fail("trained a reference"))
+    assert weights(dataset, using(dro, method="group_dro")) != found
+
+
+def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, dro, monkeypatch):
+    group = using(dro, method="group_dro", eta=3.0)
+    whole = weights(dataset, group)
+    file = newest(dataset)
+    path = json.loads(file.read_text())["path"]
+    file.unlink()
+    taken, take_step = [], proxy.take_step
+
+    def killed_at(number: int):
+        def take(recipe, state, *rest):
+            taken.append(state.step)
+            if state.step == number:
+                raise KeyboardInterrupt
+            return take_step(recipe, state, *rest)
+
+        return take
+
+    monkeypatch.setattr(proxy, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(proxy, "take_step", killed_at(20))
+    with pytest.raises(KeyboardInterrupt):
+        weights(dataset, group)
+    monkeypatch.setattr(proxy, "take_step", killed_at(-1))
+    assert weights(dataset, group) == whole
+    assert taken == [*range(21), *range(16, 24)]
+    assert json.loads(file.read_text())["path"] == path
+
+
+def test_who_asks_at_the_same_time_waits_for_the_one_that_trains(dataset, dro, monkeypatch):
+    trained, train_proxy = [], proxy.train_proxy
+    monkeypatch.setattr(proxy, "train_proxy", lambda *arguments: trained.append(1) or train_proxy(*arguments))
+    group = using(dro, method="group_dro", eta=4.0)
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda seed: weights(dataset, group, seed), range(3)))
+    assert answers[0] == answers[1] == answers[2]
+    assert len(trained) == 1
+
+
+def test_one_process_of_a_group_trains_alone(dataset, dro, tmp_path, monkeypatch):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for name in ("all_reduce", "all_gather", "barrier", "broadcast", "new_group"):
+            monkeypatch.setattr(dist, name, lambda *_, **__: pytest.fail("asked the others"))
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        assert len(weights(dataset, using(dro, kimg=0.2))) == 10
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_damaged_record_is_made_anew(dataset, dro):
+    group = using(dro, method="group_dro", eta=5.0)
+    found = weights(dataset, group)
+    newest(dataset).write_text('{"weights": [1, ')
+    assert weights(dataset, group) == found
+
+
+def test_a_proxy_without_a_finite_loss_is_given_up(dataset, dro, folder):
+    recipe = small(training__batch_size=32, optimizer__lr=1e30, optimizer__warmup_kimg=0.0)
+    (folder / "wild.yaml").write_text(recipe.to_yaml())
+    with pytest.raises(Diverged, match="proxy, step 16"):
+        weights(dataset, using(dro, method="group_dro", recipe=str(folder / "wild.yaml")))
+
+
+def test_a_dataset_that_cannot_be_written_is_named(digits_dataset, dro, tmp_path):
+    shutil.copy(digits_dataset.folder / "dataset.json", tmp_path)
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be made"):
+        weights(open_dataset(tmp_path), dro)
+
+
+# --- mistakes
+
+
+def test_a_dataset_without_classes_is_refused(dataset, dro):
+    bare = dataset.manifest.model_copy(update={"classes": None})
+    with pytest.raises(UserError, match=r"^reweighting.method: dataset digits has no classes to weigh"):
+        reference.check(dro, bare)
+    reference.check(Reweighting(), bare)
+    reference.check(dro, dataset.manifest)
+
+
+def test_a_recipe_that_is_missing_or_has_techniques_is_refused(dataset, dro, tmp_path):
+    with pytest.raises(UserError, match="no such preset"):
+        reference.check(using(dro, recipe="dpm"), dataset.manifest)
+    recipe = small(mafp__p1=0.1, sparsity__method="static")
+    (tmp_path / "techniques.yaml").write_text(recipe.to_yaml())
+    with pytest.raises(UserError, match=r"has mafp, sparsity; .* without them"):
+        reference.check(using(dro, recipe=str(tmp_path / "techniques.yaml")), dataset.manifest)
+
+
+def test_the_check_costs_no_heavy_import():
+    code = "import scrimp_trainers.techniques.reference, sys; print({'torch', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
