@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
-from scrimp_platform import plan, records, store, terminal
+from scrimp_platform import records, store, terminal
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
+from scrimp_trainers import fit
 from scrimp_trainers import recipe as recipes
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
@@ -63,7 +64,7 @@ def train(
         the_recipe = the_recipe.replace({"training.kimg": kimg})
     facts = manifest.load(data)
     scoring = _scoring(facts, extractor=extractor, samples=samples) if extractor else None
-    plan.check_data(the_recipe, facts)
+    fit.check(the_recipe, facts)
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.run import run
 

@@ -87,7 +87,19 @@ def resolve_space(options: Options) -> Space:
         "max_gpu_hours": options.max_gpu_hours,
     }
     budget = space.budget.model_dump() | {name: value for name, value in asked.items() if value is not None}
-    return spaces.parse(space.model_dump() | {"budget": budget}, f"space {options.space}")
+    override = space.override | _absolute_files(space)
+    return spaces.parse(space.model_dump() | {"budget": budget, "override": override}, f"space {options.space}")
+
+
+FILES = ("codec.encoder", "codec.decoder", "coreset.weights", "reweighting.recipe")
+
+
+def _absolute_files(space: Space) -> dict[str, str]:
+    """Return the recipe's fields that name files here by a relative path, absolute: workers run in other folders."""
+    base = space.base()
+    named = {path: spaces.value_of(base, path) for path in FILES}
+    here = {path: Path(name) for path, name in named.items() if name and Path(name).exists()}
+    return {path: str(file.absolute()) for path, file in here.items() if not file.is_absolute()}
 
 
 def resolve_dataset(data: str, storage: Storage) -> Path:

@@ -1,4 +1,4 @@
-"""The techniques' sections of a recipe. All are off by default; `methods` of the papers are named in each."""
+"""The techniques' sections of a recipe. All are off by default; each names its paper."""
 
 from pathlib import Path
 from typing import Annotated, Literal
