@@ -1,7 +1,7 @@
 """Pruning (Li et al. 2025): the images are scored in the features of a surrogate, and only the best are trained on.
 
-The coreset is a list of keys with scores, `cache/coreset-<hash>.csv` in the dataset's folder; no image is copied. Paper
-and released sources leave the score's direction open; keeping the most likely of each class is a reconstruction.
+The coreset is a list of keys with scores, `cache/coreset-<hash>.csv` in the dataset's folder; no image is copied. That
+the most likely images of each class are kept is a reconstruction: instance selection, which the paper extends, does so.
 """
 
 import contextlib
