@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow check ui bench lock clean
+.PHONY: demo test test-slow check ui bench claims lock clean
 
 demo: $(READY)
 	$(BIN)/python sweep.py
@@ -32,6 +32,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
+
+# All claims in turn, or `make claims CLAIM=name`; the same command goes on where it was interrupted.
+claims: $(READY)
+	$(BIN)/python -m benchmarks.claims run $(CLAIM)
 
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --no-header --no-annotate \

@@ -1,0 +1,78 @@
+"""What a claim's sweep has measured so far, read from its folder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.claims.claim import Claim, Comparison, Size, owner
+from scrimp_platform import records, store
+from scrimp_platform.records import Trial
+from scrimp_platform.store import Storage, SweepFolder
+from scrimp_spaces.space import Space
+
+MACHINE = "machine.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The sweep of a claim, under way or complete."""
+
+    space: Space
+    trials: dict[str, Trial]
+    """The trial of each arm that has begun, by the arm's name."""
+    dataset: dict[str, Any]
+    """Name and hash of the images."""
+    machine: str
+    """What it ran on."""
+
+    @property
+    def planned(self) -> int:
+        """Repeats of all arms together."""
+        return len(self.space.arms) * self.space.budget.repeats
+
+    @property
+    def ended(self) -> int:
+        """Repeats that nothing will be added to; an arm whose first repeat failed gets no others."""
+        repeats = self.space.budget.repeats
+        return sum(
+            repeats if trial.status == "failed" else sum(not repeat.open for repeat in trial.repeats)
+            for trial in self.trials.values()
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every repeat has ended; no verdict before that, since one would stop when it pleases."""
+        return self.ended >= self.planned
+
+    def values(self, arm: str, score: str, share: float = 1.0) -> list[float]:
+        """Return a score of an arm's finished repeats after this share of the training."""
+        trial = self.trials.get(arm)
+        return trial.finals(score, share * self.space.budget.rungs_kimg[-1]) if trial else []
+
+    def sides(self, comparison: Comparison) -> tuple[list[float], list[float]]:
+        """Return the values of the two arms of a comparison."""
+        arm = self.values(comparison.arm, comparison.score, comparison.at)
+        return arm, self.values(comparison.against, comparison.score)
+
+
+def sweep_folder(claim: Claim, size: Size, storage: Storage) -> SweepFolder:
+    """Return the folder of the sweep that a claim reads."""
+    return storage.sweep(f"{owner(claim).name}-{size}")
+
+
+def read(claim: Claim, size: Size, storage: Storage) -> Outcome | None:
+    """Read the sweep of a claim; none if it has not begun, or is of what the claim's file once said."""
+    folder, space = sweep_folder(claim, size, storage), owner(claim).space(size)
+    record = store.read_json(folder.sweep)
+    if record is None or Space.model_validate(record["space"]) != space:
+        return None
+    trials = records.read(folder)
+    by_arm = {name: trial for name, arm in space.arms.items() for trial in trials if trial.params == arm}
+    machines = store.read_json(folder.path / MACHINE) or ["not known"]
+    return Outcome(space, by_arm, record["dataset"], "; ".join(machines))
+
+
+def note_machine(folder: SweepFolder, machine: str) -> None:
+    """Keep in the sweep's folder on which machines it ran."""
+    known = store.read_json(folder.path / MACHINE) or []
+    if machine not in known:
+        store.write_json(folder.path / MACHINE, [*known, machine])
