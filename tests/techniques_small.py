@@ -1,0 +1,64 @@
+"""Every technique at its smallest, for tests that walk through all of them, alone and in pairs."""
+
+import itertools
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from trainers_small import small
+
+from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.techniques import settings
+
+NAMES = [name for name, section in Recipe() if type(section).__module__ == settings.__name__]
+"""The techniques: the sections of a recipe that `techniques/settings.py` defines."""
+
+PAIRS = list(itertools.combinations(NAMES, 2))
+
+
+@cache
+def autoencoder(folder: Path) -> str:
+    """Write an autoencoder of random weights that halves images, and return its folder."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    blocks |= {"block_out_channels": (8, 8)}
+    network = AutoencoderKL(**blocks, layers_per_block=1, norm_num_groups=4)
+    network.save_pretrained(folder / "autoencoder")
+    return str(folder / "autoencoder")
+
+
+@cache
+def plain_recipe(folder: Path) -> str:
+    """Write a small recipe without techniques, and return its path."""
+    (folder / "plain.yaml").write_text(small().to_yaml())
+    return str(folder / "plain.yaml")
+
+
+def examples(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return for each technique what turns it on and lets it act within ten steps; its files lie in `folder`."""
+    codec = autoencoder(folder)
+    return {
+        "codec": {"codec.kind": "kl", "codec.encoder": codec, "codec.decoder": codec},
+        "mafp": {"mafp.p1": 0.3, "mafp.p2": 0.3},
+        "patches": {"patches.real_p": 0.5, "patches.sizes": [0.5]},
+        "ood": {"ood.weight": 10.0, "ood.constant": 1.0},
+        "ambient": {"ambient.sigma_n": 0.3},
+        "sparsity": {"sparsity.method": "rigl", "sparsity.interval": 4, "sparsity.accumulate": 2},
+        "coreset": {"coreset.keep": 0.5, "coreset.score": "random"},
+        "reweighting": {
+            "reweighting.method": "dro",
+            "reweighting.recipe": plain_recipe(folder),
+            "reweighting.kimg": 0.1,
+        },
+    }
+
+
+def with_techniques(names: tuple[str, ...], folder: Path, preset: str = "tiny-edm", **values: object) -> Recipe:
+    """Return a small recipe of ten steps with these techniques on."""
+    on = {path: value for name in names for path, value in examples(folder)[name].items()}
+    base = {"training__kimg": 0.08, "training__flip": True, "sampler__steps": 2, "network__attention": []}
+    base |= {"conditioning__classes": True, "conditioning__label_drop": 0.2}
+    return small(preset, **base | values).replace(on)

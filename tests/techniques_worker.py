@@ -1,0 +1,48 @@
+"""One rank of two that walk through all techniques: `python techniques_worker.py RANK MEETING DATASET FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from techniques_small import NAMES, with_techniques
+from torch import Tensor
+
+from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.repeat import Repeat
+
+STEPS = 4
+"""The fourth changes the masks."""
+
+
+def gradients(name: str, dataset: Dataset, folder: Path, out: Path) -> dict[str, Tensor]:
+    """Train four steps with a technique and return the gradients that the optimizer was given, and the masks."""
+    recipe = with_techniques((name,), folder, training__batch_size=16, training__microbatch=4)
+    repeat = Repeat(recipe, dataset, out / name, 3, None, "cpu")
+    seen: dict[str, Tensor] = {}
+
+    def look(*_: object) -> None:
+        for path, parameter in repeat.state.network.named_parameters():
+            assert parameter.grad is not None
+            seen[f"{repeat.state.step}/{path}"] = parameter.grad.clone()
+
+    repeat.state.optimizer.register_step_pre_hook(look)
+    steps = repeat.steps()
+    for _ in range(STEPS):
+        next(steps)
+    masks = repeat.state.masks.tensors() if repeat.state.masks else {}
+    return seen | {f"masks/{path}": tensor for path, tensor in masks.items()}
+
+
+def main(rank: int, meeting: str, dataset: Path, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    for name in NAMES:
+        found = gradients(name, open_dataset(dataset), folder, folder / "two")
+        save_file(found, folder / f"{name}-{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))

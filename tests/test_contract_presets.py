@@ -1,0 +1,72 @@
+"""What every preset promises: it is found here by its file."""
+
+import pytest
+import yaml
+from techniques_small import autoencoder, plain_recipe
+
+from scrimp_platform import commands
+from scrimp_trainers import lines
+from scrimp_trainers import recipe as recipes
+from scrimp_trainers.data.prepare import Options, prepare
+
+EVERY = pytest.mark.parametrize("name", recipes.presets())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Where the dataset lies and what else a preset names."""
+    folder = tmp_path_factory.mktemp("presets")
+    prepare("digits", folder / "digits", Options(size=32, limit=96, classifier=False))
+    return folder
+
+
+def without_downloads(name, files, **values):
+    """Return a preset that asks for no weights of others and for a short sampler."""
+    codec = autoencoder(files)
+    stand_ins = {
+        "codec.encoder": codec,
+        "codec.decoder": codec,
+        "coreset.score": "random",
+        "reweighting.recipe": plain_recipe(files),
+        "reweighting.kimg": 0.02,
+        "sampler.steps": 2,
+        "training.batch_size": 8,
+    }
+    return recipes.load(name).replace(stand_ins | {path.replace("__", "."): value for path, value in values.items()})
+
+
+def trained(recipe, files, folder):
+    """Train as `scrimp train` does, and return the lines that were written."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    commands.train(str(folder / "recipe.yaml"), files / "digits", folder / "out", None, 0, None, 1000)
+    return lines.read(folder / "out" / "metrics.jsonl")
+
+
+@EVERY
+def test_a_preset_says_what_it_is_and_survives_a_round_trip(name):
+    recipe = recipes.load(name)
+    assert recipe.about
+    assert recipes.parse(yaml.safe_load(recipe.to_yaml()), name) == recipe
+
+
+@EVERY
+def test_a_preset_trains_with_a_narrow_network(name, files, tmp_path):
+    recipe = without_downloads(name, files, network__channels=8, network__blocks=1, training__kimg=0.08)
+    check(recipe, trained(recipe, files, tmp_path), kimg=0.08)
+
+
+@pytest.mark.slow
+@EVERY
+def test_a_preset_trains(name, files, tmp_path):
+    recipe = without_downloads(name, files, training__kimg=0.016)
+    check(recipe, trained(recipe, files, tmp_path), kimg=0.016)
+
+
+def check(recipe, written, kimg):
+    assert written
+    for line in written:
+        assert line["kimg"] == pytest.approx(kimg)
+        assert 0 < line["loss"] < 10
+        assert line["seconds"] > 0
+        assert line["train_flops"] > 0
+        assert line["nonzero_fraction"] < 0.75 if recipe.sparsity.on else line["nonzero_fraction"] == 1

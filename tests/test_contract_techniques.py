@@ -1,0 +1,119 @@
+"""What every technique promises, whoever adds it: it is found here by its section in the recipe."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from techniques_small import NAMES, PAIRS, examples, with_techniques
+from techniques_worker import gradients
+
+from scrimp_trainers import techniques
+from scrimp_trainers.data.dataset import open_dataset
+from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.repeat import Repeat
+from scrimp_trainers.sample import generate
+
+FOLDER = Path(techniques.__file__).parent
+ROOT = FOLDER.parents[2]
+COMBINATIONS = [
+    *(("tiny-edm", names) for names in [*((name,) for name in NAMES), *PAIRS]),
+    *(("tiny-ddpm", (name,)) for name in NAMES),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Where the examples' files lie."""
+    return tmp_path_factory.mktemp("techniques")
+
+
+@pytest.fixture(scope="module")
+def few_digits(files):
+    prepare("digits", files / "digits", Options(limit=96, classifier=False))
+    return open_dataset(files / "digits")
+
+
+def test_every_technique_has_a_file_and_every_file_is_used():
+    modules = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    assert NAMES
+    assert set(NAMES) <= modules
+    code = "".join(path.read_text() for root in ("trainers", "platform") for path in (ROOT / root).rglob("*.py"))
+    for name in modules:
+        assert re.search(rf"techniques(\.{name}| import [\w, ]*\b{name})\b", code), name
+
+
+def test_techniques_are_off_by_default_and_their_examples_turn_them_on(files):
+    assert examples(files).keys() == set(NAMES)
+    for name in NAMES:
+        assert not getattr(Recipe(), name).on
+        on = [other for other in NAMES if getattr(with_techniques((name,), files), other).on]
+        assert on == [name]
+
+
+@pytest.mark.parametrize(("preset", "names"), COMBINATIONS, ids=["-".join((p, *n)) for p, n in COMBINATIONS])
+def test_techniques_train_resume_bit_exactly_and_sample_together_or_are_refused(
+    preset, names, files, few_digits, tmp_path, monkeypatch
+):
+    recipe, refusal = None, ""
+    try:
+        recipe = with_techniques(names, files, preset)
+    except UserError as error:
+        refusal = str(error)
+    if recipe is None:
+        assert re.search(rf"\b({'|'.join(names)})\b.*; use ", refusal)
+        return
+    monkeypatch.setattr("scrimp_trainers.repeat._flops", lambda *_: (1, 1))  # takes longer than ten steps
+    whole, rest = (Repeat(recipe, few_digits, tmp_path / "run", 3, None, "cpu") for _ in range(2))
+    steps = whole.steps()
+    whole.train_to(40, steps, 1e9)
+    whole.save("last")
+    whole.train_to(80, steps, 1e9)
+
+    rest.resume()
+    assert rest.state.step == 5
+    rest.train_to(80, rest.steps(), 1e9)
+    assert rest.state.step == whole.state.step == 10
+    expected, resumed = tensors(whole), tensors(rest)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+
+    drawn = generate(whole.state.ema, recipe, 2, seed=1, codec=whole.prepared.codec)
+    assert torch.cat(list(drawn)).shape == (2, 1, 8, 8)
+
+
+def tensors(repeat):
+    state = repeat.state
+    moments = {
+        f"{name}/{kind}": torch.as_tensor(value)
+        for name, parameter in state.network.named_parameters()
+        for kind, value in state.optimizer.state[parameter].items()
+    }
+    averages = {f"ema/{name}": tensor for name, tensor in state.ema.state_dict().items()}
+    return state.network.state_dict() | averages | moments | (state.masks.tensors() if state.masks else {})
+
+
+def test_what_contradicts_is_refused_when_the_recipe_loads(files):
+    with pytest.raises(UserError, match=r"ood: .*use diffusion\.kind edm"):
+        with_techniques(("ood",), files, "tiny-ddpm")
+
+
+def test_two_ranks_have_the_gradients_of_one_rank_with_twice_the_batch(files, few_digits):
+    examples(files)  # the files that both ranks read
+    script = Path(__file__).with_name("techniques_worker.py")
+    arguments = [str(files / "meeting"), str(few_digits.folder), str(files)]
+    ranks = [subprocess.Popen([sys.executable, str(script), str(rank), *arguments]) for rank in range(2)]
+    alone = {name: gradients(name, few_digits, files, files / "one") for name in NAMES}
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    for name, expected in alone.items():
+        one, other = (load_file(files / f"{name}-{rank}.safetensors") for rank in range(2))
+        assert one.keys() == other.keys() == expected.keys()
+        for path, tensor in expected.items():
+            assert torch.equal(one[path], other[path]), f"{name}: {path}"
+            if not path.startswith("masks/"):
+                largest = tensor.abs().max()
+                assert (tensor - one[path]).abs().max() <= 1e-3 * largest + 1e-6, f"{name}: {path}"
