@@ -3,6 +3,7 @@
 Whatever a user can get wrong is checked before torch is imported, which takes seconds.
 """
 
+import csv
 import json
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -73,6 +74,9 @@ def train(
     with terminal.progress("kimg") as progress:
         for line in run(the_recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring):
             progress(line["kimg"], total)
+    if the_recipe.sparsity.on:
+        with (out / "layers.csv").open(newline="") as file:
+            terminal.show_layers(csv.DictReader(file))
     terminal.show_values(line)
     terminal.say(f"model in {out / 'model'}")
 

@@ -190,6 +190,17 @@ def show_coreset(scored: "Scored") -> None:
     console.print(table)
 
 
+def show_layers(rows: Iterable[Mapping[str, str]]) -> None:
+    """Print what is masked of each layer of a sparse network."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", pad_edge=False)
+    for heading in ("layer", "shape", "density", "FLOPs"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for row in rows:
+        density = f"{float(row['density']):.1%}" if row["masked"] == "True" else "dense"
+        table.add_row(escape(row["name"]), row["shape"], density, f"{float(row['flops_share']):.1%}")
+    console.print(table)
+
+
 @contextlib.contextmanager
 def progress(unit: str = "images") -> Iterator[Callable[[float, float], None]]:
     """Show a bar with the time left; yields a function that takes how much is done and how much there is."""

@@ -25,6 +25,7 @@ from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sample import GRID, generate, grid
 from scrimp_trainers.techniques import patches, sparsity
 from scrimp_trainers.techniques.prepared import prepare
+from scrimp_trainers.techniques.sparsity import Row
 from scrimp_trainers.train import State, Step, learning_rate, read_losses, refuse_explosion, start, steps_of, train
 
 LOOK_STEPS, LOOK_IMAGES = 16, 1000
@@ -76,7 +77,7 @@ class Repeat:
             seed=seed,
             device=self.device,
         )
-        self.dense_flops, self.flops = _flops(recipe, self.state)
+        self.dense_flops, self.flops, self.layers = _flops(recipe, self.state)
         self.scorer = None
         if scoring:
             from scrimp_trainers.metrics.score import Scorer  # its extractors take seconds to import
@@ -96,6 +97,8 @@ class Repeat:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.yaml").write_text(self.recipe.to_yaml())
             lines.rewrite(self._metrics, kept)
+            if self.layers:
+                sparsity.write_table(self.layers, self.folder / "layers.csv")
         if self.world > 1:
             dist.barrier()  # rank 0 may write the next checkpoint only when all have read this one
         self.told = self.state.images, time.monotonic()
@@ -269,15 +272,16 @@ class Repeat:
             grid(images).save(path)
 
 
-def _flops(recipe: Recipe, state: State) -> tuple[int, int]:
-    """Count the FLOPs of a forward pass on one whole image, without masks and with them."""
+def _flops(recipe: Recipe, state: State) -> tuple[int, int, list[Row]]:
+    """Count the FLOPs of a forward pass on one whole image, without masks and with them, and say where masks are."""
     labels = torch.zeros(1, dtype=torch.long) if state.network.classes else None
     inputs = torch.zeros(1, *state.network.shape), torch.zeros(1), labels
     dense = cost.forward_flops(state.network, *inputs)
     if not recipe.sparsity.on:
-        return dense, dense
+        return dense, dense, []
     layers = cost.layer_flops(state.network, *inputs)
-    return dense, cost.sparse_flops(dense, layers, sparsity.densities(recipe.sparsity, state.network))
+    sparse = cost.sparse_flops(dense, layers, sparsity.densities(recipe.sparsity, state.network))
+    return dense, sparse, sparsity.table(recipe.sparsity, state.network, layers)
 
 
 def _keep_first(drawn: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:

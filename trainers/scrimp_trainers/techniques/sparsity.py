@@ -10,9 +10,11 @@ step moves no weights. A just dropped weight may grow back at once; it then keep
 starts again at zero in MagRan-DM, as in RigL's code for either rule.
 """
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -88,6 +90,17 @@ def table(settings: Sparsity, network: nn.Module, flops: Mapping[str, int]) -> l
         Row(name, tuple(weight.shape), name in shares, shares.get(name, 1.0), flops[name] / total)
         for name, weight in layers(network).items()
     ]
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """Write the table as CSV: layer, shape, masked, density, flops_share."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows(
+            [row.name, "x".join(map(str, row.shape)), row.masked, f"{row.density:.6g}", f"{row.flops_share:.6g}"]
+            for row in rows
+        )
 
 
 def dense_gradients(settings: Sparsity, steps: int, total_steps: int) -> int:
