@@ -124,7 +124,9 @@ def _goals(space: Space) -> dict[str, str]:
     rows = {
         "objective": ", ".join(f"{direction} {name}" for name, direction in space.objectives.items()),
         "constraint": ", ".join(f"{name} {_describe_bound(bound)}" for name, bound in space.constraints.items()),
-        "budget": f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} go on;\n"
+        "budget": f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs} kimg"
+        if space.arms
+        else f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} go on;\n"
         f"then {min(budget.leaders, budget.trials)} leaders race for up to {budget.repeats} repeats each",
     }
     return {name: text for name, text in rows.items() if text}
