@@ -188,7 +188,7 @@ def dro(folder: Path) -> Reweighting:
     """DRO with a recipe that trains in a second."""
     recipe = small(**LABELLED, training__batch_size=32, sampler__steps=1, optimizer__warmup_kimg=0.0)
     (folder / "small.yaml").write_text(recipe.to_yaml())
-    return Reweighting(method="dro", recipe=str(folder / "small.yaml"), kimg=0.75)
+    return Reweighting(method="dro", recipe=str(folder / "small.yaml"), kimg=0.75, eta=1.0)
 
 
 @pytest.fixture(scope="module")
