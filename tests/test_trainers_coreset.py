@@ -32,6 +32,10 @@ CPU = torch.device("cpu")
 LABELS = np.repeat([4, 0, 2], [30, 40, 25])[np.random.default_rng(1).permutation(95)]
 
 
+def positions_kept(dataset, settings, device, seed) -> np.ndarray:
+    return np.flatnonzero(coreset.score(dataset, settings, device, seed).kept)
+
+
 def correlated(count: int = 95, width: int = 6, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     return (random.normal(size=(count, width)) @ random.normal(size=(width, width)) + 3).astype(np.float32)
@@ -202,7 +206,7 @@ def digits(with_features: Path, tmp_path: Path) -> Dataset:
 
 
 def test_a_coreset_is_the_best_tenth_of_each_class_of_the_digits(digits: Dataset):
-    kept = coreset.open_coreset(digits, SETTINGS, CPU, seed=0)
+    kept = positions_kept(digits, SETTINGS, CPU, seed=0)
     labels = digits.entries("train")[1]
     assert labels is not None
     assert np.bincount(labels[kept]).tolist() == [round(0.1 * count) for count in np.bincount(labels)]
@@ -234,10 +238,10 @@ def test_every_setting_has_a_list_of_its_own(digits: Dataset):
     random = SETTINGS.model_copy(update={"score": "random"})
     changes = [{}, {"keep": 0.2}, {"score": "knn"}, {"side": "low"}, {"per_class": False}, {"covariance": "shrunk"}]
     cases = [(SETTINGS.model_copy(update=change), 0) for change in changes] + [(random, 0), (random, 1)]
-    positions = [coreset.open_coreset(digits, settings, CPU, seed).tolist() for settings, seed in cases]
+    positions = [positions_kept(digits, settings, CPU, seed).tolist() for settings, seed in cases]
     assert len({tuple(kept) for kept in positions}) == len(cases)
     assert len(list((digits.folder / "cache").glob("coreset-*.csv"))) == len(cases)
-    assert [coreset.open_coreset(digits, settings, CPU, seed).tolist() for settings, seed in cases] == positions
+    assert [positions_kept(digits, settings, CPU, seed).tolist() for settings, seed in cases] == positions
     assert len(list((digits.folder / "cache").glob("*.safetensors"))) == 1  # the features are shared
 
 
@@ -251,13 +255,13 @@ def test_other_data_and_another_surrogate_have_lists_of_their_own(digits: Datase
 
 
 def test_random_needs_no_surrogate(digits_dataset: Dataset):
-    kept = coreset.open_coreset(digits_dataset, Coreset(score="random", keep=0.5, per_class=False), CPU, seed=0)
+    kept = positions_kept(digits_dataset, Coreset(score="random", keep=0.5, per_class=False), CPU, seed=0)
     assert len(kept) == round(0.5 * digits_dataset.manifest.splits["train"].count)
 
 
 def test_a_surrogate_that_the_dataset_lacks_is_refused(digits_dataset: Dataset):
     with pytest.raises(UserError, match="extractor classifier: dataset digits has none"):
-        coreset.open_coreset(digits_dataset, SETTINGS, CPU, seed=0)
+        positions_kept(digits_dataset, SETTINGS, CPU, seed=0)
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "\0" + text])

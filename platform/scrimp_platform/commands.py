@@ -125,7 +125,7 @@ def evaluate(
         images = sampling.generate(
             network, recipe, scoring.samples, seed=seed, batch_size=scoring.batch_size, codec=codec
         )
-        scores = scorer.score(_counted(images, scoring.samples, progress))
+        scores = scorer.score(_counted(images, scoring.samples, progress), classes=network.classes)
     parameters = {"parameters": cost.parameters(network), "nonzero_parameters": cost.nonzero_parameters(network)}
     terminal.show_values(scores.values | parameters | {"nfe": recipe.nfe})
     if grid:

@@ -69,6 +69,8 @@ def make(options: Options) -> Plan:
     dataset = resolve_dataset(options.data, storage)
     facts = manifest.load(dataset)
     settings.check(space.scoring, facts)
+    judged = [*space.objectives, *space.constraints]
+    settings.check_classes(judged, space.scoring, facts, base.conditioning.classes)
     for values in [{}, *space.corners()]:
         fit.check(base.replace(values), facts)
     folder = _folder(options, storage, facts)

@@ -130,6 +130,12 @@ class RepeatFolder:
         return self.path / "neighbours.png"
 
     @property
+    def prepared(self) -> list[Path]:
+        """What the recipe's techniques left: which layers are masked, which images are kept, how classes weigh."""
+        names = ("layers.csv", "coreset.csv", "coreset.png", "class_weights.json")
+        return [self.path / name for name in names]
+
+    @property
     def checkpoint(self) -> Path:
         """Folder of the last and the best checkpoint."""
         return self.path / "checkpoint"

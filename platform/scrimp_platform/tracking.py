@@ -124,7 +124,7 @@ class Mirror:
         runs.draw(run, lines.read(files.metrics))
         for grid in sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem)):
             runs.show(run, grid, "samples", int(float(grid.stem)))
-        for file in (files.recipe, files.neighbours_png, files.error):
+        for file in (files.recipe, files.neighbours_png, files.error, *files.prepared):
             runs.put(run, file)
         runs.put(run, files.model / "README.md", "model")
         params = {"seed": repeat.seed, "phase": repeat.phase, **trial.params}

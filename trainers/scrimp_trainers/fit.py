@@ -18,6 +18,8 @@ def check(recipe: Recipe, facts: Manifest) -> None:
     if recipe.conditioning.classes and not facts.classes:
         raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
     reference.check(recipe.reweighting, facts)
+    if recipe.reweighting.on:
+        check(reference.recipe_of(recipe.reweighting), facts)
     scored = recipe.coreset.on and recipe.coreset.score != "random"
     if scored and recipe.coreset.features == "classifier" and not facts.classifier:
         raise UserError(f"coreset.features: dataset {facts.name} has no classifier; use another surrogate")

@@ -24,7 +24,7 @@ from scrimp_trainers.metrics.settings import Scoring
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sample import GRID, generate, grid
 from scrimp_trainers.techniques import patches, sparsity
-from scrimp_trainers.techniques.prepared import prepare
+from scrimp_trainers.techniques.prepared import leave, prepare
 from scrimp_trainers.techniques.sparsity import Row
 from scrimp_trainers.train import State, Step, learning_rate, read_losses, refuse_explosion, start, steps_of, train
 
@@ -97,6 +97,7 @@ class Repeat:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.yaml").write_text(self.recipe.to_yaml())
             lines.rewrite(self._metrics, kept)
+            leave(self.prepared, self.dataset, self.folder)
             if self.layers:
                 sparsity.write_table(self.layers, self.folder / "layers.csv")
         if self.world > 1:
@@ -175,7 +176,7 @@ class Repeat:
         )
         values: Line = {}
         if self.scorer:
-            scores = self.scorer.score(_keep_first(drawn, shown))
+            scores = self.scorer.score(_keep_first(drawn, shown), classes=self.state.ema.classes)
             values = dict(scores.values)
             pairs = torch.stack([scores.samples, scores.nearest], 1).flatten(0, 1)
             self._picture(self.folder / "neighbours.png", pairs)

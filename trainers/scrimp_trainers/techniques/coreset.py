@@ -46,11 +46,6 @@ class Scored:
     """bool [N], which images are in the coreset."""
 
 
-def open_coreset(dataset: Dataset, settings: Coreset, device: torch.device, seed: int) -> np.ndarray:
-    """Return the positions of the images to train on, int64 [K], sorted; see `score`."""
-    return np.flatnonzero(score(dataset, settings, device, seed).kept)
-
-
 def score(dataset: Dataset, settings: Coreset, device: torch.device, seed: int, report: Report | None = None) -> Scored:
     """Score a dataset's training images and choose the coreset, or read both from the dataset's cache.
 
