@@ -46,7 +46,7 @@ def examples(folder: Path) -> dict[str, dict[str, Any]]:
         "patches": {"patches.real_p": 0.5, "patches.sizes": [0.5]},
         "ood": {"ood.weight": 10.0, "ood.constant": 1.0},
         "ambient": {"ambient.sigma_n": 0.3},
-        "sparsity": {"sparsity.method": "rigl", "sparsity.interval": 4, "sparsity.accumulate": 2},
+        "sparsity": {"sparsity.method": "rigl", "sparsity.interval": 5, "sparsity.accumulate": 3},
         "coreset": {"coreset.keep": 0.5, "coreset.score": "random"},
         "reweighting": {
             "reweighting.method": "dro",

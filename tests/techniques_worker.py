@@ -12,13 +12,14 @@ from torch import Tensor
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.repeat import Repeat
 
-STEPS = 4
-"""The fourth changes the masks."""
+STEPS = 6
+"""The last changes the masks."""
 
 
 def gradients(name: str, dataset: Dataset, folder: Path, out: Path) -> dict[str, Tensor]:
-    """Train four steps with a technique and return the gradients that the optimizer was given, and the masks."""
-    recipe = with_techniques((name,), folder, training__batch_size=16, training__microbatch=4)
+    """Train some steps with a technique and return the gradients that the optimizer was given, and the masks."""
+    size = {"training__batch_size": 16, "training__microbatch": 4, "training__kimg": 0.16}
+    recipe = with_techniques((name,), folder, **size)
     repeat = Repeat(recipe, dataset, out / name, 3, None, "cpu")
     seen: dict[str, Tensor] = {}
 

@@ -1,0 +1,44 @@
+"""Every space has a `-small` form for digits, which searches fields of the same techniques."""
+
+import pytest
+
+from scrimp_platform import plan
+from scrimp_spaces import space as spaces
+
+LARGE = [name for name in spaces.names() if name != "quickstart" and not name.endswith("-small")]
+
+
+def techniques(space):
+    return {path.partition(".")[0] for path in space.search}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_space_has_a_small_form_for_digits(name, scored_digits, tmp_path):
+    large, small = spaces.load(name), spaces.load(f"{name}-small")
+    assert techniques(small) == techniques(large)
+    assert len(small.objectives) == len(large.objectives)
+    # Whatever it may propose fits the dataset.
+    options = plan.Options(space=f"{name}-small", data=str(scored_digits.folder), storage=tmp_path)
+    assert plan.make(options).space == small
+
+
+def test_the_space_of_all_techniques_searches_whatever_the_others_search():
+    together = techniques(spaces.load("scrimp"))
+    for name in LARGE:
+        assert techniques(spaces.load(name)) <= together, name
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_space_can_propose_to_leave_every_technique_off(name):
+    space = spaces.load(name)
+    base = space.base()
+    off = dict.fromkeys(techniques(space), False)
+    for values in space.corners():
+        recipe = base.replace(values)
+        off = {section: done or not getattr(recipe, section).on for section, done in off.items()}
+    assert all(off.values())
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_field_of_a_paper_has_the_papers_value_beside_it(name):
+    assert all(span.paper for span in spaces.load(name).search.values())
