@@ -189,12 +189,11 @@ class Repeat:
         spent = cost.cost(
             self.state.ema,
             self.flops,
-            images=self.state.images,
+            train_flops=self._train_flops(),
             nfe=self.recipe.nfe,
             samples=count,
             seconds=seconds,
             devices=self.world,
-            train_flops=self._train_flops(),
         )
         self.told = self.state.images, time.monotonic()
         return values | spent | {"seconds": seconds}

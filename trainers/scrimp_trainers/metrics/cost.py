@@ -95,12 +95,11 @@ def cost(
     network: nn.Module,
     flops: int,
     *,
-    images: int,
+    train_flops: float,
     nfe: int,
     samples: int,
     seconds: float,
     devices: int,
-    train_flops: float | None = None,
 ) -> dict[str, float]:
     """Gather what a repeat has cost so far.
 
@@ -110,21 +109,19 @@ def cost(
         The network, with its pruned weights at zero.
     flops
         Its forward pass on one image, from `forward_flops` or `sparse_flops`.
-    images
-        Images seen in training.
+    train_flops
+        FLOPs of the training so far, from `training_flops`.
     nfe
         Network evaluations that one sample costs.
     samples
         Samples whose cost is stated.
     seconds, devices
         Wall-clock time, and the devices that were held for it.
-    train_flops
-        FLOPs of the training, from `training_flops`; none is three passes an image.
     """
     return {
         "parameters": float(parameters(network)),
         "nonzero_parameters": float(nonzero_parameters(network)),
-        "train_flops": 3.0 * flops * images if train_flops is None else train_flops,
+        "train_flops": train_flops,
         "sample_flops": float(nfe) * flops * samples,
         "device_hours": seconds * devices / 3600,
     }
