@@ -175,7 +175,7 @@ def test_several_objectives_and_a_constraint_have_their_plots_and_columns(tmp_pa
     seen = read_page(write_sweep(tmp_path / "sweep", space))
     assert {"fd_classifier-against-train_flops", "train_flops-by-trial"} <= set(seen.ids)
     assert "Pareto front" in seen.text
-    assert "memorized_fraction max: 0.029" in seen.text
+    assert "memorized_fraction at most 0.029" in seen.text
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import leaderboard, words
 from scrimp_platform.store import SweepFolder
-from scrimp_spaces.space import Bound, Range, Space, value_of
+from scrimp_spaces.space import Range, Space, value_of
 from scrimp_trainers.data.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -123,18 +123,13 @@ def _goals(space: Space) -> dict[str, str]:
     rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
     rows = {
         "objective": ", ".join(f"{direction} {name}" for name, direction in space.objectives.items()),
-        "constraint": ", ".join(f"{name} {_describe_bound(bound)}" for name, bound in space.constraints.items()),
+        "constraint": ", ".join(f"{name} {words.limit(bound)}" for name, bound in space.constraints.items()),
         "budget": f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs} kimg"
         if space.arms
         else f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} go on;\n"
         f"then {min(budget.leaders, budget.trials)} leaders race for up to {budget.repeats} repeats each",
     }
     return {name: text for name, text in rows.items() if text}
-
-
-def _describe_bound(bound: Bound) -> str:
-    limits = {"at least": bound.min, "at most": bound.max}
-    return " and ".join(f"{side} {limit:g}" for side, limit in limits.items() if limit is not None)
 
 
 def _either(values: Iterable[Any]) -> str:

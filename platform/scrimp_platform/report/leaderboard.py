@@ -17,7 +17,7 @@ from scrimp_platform import store
 from scrimp_platform.report import words
 from scrimp_platform.report.ranking import Row, cost, rank, violation, winner
 from scrimp_platform.store import SweepFolder
-from scrimp_spaces.space import Bound, Space
+from scrimp_spaces.space import Space
 
 __all__ = ["Row", "rank", "score", "status", "table", "verdict", "winner", "write_csv"]
 
@@ -63,7 +63,7 @@ def _no_winner(rows: Sequence[Row], space: Space) -> str:
     broken = [row for row in rows if row.status == "infeasible"]
     if broken:
         faults = [
-            f"{name} {words.number(mean)} ({_limit(space.constraints[name])})"
+            f"{name} {words.number(mean)} ({words.limit(space.constraints[name])})"
             for name, mean in broken[0].constraints.items()
             if violation(space, name, mean)
         ]
@@ -72,11 +72,6 @@ def _no_winner(rows: Sequence[Row], space: Space) -> str:
         return "No trial has begun."
     counts = Counter(row.status for row in rows)
     return f"No trial has been trained to the end: {words.listed([f'{n} {status}' for status, n in counts.items()])}."
-
-
-def _limit(bound: Bound) -> str:
-    bounds = (("at least", bound.min), ("at most", bound.max))
-    return " and ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
 
 
 def _trials(numbers: Sequence[int]) -> str:

@@ -102,12 +102,12 @@ def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows:
     statuses = Counter(row.status for row in rows)
     ends = Counter(repeat.status for repeat in repeats)
     goals = [f"{direction} {name}" for name, direction in space.objectives.items()]
-    limits = [f"{name} {bound.model_dump(exclude_none=True)}" for name, bound in space.constraints.items()]
+    limits = [f"{name} {words.limit(bound)}" for name, bound in space.constraints.items()]
     spent = words.duration(sum(repeat.device_hours for repeat in repeats)) or "0 s"
     hours = space.budget.max_gpu_hours
     return {
         "Dataset": _dataset(sweep),
-        "Objective": ", ".join(goals + [re.sub("[{}']", "", limit) for limit in limits]),
+        "Objective": ", ".join(goals + limits),
         "Scored by": f"{space.scoring.samples:,} samples, extractor {space.scoring.extractor}",
         "Trials": f"{len(rows)} of {space.budget.trials}"
         + (f": {', '.join(f'{n} {status}' for status, n in statuses.items())}" if rows else ""),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scrimp_platform.stats import Summary
+from scrimp_spaces.space import Bound
 
 
 def number(value: Any) -> str:
@@ -16,6 +17,12 @@ def number(value: Any) -> str:
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{value:,.0f}"
     return _fixed(value, _decimals(value, 3)) if 1e-4 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def limit(bound: Bound) -> str:
+    """Say what a constraint asks for."""
+    bounds = (("at least", bound.min), ("at most", bound.max))
+    return " and ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
 
 
 def short(value: float) -> str:
