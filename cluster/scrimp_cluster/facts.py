@@ -1,0 +1,210 @@
+"""What a node can tell about itself. Imports nothing but Python: it also runs where Scrimp is missing or older."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("scrimp", "torch", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
+TMP = "/tmp"  # noqa: S108 (where Ray keeps its sessions)
+NVIDIA_SMI_LIMIT = 30.0  # seconds
+CUDA_LIMIT = 60.0  # seconds for importing torch and adding two numbers on each GPU
+
+CUDA_PROBE = """
+import torch
+torch.cuda.init()
+for number in range(torch.cuda.device_count()):
+    assert torch.ones(2, device=f"cuda:{number}").sum().item() == 2, f"GPU {number} cannot add"
+print(torch.version.cuda, torch.cuda.device_count())
+"""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as nvidia-smi shows it; memory in MiB, nan if it does not say."""
+
+    name: str
+    total: float
+    free: float
+    driver: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset's folder as it is seen: the hash of its `dataset.json`, empty if there is none, and missing shards."""
+
+    sha256: str
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a node told. Sizes in bytes; an empty error means that all was well."""
+
+    host: str
+    versions: dict[str, str]
+    """Of Python and of each package; empty where it is not installed."""
+    memory: int
+    """Available."""
+    tmp: int
+    """Free in /tmp."""
+    tmp_share: float
+    """Of /tmp that is in use."""
+    gpus: list[Gpu] = field(default_factory=list)
+    nvidia_smi: bool = False
+    """Whether there is an nvidia-smi."""
+    gpu_error: str = ""
+    """Why nvidia-smi did not answer."""
+    cuda: str = ""
+    """The CUDA version of torch, if it computed on every GPU."""
+    cuda_error: str = ""
+    """Why it did not."""
+    storage: int = 0
+    """Free in the storage folder."""
+    storage_error: str = ""
+    """Why the storage folder is not the head's."""
+    dataset: Dataset | None = None
+    """None if none was asked for."""
+    token_file: str = ""
+    """That of Ray, if there is one."""
+    token_mode: int = 0o600
+    """Its permissions."""
+    clock: float = 0.0
+    """Seconds by which the node's clock is ahead of the head's."""
+    clock_doubt: float = 0.0
+    """Seconds by which that may be wrong: half the round trip."""
+    nccl_error: str = ""
+    """Why the node's GPUs could not sum over NCCL."""
+    nccl: str = ""
+    """Whether that was tried: `tried`, or `GPUs in use`; empty where there are not two GPUs."""
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> "Facts":
+        """Rebuild what `gather` returned."""
+        seen = told["dataset"]
+        return cls(**told | {"gpus": [Gpu(**gpu) for gpu in told["gpus"]], "dataset": seen and Dataset(**seen)})
+
+
+def gather(probe: str | None, word: str, name: str, data: str | None) -> dict[str, Any]:
+    """Return this node's facts as plain values.
+
+    Parameters
+    ----------
+    probe : str, optional
+        Folder in the storage folder where the head has written `word` to the file `head`.
+    word : str
+        What is written to the file `name` beside it in answer.
+    data : str, optional
+        A dataset's folder.
+    """
+    tmp = shutil.disk_usage(TMP)
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    has_token = token.is_file()
+    facts = Facts(
+        host=os.uname().nodename,
+        versions=versions(),
+        memory=available_memory(Path("/proc/meminfo").read_text()),
+        tmp=tmp.free,
+        tmp_share=1 - tmp.free / tmp.total,
+        dataset=dataset(data) if data else None,
+        token_file=str(token) if has_token else "",
+        token_mode=token.stat().st_mode & 0o777 if has_token else 0o600,
+        **_storage(probe, word, name),
+        **_gpus(),
+    )
+    return asdict(facts)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a repeat's result may depend on; nothing is imported for it."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def available_memory(meminfo: str) -> int:
+    """Bytes that new processes can have, by what the kernel says in /proc/meminfo."""
+    (kilobytes,) = (line.split()[1] for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
+    return 1024 * int(kilobytes)
+
+
+def dataset(folder: str) -> Dataset:
+    """Look at a dataset's folder; shards are looked for, not read."""
+    try:
+        text = Path(folder, "dataset.json").read_bytes()
+        shards = [shard["file"] for split in json.loads(text)["splits"].values() for shard in split["shards"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Dataset("")
+    missing = sum(not Path(folder, shard).is_file() for shard in shards)
+    return Dataset(hashlib.sha256(text).hexdigest(), missing)
+
+
+def clock() -> float:
+    """Tell the time."""
+    return time.time()
+
+
+def parse_gpus(table: str) -> list[Gpu]:
+    """Read what nvidia-smi prints as CSV without heading and units: name, total, free, driver."""
+    rows = [[cell.strip() for cell in line.rsplit(",", 3)] for line in table.splitlines() if line.count(",") >= 3]
+    return [Gpu(name, _number(total), _number(free), driver) for name, total, free, driver in rows]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # [N/A]
+        return float("nan")
+
+
+def _storage(probe: str | None, word: str, name: str) -> dict[str, Any]:
+    if probe is None:
+        return {}
+    folder = Path(probe)
+    try:
+        if (folder / "head").read_text() != word:
+            return {"storage_error": "what the head wrote reads differently here"}
+        (folder / name).write_text(word)
+        return {"storage": shutil.disk_usage(folder).free}
+    except FileNotFoundError:
+        return {"storage_error": "what the head wrote is not there"}
+    except OSError as error:
+        return {"storage_error": f"{error.strerror}"}
+
+
+def _gpus() -> dict[str, Any]:
+    if not shutil.which("nvidia-smi"):
+        return {}
+    query = ["--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+    table, error = _run(["nvidia-smi", *query], NVIDIA_SMI_LIMIT)
+    gpus = parse_gpus(table)
+    found: dict[str, Any] = {"nvidia_smi": True, "gpu_error": error, "gpus": gpus}
+    if gpus:
+        # In a process of its own: it is to see all GPUs, and to leave none of them in use.
+        printed, found["cuda_error"] = _run([sys.executable, "-c", CUDA_PROBE], CUDA_LIMIT)
+        found["cuda"] = printed.split()[0] if printed else ""
+    return found
+
+
+def _run(command: list[str], limit: float) -> tuple[str, str]:
+    """Return what a command prints, and in one line why it failed if it did."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)
+        if done.returncode == 0:
+            return done.stdout, ""
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        return "", lines[-1] if lines else f"exit status {done.returncode}"
+    return "", f"no answer in {limit:g} s"

@@ -1,0 +1,217 @@
+"""The doctor: what it makes of a node's facts, and one examination of two real Ray nodes."""
+
+import os
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scrimp_cluster import facts, judge, nccl
+from scrimp_cluster.doctor import Report, Visit
+from scrimp_cluster.facts import Dataset, Facts, Gpu
+from scrimp_cluster.judge import GIB, Fault, Head
+from scrimp_cluster.nodes import Node
+
+VERSIONS = {"python": "3.11.9", "scrimp": "0.1.0", "torch": "2.15.0+cu126", "ray": "2.60.0"}
+GPU = Gpu("NVIDIA GeForce RTX 3090", 24576, 24200, "570.86")
+NODE = Node("ws3", 16, 2, "id3")
+WELL = Facts(
+    host="ws3",
+    versions=VERSIONS,
+    memory=60 * GIB,
+    tmp=200 * GIB,
+    tmp_share=0.5,
+    gpus=[GPU, GPU],
+    nvidia_smi=True,
+    cuda="12.6",
+    storage=900 * GIB,
+    dataset=Dataset("abc"),
+    clock=0.01,
+    clock_doubt=0.001,
+    nccl="tried",
+    token_file="/home/lab/.ray/auth_token",  # noqa: S106
+)
+HEAD = Head("ws0", VERSIONS, "/shared/runs", storage_free=900 * GIB, data="/shared/pandas", dataset=Dataset("abc"))
+
+
+def faults(node: Node = NODE, head: Head = HEAD, **changes) -> list[Fault]:
+    return judge.of_node(node, replace(WELL, **changes), head)
+
+
+def test_a_node_that_is_well_has_no_faults():
+    assert faults() == []
+    assert judge.of_head(HEAD) == []
+
+
+STOPPING = [
+    ({"versions": VERSIONS | {"torch": "2.14.0"}}, "other versions: torch 2.14.0 (head: 2.15.0+cu126); install"),
+    ({"versions": VERSIONS | {"scrimp": ""}}, "scrimp missing (head: 0.1.0)"),
+    ({"versions": VERSIONS | {"python": "3.12.1", "ray": "2.59.0"}}, "python 3.12.1 (head: 3.11.9), ray 2.59.0"),
+    ({"memory": GIB // 2}, "0.5 GiB of memory available"),
+    ({"tmp": GIB // 2}, "/tmp: 0.5 GiB free"),
+    ({"gpus": [GPU]}, "Ray counts 2 GPUs, nvidia-smi shows 1"),
+    ({"gpus": [], "gpu_error": "Driver/library version mismatch"}, "nvidia-smi: Driver/library version mismatch"),
+    ({"cuda_error": "RuntimeError: The NVIDIA driver is too old"}, "torch cannot use the GPUs: RuntimeError"),
+    ({"nccl_error": "not done in 30 s"}, "NCCL between its GPUs: not done in 30 s; train with --gpus-per-repeat 1"),
+    ({"storage_error": "what the head wrote is not there"}, "storage /shared/runs: what the head wrote is not there"),
+    ({"dataset": Dataset("")}, "dataset /shared/pandas is not there; share or copy it"),
+    ({"dataset": Dataset("other")}, "dataset /shared/pandas is another one"),
+    ({"dataset": Dataset("abc", missing=3)}, "dataset /shared/pandas lacks 3 shards"),
+]
+WORTH_KNOWING = [
+    ({"memory": 2 * GIB}, "2.0 GiB of memory available; end what else runs there: 4.0 GiB are enough"),
+    ({"tmp": 2 * GIB}, "/tmp: 2.0 GiB free"),
+    ({"tmp_share": 0.97}, "/tmp is 97% full"),
+    ({"clock": 61.0, "clock_doubt": 0.1}, "clock 61 s ahead of the head's"),
+    ({"clock": -61.0, "clock_doubt": 0.1}, "clock 61 s behind the head's"),
+    ({"token_mode": 0o644}, "token /home/lab/.ray/auth_token is open to others (0644); `chmod 600 /home/lab"),
+    ({"gpus": [GPU, GPU, GPU]}, "Ray uses 2 of 3 GPUs"),
+    ({"gpus": [GPU, replace(GPU, free=2048)]}, "GPU 1 (NVIDIA GeForce RTX 3090): 2.0 of 24.0 GiB free"),
+    ({"gpus": [], "nvidia_smi": False}, "Ray counts 2 GPUs, but there is no nvidia-smi"),
+    ({"cuda_error": "torch.OutOfMemoryError: CUDA out of memory."}, "torch cannot use the GPUs"),
+]
+
+
+@pytest.mark.parametrize(("changes", "complaint"), STOPPING, ids=[str(change) for change, _ in STOPPING])
+def test_a_fault_that_stops_a_node_is_one_line_with_its_mend(changes, complaint):
+    (fault,) = faults(**changes)
+    assert str(fault).startswith("ws3: ")
+    assert complaint in str(fault)
+    assert fault.stops
+
+
+@pytest.mark.parametrize(("changes", "complaint"), WORTH_KNOWING, ids=[str(change) for change, _ in WORTH_KNOWING])
+def test_a_fault_that_is_worth_knowing_stops_nothing(changes, complaint):
+    (fault,) = faults(**changes)
+    assert complaint in str(fault)
+    assert not fault.stops
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"versions": VERSIONS | {"torch": "2.15.0+cpu"}},  # another build of the same version
+        {"clock": 3.0, "clock_doubt": 2.5},  # a slow answer says nothing about the clock
+        {"token_file": "", "token_mode": 0o600},
+        {"gpus": [replace(GPU, total=float("nan"), free=float("nan"))] * 2},  # a GPU that does not say
+        {"nccl": "GPUs in use"},
+    ],
+)
+def test_what_proves_nothing_is_no_fault(changes):
+    assert faults(**changes) == []
+
+
+def test_a_broken_driver_stops_no_node_whose_gpus_ray_does_not_use():
+    (fault,) = faults(Node("ws3", 16, 0), gpus=[], gpu_error="No devices were found")
+    assert not fault.stops
+
+
+def test_every_fault_of_a_node_is_told():
+    found = faults(storage_error="Permission denied", memory=0, gpus=[GPU], clock=99.0)
+    assert [fault.what.split()[0] for fault in found] == ["Ray", "storage", "0.0", "clock"]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_a_clock_is_blamed_only_beyond_what_the_round_trip_leaves_open(clock, doubt):
+    assert bool(faults(clock=clock, clock_doubt=doubt)) == (abs(clock) - doubt > judge.CLOCK)
+
+
+def test_the_heads_own_faults_are_told_once():
+    head = replace(HEAD, storage_error="Read-only file system", dataset=Dataset("abc", missing=2))
+    dataset, storage = judge.of_head(head)
+    assert str(dataset) == "ws0: dataset /shared/pandas lacks 2 shards; copy or prepare it again"
+    assert str(storage).startswith("ws0: storage /shared/runs: Read-only file system; make the folder writable")
+    assert dataset.stops
+    assert storage.stops
+    assert [fault.stops for fault in judge.of_head(replace(HEAD, storage_free=0))] == [True]
+    assert [fault.stops for fault in judge.of_head(replace(HEAD, storage_free=5 * GIB))] == [False]
+
+
+def test_a_report_names_what_stops_first_and_a_silent_node_is_sick():
+    visits = [Visit(NODE, WELL, faults(tmp_share=0.99)), Visit(NODE, None, [judge.no_answer(NODE, "no answer in 9 s")])]
+    report = Report([], visits)
+    assert [visit.sick for visit in visits] == [False, True]
+    assert str(report.faults[0]).startswith("ws3: no answer in 9 s; look at `ray status`")
+
+
+def test_what_nvidia_smi_prints_is_read():
+    table = "NVIDIA GeForce RTX 3090, 24576, 24200, 570.86\nNVIDIA GB10, [N/A], [N/A], 580.95.05\n"
+    first, second = facts.parse_gpus(table)
+    assert first == GPU
+    assert (second.name, second.driver) == ("NVIDIA GB10", "580.95.05")
+    assert second.total != second.total  # nan
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Let a shell script take the place of nvidia-smi, and another that of Python."""
+
+    def install(script: str, python: str = "echo 12.6 2") -> None:
+        for name, content in {"nvidia-smi": script, "python": python}.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setattr(facts.sys, "executable", str(tmp_path / "python"))
+
+    return install
+
+
+def gather() -> Facts:
+    return Facts.of(facts.gather(None, "", "", None))
+
+
+def test_gpus_are_counted_and_computed_on(nvidia_smi):
+    nvidia_smi("printf 'NVIDIA GeForce RTX 3090, 24576, 24200, 570.86\\n%.0s' 1 2")
+    seen = gather()
+    assert (seen.gpus, seen.cuda, seen.cuda_error, seen.gpu_error) == ([GPU, GPU], "12.6", "", "")
+
+
+def test_a_driver_that_is_broken_says_why(nvidia_smi):
+    nvidia_smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+    assert gather().gpu_error == "Failed to initialize NVML: Driver/library version mismatch"
+
+
+def test_a_driver_that_hangs_is_given_up(nvidia_smi, monkeypatch):
+    monkeypatch.setattr(facts, "NVIDIA_SMI_LIMIT", 0.2)
+    nvidia_smi("exec sleep 9")
+    assert gather().gpu_error == "no answer in 0.2 s"
+
+
+def test_torch_that_cannot_use_a_gpu_says_why(nvidia_smi):
+    nvidia_smi("echo 'Tesla K80, 11441, 11441, 470'", python="echo Traceback >&2; echo 'no kernel image' >&2; exit 1")
+    assert (gather().cuda, gather().cuda_error) == ("", "no kernel image")
+
+
+def test_a_token_file_is_seen_with_its_mode(tmp_path, monkeypatch):
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o640)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    seen = gather()
+    assert (seen.token_file, seen.token_mode) == (str(token), 0o640)
+    assert "secret" not in str(seen)
+
+
+def test_a_dataset_is_known_by_its_manifest_and_its_shards(digits_dataset, tmp_path):
+    assert facts.dataset(str(digits_dataset.folder)).missing == 0
+    (tmp_path / "dataset.json").write_bytes((digits_dataset.folder / "dataset.json").read_bytes())
+    copied = facts.dataset(str(tmp_path))
+    assert copied.sha256 == facts.dataset(str(digits_dataset.folder)).sha256
+    assert copied.missing > 0
+    assert facts.dataset(str(tmp_path / "none")) == Dataset("")
+
+
+def test_memory_is_what_the_kernel_calls_available():
+    assert facts.available_memory("MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable:   64 kB\n") == 65536
+
+
+def test_processes_sum_over_the_backend_that_training_uses():
+    assert nccl.all_reduce(2, backend="gloo", limit=120) == ""
+
+
+def test_a_sum_that_fails_or_hangs_says_so(monkeypatch):
+    monkeypatch.setattr(nccl, "ALL_REDUCE", "import sys, time; time.sleep(9 * int(sys.argv[1])); sys.exit('no peer')")
+    assert nccl.all_reduce(2, limit=8) == "GPU 0: no peer"
+    monkeypatch.setattr(nccl, "ALL_REDUCE", "import time; time.sleep(9)")
+    assert nccl.all_reduce(2, limit=0.3) == "not done in 0.3 s"
