@@ -1,7 +1,9 @@
 """The command line: help and mistakes answer at once, in one line, and leave nothing behind."""
 
+import contextlib
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scrimp_platform import cli
+from scrimp_platform import cli, commands
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "sklearn", "torch_fidelity")
 PROBE = """
@@ -62,6 +64,9 @@ MISTAKES = [
     (["score", "empty", "--score", "best"], "score: Input should be 'gaussian', 'ppca'"),
     (["report", "empty"], "empty: not the folder of a sweep"),
     (["ui", "--storage", "nowhere"], "--storage nowhere: no such folder"),
+    (["doctor", "--data", "empty"], "empty: not a dataset (no dataset.json)"),
+    (["doctor", "--storage", "lab.yaml"], "--storage lab.yaml: not a folder"),
+    (["doctor", "--tracking-uri", "host:5000"], "--tracking-uri host:5000: not the address of an MLflow server"),
     (["spaces", "nope"], "space nope: no such space or file"),
     (["recipes", "nope"], "recipe nope: no such preset or file"),
     (["dance"], "No such command 'dance'"),
@@ -128,3 +133,26 @@ def test_score_tells_what_a_coreset_keeps_in_a_table_a_list_and_a_picture(scored
     assert len(table) == 10
     with Image.open(out) as sheet:
         assert sheet.format == "PNG"
+
+
+def test_the_doctor_shows_each_node_and_leaves_nothing_behind(scored_digits, tmp_path, capsys, monkeypatch):
+    from scrimp_cluster import judge
+
+    for room in ("MEMORY_LEAST", "TMP_LEAST", "STORAGE_LEAST"):
+        monkeypatch.setattr(judge, room, 0)  # whatever else this machine does
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    arguments = ["doctor", "--storage", str(tmp_path / "lab" / "runs"), "--data", str(scored_digits.folder)]
+    cli.main([*arguments, "--tracking-uri", "http://127.0.0.1:9"])
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (line.split() for line in lines if line.split()[:1] == [os.uname().nodename])
+    assert row[1] in ("ok", "fair")
+    assert any(line.startswith("note   MLflow: http://127.0.0.1:9 does not answer; start it") for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("well", "status"), [(True, None), (False, 1)])
+def test_the_doctors_exit_status_says_whether_a_sweep_can_run(monkeypatch, well, status):
+    monkeypatch.setattr(commands, "doctor", lambda *_: well)
+    with contextlib.nullcontext() if well else pytest.raises(SystemExit) as left:
+        cli.main(["doctor"])
+    assert getattr(left and left.value, "code", None) == status

@@ -46,7 +46,8 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     store.write_json(folder.sweep, plan.record(the_plan))
     ledger = Ledger(folder, space, 0, devices=2, say=print)
     task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}
-    search.run(ledger, tune_repeat, task, resources={"cpu": 1}, places=1, limits=search.Limits(ledger))
+    task |= {"avoided": ["0" * 56]}  # a node that is not there: what avoids it fits the one that is
+    search.run(ledger, tune_repeat, task, places=1, limits=search.Limits(ledger))
     first, second = (trial.repeats[0] for trial in ledger.trials)
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
     assert second.status in ("finished", "stopped")

@@ -50,7 +50,7 @@ def sweep(ray_here, pretend, tmp_path_factory):
     )
     ledger = open_ledger(folder, space)
     pids = folder.path / "pids"
-    search.run(ledger, pretend, {"pids": str(pids)}, resources={"cpu": 1}, places=2, limits=search.Limits(ledger))
+    search.run(ledger, pretend, {"pids": str(pids)}, places=2, limits=search.Limits(ledger))
     return ledger, [line["pid"] for line in lines.read(pids)]
 
 
@@ -88,7 +88,7 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
     budget = make_space().budget.model_dump() | {"max_gpu_hours": 1e-9}
     ledger = open_ledger(folder, make_space(budget=budget))
     limits = search.Limits(ledger)
-    search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, resources={"cpu": 1}, places=2, limits=limits)
+    search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=2, limits=limits)
     assert limits.reached == "max_gpu_hours 1e-09 reached"
     assert len(ledger.trials) < 8
 

@@ -149,6 +149,18 @@ def ui(storage: Path) -> None:
     commands.ui(storage)
 
 
+@scrimp.command()
+@click.option("--storage", type=FOLDER, default=Path("runs"), show_default=True, help="Folder of all sweeps.")
+@click.option("--data", type=FOLDER, help="A prepared dataset that every node must see.")
+@click.option("--tracking-uri", metavar="URI", help="An MLflow server that the sweep would write to.")
+def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:
+    """Examine every node that a sweep would run on, and say what to mend; exit status 1 if something stops it."""
+    from scrimp_platform import commands
+
+    if not commands.doctor(storage, data, tracking_uri):
+        sys.exit(1)
+
+
 @scrimp.command("spaces")
 @click.argument("name", required=False)
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, to start your own from.")

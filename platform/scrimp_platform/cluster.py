@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scrimp_cluster import nodes as cluster_nodes
+from scrimp_cluster.nodes import Node
 from scrimp_trainers.errors import UserError
 
 # Ray's own words to the terminal are for its developers; failures of repeats reach the ledger.
@@ -18,21 +20,14 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 @dataclass(frozen=True)
-class Node:
-    """A machine of the cluster."""
-
-    name: str
-    cpus: int
-    gpus: int
-
-
-@dataclass(frozen=True)
 class Placement:
     """What a repeat takes, and how many run at once."""
 
     nodes: tuple[Node, ...]
     gpus_per_repeat: int
     places: int
+    avoided: tuple[Node, ...] = ()
+    """Nodes of the cluster that get no repeats."""
 
     @property
     def devices(self) -> int:
@@ -43,13 +38,17 @@ class Placement:
         """Say in words what runs where."""
         gpus = sum(node.gpus for node in self.nodes)
         machines = f"{len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''}"
+        without = f"; without {', '.join(node.name for node in self.avoided)}" if self.avoided else ""
+        at_once = f"{self.places} repeats at once"
         if not gpus:
-            return f"{machines} without GPUs, {self.places} repeats at once, each on one CPU core"
-        return f"{machines} with {gpus} GPUs, {self.places} repeats at once, each on {self.gpus_per_repeat} of a node's"
+            return f"{machines} without GPUs, {at_once}, each on one CPU core{without}"
+        return f"{machines} with {gpus} GPUs, {at_once}, each on {self.gpus_per_repeat} of a node's{without}"
 
 
-def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None) -> Placement:
+def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None, avoided: tuple[Node, ...] = ()) -> Placement:
     """Fit repeats onto nodes: all of a node's GPUs each, or as many as asked for; one CPU core where there are none.
+
+    Nodes that are to be avoided are not among the nodes.
 
     Raises
     ------
@@ -66,7 +65,15 @@ def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None) -> Placement:
         places = sum(node.gpus // gpus_per_repeat for node in nodes)
     else:
         places = sum(node.cpus for node in nodes)
-    return Placement(nodes, gpus_per_repeat, places)
+    return Placement(nodes, gpus_per_repeat, places, avoided)
+
+
+def labels_without(avoided: Sequence[str]) -> dict[str, str]:
+    """Return what Ray has to be told of the labels of a repeat's node, so that it is none of these (by id).
+
+    A node that comes back mended has another id, and is welcome.
+    """
+    return {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else {}
 
 
 @contextlib.contextmanager
@@ -76,7 +83,7 @@ def connect() -> Iterator[tuple[Node, ...]]:
         # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it is on where there are any.
         start_here(include_dashboard=_gpus_here() > 0)
     try:
-        yield _nodes()
+        yield cluster_nodes.alive()
     finally:
         _leave()
 
@@ -86,7 +93,7 @@ def peek() -> tuple[Node, ...]:
     if not _join():
         return (Node(os.uname().nodename, os.cpu_count() or 1, _gpus_here()),)
     try:
-        return _nodes()
+        return cluster_nodes.alive()
     finally:
         _leave()
 
@@ -125,16 +132,6 @@ def start_here(**options: Any) -> None:
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(address="local", dashboard_host="127.0.0.1", **options, **QUIET)
-
-
-def _nodes() -> tuple[Node, ...]:
-    import ray
-
-    return tuple(
-        Node(node["NodeManagerHostname"], int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-        for node in ray.nodes()
-        if node["Alive"]
-    )
 
 
 def _gpus_here() -> int:

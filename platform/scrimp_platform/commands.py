@@ -190,6 +190,27 @@ def ui(storage: Path) -> None:
         server.stop()
 
 
+def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
+    """Examine every node of the cluster and print what is found; false if something stops a sweep."""
+    if storage.exists() and not storage.is_dir():
+        raise UserError(f"--storage {storage}: not a folder")
+    if data:
+        manifest.load(data)
+    from scrimp_platform import cluster, mlflow_server
+
+    uri = mlflow_server.check_address(tracking_uri) if tracking_uri is not None else ""
+    from scrimp_cluster.doctor import examine
+    from scrimp_cluster.judge import Fault
+
+    with cluster.connect() as nodes:
+        report = examine(nodes, storage.expanduser().absolute(), data and data.absolute())
+    if uri and not mlflow_server.answers(uri):
+        mend = "start it, or train all the same: it hears of everything later"
+        report.head.append(Fault("MLflow", f"{uri} does not answer", mend, stops=False))
+    terminal.show_report(report)
+    return not any(fault.stops for fault in report.faults)
+
+
 def list_spaces() -> None:
     """Print the spaces that come with Scrimp."""
     terminal.show_list({name: spaces.load(name).about for name in spaces.names()})

@@ -18,6 +18,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from scrimp_platform import store
 from scrimp_platform.store import Storage
@@ -119,6 +120,19 @@ def answers(uri: str, identity: str | None = None) -> bool:
             return identity is None or response.headers.get(HEADER) == identity
     except (OSError, ValueError):
         return False
+
+
+def check_address(uri: str) -> str:
+    """Return a server's address without a slash at its end.
+
+    Raises
+    ------
+    UserError
+        If it is none.
+    """
+    if urlsplit(uri).scheme not in ("http", "https") or not urlsplit(uri).netloc:
+        raise UserError(f"--tracking-uri {uri}: not the address of an MLflow server, such as http://host:5000")
+    return uri.rstrip("/")
 
 
 def ui_link(uri: str, experiment: str) -> str:

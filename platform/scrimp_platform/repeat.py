@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from scrimp_platform import store
+from scrimp_platform import cluster, store
 from scrimp_platform.search import FAILURE, FINAL
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers.errors import Diverged
@@ -24,6 +24,8 @@ class Task(TypedDict):
     sweep: str
     dataset: str
     gpus: int
+    avoided: list[str]
+    """Ids of nodes that are not to train it."""
     trial: int
     repeat: int
 
@@ -59,7 +61,10 @@ def _train(task: Task) -> None:
         _worker,
         train_loop_config=dict(task),
         scaling_config=train.ScalingConfig(
-            num_workers=task["gpus"], use_gpu=_has_gpus(), placement_strategy="STRICT_PACK"
+            num_workers=task["gpus"],
+            use_gpu=_has_gpus(),
+            placement_strategy="STRICT_PACK",
+            label_selector=cluster.labels_without(task["avoided"]) or None,
         ),
         run_config=train.RunConfig(
             name=f"{folder.trial:04d}-{folder.repeat}",

@@ -109,9 +109,9 @@ def run(
     ledger: Ledger,
     trainable: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    resources: dict[str, float],
     places: int,
     limits: Limits,
+    labels: dict[str, str] | None = None,
 ) -> None:
     """Train repeats until the ledger has no more, or a limit is reached.
 
@@ -121,16 +121,17 @@ def run(
         The Tune function that trains one repeat.
     config : dict
         What every repeat is told besides its numbers.
-    resources : dict
-        Resources of one Tune function.
     places : int
         Repeats that may be under way at once.
     limits : Limits
         When to end early.
+    labels : dict, optional
+        Labels of the nodes on which Tune functions may run, in Ray's words.
     """
+    place = tune.PlacementGroupFactory([{"CPU": 1}], bundle_label_selector=[labels] if labels else None)
     searcher = RepeatSearcher(ledger, places)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, place),
         param_space=config,
         tune_config=tune.TuneConfig(
             search_alg=searcher, scheduler=RungScheduler(searcher), num_samples=-1, reuse_actors=True

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from scrimp_cluster import doctor
 from scrimp_platform import cluster, estimate, plan, store, terminal
-from scrimp_platform.cluster import Placement
+from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.plan import Options, Plan
 from scrimp_platform.records import Trial
@@ -20,6 +21,7 @@ from scrimp_platform.report import leaderboard
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.tracking import Tracker
 from scrimp_spaces.space import Space
+from scrimp_trainers.errors import UserError
 
 
 def sweep(options: Options) -> None:
@@ -41,10 +43,30 @@ def sweep(options: Options) -> None:
     # Connect: join the running cluster, or start Ray here.
     tracker = Tracker(the_plan.folder, the_plan.storage, options.tracking_uri, terminal.say)
     with cluster.connect() as nodes:
-        placement = cluster.place(nodes, options.gpus_per_repeat)
+        placement = place(nodes, the_plan)
         terminal.show_plan(the_plan, placement, estimate.last(the_plan, placement.gpus_per_repeat))
         with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}"):
             carry_out(the_plan, placement, tracker)
+
+
+def place(nodes: tuple[Node, ...], the_plan: Plan) -> Placement:
+    """Fit repeats onto the nodes; of several nodes those on which nothing can train are left out, and named.
+
+    Raises
+    ------
+    UserError
+        If no node is left.
+    """
+    gpus_per_repeat = the_plan.options.gpus_per_repeat
+    if len(nodes) == 1:
+        return cluster.place(nodes, gpus_per_repeat)
+    report = doctor.examine(nodes, the_plan.storage.path, the_plan.dataset, together=gpus_per_repeat != 1)
+    terminal.show_faults(report.faults)
+    fit = tuple(visit.node for visit in report.visits if not visit.sick)
+    lost = any(node.gpus for node in nodes) and not any(node.gpus for node in fit)
+    if lost or not fit or any(fault.stops for fault in report.head):
+        raise UserError(f"no node can train: {report.faults[0]}; `scrimp doctor` shows all of them")
+    return cluster.place(fit, gpus_per_repeat, avoided=tuple(node for node in nodes if node not in fit))
 
 
 def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
@@ -89,7 +111,8 @@ def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
     from scrimp_platform.repeat import tune_repeat
 
     gpus = placement.gpus_per_repeat
-    task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus}
+    avoided = [node.id for node in placement.avoided]
+    task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus, "avoided": avoided}
     limits = search.Limits(ledger)
     with interruptible(limits):
         # One repeat more than there are places waits for a process to become free: Tune then keeps the process, and
@@ -98,7 +121,7 @@ def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
             ledger,
             tune_repeat,
             task,
-            resources={"cpu": 1},
+            labels=cluster.labels_without(avoided),
             places=placement.places if gpus else placement.places + 1,
             limits=limits,
         )

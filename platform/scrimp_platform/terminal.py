@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from scrimp_spaces.space import Range, Space, value_of
 from scrimp_trainers.data.manifest import Manifest
 
 if TYPE_CHECKING:
+    from scrimp_cluster.doctor import Report, Visit
+    from scrimp_cluster.judge import Fault
     from scrimp_trainers.techniques.coreset import Scored
 
 console = Console(highlight=False)
@@ -149,6 +152,53 @@ def show_list(entries: Mapping[str, str]) -> None:
     for name, about in entries.items():
         table.add_row(f"[bold]{name}[/bold]", escape(about))
     console.print(table)
+
+
+def show_report(report: "Report") -> None:
+    """Print what the doctor found: a row a node, and a line a fault."""
+    rows = [_vital_signs(visit) for visit in report.visits]
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold")
+    shown = [heading for heading in rows[0] if any(row[heading] for row in rows)]
+    for heading in shown:
+        table.add_column(heading, no_wrap=heading == "node", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(row[heading]) for heading in shown))
+    console.print(table)
+    show_faults(report.faults)
+
+
+def show_faults(faults: Sequence["Fault"]) -> None:
+    """Print a line a fault with what mends it, those that stop something first."""
+    for fault in faults:
+        say(f"{'STOPS' if fault.stops else 'note '}  {fault}")
+
+
+def _vital_signs(visit: "Visit") -> dict[str, str]:
+    """Say in words what a node told, by the columns of the doctor's table; sizes are what is free."""
+    facts, node = visit.facts, visit.node
+    gpus = facts.gpus if facts else []
+    models = Counter(gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for gpu in gpus)
+    tightest = min(gpus, key=lambda gpu: gpu.free / gpu.total, default=None)
+    sums = {"tried": "fails" if facts and facts.nccl_error else "ok"}
+    return {
+        "node": node.name,
+        "": "ill" if visit.sick else "fair" if visit.faults else "ok",
+        "GPUs": ", ".join(f"{count} x {model}" for model, count in models.items()) or f"{node.gpus or 'none'}",
+        "free": f"{tightest.free / 1024:.1f} of {tightest.total / 1024:.1f} GiB" if tightest else "",
+        "driver": ", ".join(sorted({gpu.driver for gpu in gpus})),
+        "CUDA": facts.cuda if facts else "",
+        "NCCL": sums.get(facts.nccl, facts.nccl) if facts else "",
+        "torch": facts.versions["torch"].partition("+")[0] if facts else "",
+        "memory": _gib(facts.memory) if facts else "",
+        "/tmp": _gib(facts.tmp) if facts else "",  # noqa: S108
+        "storage": _gib(facts.storage) if facts and not facts.storage_error else "no" if facts else "",
+        "data": ("seen" if facts.dataset.sha256 else "no") if facts and facts.dataset else "",
+        "clock": f"{facts.clock:+.1f} s" if facts else "",
+    }
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.0f} GiB"
 
 
 def show_values(values: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from scrimp_platform import mlflow_server, records, stats, store
 from scrimp_platform.mlflow_runs import PARENT, Run, Runs
@@ -168,9 +167,11 @@ class Tracker:
         say: Callable[[str], object] = print,
         every: float = EVERY,
     ) -> None:
-        if uri is not None and (urlsplit(uri).scheme not in ("http", "https") or not urlsplit(uri).netloc):
-            raise UserError(f"--tracking-uri {uri}: not the address of an MLflow server, such as http://host:5000")
-        self._folder, self._storage, self._uri = folder, storage, uri and uri.rstrip("/")
+        self._folder, self._storage, self._uri = (
+            folder,
+            storage,
+            None if uri is None else mlflow_server.check_address(uri),
+        )
         self._say, self._every = say, every
         self._server: Server | None = None
         self._mirror: Mirror | None = None

@@ -1,0 +1,172 @@
+"""The doctor on a real cluster of two nodes, and the sweep that leaves out a sick one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_platform_ledger import open_ledger
+from test_platform_race import make_space
+
+from scrimp_cluster import doctor
+from scrimp_cluster.doctor import Report, Visit
+from scrimp_cluster.judge import Fault
+from scrimp_cluster.nodes import Node
+from scrimp_platform import cluster, search, terminal
+from scrimp_platform import sweep as the_sweep
+from scrimp_platform.plan import Options
+from scrimp_platform.store import SweepFolder
+from scrimp_trainers.errors import UserError
+
+WORKSTATIONS = tuple(Node(f"ws{number}", 16, 2, f"id{number}") for number in range(3))
+
+
+class FakePlan:
+    """As much of a plan as placing needs."""
+
+    options = Options()
+    storage = type("Storage", (), {"path": Path("runs")})
+    dataset = Path("digits")
+
+
+@pytest.fixture
+def sick(monkeypatch):
+    """Let the doctor find these nodes sick, and this of the head."""
+
+    def install(*names: str, head: Fault | None = None) -> None:
+        def examine(nodes, storage, data, together):
+            faults = {node: [Fault(node.name, "no storage", "mount it", stops=node.name in names)] for node in nodes}
+            return Report([head] if head else [], [Visit(node, None, faults[node]) for node in nodes])
+
+        monkeypatch.setattr(doctor, "examine", examine)
+
+    return install
+
+
+def place(nodes: tuple[Node, ...] = WORKSTATIONS) -> cluster.Placement:
+    return the_sweep.place(nodes, FakePlan())  # type: ignore[arg-type]
+
+
+def test_a_sick_node_gets_no_repeats_and_is_named(sick, capsys):
+    sick("ws1")
+    placement = place()
+    assert [node.name for node in placement.nodes] == ["ws0", "ws2"]
+    assert placement.places == 2
+    assert placement.describe() == "2 nodes with 4 GPUs, 2 repeats at once, each on 2 of a node's; without ws1"
+    assert "STOPS  ws1: no storage; mount it" in capsys.readouterr().out
+
+
+def test_without_a_node_that_can_train_there_is_no_sweep(sick):
+    sick("ws0", "ws1", "ws2")
+    with pytest.raises(UserError, match="no node can train: ws0: no storage; mount it; `scrimp doctor` shows"):
+        place()
+
+
+def test_a_head_that_cannot_write_the_storage_ends_it(sick):
+    sick(head=Fault("ws0", "storage runs: Read-only file system", "make it writable", stops=True))
+    with pytest.raises(UserError, match="Read-only"):
+        place()
+
+
+def test_a_sweep_meant_for_gpus_does_not_fall_back_to_the_heads_cores(sick):
+    sick("ws0", "ws1", "ws2")
+    with pytest.raises(UserError, match="no node can train"):
+        place((Node("head", 64, 0, "idh"), *WORKSTATIONS))
+
+
+def test_one_machine_alone_is_not_examined(monkeypatch):
+    monkeypatch.setattr(doctor, "examine", None)
+    assert place(WORKSTATIONS[:1]).places == 1
+
+
+def test_a_report_is_a_row_a_node_and_a_line_a_fault(capsys):
+    from test_cluster_doctor import NODE, WELL
+
+    ill = Fault("ws4", "no answer in 9 s", "look at `ray status`", stops=True)
+    visits = [Visit(NODE, WELL, []), Visit(replace(NODE, name="ws4"), None, [ill])]
+    terminal.console.width, before = 160, terminal.console.width
+    terminal.show_report(Report([], visits))
+    terminal.console.width = before
+    heading, _, well, sick, *rest = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    for name, sign in {"GPUs": "2 x RTX 3090", "driver": "570.86", "NCCL": "ok", "data": "seen"}.items():
+        assert well[heading.index(name) :].startswith(sign)
+    assert sick.split() == ["ws4", "ill", "2"]  # the GPUs that Ray counts
+    assert rest == ["STOPS  ws4: no answer in 9 s; look at `ray status`"]
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """Two nodes that share this machine, joined as a sweep joins a cluster."""
+    from ray.cluster_utils import Cluster
+
+    lab = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    other = lab.add_node(num_cpus=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", str(lab.address))
+        with cluster.connect() as nodes:
+            yield lab, other, nodes
+    lab.shutdown()
+
+
+def test_every_node_tells_its_facts_and_the_storage_is_left_as_it_was(two_nodes, digits_dataset, tmp_path):
+    _, _, nodes = two_nodes
+    report = doctor.examine(nodes, tmp_path / "lab" / "runs", digits_dataset.folder)
+    assert [visit.node for visit in report.visits] == list(nodes)
+    assert len({node.id for node in nodes}) == 2
+    for visit in report.visits:
+        assert visit.facts
+        assert visit.facts.storage_error == ""
+        assert visit.facts.storage > 0
+        assert visit.facts.dataset
+        assert visit.facts.versions["ray"]
+        assert abs(visit.facts.clock) < 0.5
+        assert not [fault for fault in visit.faults if "versions" in fault.what or "dataset" in fault.what]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_whose_files_do_not_reach_the_head_is_sick(two_nodes, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_read", lambda file: "")
+    report = doctor.examine(two_nodes[2], tmp_path)
+    assert all(visit.sick for visit in report.visits)
+    assert "what it writes does not reach the head" in str(report.faults[0])
+
+
+def test_storage_that_cannot_be_written_is_the_heads_fault(two_nodes, tmp_path):
+    (tmp_path / "file").write_text("")
+    report = doctor.examine(two_nodes[2], tmp_path / "file")
+    assert "Not a directory" in str(report.head[0])
+    assert not any("storage" in str(fault) for visit in report.visits for fault in visit.faults)
+
+
+def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
+    nodes = two_nodes[2]
+    used = tmp_path / "used"
+
+    def train(config: dict) -> None:
+        import ray
+        from ray import tune
+
+        with Path(config["used"]).open("a") as file:
+            file.write(f"{ray.get_runtime_context().get_node_id()}\n")
+        for rung in (20.0, 60.0):
+            tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+
+    for sick in nodes:
+        used.unlink(missing_ok=True)
+        ledger = open_ledger(
+            SweepFolder(tmp_path / sick.id[:8]),
+            make_space(budget={"trials": 3, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 1}),
+        )
+        labels = cluster.labels_without([sick.id])
+        search.run(ledger, train, {"used": str(used)}, places=3, limits=search.Limits(ledger), labels=labels)
+        (other,) = {node.id for node in nodes} - {sick.id}
+        assert set(used.read_text().split()) == {other}
+
+
+def test_a_node_that_is_gone_is_sick_and_the_others_are_examined(two_nodes, tmp_path):
+    lab, other, nodes = two_nodes
+    lab.remove_node(other)
+    report = doctor.examine(nodes, tmp_path)
+    assert sorted(visit.facts is None for visit in report.visits) == [False, True]
+    (gone,) = (visit for visit in report.visits if visit.facts is None)
+    assert gone.sick
+    assert gone.node.id == other.node_id
