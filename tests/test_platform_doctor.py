@@ -81,15 +81,15 @@ def test_one_machine_alone_is_not_examined(monkeypatch):
 def test_a_report_is_a_row_a_node_and_a_line_a_fault(capsys):
     from test_cluster_doctor import NODE, WELL
 
-    ill = Fault("ws4", "no answer in 9 s", "look at `ray status`", stops=True)
-    visits = [Visit(NODE, WELL, []), Visit(replace(NODE, name="ws4"), None, [ill])]
+    silent = Fault("ws4", "no answer in 9 s", "look at `ray status`", stops=True)
+    visits = [Visit(NODE, WELL, []), Visit(replace(NODE, name="ws4"), None, [silent])]
     terminal.console.width, before = 160, terminal.console.width
     terminal.show_report(Report([], visits))
     terminal.console.width = before
     heading, _, well, sick, *rest = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     for name, sign in {"GPUs": "2 x RTX 3090", "driver": "570.86", "NCCL": "ok", "data": "seen"}.items():
         assert well[heading.index(name) :].startswith(sign)
-    assert sick.split() == ["ws4", "ill", "2"]  # the GPUs that Ray counts
+    assert sick.split() == ["ws4", "sick", "2"]  # the GPUs that Ray counts
     assert rest == ["STOPS  ws4: no answer in 9 s; look at `ray status`"]
 
 

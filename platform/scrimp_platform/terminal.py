@@ -182,7 +182,7 @@ def _vital_signs(visit: "Visit") -> dict[str, str]:
     sums = {"tried": "fails" if facts and facts.nccl_error else "ok"}
     return {
         "node": node.name,
-        "": "ill" if visit.sick else "fair" if visit.faults else "ok",
+        "": "sick" if visit.sick else "fair" if visit.faults else "ok",
         "GPUs": ", ".join(f"{count} x {model}" for model, count in models.items()) or f"{node.gpus or 'none'}",
         "free": f"{tightest.free / 1024:.1f} of {tightest.total / 1024:.1f} GiB" if tightest else "",
         "driver": ", ".join(sorted({gpu.driver for gpu in gpus})),

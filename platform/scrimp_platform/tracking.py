@@ -167,11 +167,8 @@ class Tracker:
         say: Callable[[str], object] = print,
         every: float = EVERY,
     ) -> None:
-        self._folder, self._storage, self._uri = (
-            folder,
-            storage,
-            None if uri is None else mlflow_server.check_address(uri),
-        )
+        self._folder, self._storage = folder, storage
+        self._uri = None if uri is None else mlflow_server.check_address(uri)
         self._say, self._every = say, every
         self._server: Server | None = None
         self._mirror: Mirror | None = None
