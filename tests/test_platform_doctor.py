@@ -93,6 +93,10 @@ def test_a_report_is_a_row_a_node_and_a_line_a_fault(capsys):
     assert rest == ["STOPS  ws4: no answer in 9 s; look at `ray status`"]
 
 
+alone = pytest.mark.slow
+"""Sweeps of other tests, run beside these, would join their cluster: it is the one that was started on this machine."""
+
+
 @pytest.fixture(scope="module")
 def two_nodes():
     """Two nodes that share this machine, joined as a sweep joins a cluster."""
@@ -107,6 +111,7 @@ def two_nodes():
     lab.shutdown()
 
 
+@alone
 def test_every_node_tells_its_facts_and_the_storage_is_left_as_it_was(two_nodes, digits_dataset, tmp_path):
     _, _, nodes = two_nodes
     report = doctor.examine(nodes, tmp_path / "lab" / "runs", digits_dataset.folder)
@@ -123,6 +128,7 @@ def test_every_node_tells_its_facts_and_the_storage_is_left_as_it_was(two_nodes,
     assert list(tmp_path.iterdir()) == []
 
 
+@alone
 def test_a_node_whose_files_do_not_reach_the_head_is_sick(two_nodes, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_read", lambda file: "")
     report = doctor.examine(two_nodes[2], tmp_path)
@@ -130,6 +136,7 @@ def test_a_node_whose_files_do_not_reach_the_head_is_sick(two_nodes, monkeypatch
     assert "what it writes does not reach the head" in str(report.faults[0])
 
 
+@alone
 def test_storage_that_cannot_be_written_is_the_heads_fault(two_nodes, tmp_path):
     (tmp_path / "file").write_text("")
     report = doctor.examine(two_nodes[2], tmp_path / "file")
@@ -137,6 +144,7 @@ def test_storage_that_cannot_be_written_is_the_heads_fault(two_nodes, tmp_path):
     assert not any("storage" in str(fault) for visit in report.visits for fault in visit.faults)
 
 
+@alone
 def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
     nodes = two_nodes[2]
     used = tmp_path / "used"
@@ -162,6 +170,7 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
         assert set(used.read_text().split()) == {other}
 
 
+@alone
 def test_a_node_that_is_gone_is_sick_and_the_others_are_examined(two_nodes, tmp_path):
     lab, other, nodes = two_nodes
     lab.remove_node(other)
