@@ -1,9 +1,11 @@
-"""The embedded MLflow server: one a storage, on loopback, ended by the last who uses it."""
+"""The embedded MLflow server: one a storage, on loopback, ended and backed up by the last who uses it."""
 
 import contextlib
 import http.server
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -80,8 +82,10 @@ def test_one_server_serves_all_who_use_the_storage_and_ends_with_the_last(storag
 
     first.stop()
     assert second.ready()
+    assert not (storage.mlflow / "backup").exists()
     second.stop()
     assert not mlflow_server.answers(first.uri)
+    assert (storage.mlflow / "backup" / f"mlflow-{time.strftime('%Y-%m-%d')}.db").is_file()
     with pytest.raises(UserError, match="ended"):
         second.wait()
 
@@ -121,6 +125,47 @@ def test_a_server_that_dies_says_where_to_look(ensure, pretend):
     with pytest.raises(UserError, match=r"server\.log"):
         server.wait()
     assert "the disk is full" in server.log.read_text()
+
+
+def test_a_server_of_another_machine_is_not_taken_for_one_here(storage, ensure, pretend):
+    pretend("exec sleep 60")
+    ensure()
+    facts = storage.mlflow / "server.json"
+    store.write_json(facts, store.read_json(facts) | {"host": "ws7"})
+    with pytest.raises(UserError, match="runs on ws7"):
+        ensure()
+
+
+def test_who_watches_a_server_backs_up_once_a_day_and_leaves_when_it_has_ended(ensure, pretend, monkeypatch):
+    tried: list[Path] = []
+
+    def back_up(folder: Path) -> None:
+        tried.append(folder)
+        raise UserError("the disk is full")
+
+    pretend("sleep 2; exit 1")
+    monkeypatch.setattr(mlflow_server, "WATCH", 0.1)
+    monkeypatch.setattr(mlflow_server.mlflow_database, "back_up", back_up)
+    server = ensure()
+    said: list[str] = []
+    with pytest.raises(UserError, match="has ended"):
+        server.watch(said.append)
+    assert said == ["the disk is full"]
+    assert tried == [server.folder]
+
+
+def test_a_sweep_finds_the_server_of_scrimp_ui_and_keeps_it_when_that_is_stopped(storage, ensure, tmp_path):
+    storage.path.mkdir()
+    command = [sys.executable, "-c", "from scrimp_platform.cli import main; main()", "ui", "--storage", storage.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
+        assert ui.stdout
+        line = ui.stdout.readline()
+        server = ensure()
+        assert not server.started
+        assert server.uri in line
+        ui.terminate()
+        assert ui.wait(timeout=10) == 0
+    assert server.ready()
 
 
 def test_another_program_on_the_port_does_not_pass_for_the_server(ensure, pretend):

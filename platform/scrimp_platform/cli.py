@@ -142,11 +142,12 @@ def report(sweep: Path) -> None:
 
 @scrimp.command()
 @click.option("--storage", type=FOLDER, default=Path("runs"), show_default=True, help="Folder of all sweeps.")
-def ui(storage: Path) -> None:
+@click.option("--service", is_flag=True, help="Let systemd do so, now and after each reboot.")
+def ui(storage: Path, service: bool) -> None:
     """Serve MLflow for a storage folder until Ctrl-C."""
     from scrimp_platform import commands
 
-    commands.ui(storage)
+    commands.ui(storage, service)
 
 
 @scrimp.command()

@@ -6,6 +6,7 @@ Whatever a user can get wrong is checked before torch is imported, which takes s
 import csv
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,17 +176,27 @@ def report(sweep: Path) -> None:
     conclude(folder, records.read(folder), Space.model_validate(the_sweep["space"]), outcome["reason"])
 
 
-def ui(storage: Path) -> None:
-    """Serve MLflow for a storage folder until Ctrl-C."""
+def ui(storage: Path, service: bool) -> None:
+    """Serve MLflow for a storage folder until Ctrl-C or a polite kill, or have systemd do so."""
     if not storage.is_dir():
         raise UserError(f"--storage {storage}: no such folder; a sweep makes it")
+    if service:
+        from scrimp_cluster.service import UNIT, install
+
+        if error := install(Path(sys.executable).with_name("scrimp"), storage.absolute()):
+            raise UserError(f"--service: {error}; docs/cluster.md has a way without systemd")
+        terminal.say(f"MLflow serves {storage} from now on, also after a reboot: `systemctl --user status {UNIT}`")
+        return
     from scrimp_platform import mlflow_server
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = mlflow_server.ensure(Storage(storage.absolute()))
     try:
         server.wait()
         terminal.say(f"MLflow serves {storage} at {server.uri} until Ctrl-C")
-        signal.pause()
+        server.watch(terminal.say)
+    except KeyboardInterrupt:
+        pass
     finally:
         server.stop()
 

@@ -1,13 +1,12 @@
-"""The embedded MLflow server: a child process on loopback, with SQLite and artifacts under the storage folder.
+"""The embedded MLflow server: a child process on loopback, with its artifacts under the storage folder.
 
 A storage has one, shared by the sweeps that use it at the same time; the last to leave stops it. Locks say what is
 alive, since the system gives up those of a killed process: the server inherits `server.lock`, whoever uses it holds
-`users.lock`.
+`users.lock`. They are for one machine, that of the driver: on a network file system locks are not to be relied on.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import signal
 import socket
@@ -15,12 +14,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from scrimp_platform import store
+from scrimp_platform import mlflow_database, store
 from scrimp_platform.store import Storage
 from scrimp_trainers.errors import UserError
 
@@ -29,6 +29,7 @@ PORT = 5000
 HEADER = "X-Scrimp-Storage"
 PATIENCE = 10.0  # seconds that one step of starting or stopping may take
 START = 300.0  # seconds until a server that does not answer is given up
+WATCH = 10.0  # seconds between two looks at a server
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Server:
             If it has ended.
         """
         # Another program may have taken the port while the server was starting, so who answers has to say whose it is.
-        if answers(self.uri, _identity(self.folder)):
+        if answers(self.uri, mlflow_database.identity(self.folder)):
             return True
         if not _alive(self.folder):
             raise UserError(f"the MLflow server at {self.uri} has ended; {self.log} says why")
@@ -79,8 +80,34 @@ class Server:
                 raise UserError(f"the MLflow server at {self.uri} does not answer; see {self.log}")
             time.sleep(0.2)
 
+    def watch(self, say: Callable[[str], object]) -> None:
+        """Stay while it runs, and back its database up once a day; `say` is called where that fails.
+
+        Raises
+        ------
+        UserError
+            When it has ended.
+        """
+        saved = ""
+        while True:
+            self.ready()
+            today = time.strftime("%Y-%m-%d")
+            if saved != today:
+                saved = today
+                try:
+                    mlflow_database.back_up(self.folder)
+                except UserError as error:
+                    say(str(error))
+            time.sleep(WATCH)
+
     def stop(self) -> None:
-        """Leave the server; it ends if nobody else uses it."""
+        """Leave the server; if nobody else uses it, it ends, and the database is backed up.
+
+        Raises
+        ------
+        UserError
+            If that fails; the server has ended all the same.
+        """
         if self._seat.closed:
             return
         with self._seat:
@@ -91,8 +118,9 @@ class Server:
             pid = (store.read_json(self.folder / "server.json") or {}).get("pid")
             if pid and _alive(self.folder):
                 _end(pid, self.folder)
-        if self.process:
-            self.process.wait()
+            if self.process:
+                self.process.wait()
+            mlflow_database.back_up(self.folder)
 
 
 def ensure(storage: Storage) -> Server:
@@ -101,7 +129,7 @@ def ensure(storage: Storage) -> Server:
     Raises
     ------
     UserError
-        If another process has been busy starting it for too long.
+        If it runs on another machine, or cannot be started.
     """
     folder = storage.mlflow
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +137,10 @@ def ensure(storage: Storage) -> Server:
     fcntl.flock(seat, fcntl.LOCK_SH)
     with store.exclusive(folder / "start.lock", f"MLflow server of {folder}", PATIENCE):
         process = None if _alive(folder) else _start(folder)
-    port = store.read_json(folder / "server.json")["port"]
-    return Server(folder, f"http://{HOST}:{port}", process, seat)
+    facts = store.read_json(folder / "server.json")
+    if facts["host"] != os.uname().nodename:
+        raise UserError(f"the MLflow server of {folder} runs on {facts['host']}; use that, or name a --tracking-uri")
+    return Server(folder, f"http://{HOST}:{facts['port']}", process, seat)
 
 
 def answers(uri: str, identity: str | None = None) -> bool:
@@ -141,17 +171,18 @@ def ui_link(uri: str, experiment: str) -> str:
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
-    port = _free_port()
+    database, port = mlflow_database.prepare(folder), _free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--backend-store-uri", database]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    command += ["--uvicorn-opts", f"--no-access-log --header {HEADER}:{_identity(folder)}"]
+    command += ["--uvicorn-opts", f"--no-access-log --header {HEADER}:{mlflow_database.identity(folder)}"]
     # Settings of the user's own MLflow are not meant for this server. Its job runners are eight processes for nothing.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    facts = {"host": os.uname().nodename, "port": port}
     with (folder / "server.lock").open("a") as lock, (folder / "server.log").open("w") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        store.write_json(folder / "server.json", {"port": port})
+        store.write_json(folder / "server.json", facts)
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -162,7 +193,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which still has things to tell
             pass_fds=[lock.fileno()],
         )
-    store.write_json(folder / "server.json", {"port": port, "pid": process.pid})
+    store.write_json(folder / "server.json", facts | {"pid": process.pid})
     return process
 
 
@@ -173,10 +204,6 @@ def _free_port() -> int:
             probe.bind((HOST, port))
             return probe.getsockname()[1]
     raise UserError(f"MLflow server: no free port on {HOST}")
-
-
-def _identity(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 def _alive(folder: Path) -> bool:

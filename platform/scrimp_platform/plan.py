@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scrimp_cluster.facts import versions
 from scrimp_platform import store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
@@ -135,10 +136,7 @@ def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
 
 def record(plan: Plan) -> dict[str, Any]:
     """Return what `sweep.json` says of the sweep."""
-    from importlib.metadata import version
-
     earlier = store.read_json(plan.folder.sweep) or {}
-    packages = ("scrimp", "torch", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
     return {
         "name": plan.folder.path.name,
         "space": plan.space.model_dump(mode="json"),
@@ -149,7 +147,7 @@ def record(plan: Plan) -> dict[str, Any]:
         },
         "seed": plan.options.seed,
         "started": earlier.get("started", time.time()),
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: version for package, version in versions().items() if version},
     }
 
 

@@ -188,9 +188,12 @@ class Tracker:
         self._thread.join(deadline)
         if self._thread.is_alive() or self._failures:
             self._say(f"MLflow has not heard everything ({self._cause}); the same command again sends the rest")
-        self._say = lambda _: None
         if self._server:
-            self._server.stop()
+            try:
+                self._server.stop()
+            except UserError as error:
+                self._say(str(error))
+        self._say = lambda _: None
 
     def _follow(self) -> None:
         over, pause = False, 0.0
