@@ -138,6 +138,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Claim:
     monkeypatch.setattr(claims, "load", lambda name: claim)
     monkeypatch.setattr(claims, "names", lambda: ["made-up"])
     monkeypatch.setattr(command, "PAGE", tmp_path / "claims.md")
+    monkeypatch.setattr(outcome, "KEPT", tmp_path / "kept")
     return claim
 
 
@@ -156,6 +157,17 @@ def test_a_complete_sweep_gives_a_row_with_its_verdict_and_a_table_of_arms(made_
     assert len(found.values("good", "fd_classifier", 0.5)) == 3
     assert "- Control: fd_classifier: good at 0.5 of the training no lower (50%) than good?" in page
     assert "| good | optimizer.lr 0.003 | 3 |" in page
+
+
+def test_what_was_kept_of_a_complete_sweep_gives_the_same_page_where_its_folder_is_not(made_up, tmp_path):
+    write_sweep(tmp_path / "made-up-cpu", made_up.space("cpu"))
+    page = report.page(["made-up"], Storage(tmp_path))
+    measured = outcome.read(made_up, "cpu", Storage(tmp_path))
+    assert measured is not None
+    outcome.keep(made_up, "cpu", measured)
+    assert report.page(["made-up"], Storage(tmp_path / "elsewhere")) == page
+    write_sweep(tmp_path / "begun anew" / "made-up-cpu", made_up.space("cpu"), most=5)
+    assert report.page(["made-up"], Storage(tmp_path / "begun anew")) == page
 
 
 def test_there_is_no_verdict_before_the_last_repeat_has_ended(made_up, tmp_path):

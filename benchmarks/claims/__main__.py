@@ -73,6 +73,8 @@ def run(claim: Claim, size: Size, storage: Path) -> None:
     reason = store.read_json(folder.outcome)["reason"]
     if reason != "complete":
         raise UserError(f"claim {claim.name}: ended early ({reason}); the same command goes on from here")
+    if complete := outcome.read(claim, size, places):
+        outcome.keep(claim, size, complete)
 
 
 def write_page(storage: Path) -> None:

@@ -1,15 +1,17 @@
-"""What a claim's sweep has measured so far, read from its folder."""
+"""What a claim's sweep has measured so far, read from its folder, or from what was kept of it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.claim import Claim, Comparison, Size, owner
 from scrimp_platform import records, store
-from scrimp_platform.records import Trial
+from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces.space import Space
 
 MACHINE = "machine.json"
+KEPT = Path("docs/claims")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Outcome:
     """The trial of each arm that has begun, by the arm's name."""
     dataset: dict[str, Any]
     """Name and hash of the images."""
-    machine: str
+    machines: list[str]
     """What it ran on."""
 
     @property
@@ -61,14 +63,47 @@ def sweep_folder(claim: Claim, size: Size, storage: Storage) -> SweepFolder:
 
 def read(claim: Claim, size: Size, storage: Storage) -> Outcome | None:
     """Read the sweep of a claim; none if it has not begun, or is of what the claim's file once said."""
-    folder, space = sweep_folder(claim, size, storage), owner(claim).space(size)
-    record = store.read_json(folder.sweep)
-    if record is None or Space.model_validate(record["space"]) != space:
+    folder = sweep_folder(claim, size, storage)
+    sweep = store.read_json(folder.sweep)
+    if sweep is None:
         return None
-    trials = records.read(folder)
-    by_arm = {name: trial for name, arm in space.arms.items() for trial in trials if trial.params == arm}
     machines = store.read_json(folder.path / MACHINE) or ["not known"]
-    return Outcome(space, by_arm, record["dataset"], "; ".join(machines))
+    return _outcome(claim, size, sweep | {"machines": machines}, records.read(folder))
+
+
+def keep(claim: Claim, size: Size, outcome: Outcome) -> None:
+    """Keep every score of a complete sweep, so that the page can be written where its folder is not."""
+    trials = [asdict(trial) for trial in outcome.trials.values()]
+    space = outcome.space.model_dump(mode="json")
+    dataset = {name: outcome.dataset[name] for name in ("name", "content_hash")}
+    record = {"space": space, "dataset": dataset, "machines": outcome.machines, "trials": trials}
+    store.write_json(_kept_file(claim, size), record)
+
+
+def kept(claim: Claim, size: Size) -> Outcome | None:
+    """Read what was kept of a claim's sweep; none if nothing was, or it is of what the claim's file once said."""
+    record = store.read_json(_kept_file(claim, size))
+    return _outcome(claim, size, record, [_trial(one) for one in record["trials"]]) if record else None
+
+
+def _outcome(claim: Claim, size: Size, record: dict[str, Any], trials: list[Trial]) -> Outcome | None:
+    space = owner(claim).space(size)
+    if Space.model_validate(record["space"]) != space:
+        return None
+    by_arm = {name: trial for name, arm in space.arms.items() for trial in trials if trial.params == arm}
+    return Outcome(space, by_arm, record["dataset"], record["machines"])
+
+
+def _trial(record: dict[str, Any]) -> Trial:
+    repeats = [
+        Repeat(**one | {"scores": {float(kimg): scores for kimg, scores in one["scores"].items()}})
+        for one in record["repeats"]
+    ]
+    return Trial(**record | {"repeats": repeats})
+
+
+def _kept_file(claim: Claim, size: Size) -> Path:
+    return KEPT / f"{owner(claim).name}-{size}.json"
 
 
 def note_machine(folder: SweepFolder, machine: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.claims import claim as claims
 from benchmarks.claims.claim import Claim, Comparison, Experiment, Paper, Size, owner
-from benchmarks.claims.outcome import Outcome, read
+from benchmarks.claims.outcome import Outcome, kept, read
 from benchmarks.claims.verdict import Interval, combine, difference, judge
 from scrimp_platform import stats
 from scrimp_platform.report import words
@@ -20,7 +20,8 @@ PAPERS: dict[Paper, str] = {
 HEAD = """# The claims, checked
 
 What the four papers claim, tried at a size that a laptop or one GPU can afford. Written by `make claims`
-(`python -m benchmarks.claims report` renews it from the sweeps' folders); edit `benchmarks/claims/*.yaml` instead.
+(`python -m benchmarks.claims report` renews it from the sweeps' folders, or where they are not from the scores kept in
+`docs/claims/`); edit `benchmarks/claims/*.yaml` instead.
 
 Every arm is trained from scratch with each seed, to the same length. What is compared, on which score, and on which
 side it is expected was written down before training. A difference is that of the arms' means over seeds with Welch's
@@ -52,7 +53,9 @@ def page(names: Sequence[str], storage: Storage) -> str:
 def _results(claim: Claim, storage: Storage) -> dict[Size, Outcome]:
     found: dict[Size, Outcome] = {}
     for size in owner(claim).sizes:
-        if outcome := read(claim, size, storage):
+        here = read(claim, size, storage)
+        outcome = here if here and here.complete else kept(claim, size) or here
+        if outcome:
             found[size] = outcome
     return found
 
@@ -72,7 +75,7 @@ def _rows(claim: Claim, results: dict[Size, Outcome]) -> list[str]:
             _seeds(claim, outcome),
             verdict(claim, outcome),
             command,
-            outcome.machine,
+            "; ".join(outcome.machines),
         )
         for outcome in results.values()
     ]
