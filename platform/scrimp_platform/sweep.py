@@ -34,8 +34,8 @@ def sweep(options: Options) -> None:
     """
     # Plan: whatever can be refused is refused here.
     the_plan = plan.make(options)
+    placement = cluster.place(cluster.peek(), options.gpus_per_repeat)
     if options.dry_run:
-        placement = cluster.place(cluster.peek(), options.gpus_per_repeat)
         speed = estimate.last(the_plan, placement.gpus_per_repeat) or estimate.probe(the_plan)
         terminal.show_plan(the_plan, placement, speed)
         return

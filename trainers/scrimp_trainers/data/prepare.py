@@ -133,7 +133,7 @@ def _check(options: Options) -> None:
     if options.size is not None and options.size > MOST_SIZE:
         raise UserError(f"size: must be at most {MOST_SIZE}, not {options.size}")
     if options.limit is not None and options.per_class is not None:
-        raise UserError("limit and per-class exclude each other")
+        raise UserError("--limit and --per-class exclude each other")
     held = options.holdout
     if held is not None and (held < 0 or (held >= 1 and held != int(held))):
         raise UserError(f"holdout: must be a whole number of images or a share below 1, not {held}")

@@ -79,10 +79,10 @@ def _stratified(labels: np.ndarray, number: int) -> np.ndarray:
 
 def _of_each_class(order: np.ndarray, labels: np.ndarray | None, number: int) -> np.ndarray:
     if labels is None:
-        raise UserError("per-class: the images have no classes")
+        raise UserError("--per-class: the images have no classes")
     chosen = [order[labels[order] == label][:number] for label in range(int(labels.max()) + 1)]
     for label, images in enumerate(chosen):
         if len(images) < number:
-            raise UserError(f"per-class: {number} images asked for, class {label} has {len(images)}")
+            raise UserError(f"--per-class: {number} images asked for, class {label} has {len(images)}")
     members = np.isin(order, np.concatenate(chosen))
     return order[members]
