@@ -4,9 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from benchmarks.claims.claim import Claim, Comparison, Size, owner
 from scrimp_platform import records, store
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.records import Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces.space import Space
 
@@ -83,7 +85,9 @@ def keep(claim: Claim, size: Size, outcome: Outcome) -> None:
 def kept(claim: Claim, size: Size) -> Outcome | None:
     """Read what was kept of a claim's sweep; none if nothing was, or it is of what the claim's file once said."""
     record = store.read_json(_kept_file(claim, size))
-    return _outcome(claim, size, record, [_trial(one) for one in record["trials"]]) if record else None
+    if record is None:
+        return None
+    return _outcome(claim, size, record, TypeAdapter(list[Trial]).validate_python(record["trials"]))
 
 
 def _outcome(claim: Claim, size: Size, record: dict[str, Any], trials: list[Trial]) -> Outcome | None:
@@ -92,14 +96,6 @@ def _outcome(claim: Claim, size: Size, record: dict[str, Any], trials: list[Tria
         return None
     by_arm = {name: trial for name, arm in space.arms.items() for trial in trials if trial.params == arm}
     return Outcome(space, by_arm, record["dataset"], record["machines"])
-
-
-def _trial(record: dict[str, Any]) -> Trial:
-    repeats = [
-        Repeat(**one | {"scores": {float(kimg): scores for kimg, scores in one["scores"].items()}})
-        for one in record["repeats"]
-    ]
-    return Trial(**record | {"repeats": repeats})
 
 
 def _kept_file(claim: Claim, size: Size) -> Path:
