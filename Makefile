@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+HOSTS ?= 3
 
-.PHONY: demo test test-slow check ui bench claims lock clean
+.PHONY: demo test test-slow fleet fleet-test fleet-down check ui bench claims lock clean
 
 demo: $(READY)
 	$(BIN)/python sweep.py
@@ -13,6 +14,21 @@ test: check
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Workstations on this machine, as network namespaces: needs root and Debian's openssh-server, rsync and iproute2.
+fleet: $(READY) fleet-packages
+	$(BIN)/python tests/fleet/workstations.py up --hosts $(HOSTS)
+
+fleet-down:
+	$(BIN)/python tests/fleet/workstations.py down
+
+fleet-test: $(READY) fleet-packages
+	HOSTS=$(HOSTS) $(BIN)/python -m pytest -m fleet tests/fleet
+
+fleet-packages:
+	@test "$$(id -u)" = 0 || { echo "make: a fleet of network namespaces needs root" >&2; exit 1; }
+	@command -v rsync >/dev/null && command -v ip >/dev/null && test -x /usr/sbin/sshd || \
+		{ apt-get update -qq && apt-get install -qq --no-install-recommends openssh-server rsync iproute2; }
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -26,11 +42,8 @@ ui: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-# The environment is exactly requirements.lock, plus this checkout in place.
-$(READY): requirements.lock pyproject.toml
-	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet "$$(grep '^uv==' requirements.lock)"; }
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+$(READY): requirements.lock pyproject.toml cluster/scrimp_cluster/environment.sh
+	PYTHON=$(PYTHON) sh cluster/scrimp_cluster/environment.sh
 	touch $@
 
 # All claims in turn, or `make claims CLAIM=name`; the same command goes on where it was interrupted.

@@ -13,8 +13,8 @@ from scrimp_trainers.errors import Diverged
 
 
 @pytest.fixture
-def four_cpus():
-    cluster.start_here(num_cpus=4, include_dashboard=True)
+def two_slots():
+    cluster.start_here(num_cpus=2, num_gpus=2, include_dashboard=True)
     yield
     ray.shutdown()
 
@@ -29,7 +29,7 @@ def test_what_a_train_worker_raised_is_found_in_what_train_raises():
     assert cause_of(diverged) is diverged
 
 
-def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(four_cpus, scored_digits, tmp_path):
+def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(two_slots, scored_digits, tmp_path):
     tree = spaces.load("quickstart").model_dump() | {
         "scoring": {"extractor": "classifier", "samples": 32},
         "override": {"sampler.steps": 2, "network.channels": 16},

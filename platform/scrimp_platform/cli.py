@@ -22,6 +22,15 @@ def _rungs(_context: click.Context, _parameter: click.Parameter, text: str | Non
 
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True)
+STORAGE = click.option(
+    "--storage",
+    type=FOLDER,
+    envvar="SCRIMP_STORAGE",
+    show_envvar=True,
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of all sweeps.",
+)
 
 
 @scrimp.command("sweep")
@@ -31,7 +40,7 @@ FILE = click.Path(path_type=Path, exists=True)
 @click.option("--repeats", type=click.IntRange(1), help="Seeds that a leader gets.")
 @click.option("--rungs", metavar="KIMG,..", callback=_rungs, help="Marks at which repeats are scored.")
 @click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")
-@click.option("--storage", type=FOLDER, default=Path("runs"), show_default=True, help="Folder of all sweeps.")
+@STORAGE
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: one of its own]")
 @click.option("--warm-start", type=FILE, multiple=True, metavar="SWEEP_DIR", help="Try this sweep's leaders first.")
 @click.option("--max-gpu-hours", type=click.FloatRange(0, min_open=True), help="Device-hours to spend at most.")
@@ -141,7 +150,7 @@ def report(sweep: Path) -> None:
 
 
 @scrimp.command()
-@click.option("--storage", type=FOLDER, default=Path("runs"), show_default=True, help="Folder of all sweeps.")
+@STORAGE
 @click.option("--service", is_flag=True, help="Let systemd do so, now and after each reboot.")
 def ui(storage: Path, service: bool) -> None:
     """Serve MLflow for a storage folder until Ctrl-C."""
@@ -151,7 +160,7 @@ def ui(storage: Path, service: bool) -> None:
 
 
 @scrimp.command()
-@click.option("--storage", type=FOLDER, default=Path("runs"), show_default=True, help="Folder of all sweeps.")
+@STORAGE
 @click.option("--data", type=FOLDER, help="A prepared dataset that every node must see.")
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server that the sweep would write to.")
 def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:

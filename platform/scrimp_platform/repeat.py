@@ -56,13 +56,16 @@ def _train(task: Task) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from scrimp_platform.process_group import TorchConfig
+
     folder = _folder(task)
     TorchTrainer(
         _worker,
         train_loop_config=dict(task),
+        torch_config=TorchConfig(),
         scaling_config=train.ScalingConfig(
             num_workers=task["gpus"],
-            use_gpu=_has_gpus(),
+            use_gpu=True,
             placement_strategy="STRICT_PACK",
             label_selector=cluster.labels_without(task["avoided"]) or None,
         ),
@@ -114,12 +117,6 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
 def _folder(task: Task) -> RepeatFolder:
     return SweepFolder(Path(task["sweep"])).repeat(task["trial"], task["repeat"])
-
-
-def _has_gpus() -> bool:
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def cause_of(error: BaseException) -> BaseException:
