@@ -148,8 +148,15 @@ class Host:
         RuntimeError
             If it fails, with what it printed.
         """
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        done = subprocess.run(self.command(line), text=True, timeout=timeout, check=False, **pipe)
+        done = subprocess.run(
+            self.command(line),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
         if done.returncode:
             raise RuntimeError(f"{self.name}: {line}: exit status {done.returncode}\n{done.stdout}")
         return done.stdout
