@@ -93,6 +93,7 @@ def write_sweep(
     dataset = make_dataset(path.parent / "datasets" / "digits")
     facts = manifest.load(dataset)
     record = {"name": path.name, "space": space.model_dump(mode="json"), "seed": 5, "versions": {"scrimp": "0.1.0"}}
+    record |= {"space_name": "made-up", "started": time.time()}
     record["dataset"] = {"name": facts.name, "content_hash": facts.content_hash, "folder": str(dataset)}
     store.write_json(folder.sweep, record)
     ledger = Ledger(folder, space, 5, 1, lambda decision: None)

@@ -64,6 +64,8 @@ MISTAKES = [
     (["score", "empty", "--score", "best"], "score: Input should be 'gaussian', 'ppca'"),
     (["report", "empty"], "empty: not the folder of a sweep"),
     (["ui", "--storage", "nowhere"], "--storage nowhere: no such folder"),
+    (["status", "--storage", "empty"], "--storage empty: no sweep there; name the folder that holds them"),
+    (["sweep", "--data", "/my", "pandas"], "pandas: belongs to no option; quote what holds spaces"),
     (["doctor", "--data", "empty"], "empty: not a dataset (no dataset.json)"),
     (["doctor", "--storage", "lab.yaml"], "--storage lab.yaml: not a folder"),
     (["doctor", "--tracking-uri", "host:5000"], "--tracking-uri host:5000: not the address of an MLflow server"),

@@ -33,7 +33,7 @@ STORAGE = click.option(
 )
 
 
-@scrimp.command("sweep")
+@scrimp.command("sweep", context_settings={"allow_extra_args": True})
 @click.option("--space", default="quickstart", show_default=True, help="What to search: a name or a YAML file.")
 @click.option("--data", default="digits", show_default=True, help="A prepared dataset, or digits.")
 @click.option("--trials", type=click.IntRange(1), help="Recipes to try.")
@@ -48,8 +48,12 @@ STORAGE = click.option(
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost; start nothing.")
 @click.option("--fresh", is_flag=True, help="Start anew beside an earlier sweep of this name.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything.")
-def sweep_command(**options: Any) -> None:
+@click.pass_context
+def sweep_command(context: click.Context, **options: Any) -> None:
     """Search a space on a dataset, repeat the leaders, report the winner. The same command resumes."""
+    if context.args:
+        hint = "quote what holds spaces, and for `ray submit` twice: --data \"'my data'\""
+        raise click.UsageError(f"{context.args[0]}: belongs to no option; {hint}")
     from scrimp_platform.plan import Options
     from scrimp_platform.sweep import sweep
 
@@ -147,6 +151,15 @@ def report(sweep: Path) -> None:
     from scrimp_platform import commands
 
     commands.report(sweep)
+
+
+@scrimp.command()
+@STORAGE
+def status(storage: Path) -> None:
+    """Print what runs, what is done and what is left of the sweeps in a storage folder."""
+    from scrimp_platform import commands
+
+    commands.status(storage)
 
 
 @scrimp.command()

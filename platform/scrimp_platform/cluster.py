@@ -98,21 +98,27 @@ def peek() -> tuple[Node, ...]:
         _leave()
 
 
-def _join() -> bool:
-    """Join the cluster that `RAY_ADDRESS` names or that `ray start` started here; false if there is none.
+def address() -> str | None:
+    """Return where the cluster is that `RAY_ADDRESS` names or that `ray start` started here; none if there is none.
 
-    Ray's own `address="auto"` would also join the private Ray of another sweep on this machine.
+    Ray's own `address="auto"` would also find the private Ray of another sweep on this machine.
     """
-    import ray
     from ray._private import services
 
-    address = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
-    if not address:
+    return os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
+
+
+def _join() -> bool:
+    """Join the running cluster; false if there is none."""
+    import ray
+
+    where = address()
+    if not where:
         return False
     try:
-        ray.init(address=address, **QUIET)
+        ray.init(address=where, **QUIET)
     except ConnectionError:
-        raise UserError(f"no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS and `ray stop`") from None
+        raise UserError(f"no Ray cluster answers at {where}; start it, or unset RAY_ADDRESS and `ray stop`") from None
     return True
 
 

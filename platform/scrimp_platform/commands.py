@@ -176,6 +176,16 @@ def report(sweep: Path) -> None:
     conclude(folder, records.read(folder), Space.model_validate(the_sweep["space"]), outcome["reason"])
 
 
+def status(storage: Path) -> None:
+    """Print how the sweeps of a storage folder stand."""
+    from scrimp_platform import status
+
+    folder = Storage(storage.expanduser())
+    if not folder.sweeps():
+        raise UserError(f"--storage {storage}: no sweep there; name the folder that holds them, or set SCRIMP_STORAGE")
+    terminal.show_standings(*status.unfinished(folder))
+
+
 def ui(storage: Path, service: bool) -> None:
     """Serve MLflow for a storage folder until Ctrl-C or a polite kill, or have systemd do so."""
     if not storage.is_dir():

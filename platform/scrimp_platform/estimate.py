@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scrimp_platform import store
 from scrimp_platform.plan import Plan
-from scrimp_platform.records import Repeat
+from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
+from scrimp_spaces.space import Budget, Space
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,39 @@ def measured(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | None:
         files = folder.repeat(repeat.trial, repeat.repeat).path.rglob("*")
         sizes.append(sum(path.stat().st_size for path in files if path.is_file()))
     return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes))
+
+
+def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, float]) -> float | None:
+    """Return how long a sweep's end is off, one repeat after another; none before the first score.
+
+    It is reckoned as in `estimate`, at the mean pace so far, from the kimg of each repeat that runs (by its label).
+    """
+    budget = space.budget
+    scored = [repeat.last for trial in trials for repeat in trial.repeats if repeat.scores]
+    if not scored:
+        return None
+    last, kimg = budget.rungs_kimg[-1], (budget.trials - len(trials)) * _ladder(budget)
+    for repeat in (repeat for trial in trials for repeat in trial.repeats):
+        if repeat.open:
+            begun = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.get("kimg", 0.0))
+            kimg += max(0.0, last - begun if repeat.phase == "race" else _ladder(budget, repeat.passed, begun))
+    kimg += races_left(trials, space) * last
+    return kimg * statistics.fmean(line["seconds"] / line["kimg"] for line in scored)
+
+
+def races_left(trials: Sequence[Trial], space: Space) -> int:
+    """Return how many more repeats the race will begin at most."""
+    budget = space.budget
+    out = sum(trial.status in ("pruned", "failed") for trial in trials)
+    begun = sum(repeat.phase == "race" for trial in trials for repeat in trial.repeats)
+    return max(0, min(budget.leaders, budget.trials - out) * (budget.repeats - 1) - begun)
+
+
+def _ladder(budget: Budget, passed: float = 0.0, begun: float = 0.0) -> float:
+    """Return the kimg that a trial of the search has before it, if each rung stops all but 1/reduction of them."""
+    kimg, alive, previous = 0.0, 1.0, max(passed, begun)
+    for rung in budget.rungs_kimg:
+        if rung > passed:
+            kimg += alive * max(0.0, rung - previous)
+            alive, previous = alive / budget.reduction, max(previous, rung)
+    return kimg

@@ -17,6 +17,7 @@ from typing import Any
 from scrimp_trainers.errors import UserError
 
 TRIAL_FILE = "trial.json"
+SWEEP_FILE = "sweep.json"
 
 
 @contextlib.contextmanager
@@ -82,6 +83,16 @@ def exclusive(lock: Path, what: str, patience: float = 0.0) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()
         yield
+
+
+def holder(lock: Path) -> str:
+    """Say which process holds a lock, as `exclusive` wrote it down; empty if none does."""
+    with contextlib.suppress(FileNotFoundError), lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read()
+    return ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ class SweepFolder:
     @property
     def sweep(self) -> Path:
         """The resolved space, the dataset's hash, versions and seed; written before the first repeat."""
-        return self.path / "sweep.json"
+        return self.path / SWEEP_FILE
 
     @property
     def lock(self) -> Path:
@@ -241,6 +252,10 @@ class Storage:
     def sweep(self, name: str) -> SweepFolder:
         """Folder of the sweep of this name."""
         return SweepFolder(self.path / name)
+
+    def sweeps(self) -> list[SweepFolder]:
+        """Every sweep, by name."""
+        return [SweepFolder(file.parent) for file in sorted(self.path.glob(f"*/{SWEEP_FILE}"))]
 
     def dataset(self, name: str) -> Path:
         """Folder of a dataset that a sweep prepared by itself."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scrimp_cluster import doctor
-from scrimp_platform import cluster, estimate, plan, store, terminal
+from scrimp_platform import cluster, estimate, job, plan, store, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.plan import Options, Plan
@@ -31,6 +31,8 @@ def sweep(options: Options) -> None:
     ------
     UserError
         If what was asked for cannot be done; nothing has been started then.
+    SystemExit
+        If the sweep ran elsewhere, as a job, and did not end well.
     """
     # Plan: whatever can be refused is refused here.
     the_plan = plan.make(options)
@@ -40,12 +42,18 @@ def sweep(options: Options) -> None:
         terminal.show_plan(the_plan, placement, speed)
         return
 
-    # Connect: join the running cluster, or start Ray here.
+    # On a running cluster the sweep is a job of the cluster's own, which outlives this terminal.
     tracker = Tracker(the_plan.folder, the_plan.storage, options.tracking_uri, terminal.say)
+    if (address := cluster.address()) and not job.inside():
+        job.run(the_plan, address)
+        return
+
+    # Connect: join the running cluster, or start Ray here.
     with cluster.connect() as nodes:
         placement = place(nodes, the_plan)
         terminal.show_plan(the_plan, placement, estimate.last(the_plan, placement.gpus_per_repeat))
-        with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}"):
+        # `scrimp status` holds the lock for an instant when it looks.
+        with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}", patience=1.0):
             carry_out(the_plan, placement, tracker)
 
 
