@@ -4,13 +4,25 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from small_disk import SmallDisk
 
 if TYPE_CHECKING:
     from scrimp_trainers.data.dataset import Dataset
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of its own, to be filled up; mounting one needs root."""
+    disk = SmallDisk(tmp_path / "disk")
+    if not disk.mount():
+        pytest.skip("needs root, to mount a tmpfs")
+    yield disk
+    disk.unmount()
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ def folder(tmp_path) -> SweepFolder:
     return SweepFolder(tmp_path / "sweep")
 
 
-def open_ledger(folder, space=None, seed=0) -> Ledger:
+def open_ledger(folder, space=None, seed=0, say=lambda _: None) -> Ledger:
     folder.path.mkdir(exist_ok=True)
-    return Ledger(folder, space or make_space(), seed, devices=1, say=lambda _: None)
+    return Ledger(folder, space or make_space(), seed, devices=1, say=say)
 
 
 def score(repeat, rung: float, params) -> dict:

@@ -1,14 +1,20 @@
 """One repeat through Ray Tune and Ray Train: two workers of one process group, early stop included."""
 
 import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
+from process_tree import descendants, title
 
 from scrimp_platform import cluster, plan, search, store
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.repeat import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
+from scrimp_trainers import lines
 from scrimp_trainers.errors import Diverged
 
 
@@ -29,24 +35,35 @@ def test_what_a_train_worker_raised_is_found_in_what_train_raises():
     assert cause_of(diverged) is diverged
 
 
-def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(two_slots, scored_digits, tmp_path):
-    tree = spaces.load("quickstart").model_dump() | {
-        "scoring": {"extractor": "classifier", "samples": 32},
-        "override": {"sampler.steps": 2, "network.channels": 16},
-        "search": {"optimizer.lr": {"loguniform": [1e-3, 1e-2]}},
-        "budget": {"trials": 2, "rungs_kimg": [0.3, 0.6], "reduction": 2, "repeats": 1},
-    }
-    storage = store.Storage(tmp_path)
-    folder = storage.sweep("ddp")
-    space = spaces.parse(tree, "space")
-    options = plan.Options(storage=tmp_path, data=str(scored_digits.folder))
-    the_plan = plan.Plan(
-        options, space, space.base(), storage, folder, scored_digits.folder, scored_digits.manifest, False
-    )
-    store.write_json(folder.sweep, plan.record(the_plan))
-    ledger = Ledger(folder, space, 0, devices=2, say=print)
-    task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}
-    task |= {"avoided": ["0" * 56]}  # a node that is not there: what avoids it fits the one that is
+@pytest.fixture
+def prepared(scored_digits, tmp_path):
+    """Open the ledger of a sweep, and tell what its repeats are told."""
+
+    def prepare(**budget) -> tuple[Ledger, dict]:
+        tree = spaces.load("quickstart").model_dump() | {
+            "scoring": {"extractor": "classifier", "samples": 32},
+            "override": {"sampler.steps": 2, "network.channels": 16},
+            "search": {"optimizer.lr": {"loguniform": [1e-3, 1e-2]}},
+            "budget": {"trials": 2, "rungs_kimg": [0.3, 0.6], "reduction": 2, "repeats": 1} | budget,
+        }
+        storage = store.Storage(tmp_path)
+        folder = storage.sweep("ddp")
+        space = spaces.parse(tree, "space")
+        options = plan.Options(storage=tmp_path, data=str(scored_digits.folder))
+        the_plan = plan.Plan(
+            options, space, space.base(), storage, folder, scored_digits.folder, scored_digits.manifest, False
+        )
+        store.write_json(folder.sweep, plan.record(the_plan))
+        task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}
+        task |= {"avoided": ["0" * 56]}  # a node that is not there: what avoids it fits the one that is
+        return Ledger(folder, space, 0, devices=2, say=print), task
+
+    return prepare
+
+
+def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(two_slots, prepared):
+    ledger, task = prepared()
+    folder = ledger.folder
     search.run(ledger, tune_repeat, task, places=1, limits=search.Limits(ledger))
     first, second = (trial.repeats[0] for trial in ledger.trials)
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
@@ -56,3 +73,33 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     assert (folder.repeat(0, 0).model / "unet").is_dir()
     card = json.loads((folder.repeat(0, 0).checkpoint / "last" / "state.json").read_text())
     assert card["images"] == pytest.approx(600, abs=64)
+
+
+def kill(what: str, ledger: Ledger, attempt: int) -> int:
+    """Wait until this attempt at the first repeat has come to a checkpoint, and kill a process of it."""
+    files = ledger.folder.repeat(0, 0)
+    card = files.checkpoint / "last" / "state.json"
+    before = card.stat().st_mtime_ns if card.exists() else 0
+    while not (card.exists() and card.stat().st_mtime_ns > before and ledger.trials[0].repeats[0].attempt == attempt):
+        time.sleep(0.05)
+    pid = next(pid for pid in descendants(os.getpid()) if f"ray::{what}" in title(pid))
+    os.kill(pid, signal.SIGKILL)
+    return json.loads(card.read_text())["step"]
+
+
+@pytest.mark.slow
+def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_no_place(two_slots, prepared):
+    ledger, task = prepared(trials=1, rungs_kimg=[0.3, 6.0, 12.0], retries=2)
+    with ThreadPoolExecutor(1) as killer:
+        first = killer.submit(kill, "RayTrainWorker", ledger, 1)
+        second = killer.submit(kill, "TrainController", ledger, 2)
+        search.run(ledger, tune_repeat, task, places=1, limits=search.Limits(ledger))
+    assert 0 < first.result() < second.result()  # it went on from where it was
+    repeat = ledger.trials[0].repeats[0]
+    assert (repeat.status, repeat.attempt) == ("finished", 3), repeat.cause
+    images = [line["images"] for line in lines.read(ledger.folder.repeat(0, 0).metrics)]
+    assert images == sorted(set(images))
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("GPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert ray.available_resources()["GPU"] == 2

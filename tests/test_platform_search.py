@@ -1,15 +1,19 @@
 """Ray Tune driven by the ledger: real processes, made-up training."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
-from scrimp_platform import cluster, search
+from scrimp_platform import cluster, search, store
+from scrimp_platform.repeat import tune_repeat
+from scrimp_platform.store import SweepFolder
 from scrimp_trainers import lines
 
 
@@ -27,6 +31,8 @@ def pretend():
         """Report two rungs at once; each process leaves its number behind."""
         from ray import tune
 
+        from scrimp_trainers import watchdog
+
         with Path(config["pids"]).open("a") as file:
             file.write(f'{{"pid": {os.getpid()}}}\n')
         if config["trial"] == 1:
@@ -34,6 +40,11 @@ def pretend():
         if config["trial"] == 2:
             tune.report({search.FAILURE: "Diverged: step 3: loss is nan", search.FINAL: True})
             return
+        if config["trial"] == 3:
+            tune.report({search.NOTE: "its checkpoint is damaged"})
+            with watchdog.watched(Path(config["stacks"]), 0.5):
+                watchdog.alive()
+                time.sleep(60)
         for rung in (20.0, 60.0):
             tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
 
@@ -42,20 +53,20 @@ def pretend():
 
 @pytest.fixture(scope="module")
 def sweep(ray_here, pretend, tmp_path_factory):
-    from scrimp_platform.store import SweepFolder
-
     folder = SweepFolder(tmp_path_factory.mktemp("search") / "sweep")
     space = make_space(
         budget={"trials": 6, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 3, "retries": 1}
     )
-    ledger = open_ledger(folder, space)
+    said: list[str] = []
+    ledger = open_ledger(folder, space, say=said.append)
     pids = folder.path / "pids"
-    search.run(ledger, pretend, {"pids": str(pids)}, places=2, limits=search.Limits(ledger))
-    return ledger, [line["pid"] for line in lines.read(pids)]
+    config = {"pids": str(pids), "stacks": str(folder.repeat(3, 0).stacks)}
+    search.run(ledger, pretend, config, places=2, limits=search.Limits(ledger))
+    return ledger, [line["pid"] for line in lines.read(pids)], said
 
 
 def test_tune_runs_the_search_and_the_race_to_the_end(sweep):
-    ledger, _ = sweep
+    ledger, _, _ = sweep
     assert len(ledger.trials) == 6
     assert ledger.trials[0].status == "complete"
     assert len(ledger.trials[0].repeats) == 3
@@ -64,26 +75,56 @@ def test_tune_runs_the_search_and_the_race_to_the_end(sweep):
 
 
 def test_a_repeat_whose_process_dies_is_tried_again_and_then_failed(sweep):
-    ledger, _ = sweep
+    ledger, _, _ = sweep
     repeat = ledger.trials[1].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 2)
     assert "process died" in repeat.cause
 
 
 def test_a_repeat_that_diverged_fails_at_once_with_its_cause(sweep):
-    ledger, _ = sweep
+    ledger, _, _ = sweep
     repeat = ledger.trials[2].repeats[0]
     assert (repeat.status, repeat.attempt, repeat.cause) == ("failed", 1, "Diverged: step 3: loss is nan")
 
 
+def test_a_repeat_that_hangs_is_ended_and_tried_again_and_then_failed(sweep):
+    ledger, _, said = sweep
+    repeat = ledger.trials[3].repeats[0]
+    assert (repeat.status, repeat.attempt) == ("failed", 2)
+    assert repeat.cause.startswith("no progress for 0:00:00.500")
+    assert any(line.startswith("repeat 3.0 failed (no progress for") for line in said)
+
+
+def test_what_a_repeat_has_to_say_is_in_the_log(sweep):
+    _, _, said = sweep
+    assert said.count("repeat 3.0: its checkpoint is damaged") == 2  # once an attempt
+
+
+def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_digits, tmp_path):
+    """A flipped bit in one image: what trains is the real worker function."""
+    data = shutil.copytree(scored_digits.folder, tmp_path / "data")
+    shard = data / scored_digits.manifest.splits["train"].shards[0].file
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    folder = SweepFolder(tmp_path / "sweep")
+    space = make_space(budget={"trials": 1, "rungs_kimg": [1], "retries": 1})
+    said: list[str] = []
+    ledger = open_ledger(folder, space, say=said.append)
+    store.write_json(folder.sweep, {"space": space.model_dump(mode="json")})
+    task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0, "avoided": []}
+    search.run(ledger, tune_repeat, task, places=1, limits=search.Limits(ledger))
+    repeat = ledger.trials[0].repeats[0]
+    assert (repeat.status, repeat.attempt) == ("failed", 1)
+    assert f"repeat 0.0 failed (DamagedData: {shard}: is missing or damaged; prepare the dataset again)" in said[-1]
+
+
 def test_processes_are_kept_for_the_next_repeat(sweep):
-    _, pids = sweep
+    _, pids, _ = sweep
     assert len(set(pids)) < len(pids)
 
 
 def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_path):
-    from scrimp_platform.store import SweepFolder
-
     folder = SweepFolder(tmp_path / "sweep")
     budget = make_space().budget.model_dump() | {"max_gpu_hours": 1e-9}
     ledger = open_ledger(folder, make_space(budget=budget))

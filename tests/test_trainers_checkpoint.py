@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -63,6 +64,67 @@ def test_another_runs_checkpoint_is_refused_with_the_difference(tmp_path):
         checkpoint.load(tmp_path / "last", small_state(small()), {"optimizer": {"lr": 0.2}, "seed": 0})
 
 
+FILES = ["SHA256SUMS", "state.json", "network.safetensors", "ema.safetensors", "optimizer.safetensors"]
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    """A last checkpoint of step 3 and a best one of step 2."""
+    recipe = small(training__kimg=0.08)
+    state = small_state(recipe)
+    steps = train(recipe, state, random_batches(8), device=CPU)
+    next(steps)
+    next(steps)
+    checkpoint.save(tmp_path / "best", state, IDENTITY, {"from": "best"})
+    next(steps)
+    checkpoint.save(tmp_path / "last", state, IDENTITY, {"from": "last"})
+    return [tmp_path / "last", tmp_path / "best"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
+def test_a_checkpoint_with_a_damaged_file_gives_way_to_the_one_before(two_checkpoints, file, damage):
+    last, best = two_checkpoints
+    damage(last / file)
+    state = small_state(small())
+    saved, note = checkpoint.restore([last, best], state, IDENTITY)
+    assert saved == {"from": "best"}
+    assert state.step == 2
+    assert file in note or file == "SHA256SUMS"
+    assert note.startswith(f"{last}: damaged")
+    assert note.endswith(f"it goes on from {best} at 0.016 kimg")
+
+    damage(best / file)
+    state = small_state(small())
+    saved, note = checkpoint.restore([last, best], state, IDENTITY)
+    assert saved is None
+    assert note.endswith("; it starts anew")
+    assert_same(state, small_state(small()))
+
+
+def test_a_sound_checkpoint_says_nothing(two_checkpoints):
+    assert checkpoint.restore(two_checkpoints, small_state(small()), IDENTITY) == ({"from": "last"}, "")
+
+
+def test_the_checksums_are_those_of_sha256sum(two_checkpoints):
+    answer = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=two_checkpoints[0])
+    assert answer.returncode == 0
+
+
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
     state = small_state(small())
     checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 1})
@@ -78,9 +140,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 2})
     monkeypatch.undo()
-    found = checkpoint.find(tmp_path / "last")
-    assert found is not None
-    assert checkpoint.load(found, state, IDENTITY) == {"number": 1}
+    assert checkpoint.restore([tmp_path / "last"], state, IDENTITY) == ({"number": 1}, "")
     checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 3})
     assert checkpoint.load(tmp_path / "last", state, IDENTITY) == {"number": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
@@ -88,7 +148,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
 
 def test_what_was_not_finished_is_not_found(tmp_path):
     (tmp_path / ".last.new").mkdir()
-    assert checkpoint.find(tmp_path / "last") is None
+    assert checkpoint.restore([tmp_path / "last"], small_state(small()), IDENTITY) == (None, "")
 
 
 def test_sigkill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
@@ -111,9 +171,8 @@ def test_sigkill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
-        found, loaded = checkpoint.find(tmp_path / "last"), small_state(small())
-        assert found is not None
-        checkpoint.load(found, loaded, IDENTITY)
+        loaded = small_state(small())
+        assert checkpoint.restore([tmp_path / "last"], loaded, IDENTITY) == ({}, "")
         tensors = [*loaded.network.parameters(), *loaded.ema.parameters()]
         assert all((tensor == loaded.step).all() for tensor in tensors)
         numbers.append(loaded.step)

@@ -16,7 +16,7 @@ from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import Batch, batches
 from scrimp_trainers.data.prepare import Options, prepare
 from scrimp_trainers.data.streaming import extent, taken
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.errors import DamagedData, UserError
 
 COUNTS = (13, 24, 30)
 SHARDED = {13: 5, 24: 24, 30: 1}
@@ -193,12 +193,17 @@ def test_loader_processes_share_the_work_and_resume_exactly(start: int, datasets
         assert_same(batch, other)
 
 
-def test_a_damaged_shard_ends_the_stream_with_one_line(tmp_path: Path):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_a_damaged_shard_ends_the_stream_with_one_line(tmp_path: Path, damage: str):
     prepare("digits", tmp_path / "out", Options(limit=50, holdout=0, classifier=False))
     file = tmp_path / "out" / "train-000000.tar"
-    file.write_bytes(file.read_bytes()[:20_000])
+    content = bytearray(file.read_bytes())
+    content[512] ^= 1  # the first image's class
+    file.write_bytes(content[:20_000] if damage == "cut" else content)
+    if damage == "missing":
+        file.unlink()
     for workers in (0, 1):
-        with pytest.raises(UserError, match=r"^\S*train-000000\.tar: is missing or damaged[^\n]*$"):
+        with pytest.raises(DamagedData, match=r"^\S*train-000000\.tar: is missing or damaged[^\n]*$"):
             draw(open_dataset(tmp_path / "out"), 20, share=0, workers=workers)
 
 

@@ -1,5 +1,4 @@
 import ast
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +32,7 @@ def start_worker(*arguments: object) -> subprocess.Popen:
 
 def tensors(folder):
     return {
-        f"{file}/{name}": tensor
+        f"{file}/{name}": tensor.clone()  # it is mapped from the file
         for file in ("network", "ema", "optimizer")
         for name, tensor in load_file(folder / "checkpoint" / "last" / f"{file}.safetensors").items()
     }
@@ -148,9 +147,10 @@ def test_a_run_that_diverges_says_at_which_step(digits_dataset, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, monkeypatch):
-    """With a stand-in for the scorer, whose scores are told beforehand."""
-    told = iter([3.0, 1.0, float("nan"), 2.0])
+@pytest.fixture
+def told(monkeypatch):
+    """Scores that a stand-in for the scorer gives, in turn."""
+    values: list[float] = []
 
     class FakeScorer:
         def __init__(self, *arguments):
@@ -159,15 +159,43 @@ def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, 
         def score(self, samples, classes):
             images = torch.cat(list(samples))
             assert len(images) == 20
-            return type("Scores", (), {"values": {"fd": next(told)}, "samples": images[:4], "nearest": images[4:8]})()
+            scores = {"fd": values.pop(0)}
+            return type("Scores", (), {"values": scores, "samples": images[:4], "nearest": images[4:8]})()
 
     monkeypatch.setattr("scrimp_trainers.metrics.score.Scorer", FakeScorer)
+    return values
+
+
+def four_rungs(dataset, folder):
     recipe = small(training__batch_size=32, training__kimg=0.128, sampler__steps=1)
     scoring, rungs = Scoring(extractor="classifier", samples=20), [0.032, 0.064, 0.096]
-    scored = run(recipe, digits_dataset, tmp_path, 5, rungs_kimg=rungs, scoring=scoring, objective="fd")
-    heard = [(line["fd"], line["fd_best"]) for line in scored if not math.isnan(line["fd"])]
+    return list(run(recipe, dataset, folder, 5, rungs_kimg=rungs, scoring=scoring, objective="fd"))
+
+
+def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, told):
+    told += [3.0, 1.0, float("nan"), 2.0]
+    heard = [(line["fd"], line["fd_best"]) for line in four_rungs(digits_dataset, tmp_path) if "fd_best" in line]
     assert heard == [(3.0, 3.0), (1.0, 1.0), (2.0, 1.0)]
     best, last = (load_file(tmp_path / "checkpoint" / name / "optimizer.safetensors") for name in ("best", "last"))
     assert best["step/unet.conv_in.weight"] == 2
     assert last["step/unet.conv_in.weight"] == 4
     assert (tmp_path / "neighbours.png").exists()
+
+
+@pytest.mark.parametrize("damaged", [["last"], ["last", "best"]])
+def test_a_run_with_damaged_checkpoints_ends_as_if_nothing_had_been(digits_dataset, tmp_path, told, damaged):
+    told += [3.0, 1.0, 5.0, 2.0]
+    heard = four_rungs(digits_dataset, tmp_path)
+    whole = tensors(tmp_path)
+    for name in damaged:
+        file = tmp_path / "checkpoint" / name / "optimizer.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    told += [5.0, 2.0] if damaged == ["last"] else [3.0, 1.0, 5.0, 2.0]
+    note, *again = four_rungs(digits_dataset, tmp_path)
+    goes_on = f"it goes on from {tmp_path}/checkpoint/best at 0.064 kimg" if damaged == ["last"] else "it starts anew"
+    assert note["note"].startswith(f"{tmp_path}/checkpoint/last: damaged, see optimizer.safetensors; ")
+    assert note["note"].endswith(goes_on)
+    assert not told
+    assert timeless(again) == timeless(heard)
+    assert timeless(lines.read(tmp_path / "metrics.jsonl")) == timeless(heard)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors(tmp_path).items())

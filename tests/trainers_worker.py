@@ -1,16 +1,19 @@
 """What tests run in a process of its own: `python trainers_worker.py killed DATASET FOLDER`, and so on."""
 
+import ctypes
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from trainers_small import small
 
-from scrimp_trainers import checkpoint, repeat, run
+from scrimp_trainers import checkpoint, repeat, run, watchdog
 from scrimp_trainers.data.dataset import open_dataset
+from scrimp_trainers.diffusion import edm
 from scrimp_trainers.recipe import Recipe
 
 
@@ -61,6 +64,24 @@ def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> No
     dist.destroy_process_group()
 
 
+def hangs(dataset: str, folder: str, patience: str) -> None:
+    """Stop in the midst of the twentieth step, and hold the interpreter."""
+    denoise, calls = edm.denoise, []
+
+    def stuck(*arguments: Any, **inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 20:
+            ctypes.PyDLL(None).sleep(1000)
+        return denoise(*arguments, **inputs)
+
+    edm.denoise = stuck
+    repeat.LOOK_STEPS = repeat.LOOK_IMAGES = 4
+    data, out = open_dataset(Path(dataset)), Path(folder)
+    with watchdog.watched(out / "stacks.txt", float(patience)):
+        for _ in run.run(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
+            pass
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"killed": killed, "rank": rank}[sys.argv[1]](*sys.argv[2:])
+    {"killed": killed, "rank": rank, "hangs": hangs}[sys.argv[1]](*sys.argv[2:])

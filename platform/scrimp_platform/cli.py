@@ -217,6 +217,7 @@ def recipes_command(name: str | None, schema: bool) -> None:
 def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
     """Run a command; a user's mistake is one line and exit status 2."""
     from scrimp_trainers.errors import Diverged, UserError
+    from scrimp_trainers.files import no_room
 
     try:
         command.main(arguments, standalone_mode=False)
@@ -228,6 +229,10 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
         _leave(str(error), 2)
     except Diverged as error:
         _leave(f"training diverged: {error}", 1)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        _leave(f"{error}; with room there, the same command goes on", 1)
     except (click.Abort, KeyboardInterrupt):
         _leave("interrupted; the same command goes on from here", 130)
 

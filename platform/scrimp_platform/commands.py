@@ -74,7 +74,10 @@ def train(
     line: dict[str, Any] = {}
     with terminal.progress("kimg") as progress:
         for line in run(the_recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring):
-            progress(line["kimg"], total)
+            if "note" in line:
+                terminal.say(line["note"])
+            else:
+                progress(line["kimg"], total)
     if the_recipe.sparsity.on:
         with (out / "layers.csv").open(newline="") as file:
             terminal.show_layers(csv.DictReader(file))

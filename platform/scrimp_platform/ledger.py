@@ -8,9 +8,10 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from scrimp_platform import race, records
+from scrimp_platform import race, records, store
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_platform.study import Study
@@ -46,7 +47,7 @@ class Ledger:
         self._seed = seed
         self._devices = devices
         self._say = say
-        self._study = Study(folder.journal, folder.path.name, space, seed)
+        self._study = Study(folder.journal, folder.path.name, space, seed, say)
         self.trials = records.read(folder)
         self._base = space.base()
         self._recover()
@@ -122,6 +123,10 @@ class Ledger:
             return
         self._close(repeat, "failed" if failure else "finished", failure)
 
+    def note(self, repeat: Repeat, text: str) -> None:
+        """Pass on what a repeat has to say."""
+        self._say(f"repeat {self._label(repeat)}: {text}")
+
     def _recover(self) -> None:
         """Take back what a killed driver had handed out, and fail proposals that it did not get to write down."""
         for repeat in self.running:
@@ -155,7 +160,7 @@ class Ledger:
                 self._say(f"proposal {number:04d} is passed over: {refusal}")
                 continue
             trial = Trial(number, params)
-            trial.save(self.folder)
+            self._write(partial(trial.save, self.folder))
             self.trials.append(trial)
             return self._add(trial, "search")
         return None
@@ -175,7 +180,7 @@ class Ledger:
         digest = hashlib.sha256(f"{self._seed}/{trial.number}/{number}".encode()).digest()
         repeat = Repeat(trial.number, number, int.from_bytes(digest[:4], "big") >> 1, phase, devices=self._devices)
         files = self.folder.repeat(trial.number, number)
-        write_atomic(files.recipe, self._base.replace(trial.params).to_yaml())
+        self._write(partial(write_atomic, files.recipe, self._base.replace(trial.params).to_yaml()))
         trial.repeats.append(repeat)
         self._save(repeat)
         values = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
@@ -200,7 +205,7 @@ class Ledger:
         outcome: dict[str, records.TrialStatus] = {"finished": "complete", "stopped": "pruned", "failed": "failed"}
         if trial.status == "running":
             trial.status = outcome[first.status]
-            trial.save(self.folder)
+            self._write(partial(trial.save, self.folder))
         if self._study.trials()[trial.number].state.is_finished():
             return
         if trial.status == "complete":
@@ -215,7 +220,10 @@ class Ledger:
         return all(math.isfinite(float(scores.get(name, math.nan))) for name in self.space.objectives)
 
     def _save(self, repeat: Repeat) -> None:
-        repeat.save(self.folder.repeat(repeat.trial, repeat.repeat))
+        self._write(partial(repeat.save, self.folder.repeat(repeat.trial, repeat.repeat)))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        store.patiently(write, self._say)
 
     def _label(self, repeat: Repeat) -> str:
         return self.folder.repeat(repeat.trial, repeat.repeat).label

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from scrimp_platform import store
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.files import replacing
 
 SETTING = "database"
 FILE = "mlflow.db"
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> str:
             for sweep in folder.parent.iterdir():
                 if sweep.is_dir():
                     SweepFolder(sweep).tracking.unlink(missing_ok=True)
-            with store.replacing(file) as aside:
+            with replacing(file) as aside:
                 shutil.copyfile(backups[-1], aside)
     return where
 
@@ -75,7 +75,7 @@ def back_up(folder: Path) -> None:
     if file is None or not file.exists():
         return
     try:
-        with store.replacing(folder / "backup" / f"mlflow-{time.strftime('%Y-%m-%d')}.db") as aside:
+        with replacing(folder / "backup" / f"mlflow-{time.strftime('%Y-%m-%d')}.db") as aside:
             # Nobody else knows the file aside, and a network file system may have no locks.
             unlocked = f"{aside.as_uri()}?nolock=1"
             with (

@@ -163,7 +163,7 @@ def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:
 
 
 # What may differ when a sweep goes on: limits, not what was compared.
-LIMITS = ("trials", "repeats", "leaders", "retries", "max_gpu_hours", "max_hours")
+LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gpu_hours", "max_hours")
 
 
 def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int) -> bool:

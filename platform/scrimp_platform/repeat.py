@@ -5,17 +5,24 @@ and passes on what it yields. The worker writes every file itself, so nothing is
 """
 
 import contextlib
+import math
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, store
-from scrimp_platform.search import FAILURE, FINAL
+from scrimp_platform.search import FAILURE, FINAL, NOTE
 from scrimp_platform.store import RepeatFolder, SweepFolder
-from scrimp_trainers.errors import Diverged
+from scrimp_trainers import watchdog
+from scrimp_trainers.errors import Final, NoRoom
+from scrimp_trainers.files import no_room
 
-PATIENCE = 60.0  # seconds
+PATIENCE = 60.0
+"""Seconds in which the worker of a killed driver has to give its repeat up."""
+ROOM, AGAIN = 15.0, 600.0
+"""Seconds between two attempts on a full disk, and between two lines about it."""
 
 
 class Task(TypedDict):
@@ -33,22 +40,36 @@ class Task(TypedDict):
 def tune_repeat(config: dict[str, Any]) -> None:
     """Train one repeat on this node: on its GPUs through Ray Train, or in this very process on the CPU.
 
-    A failure is reported, not raised: the ledger decides what follows, and Tune keeps the process for the next.
+    A failure is reported, not raised: the ledger decides what follows, and Tune keeps the process for the next. Only
+    a full disk is no failure: it is waited for.
     """
     from ray import tune
 
     task = Task(**{name: config[name] for name in Task.__annotations__})
-    try:
-        if task["gpus"]:
-            _train(task)
-        else:
-            # A Train run starts three more processes, 20 s of imports; one CPU worker can do without.
-            work(task, tune.report)
-    except Exception as error:
-        cause = cause_of(error)
-        store.write_atomic(_folder(task).error, "".join(traceback.format_exception(error)))
-        line = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-        tune.report({FAILURE: line, FINAL: isinstance(cause, Diverged)})
+    folder, told = _folder(task), -math.inf
+    while True:
+        try:
+            folder.stacks.unlink(missing_ok=True)
+            if task["gpus"]:
+                _train(task)
+            else:
+                # A Train run starts three more processes, 20 s of imports; one CPU worker can do without.
+                work(task, tune.report)
+            return
+        except Exception as error:
+            cause = cause_of(error)
+            line = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+            if not isinstance(cause, NoRoom) and not no_room(cause):
+                with contextlib.suppress(OSError):
+                    store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
+                line = watchdog.verdict(folder.stacks) or line
+                tune.report({FAILURE: line, FINAL: isinstance(cause, Final)})
+                return
+        # Wait here, where it costs no attempt.
+        if time.monotonic() > told + AGAIN:
+            tune.report({NOTE: f"{line}; it goes on from its last checkpoint when there is room"})
+            told = time.monotonic()
+        time.sleep(ROOM)
 
 
 def _train(task: Task) -> None:
@@ -70,7 +91,8 @@ def _train(task: Task) -> None:
             label_selector=cluster.labels_without(task["avoided"]) or None,
         ),
         run_config=train.RunConfig(
-            name=f"{folder.trial:04d}-{folder.repeat}",
+            # Each attempt has its own: what Train finds under its name, which a kill may have cut, it would go on from.
+            name=f"{folder.label}-{time.time_ns()}",
             storage_path=str(SweepFolder(Path(task["sweep"])).ray / "train"),
             callbacks=[TuneReportCallback()],
         ),
@@ -100,7 +122,8 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     objective, direction = next(iter(space["objectives"].items()))
     # A worker that outlives a killed driver must not write beside its successor.
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    with store.exclusive(folder.lock, f"repeat {folder.label}", PATIENCE) if first else contextlib.nullcontext():
+    alone = store.exclusive(folder.lock, f"repeat {folder.label}", PATIENCE) if first else contextlib.nullcontext()
+    with alone, watchdog.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         for line in run(
             recipes.load(folder.recipe),
             open_dataset(Path(task["dataset"])),
@@ -111,7 +134,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             objective=objective,
             direction=direction,
         ):
-            if "rung" in line:
+            if "rung" in line or NOTE in line:
                 report(line)
 
 
@@ -120,6 +143,7 @@ def _folder(task: Task) -> RepeatFolder:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what a worker raised, out of the two layers that Ray Train wraps around it."""
-    failure = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    """Return what a worker or Train's controller raised, out of the two layers that Ray Train wraps around it."""
+    other = getattr(error, "controller_failure", error)
+    failure = next(iter(getattr(error, "worker_failures", {}).values()), other)
     return getattr(failure, "_base_exc", failure)

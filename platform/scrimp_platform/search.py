@@ -16,9 +16,10 @@ from ray.tune.stopper import Stopper
 
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.records import Repeat
+from scrimp_trainers import watchdog
 
 # What a Tune function reports besides a rung's scores (see repeat.py).
-FAILURE, FINAL = "failure", "final"
+FAILURE, FINAL, NOTE = "failure", "final", "note"
 
 
 class RepeatSearcher(Searcher):
@@ -50,6 +51,8 @@ class RepeatSearcher(Searcher):
 
     def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take what a repeat reported; false if it is to stop."""
+        if NOTE in result:
+            self._ledger.note(self._live[trial_id], result[NOTE])
         if "rung" in result:
             return self._ledger.report(self._live[trial_id], result)
         return True
@@ -60,7 +63,8 @@ class RepeatSearcher(Searcher):
         result = result or {}
         failure = result.get(FAILURE, "")
         if error:
-            failure = f"its process died; see {self._ledger.folder.repeat(repeat.trial, repeat.repeat).path}"
+            files = self._ledger.folder.repeat(repeat.trial, repeat.repeat)
+            failure = watchdog.verdict(files.stacks) or f"its process died; see {files.path}"
         self._ledger.finish(repeat, failure, final=bool(result.get(FINAL)))
 
     def save(self, checkpoint_path: str) -> None:

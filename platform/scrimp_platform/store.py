@@ -7,42 +7,21 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.files import no_room, write_atomic
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"
+ROOM = 5.0
+"""Seconds between two looks whether a full disk has room again."""
 
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give an empty file aside to fill, which takes `path`'s place at the end, unless something is raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    aside = Path(name)
-    try:
-        yield aside
-        aside.chmod(0o644)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file's content at once; its folder is made if need be."""
-    data = content.encode() if isinstance(content, str) else content
-    with replacing(path) as aside, aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+Result = TypeVar("Result")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,6 +35,28 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+
+
+def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Result:
+    """Write what can be written again from its start; wait while the disk is full or read-only.
+
+    The driver waits and does not end: what is being trained goes on meanwhile, and nothing has to be started again.
+    """
+    began = 0.0
+    while True:
+        try:
+            result = write()
+        except OSError as error:
+            if not no_room(error):
+                raise
+            if not began:
+                began = time.monotonic()
+                say(f"the sweep waits: {error}; it goes on when there is room")
+            time.sleep(ROOM)
+            continue
+        if began:
+            say(f"there is room again after {time.monotonic() - began:.0f} s")
+        return result
 
 
 @contextlib.contextmanager
@@ -122,6 +123,11 @@ class RepeatFolder:
     def error(self) -> Path:
         """Traceback of its last failure."""
         return self.path / "error.txt"
+
+    @property
+    def stacks(self) -> Path:
+        """Where its threads were when it made no progress."""
+        return self.path / "stacks.txt"
 
     @property
     def recipe(self) -> Path:

@@ -6,8 +6,9 @@ resumed sweep proposes what an undisturbed one would have.
 
 import json
 import math
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from scrimp_platform import store
 from scrimp_spaces.space import Range, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -25,15 +27,36 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 MIN_STARTUP, MAX_STARTUP = 4, 10
 
 
+class Journal(JournalFileBackend):
+    """Optuna's journal, which waits for room on a full disk and leaves no half line there."""
+
+    def __init__(self, path: Path, say: Callable[[str], object]) -> None:
+        _mend(path)
+        super().__init__(str(path))
+        self._path, self._say = path, say
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append all of these or none."""
+
+        def append() -> None:
+            size = self._path.stat().st_size
+            try:
+                super(Journal, self).append_logs(logs)
+            except OSError:
+                os.truncate(self._path, size)
+                raise
+
+        store.patiently(append, self._say)
+
+
 class Study:
     """Ask for recipes and tell what came of them."""
 
-    def __init__(self, journal: Path, name: str, space: Space, seed: int) -> None:
-        _mend(journal)
+    def __init__(self, journal: Path, name: str, space: Space, seed: int, say: Callable[[str], object]) -> None:
         self._space = space
         self._seed = seed
         self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(journal))),
+            storage=JournalStorage(Journal(journal, say)),
             study_name=name,
             directions=list(space.objectives.values()),
             load_if_exists=True,
@@ -134,4 +157,4 @@ def _mend(journal: Path) -> None:
     content = journal.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
-        journal.write_bytes(whole)
+        os.truncate(journal, len(whole))

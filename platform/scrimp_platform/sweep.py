@@ -87,12 +87,10 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
         # Search and race: until the ledger has nothing left to do, or a limit is reached.
         ledger = open_ledger(the_plan, placement)
         reason = run(ledger, the_plan, placement)
-        store.write_json(folder.outcome, {"reason": reason, "ended": time.time()})
 
         # Report.
-        if speed := estimate.measured(folder, ledger.repeats):
-            estimate.save(the_plan, placement.gpus_per_repeat, speed)
-        conclude(folder, ledger.trials, ledger.space, reason)
+        store.patiently(lambda: keep_outcome(ledger, the_plan, placement, reason), terminal.say)
+        store.patiently(lambda: conclude(folder, ledger.trials, ledger.space, reason), terminal.say)
         patience = 60.0
     finally:
         tracker.stop(patience)
@@ -104,7 +102,8 @@ def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
 
     def say(decision: str) -> None:
         log(decision)
-        leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
+        with contextlib.suppress(OSError):  # a full disk: the next decision writes it again
+            leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
 
     ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
     if not the_plan.resumed:
@@ -152,6 +151,13 @@ def interruptible(limits: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def keep_outcome(ledger: Ledger, the_plan: Plan, placement: Placement, reason: str) -> None:
+    """Write down why the sweep has ended, and how fast it was, for the next plan."""
+    store.write_json(ledger.folder.outcome, {"reason": reason, "ended": time.time()})
+    if speed := estimate.measured(ledger.folder, ledger.repeats):
+        estimate.save(the_plan, placement.gpus_per_repeat, speed)
 
 
 def conclude(folder: SweepFolder, trials: Sequence[Trial], space: Space, reason: str) -> None:

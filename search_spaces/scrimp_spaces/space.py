@@ -101,6 +101,8 @@ class Budget(Section):
     """Seeds that a trial of the race gets at most, the one of the search included."""
     retries: Annotated[int, Field(ge=0)] = 2
     """Further attempts at a repeat that failed through no fault of its recipe."""
+    patience_minutes: Positive = 30.0
+    """Time without progress after which a repeat is taken to hang: its process is ended, and it is tried again."""
     max_gpu_hours: Positive | None = None
     """Device-hours of training and scoring (of CPU workers where there is no GPU)."""
     max_hours: Positive | None = None

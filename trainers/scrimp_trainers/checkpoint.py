@@ -1,8 +1,10 @@
-"""Checkpoints: a folder of safetensors and JSON that is there whole or not at all."""
+"""Checkpoints: a folder of safetensors and JSON that is there whole or not at all, with a checksum of every file."""
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from scrimp_trainers.errors import UserError
 from scrimp_trainers.train import State
 
 FORMAT = 1
+SUMS = "SHA256SUMS"
+"""Checksums of the other files, as `sha256sum --check` reads them."""
+
+
+class Damaged(Exception):
+    """A checkpoint of which a file is missing, cut short or changed."""
 
 
 def save(folder: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:
@@ -30,16 +38,11 @@ def save(folder: Path, state: State, identity: dict[str, Any], extra: dict[str, 
     """
     new, old = _beside(folder, "new"), _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file(_plain(state.network.state_dict()), new / "network.safetensors")
-    save_file(_plain(state.ema.state_dict()), new / "ema.safetensors")
-    save_file(_plain(_optimizer_tensors(state)), new / "optimizer.safetensors")
-    if state.masks:
-        save_file(_plain(state.masks.tensors()), new / "masks.safetensors")
-    facts = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
-    (new / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
-    for path in [*new.iterdir(), new]:
-        _sync(path)
+    try:
+        _write(new, state, identity, extra)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # on a full disk others need the room
+        raise
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -48,9 +51,32 @@ def save(folder: Path, state: State, identity: dict[str, Any], extra: dict[str, 
     shutil.rmtree(old, ignore_errors=True)
 
 
-def find(folder: Path) -> Path | None:
-    """Return where the checkpoint of this folder is: there, or beside it if a kill came between two renames."""
-    return next((path for path in (folder, _beside(folder, "old")) if path.exists()), None)
+def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """Fill a new state from the first of these folders that holds a sound checkpoint.
+
+    A kill between the two renames of `save` leaves the checkpoint beside its folder, and it is found there.
+
+    Returns
+    -------
+    tuple
+        The `extra` that was saved with it, none if there is no sound one; and what is wrong with those that were
+        passed over, in one line, empty if none was.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint's identity is another one, or this version of Scrimp does not know its form.
+    """
+    damage: list[str] = []
+    for found in [path for folder in folders for path in (folder, _beside(folder, "old")) if path.exists()]:
+        try:
+            extra = load(found, state, identity)
+        except Damaged as error:
+            damage.append(str(error))
+            continue
+        goes_on = f"it goes on from {found} at {state.images / 1000:g} kimg"
+        return extra, "; ".join([*damage, goes_on]) if damage else ""
+    return None, "; ".join([*damage, "it starts anew"]) if damage else ""
 
 
 def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
@@ -58,9 +84,12 @@ def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
+    Damaged
+        If a file is not what was written. The state is as it was then.
     UserError
         If the checkpoint's identity is another one, or this version of Scrimp does not know its form.
     """
+    _verify(found)
     facts = json.loads((found / "state.json").read_text())
     if facts["format"] != FORMAT:
         raise UserError(f"{found}: checkpoint format {facts['format']} is not {FORMAT}; use the version that wrote it")
@@ -71,11 +100,45 @@ def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
     parameters = dict(state.network.named_parameters())
     for name, tensor in load_file(found / "optimizer.safetensors", device).items():
         kind, _, parameter = name.partition("/")
-        state.optimizer.state[parameters[parameter]][kind] = tensor
+        # A copy: what is loaded is mapped from its file, which the next checkpoint removes.
+        state.optimizer.state[parameters[parameter]][kind] = tensor.clone()
     if state.masks:
         state.masks.load(load_file(found / "masks.safetensors", device))
     state.step, state.images = facts["step"], facts["images"]
     return facts["extra"]
+
+
+def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:
+    new.mkdir(parents=True)
+    save_file(_plain(state.network.state_dict()), new / "network.safetensors")
+    save_file(_plain(state.ema.state_dict()), new / "ema.safetensors")
+    save_file(_plain(_optimizer_tensors(state)), new / "optimizer.safetensors")
+    if state.masks:
+        save_file(_plain(state.masks.tensors()), new / "masks.safetensors")
+    facts = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
+    (new / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (new / SUMS).write_text(_sums(new))
+    for path in [*new.iterdir(), new]:
+        _sync(path)
+
+
+def _sums(folder: Path) -> str:
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.name != SUMS:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    return "".join(lines)
+
+
+def _verify(found: Path) -> None:
+    """Compare the files with their checksums; one too many counts like one that is missing."""
+    if not (found / SUMS).is_file():
+        raise Damaged(f"{found}: damaged, {SUMS} is missing")
+    stated, there = (found / SUMS).read_text(errors="replace"), _sums(found)
+    if stated != there:
+        wrong = {line.rpartition("  ")[2] for line in {*stated.splitlines()} ^ {*there.splitlines()}}
+        raise Damaged(f"{found}: damaged, see {', '.join(sorted(wrong))}")
 
 
 def _refuse_another(found: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

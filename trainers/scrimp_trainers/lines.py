@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scrimp_trainers.files import write_atomic
+
 Line = dict[str, Any]
 """Flat numbers, and a few words that say what scores hold for."""
 
@@ -26,6 +28,4 @@ def append(path: Path, line: Line) -> None:
 
 def rewrite(path: Path, lines: list[Line]) -> None:
     """Replace the whole file at once."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    new.replace(path)
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,10 +1,11 @@
 """One repeat while it is trained: its state, its clock and its files. `run.py` tells the story."""
 
+import io
 import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scrimp_trainers import checkpoint, lines
+from scrimp_trainers import checkpoint, lines, memory, watchdog
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.device import pick
 from scrimp_trainers.export import export
+from scrimp_trainers.files import write_atomic
 from scrimp_trainers.lines import Line
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.metrics.settings import Scoring
@@ -46,6 +48,8 @@ class Progress:
     """Sum of the losses since the last line."""
     loss_steps: int = 0
     """Their number."""
+    lines: list[Line] = field(default_factory=list)
+    """What metrics.jsonl held."""
 
 
 class Repeat:
@@ -84,26 +88,23 @@ class Repeat:
 
             self.scorer = Scorer(dataset, scoring, self.device, self.rank, self.world)
 
-    def resume(self) -> list[Line]:
-        """Load the last checkpoint if there is one; return the lines up to it, and forget later ones."""
-        found, known = checkpoint.find(self.folder / "checkpoint" / "last"), lines.read(self._metrics)
-        if found:
-            self.progress = Progress(**checkpoint.load(found, self.state, self._identity()))
-        self.progress.seconds = max([self.progress.seconds, *(line["seconds"] for line in known)])
-        # A checkpoint that is still adding up losses is older than a line after as many images.
-        last = self.state.images - (1 if self.progress.loss_steps else 0)
-        kept = [line for line in known if line["images"] <= last]
+    def resume(self) -> str:
+        """Load the last sound checkpoint if there is one, and forget the lines after it; say what was damaged."""
+        checkpoints = [self.folder / "checkpoint" / name for name in ("last", "best")]
+        saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
+        self.progress = Progress(**saved or {})
+        spent = [line["seconds"] for line in lines.read(self._metrics)]
+        self.progress.seconds = max([self.progress.seconds, *spent])
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(self.recipe.to_yaml())
-            lines.rewrite(self._metrics, kept)
+            write_atomic(self.folder / "recipe.yaml", self.recipe.to_yaml())
+            lines.rewrite(self._metrics, self.progress.lines)
             leave(self.prepared, self.dataset, self.folder)
             if self.layers:
                 sparsity.write_table(self.layers, self.folder / "layers.csv")
         if self.world > 1:
-            dist.barrier()  # rank 0 may write the next checkpoint only when all have read this one
+            self._agree()  # rank 0 may write the next checkpoint only when all have read this one
         self.told = self.state.images, time.monotonic()
-        return kept
+        return damage
 
     def steps(self) -> Iterator[Step]:
         """Train from the state on."""
@@ -129,16 +130,25 @@ class Repeat:
         """Take steps until so many images have been seen."""
         look = max(LOOK_STEPS, math.ceil(LOOK_IMAGES / self.recipe.training.batch_size))
         taken: list[Step] = []
+        watchdog.alive()
         while self.state.images < images:
-            taken.append(next(steps))
+            taken.append(self._take(steps))
             if self.state.step % look == 0 or self.state.images >= images:
                 # One by one, so that the sum does not depend on where a run was interrupted.
                 for loss in read_losses(taken, self.world):
                     self.progress.loss_sum += loss
                 self.progress.loss_steps += len(taken)
                 taken.clear()
+                watchdog.alive()
                 if time.monotonic() - self.saved > checkpoint_seconds:
                     self.save("last")
+
+    def _take(self, steps: Iterator[Step]) -> Step:
+        try:
+            return next(steps)
+        except torch.OutOfMemoryError:
+            pass  # until this is over, the error holds what the step had taken
+        raise memory.refusal(self.recipe, self.world, memory.measure(self.recipe, self.state, self.device))
 
     def line(self) -> Line:
         """Sum up the training since the last line."""
@@ -200,6 +210,7 @@ class Repeat:
 
     def write(self, line: Line) -> None:
         """Append a line to metrics.jsonl."""
+        self.progress.lines.append(line)
         if self.rank == 0:
             lines.append(self._metrics, line)
 
@@ -232,20 +243,30 @@ class Repeat:
     def pause(self) -> Iterator[None]:
         """Stop the clock: what the caller does with a line is not the repeat's time."""
         stopped = time.monotonic()
+        watchdog.rest()
         yield
         away = time.monotonic() - stopped
         self.began, self.told = self.began + away, (self.told[0], self.told[1] + away)
 
     def export(self, line: Line) -> None:
         """Leave the model behind, with the scores of the last line."""
+        watchdog.alive()
         if self.rank == 0 and not (self.folder / "model").exists():
             export(self.folder / "model", self.state.ema, self.recipe, self.dataset.manifest, line)
         if self.world > 1:
             dist.barrier()  # when this returns on any rank, all files are there
+        watchdog.rest()
 
     @property
     def _metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    def _agree(self) -> None:
+        """Wait for all ranks; refuse to train where they have read different checkpoints."""
+        steps = torch.tensor([self.state.step, -self.state.step], device=self.device)
+        dist.all_reduce(steps, dist.ReduceOp.MAX)
+        if steps.sum():
+            raise RuntimeError("the ranks read different checkpoints")
 
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self.began
@@ -268,8 +289,9 @@ class Repeat:
 
     def _picture(self, path: Path, images: Tensor) -> None:
         if self.rank == 0 and len(images):
-            path.parent.mkdir(exist_ok=True)
-            grid(images).save(path)
+            content = io.BytesIO()
+            grid(images).save(content, "PNG")
+            write_atomic(path, content.getvalue())
 
 
 def _flops(recipe: Recipe, state: State) -> tuple[int, int, list[Row]]:

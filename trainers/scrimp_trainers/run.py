@@ -35,7 +35,8 @@ def run(
 
     A line is due at every tick and at every rung; at a rung it holds the scores and, as `rung`, its kimg, and is on
     disk with a checkpoint before it is yielded. A repeat that is continued first yields again the lines of the rungs
-    behind it. In a process group every rank runs this, and rank 0 writes.
+    behind it; where a checkpoint was damaged, the very first line holds as `note` what is wrong with it and where the
+    repeat goes on, and nothing else. In a process group every rank runs this, and rank 0 writes.
 
     Parameters
     ----------
@@ -58,8 +59,10 @@ def run(
         If the loss is no longer finite or has exploded.
     """
     repeat = Repeat(recipe, dataset, folder, seed, scoring, device, alone)
-    known = repeat.resume()
-    yield from (line for line in known if "rung" in line)
+    if damage := repeat.resume():
+        yield {"note": damage}
+    known = repeat.progress.lines
+    yield from [line for line in known if "rung" in line]
     written = {line["images"] for line in known}
     steps = repeat.steps()
 
@@ -75,7 +78,6 @@ def run(
         if rung is not None:
             repeat.keep_best(line, objective)
             repeat.save("last")
-        known.append(line)
         with repeat.pause():
             yield line
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scrimp_trainers import watchdog
 from scrimp_trainers.data.aside import aside
 from scrimp_trainers.diffusion.process import Predict, process_of, seed_of
 from scrimp_trainers.networks.unet import UNet
@@ -114,6 +115,7 @@ def _predictor(network: UNet, recipe: Recipe, numbers: range) -> Predict:
     labels = torch.tensor(numbers, device=device) % classes if classes else None
 
     def predict(x: Tensor, levels: Tensor) -> Tensor:
+        watchdog.alive()
         with autocast(recipe, device):
             told = process.denoise(settings, network, x, levels, labels=labels)
             if guidance == 1:

@@ -1,6 +1,5 @@
 """A folder that comes into being whole or not at all."""
 
-import errno
 import fcntl
 import os
 import shutil
@@ -8,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scrimp_trainers.errors import UserError
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from scrimp_trainers.errors import NoRoom, UserError
+from scrimp_trainers.files import no_room
 
 
 @contextmanager
@@ -31,7 +29,8 @@ def aside(out: Path) -> Iterator[Path]:
         part.mkdir(parents=True, exist_ok=True)
         lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror})") from None
+        kind = NoRoom if no_room(error) else UserError
+        raise kind(f"{out}: cannot be made ({error.strerror})") from None
     try:
         _claim(lock, part, out)
         yield part
@@ -45,8 +44,10 @@ def aside(out: Path) -> Iterator[Path]:
             for folder in new:
                 with suppress(OSError):
                     folder.rmdir()
+        if no_room(error):
+            raise NoRoom(f"{out}: the disk is full or read-only; make room there or choose another place") from error
         if isinstance(error, OSError):
-            raise UserError(_explain(error, out)) from error
+            raise UserError(f"{error.filename or out}: {error.strerror or error}") from error
         raise
     finally:
         os.close(lock)
@@ -80,24 +81,18 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _explain(error: OSError, out: Path) -> str:
-    if error.errno in FULL:
-        return f"{out}: the disk is full; make room there or choose another place"
-    return f"{error.filename or out}: {error.strerror or error}"
-
-
 @contextmanager
 def room(out: Path, needed: int) -> Iterator[None]:
     """Say how much was needed when the disk is full.
 
     Raises
     ------
-    UserError
+    NoRoom
         If the disk at `out` is full.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if not no_room(error):
             raise
-        raise UserError(f"{out}: the disk is full; about {max(1, needed >> 20):,} MiB are needed there") from None
+        raise NoRoom(f"{out}: the disk is full; about {max(1, needed >> 20):,} MiB are needed there") from None

@@ -24,7 +24,8 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import Batch, draws, free_bytes, to_device
 from scrimp_trainers.data.pixels import from_png
 from scrimp_trainers.data.shards import read_shard
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.errors import NoRoom, UserError
+from scrimp_trainers.files import no_room
 from scrimp_trainers.techniques import autoencoder
 from scrimp_trainers.techniques.codec import open_codec
 from scrimp_trainers.techniques.settings import Codec
@@ -76,7 +77,8 @@ def open_latents(
                     _write(path, shape, _encoded(dataset, settings, device, progress))
         except OSError as error:
             needed = max(1, 2 * int(np.prod(shape)) >> 20)
-            raise UserError(
+            kind = NoRoom if no_room(error) else UserError
+            raise kind(
                 f"{path}: cannot be written ({error.strerror}); latents take about {needed:,} MiB there"
             ) from None
     moments = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))

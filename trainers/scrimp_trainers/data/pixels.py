@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.errors import DamagedData, UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 """Files with these endings are images; others in a folder are passed over."""
@@ -94,14 +94,14 @@ def from_png(data: bytes, size: int, channels: Literal[1, 3], where: str) -> np.
 
     Raises
     ------
-    UserError
+    DamagedData
         If it is not a PNG of this form.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (size, size) or image.mode != ("L" if channels == 1 else "RGB"):
-                raise UserError(f"{where}: is {image.mode} {image.size}, not what the manifest says")
+                raise DamagedData(f"{where}: is {image.mode} {image.size}, not what the manifest says")
             pixels = np.asarray(image)
     except BROKEN as error:
-        raise UserError(f"{where}: damaged ({error}); prepare the dataset again") from None
+        raise DamagedData(f"{where}: damaged ({error}); prepare the dataset again") from None
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from scrimp_trainers.data.manifest import Shard
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.errors import DamagedData
 
 MOST_IMAGES = 1000
 MOST_BYTES = 64 * 2**20
@@ -62,18 +62,34 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
+def verify(folder: Path, shard: Shard) -> None:
+    """Compare a shard with its hash.
+
+    Raises
+    ------
+    DamagedData
+        If the file is missing or its bytes are not those that the manifest names.
+    """
+    path = folder / shard.file
+    if not path.is_file():
+        raise _damaged(path)
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise _damaged(path)
+
+
 def read_shard(folder: Path, shard: Shard) -> Iterator[Sample]:
     """Read the samples of one shard.
 
     Raises
     ------
-    UserError
+    DamagedData
         If the file is missing or its bytes are not those that the manifest names.
     """
     path = folder / shard.file
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise UserError(f"{path}: is missing or damaged; prepare the dataset again")
+        raise _damaged(path)
     label: int | None = None
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
@@ -84,3 +100,7 @@ def read_shard(folder: Path, shard: Shard) -> Iterator[Sample]:
             else:
                 yield Sample(key, content, label)
                 label = None
+
+
+def _damaged(path: Path) -> DamagedData:
+    return DamagedData(f"{path}: is missing or damaged; prepare the dataset again")

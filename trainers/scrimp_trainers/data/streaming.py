@@ -7,7 +7,6 @@ drawn twice an epoch. Each process shuffles its range on the way, before anythin
 
 import itertools
 import random
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import Batch, draw_epoch, mirror
 from scrimp_trainers.data.manifest import Shard
 from scrimp_trainers.data.pixels import from_png
+from scrimp_trainers.data.shards import verify
 from scrimp_trainers.errors import UserError
 
 SHUFFLE = 1000
@@ -103,6 +103,8 @@ class _Consumer(IterableDataset[Any]):
         ]
         """Of each shard, the places of the images to draw."""
         self.count = len(positions)
+        self.verified: set[str] = set()
+        """Shards that this process has compared with their hashes."""
 
     def __iter__(self) -> Iterator[_Parts | UserError]:
         info = get_worker_info()
@@ -149,17 +151,14 @@ class _Consumer(IterableDataset[Any]):
         """Yield the samples at these places of a shard, which rise, each with its place."""
         if not len(places):
             return
-        path, left = self.dataset.folder / shard.file, set(places.tolist())
-        samples = webdataset.tariterators.tarfile_samples([{"url": str(path)}])
-        try:
-            for place, sample in enumerate(itertools.islice(samples, max(left) + 1)):
-                if place in left:
-                    left.remove(place)
-                    yield place, sample
-        except (OSError, tarfile.TarError):
-            left.add(-1)
-        if left:
-            raise UserError(f"{path}: is missing or damaged; prepare the dataset again")
+        if shard.file not in self.verified:
+            verify(self.dataset.folder, shard)
+            self.verified.add(shard.file)
+        wanted = set(places.tolist())
+        samples = webdataset.tariterators.tarfile_samples([{"url": str(self.dataset.folder / shard.file)}])
+        for place, sample in enumerate(itertools.islice(samples, max(wanted) + 1)):
+            if place in wanted:
+                yield place, sample
 
     def _batch(self, drawn: list[_Drawn]) -> _Parts:
         manifest = self.dataset.manifest

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scrimp_trainers import watchdog
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.errors import UserError
@@ -123,7 +124,10 @@ class Scorer:
         return fidelity.class_scores(self.extractor.name, features, labels, self.reference, self.labels)
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        parts = [self.extractor.features(part) for part in images.split(self.scoring.batch_size)]
+        parts = []
+        for part in images.split(self.scoring.batch_size):
+            watchdog.alive()
+            parts.append(self.extractor.features(part))
         logits = [part[1] for part in parts if part[1] is not None]
         return torch.cat([part[0] for part in parts]), torch.cat(logits) if logits else None
 

@@ -1,7 +1,6 @@
 """What a recipe's techniques need before the first step: made once for a dataset, and shared by all repeats."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.files import write_atomic
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.techniques import ambient
 
@@ -69,10 +69,10 @@ def prepare(recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, w
 def leave(prepared: Prepared, dataset: Dataset, folder: Path) -> None:
     """Leave in a repeat's folder what was prepared for it: coreset.csv, coreset.png, class_weights.json."""
     for file in prepared.files:
-        shutil.copyfile(file, folder / f"coreset{file.suffix}")
+        write_atomic(folder / f"coreset{file.suffix}", file.read_bytes())
     if prepared.class_weights is not None:
         weights = dict(zip(dataset.manifest.classes or [], prepared.class_weights.tolist(), strict=True))
-        (folder / "class_weights.json").write_text(json.dumps(weights, indent=2) + "\n")
+        write_atomic(folder / "class_weights.json", json.dumps(weights, indent=2) + "\n")
 
 
 def _prepare(recipe: Recipe, dataset: Dataset, seed: int, device: torch.device) -> Prepared:

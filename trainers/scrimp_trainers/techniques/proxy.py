@@ -79,8 +79,9 @@ def train_proxy(
     shape = {"image_size": facts.size, "channels": facts.channels, "classes": classes}
     state = start(recipe, **shape, seed=PROXY_SEED, device=device)
     weighing, identity = even(classes, device), {"weights": folder.name}
-    if found := checkpoint.find(folder):
-        weighing = _loaded(checkpoint.load(found, state, identity), device)
+    saved, _ = checkpoint.restore([folder], state, identity)
+    if saved:
+        weighing = _loaded(saved, device)
     began = saved = time.monotonic()
     before = weighing.seconds
     state.network.train()

@@ -11,6 +11,7 @@ starts again at zero in MagRan-DM, as in RigL's code for either rule.
 """
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from scrimp_trainers.diffusion.process import seed_of
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.files import write_atomic
 from scrimp_trainers.techniques.settings import Sparsity
 
 
@@ -94,13 +96,14 @@ def table(settings: Sparsity, network: nn.Module, flops: Mapping[str, int]) -> l
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
     """Write the table as CSV: layer, shape, masked, density, flops_share."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows(
-            [row.name, "x".join(map(str, row.shape)), row.masked, f"{row.density:.6g}", f"{row.flops_share:.6g}"]
-            for row in rows
-        )
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([field.name for field in fields(Row)])
+    writer.writerows(
+        [row.name, "x".join(map(str, row.shape)), row.masked, f"{row.density:.6g}", f"{row.flops_share:.6g}"]
+        for row in rows
+    )
+    write_atomic(path, text.getvalue())
 
 
 def dense_gradients(settings: Sparsity, steps: int, total_steps: int) -> int:

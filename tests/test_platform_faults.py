@@ -1,0 +1,204 @@
+"""Whole sweeps by their command, to which something happens: real processes, real signals, a real full disk."""
+
+import contextlib
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from process_tree import descendants, processes
+
+from scrimp_platform import records
+from scrimp_platform.store import RepeatFolder, Storage, SweepFolder, read_json
+from scrimp_trainers import lines
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+SPACE = """
+about: Small enough for a test
+recipe: tiny-edm
+override: {network.channels: 16, sampler.steps: 2}
+arms:
+  low: {optimizer.lr: 1.0e-3}
+  high: {optimizer.lr: 1.0e-2}
+objectives: {fd_classifier: minimize}
+scoring: {extractor: classifier, samples: 64}
+budget: {rungs_kimg: [4, 30], repeats: 2, retries: 9}
+"""
+NOWHERE = "http://127.0.0.1:9"
+"""An MLflow server that never answers: it would take the cores that train."""
+
+
+class Sweep:
+    """A sweep's command, and every process that it has started."""
+
+    def __init__(self, work: Path, data: Path, storage: Path) -> None:
+        work.mkdir(exist_ok=True)
+        (work / "lab.yaml").write_text(SPACE)
+        self.folder: SweepFolder = Storage(storage).sweep("lab-digits")
+        self._log = work / "sweep.log"
+        self._began = self._log.stat().st_size if self._log.exists() else 0
+        command = [sys.executable, ROOT / "sweep.py", "--space", "lab.yaml", "--data", data, "--storage", storage]
+        command += ["--tracking-uri", NOWHERE]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        with self._log.open("a") as log:
+            self.driver = subprocess.Popen(
+                command, cwd=work, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._seen: dict[int, str] = {}
+
+    @property
+    def output(self) -> str:
+        """What it has printed."""
+        return self._log.read_text()[self._began :]
+
+    def wait(self, seconds: float = 900) -> str:
+        """Wait for its end, and return what it printed."""
+        self.driver.wait(seconds)
+        return self.output
+
+    def until(self, condition: Callable[[], object], seconds: float = 600) -> None:
+        """Wait until something holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.driver.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+        self._seen |= descendants(self.driver.pid)
+
+    def workers(self) -> list[int]:
+        """Return the processes of the repeats that are being trained."""
+        found = []
+        for files in self.folder.repeats():
+            running = read_json(files.record)["status"] == "running"
+            if running and files.lock.exists() and (told := files.lock.read_text().split()):
+                found.append(int(told[1]))
+        return found
+
+    def left(self, seconds: float = 30) -> list[int]:
+        """Return which of the processes that were seen still live after a while."""
+        deadline = time.monotonic() + seconds
+        while (living := self._living()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return living
+
+    def end(self) -> None:
+        """Kill whatever is left of it."""
+        self._seen |= descendants(self.driver.pid)
+        for pid in [self.driver.pid, *self._living()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.driver.wait()
+
+    def _living(self) -> list[int]:
+        now = {pid: began for pid, (_, began) in processes().items()}
+        return [pid for pid, began in self._seen.items() if now.get(pid) == began]
+
+
+def leaderboard(folder: SweepFolder) -> list[dict[str, str]]:
+    """Return its rows but for what time they took."""
+    with folder.leaderboard.open(newline="") as file:
+        return [{name: cell for name, cell in row.items() if name != "gpu_hours"} for row in csv.DictReader(file)]
+
+
+def assert_whole(folder: SweepFolder) -> None:
+    """Whether every repeat of both arms is there once, each line of it once, and nothing is left to do."""
+    trials = records.read(folder)
+    assert [len(trial.repeats) for trial in trials] == [2, 2]
+    assert {repeat.status for trial in trials for repeat in trial.repeats} == {"finished"}
+    for files in folder.repeats():
+        images = [line["images"] for line in lines.read(files.metrics)]
+        assert images == sorted(set(images))
+        assert (files.model / "unet").is_dir()
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory, scored_digits) -> Sweep:
+    work = tmp_path_factory.mktemp("calm")
+    sweep = Sweep(work, scored_digits.folder, work / "runs")
+    output = sweep.wait()
+    assert sweep.driver.returncode == 0, output
+    return sweep
+
+
+@pytest.fixture
+def start(tmp_path, scored_digits) -> Iterator:
+    """Start the command, again and again if need be; in the end nothing of it is left."""
+    started: list[Sweep] = []
+
+    def start(storage: Path | None = None) -> Sweep:
+        started.append(Sweep(tmp_path / "work", scored_digits.folder, storage or tmp_path / "work" / "runs"))
+        return started[-1]
+
+    yield start
+    for sweep in started:
+        sweep.end()
+
+
+def checkpoint(files: RepeatFolder) -> Path:
+    return files.checkpoint / "last" / "state.json"
+
+
+def test_workers_killed_again_and_again_change_nothing(start, calm):
+    chance = random.Random(1)
+    sweep = start()
+    for _ in range(5):
+        sweep.until(lambda: sweep.workers() or read_json(sweep.folder.outcome))
+        time.sleep(chance.uniform(0, 6))
+        for pid in sweep.workers()[: chance.choice([1, 2])]:
+            os.kill(pid, signal.SIGKILL)
+    output = sweep.wait()
+    assert sweep.driver.returncode == 0, output
+    assert "its process died" in output
+    assert_whole(sweep.folder)
+    assert leaderboard(sweep.folder) == leaderboard(calm.folder)
+
+
+def test_a_full_disk_stops_a_sweep_until_there_is_room_and_changes_nothing(start, calm, small_disk):
+    sweep = start(small_disk.path)
+    sweep.until(lambda: any(checkpoint(files).exists() for files in sweep.folder.repeats()))
+    small_disk.fill()
+    sweep.until(lambda: "there is room" in sweep.output)
+    time.sleep(40)
+    assert sweep.driver.poll() is None, sweep.output
+    small_disk.free()
+    output = sweep.wait()
+    assert sweep.driver.returncode == 0, output
+    assert "Traceback" not in output
+    assert "No space left on device" in sweep.folder.log.read_text()
+    assert {repeat.attempt for trial in records.read(sweep.folder) for repeat in trial.repeats} == {1}
+    assert_whole(sweep.folder)
+    assert leaderboard(sweep.folder) == leaderboard(calm.folder)
+
+
+def test_ctrl_c_twice_leaves_no_process_and_the_same_command_goes_on(start, calm):
+    sweep = start()
+    sweep.until(lambda: any(checkpoint(files).exists() for files in sweep.folder.repeats()))
+    os.killpg(sweep.driver.pid, signal.SIGINT)
+    sweep.until(lambda: "Ctrl-C again" in sweep.output)
+    os.killpg(sweep.driver.pid, signal.SIGINT)
+    sweep.driver.wait(30)
+    assert sweep.driver.returncode in (0, 130), sweep.output
+    assert "Traceback" not in sweep.output
+    assert not sweep.left()
+
+    again = start()
+    output = again.wait()
+    assert again.driver.returncode == 0, output
+    assert_whole(again.folder)
+    assert leaderboard(again.folder) == leaderboard(calm.folder)
+
+
+def test_a_killed_driver_leaves_no_process(start):
+    sweep = start()
+    sweep.until(sweep.workers)
+    sweep.driver.kill()
+    sweep.driver.wait()
+    assert not sweep.left(60)
