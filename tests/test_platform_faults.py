@@ -47,7 +47,7 @@ class Sweep:
         self._began = self._log.stat().st_size if self._log.exists() else 0
         command = [sys.executable, ROOT / "sweep.py", "--space", "lab.yaml", "--data", data, "--storage", storage]
         command += ["--tracking-uri", NOWHERE]
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "RAY_raylet_start_wait_time_s": "300"}
         with self._log.open("a") as log:
             self.driver = subprocess.Popen(
                 command, cwd=work, env=environment, stdout=log, stderr=log, start_new_session=True
