@@ -87,6 +87,16 @@ def test_a_mistake_gets_one_line_and_exit_status_2(folder, arguments, complaint)
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("spare", [0, 100_000])
+def test_a_full_disk_gets_one_line_and_exit_status_1(digits_dataset, small_disk, capsys, spare):
+    small_disk.fill(spare)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", "tiny-edm", str(digits_dataset.folder), str(small_disk.path / "out"), "--kimg", "0.1"])
+    told = capsys.readouterr().err
+    assert (left.value.code, told.count("\n")) == (1, 1)
+    assert "No space left on device" in told
+
+
 @pytest.mark.parametrize("name", [None, *cli.scrimp.commands])
 def test_help_answers_without_a_heavy_import(name):
     answer = run(*([name] if name else []), "--help")

@@ -30,7 +30,7 @@ arms:
   high: {optimizer.lr: 1.0e-2}
 objectives: {fd_classifier: minimize}
 scoring: {extractor: classifier, samples: 64}
-budget: {rungs_kimg: [4, 30], repeats: 2, retries: 9}
+budget: {rungs_kimg: [3, 12], repeats: 2, retries: 9}
 """
 NOWHERE = "http://127.0.0.1:9"
 """An MLflow server that never answers: it would take the cores that train."""

@@ -229,12 +229,12 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
         _leave(str(error), 2)
     except Diverged as error:
         _leave(f"training diverged: {error}", 1)
-    except OSError as error:
+    except (click.Abort, KeyboardInterrupt):
+        _leave("interrupted; the same command goes on from here", 130)
+    except Exception as error:
         if not no_room(error):
             raise
         _leave(f"{error}; with room there, the same command goes on", 1)
-    except (click.Abort, KeyboardInterrupt):
-        _leave("interrupted; the same command goes on from here", 130)
 
 
 def _leave(message: str, status: int) -> None:

@@ -18,6 +18,7 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.device import pick
+from scrimp_trainers.errors import TooLarge
 from scrimp_trainers.export import export
 from scrimp_trainers.files import write_atomic
 from scrimp_trainers.lines import Line
@@ -186,7 +187,11 @@ class Repeat:
         )
         values: Line = {}
         if self.scorer:
-            scores = self.scorer.score(_keep_first(drawn, shown), classes=self.state.ema.classes)
+            try:
+                scores = self.scorer.score(_keep_first(drawn, shown), classes=self.state.ema.classes)
+            except torch.OutOfMemoryError as error:
+                size = self.scorer.scoring.batch_size
+                raise TooLarge(f"scoring.batch_size {size} does not fit beside what is trained; halve it") from error
             values = dict(scores.values)
             pairs = torch.stack([scores.samples, scores.nearest], 1).flatten(0, 1)
             self._picture(self.folder / "neighbours.png", pairs)
