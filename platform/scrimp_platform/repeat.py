@@ -67,7 +67,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
                 return
         # Wait here, where it costs no attempt.
         if time.monotonic() > told + AGAIN:
-            tune.report({NOTE: f"{line}; it goes on from its last checkpoint when there is room"})
+            tune.report({NOTE: f"waits for room in {folder.path}: {line}"})
             told = time.monotonic()
         time.sleep(ROOM)
 
