@@ -9,8 +9,8 @@ from test_platform_ledger import RUNGS, open_ledger, score, study
 
 from scrimp_platform import store
 from scrimp_platform.ledger import Ledger
+from scrimp_platform.log import Log
 from scrimp_platform.store import SweepFolder
-from scrimp_platform.terminal import Log
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from scrimp_cluster import doctor
 from scrimp_platform import cluster, estimate, job, plan, store, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.ledger import Ledger
+from scrimp_platform.log import Log
 from scrimp_platform.plan import Options, Plan
 from scrimp_platform.records import Trial
 from scrimp_platform.report import leaderboard
@@ -98,7 +99,7 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
     """Open the sweep's books, with the best of earlier sweeps proposed first if this one is new."""
-    log = terminal.Log(the_plan.folder.log)
+    log = Log(the_plan.folder.log)
 
     def say(decision: str) -> None:
         log(decision)
