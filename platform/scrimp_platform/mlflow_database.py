@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from scrimp_platform.store import SweepFolder
+from scrimp_platform.store import Storage
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.files import replacing
 
@@ -55,9 +55,8 @@ def prepare(folder: Path) -> str:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not file.exists() and (backups := _backups(folder)):
             # What sweeps have sent since then they have to send again.
-            for sweep in folder.parent.iterdir():
-                if sweep.is_dir():
-                    SweepFolder(sweep).tracking.unlink(missing_ok=True)
+            for sweep in Storage(folder.parent).sweeps():
+                sweep.tracking.unlink(missing_ok=True)
             with replacing(file) as aside:
                 shutil.copyfile(backups[-1], aside)
     return where
