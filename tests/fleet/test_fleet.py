@@ -21,7 +21,8 @@ from workstations import Fleet
 pytestmark = pytest.mark.fleet
 
 HOSTS = int(os.environ.get("HOSTS", "3"))
-RUNGS = [4.0, 24.0]
+RUNGS = [2.0, 16.0]
+LIMIT = 1800.0  # seconds until what takes some minutes is given up
 SPACE = {
     "recipe": "tiny-edm",
     "override": {"network.channels": 16, "sampler.steps": 2},
@@ -99,8 +100,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     fleet = workstations.up(HOSTS, tmp_path_factory.mktemp("fleet"))
     try:
         (fleet.folder / "shared" / "arms.yaml").write_text(yaml.safe_dump(SPACE))
-        fleet.laptop.run("ray up --yes cluster.yaml", timeout=300)
-        wait_for("every workstation joins", lambda: ask(fleet, f"len({ALIVE})") == str(HOSTS), 300)
+        fleet.laptop.run("ray up --yes cluster.yaml", timeout=LIMIT)
+        wait_for("every workstation joins", lambda: ask(fleet, f"len({ALIVE})") == str(HOSTS), LIMIT)
         yield fleet
     finally:
         workstations.down()
@@ -108,7 +109,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def undisturbed(fleet: Fleet) -> Sweep:
-    print(fleet.laptop.run(command("undisturbed"), timeout=900))
+    print(fleet.laptop.run(command("undisturbed"), timeout=LIMIT))
     return Sweep(fleet.storage / "undisturbed")
 
 
@@ -208,25 +209,25 @@ def test_a_workstation_is_gone_without_a_word_and_comes_back(fleet, undisturbed,
     def struck() -> list[str]:
         return [name for name, path in sweep.underway().items() if host_of(path) == host.name]
 
-    (name,) = wait_for("a repeat is underway there", struck, 400)
+    (name,) = wait_for("a repeat is underway there", struck, LIMIT)
     host.crash()
     before = Before(sweep)
     trial, repeat = (int(part) for part in name.split("/repeat-"))
-    wait_for("its failure is told", lambda: f"repeat {trial}.{repeat} failed (" in sweep.log(), 300)
+    wait_for("its failure is told", lambda: f"repeat {trial}.{repeat} failed (" in sweep.log(), 600)
     host.boot()
-    assert submit.wait(timeout=900) == 0
+    assert submit.wait(timeout=LIMIT) == 0
     check(fleet, sweep, before, undisturbed)
 
 
 def test_the_driver_is_killed_and_the_same_command_goes_on(fleet, undisturbed, submitted):
     sweep = Sweep(fleet.storage / "killed")
     first = submitted("killed")
-    wait_for("some are finished and some underway", lambda: done(sweep) and sweep.underway(), 600)
+    wait_for("some are finished and some underway", lambda: done(sweep) and sweep.underway(), LIMIT)
     driver = (sweep.folder / "driver.lock").read_text().split()[1]
     fleet.hosts[0].run(f"kill -9 {driver}")
     assert first.wait(timeout=120) != 0
     before = Before(sweep)
     assert before.finished
-    assert submitted("killed").wait(timeout=900) == 0
+    assert submitted("killed").wait(timeout=LIMIT) == 0
     assert "goes on" in sweep.log()
     check(fleet, sweep, before, undisturbed)

@@ -222,7 +222,7 @@ def filled_in(text: str, addresses: list[str]) -> dict[str, Any]:
     (setup,) = cluster["setup_commands"]
     cluster["setup_commands"] = [f"{setup.rpartition(' ')[0]} {STORAGE}"]
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
-        commands[-1] += f" {SLOTS}"
+        commands[-1] = commands[-1].replace("ray start", f"ray start {SLOTS}")
     return cluster
 
 
