@@ -23,7 +23,7 @@ fleet-down:
 	$(BIN)/python tests/fleet/workstations.py down
 
 fleet-test: $(READY) fleet-packages
-	HOSTS=$(HOSTS) $(BIN)/python -m pytest -m fleet tests/fleet
+	HOSTS=$(HOSTS) $(BIN)/python -m pytest -v -m fleet tests/fleet
 
 fleet-packages:
 	@test "$$(id -u)" = 0 || { echo "make: a fleet of network namespaces needs root" >&2; exit 1; }

@@ -236,12 +236,15 @@ def down() -> None:
                 host.kill_all()
                 time.sleep(0.1)
             _ip("netns", "del", namespace)
-    with contextlib.suppress(subprocess.CalledProcessError):
+    with contextlib.suppress(RuntimeError):  # there is none
         _ip("link", "del", BRIDGE)
 
 
 def _ip(*arguments: str) -> str:
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(["ip", *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def main() -> None:
