@@ -76,18 +76,22 @@ def lines(repeat: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (repeat / "metrics.jsonl").read_text().splitlines()]
 
 
-def wait_for(what: str, happened: Callable[[], Any], limit: float) -> Any:
+def wait_for(what: str, happened: Callable[[], Any], limit: float, every: float = 1.0) -> Any:
     deadline = time.monotonic() + limit
     while not (found := happened()):
         assert time.monotonic() < deadline, f"{what}: not within {limit:g} s"
-        time.sleep(1)
+        time.sleep(every)
     return found
 
 
+def check_cluster(fleet: Fleet, what: str, expression: str, value: str, limit: float) -> None:
+    """Wait until an expression has this value on the head, in a process that has joined the cluster."""
+    wait_for(what, lambda: ask(fleet, expression) == value, limit, every=10)
+
+
 def ask(fleet: Fleet, expression: str) -> str:
-    """Evaluate an expression on the head, in a process that has joined the cluster."""
     code = f"import ray; ray.init(address='auto', logging_level=40, log_to_driver=False); print('=', {expression})"
-    printed = fleet.hosts[0].run(f'python -c "{code}"', timeout=120)
+    printed = fleet.hosts[0].run(f'python -c "{code}"', timeout=LIMIT)
     return printed.rpartition("= ")[2].strip()
 
 
@@ -101,7 +105,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     try:
         (fleet.folder / "shared" / "arms.yaml").write_text(yaml.safe_dump(SPACE))
         fleet.laptop.run("ray up --yes cluster.yaml", timeout=LIMIT)
-        wait_for("every workstation joins", lambda: ask(fleet, f"len({ALIVE})") == str(HOSTS), LIMIT)
+        check_cluster(fleet, "every workstation joins", f"len({ALIVE})", str(HOSTS), LIMIT)
         yield fleet
     finally:
         workstations.down()
@@ -169,8 +173,8 @@ def check_counts(sweep: Sweep) -> None:
 
 
 def check_free(fleet: Fleet) -> None:
-    wait_for("every workstation is there", lambda: ask(fleet, f"len({ALIVE})") == str(HOSTS), 180)
-    wait_for("every slot is free", lambda: ask(fleet, FREE) == f"{2.0 * HOSTS}", 60)
+    check_cluster(fleet, "every workstation is there", f"len({ALIVE})", str(HOSTS), LIMIT)
+    check_cluster(fleet, "every slot is free", FREE, f"{2.0 * HOSTS}", 120)
 
 
 def test_a_sweep_submitted_from_the_laptop_uses_every_workstation(fleet, undisturbed):
@@ -197,7 +201,7 @@ def test_every_workstation_has_one_token_for_its_user_alone_and_no_log_has_it(fl
 
 def test_nobody_joins_without_the_token(fleet):
     code = f"import ray; ray.init(address='{fleet.hosts[0].address}:6379', logging_level=40)"
-    printed = fleet.hosts[1].run(f'RAY_AUTH_TOKEN=guessed python -c "{code}" 2>&1 || true', timeout=120)
+    printed = fleet.hosts[1].run(f'RAY_AUTH_TOKEN=guessed python -c "{code}" 2>&1 || true', timeout=LIMIT)
     assert "AuthenticationError" in printed
 
 
