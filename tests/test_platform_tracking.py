@@ -18,6 +18,7 @@ from scrimp_platform import mlflow_server, store
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import Mirror, Tracker
+from scrimp_trainers import lines
 from scrimp_trainers.errors import UserError
 
 RUNGS = [20.0, 60.0]  # as make_space has them
@@ -215,6 +216,17 @@ def test_what_has_arrived_is_not_sent_again(uri, client, folder, monkeypatch):
     with counted(monkeypatch) as sent:
         Mirror(folder, uri).sync()
     assert sent == ["GET /api/2.0/mlflow/experiments/get-by-name", "POST /api/2.0/mlflow/runs/search"]
+
+
+def test_what_has_ended_is_not_read_again(uri, client, folder, monkeypatch):
+    add_repeat(folder, Repeat(2, 1, 15, "race", "running"), rungs=[])
+    mirror = Mirror(folder, uri)
+    mirror.sync()
+    reads, read = [], lines.read
+    monkeypatch.setattr(lines, "read", lambda path: reads.append(path) or read(path))
+    mirror.sync()
+    assert set(reads) == {folder.repeat(2, 1).metrics}
+    assert runs_of(client, folder)["trial 0"].data.metrics["repeats"] == 2
 
 
 def test_curves_grow_and_an_interrupted_sweep_goes_on_in_the_same_runs(uri, client, folder):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_platform import store
+from scrimp_platform.pace import Seldom
 
 SWEEP = "scrimp.sweep"
 KEY = "scrimp.key"
@@ -79,6 +80,7 @@ class Runs:
         self._progress: dict[str, Any] = store.read_json(progress) or {"runs": {}}
         self.experiment = self._find_experiment(experiment)
         self._progress |= {"uri": uri, "experiment": self.experiment}
+        self._seldom, self._saved = Seldom(), True
         self._runs = self._find_runs()
 
     def get(self, key: str, name: str, started: float) -> Run:
@@ -152,6 +154,12 @@ class Runs:
                 with PIL.Image.open(image) as opened:
                     self._client.log_image(run.id, opened, key=key, step=step)
 
+    def save(self) -> None:
+        """Write down how far curves and files have been sent; what a kill forgets of it is sent again."""
+        if not self._saved:
+            store.write_json(self._path, self._progress)
+            self._saved = True
+
     @contextlib.contextmanager
     def _sending(self, run: Run, name: str, file: Path) -> Iterator[bool]:
         try:
@@ -204,7 +212,8 @@ class Runs:
         return Run(info.run_id, info.start_time, info.status, params, tags, metrics, **sent)
 
     def _save(self) -> None:
-        store.write_json(self._path, self._progress)
+        self._saved = False
+        self._seldom(self.save)
 
 
 def position(line: Mapping[str, Any]) -> list[float]:

@@ -1,7 +1,7 @@
 """Who goes on: successive halving at a rung of the search, and the race of the leaders over further seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scrimp_platform import stats
@@ -21,7 +21,7 @@ def order(scores: Sequence[Mapping[str, Any]], space: Space) -> list[int]:
     """
     violations = [sum(max(excess, 0.0) for excess in excesses(space, score).values()) for score in scores]
     points = [{name: float(score[name]) for name in space.objectives} for score in scores]
-    fronts = stats.fronts(points, space.objectives)
+    fronts = stats.fronts(points, space.objectives) if len(space.objectives) > 1 else [0] * len(points)
     first, direction = next(iter(space.objectives.items()))
     sign = 1 if direction == "minimize" else -1
     return sorted(range(len(scores)), key=lambda i: (violations[i], fronts[i], sign * points[i][first]))
@@ -51,25 +51,31 @@ def next_trial(field: Sequence[Trial], space: Space) -> Trial | None:
     As in SMAC3's intensification a trial is repeated only while it may win; none when all that may have
     every repeat that the budget allows. Arms are compared, so each gets them all.
     """
-    alive = [trial for trial in field if space.arms or may_win(trial, field, space)]
-    short = [trial for trial in alive if len(trial.repeats) < space.budget.repeats]
-    return min(short, key=lambda trial: len(trial.repeats), default=None)
+    short = [trial for trial in field if len(trial.repeats) < space.budget.repeats]
+    short.sort(key=lambda trial: len(trial.repeats))
+    return next(iter(short) if space.arms else contenders(short, field, space), None)
 
 
 def may_win(trial: Trial, field: Sequence[Trial], space: Space) -> bool:
     """Whether no other trial of the race is better in every objective beyond doubt."""
-    if len(trial.repeats) < FAIR:
-        return True
+    return any(contenders([trial], field, space))
+
+
+def contenders(trials: Sequence[Trial], field: Sequence[Trial], space: Space) -> Iterator[Trial]:
+    """Yield those of `trials` that may win."""
     rung = space.budget.rungs_kimg[-1]
     samples = {
         objective: {rival.number: rival.finals(objective, rung) for rival in field} for objective in space.objectives
     }
     pools = {objective: stats.pool(list(values.values())) for objective, values in samples.items()}
-    return not any(
-        all(
-            stats.worse(samples[name][trial.number], samples[name][rival.number], *pools[name], direction)
-            for name, direction in space.objectives.items()
+    for trial in trials:
+        beaten = len(trial.repeats) >= FAIR and any(
+            all(
+                stats.worse(samples[name][trial.number], samples[name][rival.number], *pools[name], direction)
+                for name, direction in space.objectives.items()
+            )
+            for rival in field
+            if rival is not trial
         )
-        for rival in field
-        if rival is not trial
-    )
+        if not beaten:
+            yield trial

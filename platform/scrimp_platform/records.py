@@ -1,6 +1,7 @@
 """Trials and repeats as the sweep's folder records them: what happened, for the search, the race and the report."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -82,11 +83,17 @@ class Trial:
         store.write_json(folder.trial(self.number) / store.TRIAL_FILE, record)
 
 
-def read(folder: SweepFolder) -> list[Trial]:
-    """Read every trial of a sweep with its repeats, in order."""
+def read(folder: SweepFolder, earlier: Sequence[Trial] = ()) -> list[Trial]:
+    """Read every trial of a sweep with its repeats, in order; of those read earlier, what had ended is kept."""
+    ended = {(repeat.trial, repeat.repeat): repeat for trial in earlier for repeat in trial.repeats if not repeat.open}
     trials = {record["number"]: Trial(**record) for record in folder.trial_records()}
     for files in folder.repeats():
-        repeat = Repeat(**store.read_json(files.record))
-        repeat.scores = {float(line["rung"]): line for line in lines.read(files.metrics) if line.get("rung")}
+        repeat = ended.get((files.trial, files.repeat)) or _read_repeat(files)
         trials[repeat.trial].repeats.append(repeat)
     return list(trials.values())
+
+
+def _read_repeat(files: RepeatFolder) -> Repeat:
+    repeat = Repeat(**store.read_json(files.record))
+    repeat.scores = {float(line["rung"]): line for line in lines.read(files.metrics) if line.get("rung")}
+    return repeat

@@ -3,6 +3,7 @@
 Only the standard library and scipy's Student distribution; values are few, so nothing here needs arrays.
 """
 
+import bisect
 import functools
 import math
 import statistics
@@ -70,28 +71,43 @@ def pool(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
     freedom = sum(len(sample) - 1 for sample in samples if len(sample) > 1)
     if freedom == 0:
         return math.nan, 0
-    squares = sum(statistics.variance(sample) * (len(sample) - 1) for sample in samples if len(sample) > 1)
+    means = [statistics.fmean(sample) if sample else math.nan for sample in samples]
+    squares = sum((value - mean) ** 2 for sample, mean in zip(samples, means, strict=True) for value in sample)
     return math.sqrt(squares / freedom), freedom
 
 
 def dominates(one: Mapping[str, float], other: Mapping[str, float], directions: Mapping[str, Direction]) -> bool:
     """Whether `one` is nowhere worse than `other` and somewhere better."""
-    gaps = [
-        (one[name] - other[name]) * (1 if direction == "minimize" else -1) for name, direction in directions.items()
-    ]
-    return all(gap <= 0 for gap in gaps) and any(gap < 0 for gap in gaps)
+    better = False
+    for name, direction in directions.items():
+        low, high = (one[name], other[name]) if direction == "minimize" else (other[name], one[name])
+        if low > high:
+            return False
+        better |= low < high
+    return better
 
 
 def fronts(points: Sequence[Mapping[str, float]], directions: Mapping[str, Direction]) -> list[int]:
-    """Return the number of each point's Pareto front, 0 for the non-dominated (Deb's non-dominated sorting).
+    """Return the number of each point's Pareto front, 0 for the non-dominated.
 
-    With one objective this is the order of the values, equal values sharing a front.
+    With one objective this is the order of the values, equal values sharing a front. With several, each point joins
+    the first front without anyone who dominates it (Zhang et al. 2015, "An efficient approach to nondominated
+    sorting"): sorted by one objective after the other, those come first; and fronts after that have none either.
     """
-    rank = [-1] * len(points)
-    front = 0
-    while -1 in rank:
-        left = [i for i, r in enumerate(rank) if r == -1]
-        for i in [i for i in left if not any(dominates(points[j], points[i], directions) for j in left)]:
-            rank[i] = front
-        front += 1
+    signs = {name: 1 if direction == "minimize" else -1 for name, direction in directions.items()}
+    keys = [tuple(sign * point[name] for name, sign in signs.items()) for point in points]
+    if len(signs) == 1:
+        places = {key: place for place, key in enumerate(sorted(set(keys)))}
+        return [places[key] for key in keys]
+
+    def open_to(point: Mapping[str, float], front: Sequence[Mapping[str, float]]) -> bool:
+        return not any(dominates(other, point, directions) for other in reversed(front))
+
+    found: list[list[Mapping[str, float]]] = []
+    rank = [0] * len(points)
+    for i in sorted(range(len(points)), key=keys.__getitem__):
+        rank[i] = bisect.bisect_left(found, True, key=functools.partial(open_to, points[i]))
+        if rank[i] == len(found):
+            found.append([])
+        found[rank[i]].append(points[i])
     return rank

@@ -16,6 +16,7 @@ from scrimp_platform import cluster, estimate, job, plan, store, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
+from scrimp_platform.pace import Seldom
 from scrimp_platform.plan import Options, Plan
 from scrimp_platform.records import Trial
 from scrimp_platform.report import leaderboard
@@ -99,12 +100,15 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
     """Open the sweep's books, with the best of earlier sweeps proposed first if this one is new."""
-    log = Log(the_plan.folder.log)
+    log, seldom = Log(the_plan.folder.log), Seldom()
 
     def say(decision: str) -> None:
         log(decision)
         with contextlib.suppress(OSError):  # a full disk: the next decision writes it again
-            leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
+            seldom(write_leaderboard)
+
+    def write_leaderboard() -> None:
+        leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
 
     ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
     if not the_plan.resumed:

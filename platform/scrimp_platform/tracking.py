@@ -45,6 +45,7 @@ class Mirror:
         self._folder = folder
         self.uri = uri
         self._runs: Runs | None = None
+        self._trials: list[Trial] = []
 
     @property
     def link(self) -> str:
@@ -64,7 +65,10 @@ class Mirror:
                 # The time tells this sweep from an earlier one of the same name.
                 name = f"{sweep['name']} {sweep['started']:.3f}"
                 self._runs = Runs(self.uri, sweep["dataset"]["name"], name, self._folder.tracking)
-            self._send(self._runs, sweep, outcome)
+            try:
+                self._send(self._runs, sweep, outcome)
+            finally:
+                self._runs.save()
         except Exception:
             # What the server has is uncertain now; it is asked again.
             self._runs = None
@@ -72,7 +76,8 @@ class Mirror:
 
     def _send(self, runs: Runs, sweep: dict[str, Any], outcome: str) -> None:
         parent = runs.get("", sweep["name"], sweep["started"])
-        space, trials = Space.model_validate(sweep["space"]), records.read(self._folder)
+        space = Space.model_validate(sweep["space"])
+        trials = self._trials = records.read(self._folder, self._trials)
         over = bool(outcome)
         if not over:
             self._tell_sweep(runs, parent, sweep, space, "RUNNING")

@@ -1,6 +1,7 @@
 """The order of a sweep's trials, and what can be said of each."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -136,12 +137,11 @@ def cost(value: float, direction: stats.Direction) -> float:
 
 def _places(rows: Sequence[Row], space: Space) -> dict[int, tuple[float, ...]]:
     """Return what each trial is ordered by: its kind, then rung or violation, then its Pareto front."""
-    places = {}
+    places, groups = {}, defaultdict(list)
     for row in rows:
         coarse = row.excess if row.status == "infeasible" else 0.0 if row.finished else -row.kimg
-        places[row.number] = (_ORDER.index(row.status), coarse)
-    for place in set(places.values()):
-        group = [row for row in rows if places[row.number] == place]
+        groups[_ORDER.index(row.status), coarse].append(row)
+    for place, group in groups.items():
         points = [
             {name: cost(row.summaries[name].mean, way) for name, way in space.objectives.items()} for row in group
         ]
