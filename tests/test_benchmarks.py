@@ -1,9 +1,12 @@
 import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from benchmarks import latents, measure, scoring, startup, training
+from benchmarks import latents, measure, mlflow_stub, replay, scale, scoring, startup, training
 from benchmarks.measure import Comparison, Side, interleave
+from scrimp_platform import records
 from scrimp_trainers.recipe import load
 
 TINY = load("tiny-ddpm").replace(
@@ -73,3 +76,29 @@ def test_scoring_prints_its_ratio(capsys: pytest.CaptureFixture[str]):
 def test_startup_says_what_the_time_goes_to(capsys: pytest.CaptureFixture[str]):
     startup.main("cpu", threads=2, rounds=1)
     assert re.search(r"│ all +│ +\d+\S* s +│", capsys.readouterr().out)
+
+
+def test_a_replayed_sweep_trains_each_repeat_once_and_mlflow_hears_of_each_once(tmp_path: Path):
+    with mlflow_stub.serving() as uri:
+        plan = replay.make_plan(tmp_path, 3, uri)
+        scale.drive(plan, 3)
+        heard = mlflow_stub.heard(uri)
+    trials = records.read(plan.folder)
+    repeats = [repeat for trial in trials for repeat in trial.repeats]
+    assert len(trials) == 6
+    assert [len(trial.repeats) for trial in trials].count(6) == 1  # the one leader
+    assert len(repeats) == 11
+    assert {repeat.status for repeat in repeats} == {"finished", "stopped"}
+    assert all(list(repeat.scores) == [15.0, 45.0][: len(repeat.scores)] for repeat in repeats)
+    assert Counter(heard) == Counter(
+        ["replay", *(f"trial {trial.number}" for trial in trials)]
+        + [f"repeat {repeat.trial}.{repeat.repeat}" for repeat in repeats]
+    )
+
+
+@pytest.mark.slow
+def test_the_driver_s_numbers_are_printed_with_their_growth(capsys: pytest.CaptureFixture[str]):
+    scale.main("cpu", threads=1, rounds=1, nodes=[1, 2])
+    said = capsys.readouterr().out
+    assert re.search(r"│ repeats +│ +7 │ +9 +x +1\.3 │", said)
+    assert re.search(r"│ CPU a repeat, tracker +│ +[\d.]+ ms │ +[\d.]+ ms +x +[\d.]+ │", said)

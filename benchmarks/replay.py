@@ -1,0 +1,128 @@
+"""A sweep without training: learning curves of a real one, replayed with noise on nodes that do not exist.
+
+`python -m benchmarks.replay SWEEP_FOLDER` records the curves anew, those of a sweep's finished repeats.
+"""
+
+import csv
+import heapq
+import itertools
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scrimp_platform.plan import Options, Plan
+from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
+from scrimp_spaces import space as spaces
+from scrimp_trainers import lines
+from scrimp_trainers.data.manifest import Manifest, Split
+from scrimp_trainers.lines import Line
+
+if TYPE_CHECKING:
+    from scrimp_platform.search import RepeatSearcher
+
+CURVES = Path(__file__).with_name("curves.csv")
+OBJECTIVE = "fd_classifier"
+COLUMNS = (
+    *("curve", "kimg", "rung", "loss", "lr", "seconds", "images_per_second", "parameters", "train_flops"),
+    *(OBJECTIVE, "precision_classifier", "recall_classifier", "memorized_fraction"),
+)
+TRIALS, REPEATS = 2, 6
+"""Trials a node, and repeats of a raced trial: with one leader for five nodes that is at most three repeats a node."""
+NOISE_OF_TRIALS, NOISE_OF_SEEDS = 0.2, 0.05
+"""Deviations of the logarithm of a score."""
+
+
+def make_plan(storage: Path, nodes: int, tracking_uri: str) -> Plan:
+    """Plan a sweep of the quickstart space for so many nodes, on a dataset that need not exist."""
+    space = spaces.load("quickstart")
+    changes = {"trials": TRIALS * nodes, "leaders": max(1, nodes // (REPEATS - 1)), "repeats": REPEATS}
+    space = space.model_copy(update={"budget": space.budget.model_copy(update=changes)})
+    facts = Manifest(
+        name="digits",
+        content_hash="0" * 64,
+        size=8,
+        channels=1,
+        classes=[str(label) for label in range(10)],
+        splits={"train": Split(count=1618, per_class=None, shards=[])},
+        reference="train",
+        provenance={"source": "digits"},
+    )
+    folder = SweepFolder(storage / "replay")
+    options = Options(storage=storage, tracking_uri=tracking_uri)
+    return Plan(options, space, space.base(), Storage(storage), folder, storage, facts, resumed=False)
+
+
+def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Callable[..., Any]) -> None:
+    """Do Tune's part and the workers', on so many places at once and in simulated time.
+
+    Every call of the searcher goes through `ask(function, *arguments)`.
+    """
+    curves, names = read_curves(), map(str, itertools.count())
+    training: list[tuple[float, str, Line, Iterator[Line]]] = []
+    now = 0.0
+    while True:
+        while len(training) < places and isinstance(task := ask(searcher.suggest, name := next(names)), dict):
+            curve = noisy(curves[task["trial"] % len(curves)], **task)
+            rungs = train(folder.repeat(**task), curve)
+            line = next(rungs)
+            heapq.heappush(training, (now + line["seconds"], name, line, rungs))
+        if not training:
+            return
+        now, name, line, rungs = heapq.heappop(training)
+        if ask(searcher.judge, name, line) and (following := next(rungs, None)):
+            heapq.heappush(training, (now - line["seconds"] + following["seconds"], name, following, rungs))
+        else:
+            ask(searcher.on_trial_complete, name, line)
+
+
+def train(files: RepeatFolder, curve: Sequence[Line]) -> Iterator[Line]:
+    """Write what a worker writes, up to a rung; yield the rung's line."""
+    begun = 0
+    for end, line in enumerate(curve, 1):
+        if "rung" in line:
+            with files.metrics.open("a") as file:
+                file.writelines(json.dumps(one) + "\n" for one in curve[begun:end])
+            begun = end
+            yield line
+
+
+def noisy(curve: Sequence[Line], trial: int, repeat: int) -> list[Line]:
+    """Return a curve as another trial and another seed might have had it."""
+    logarithm = random.Random(f"{trial}").gauss(0, NOISE_OF_TRIALS)
+    logarithm += random.Random(f"{trial}.{repeat}").gauss(0, NOISE_OF_SEEDS)
+    factor = math.exp(logarithm)
+    return [line | {OBJECTIVE: line[OBJECTIVE] * factor} if OBJECTIVE in line else line for line in curve]
+
+
+def read_curves() -> list[list[Line]]:
+    """Return the recorded curves, each as the lines of a `metrics.jsonl`."""
+    with CURVES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ({name: float(value) for name, value in row.items() if value} for row in rows)
+    return [
+        [{name: value for name, value in row.items() if name != "curve"} for row in curve]
+        for _, curve in itertools.groupby(numbers, key=lambda row: row["curve"])
+    ]
+
+
+def record(sweep: Path) -> None:
+    """Write the curves of a sweep's finished repeats."""
+    from scrimp_platform import records
+
+    folder = SweepFolder(sweep)
+    finished = [repeat for trial in records.read(folder) for repeat in trial.repeats if repeat.status == "finished"]
+    with CURVES.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for number, repeat in enumerate(finished):
+            for line in lines.read(folder.repeat(repeat.trial, repeat.repeat).metrics):
+                short = {name: f"{value:.6g}" for name, value in line.items() if isinstance(value, int | float)}
+                writer.writerow(short | {"curve": number})
+
+
+if __name__ == "__main__":
+    record(Path(sys.argv[1]))
