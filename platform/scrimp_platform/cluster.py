@@ -17,6 +17,8 @@ QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Tune's own tables would stand between the sweep's lines.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# So would Tune's traceback of a process that was killed; the sweep's own line says it.
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 
 @dataclass(frozen=True)

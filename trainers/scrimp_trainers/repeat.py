@@ -105,6 +105,7 @@ class Repeat:
         if self.world > 1:
             self._agree()  # rank 0 may write the next checkpoint only when all have read this one
         self.told = self.state.images, time.monotonic()
+        watchdog.rest()  # the caller hears first of what is behind
         return damage
 
     def steps(self) -> Iterator[Step]:
