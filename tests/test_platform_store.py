@@ -2,12 +2,16 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from test_platform_ledger import RUNGS, open_ledger, score, study
+from test_platform_race import make_space
 
-from scrimp_platform import store
+from scrimp_platform import store, sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
 from scrimp_platform.store import SweepFolder
@@ -78,6 +82,22 @@ def test_the_journal_has_all_of_an_entry_or_nothing(small_disk, monkeypatch):
     small_disk.free()
     asking.join()
     assert study(folder).user_attrs["long"] == "x" * 10_000
+
+
+def test_a_sweep_that_is_resumed_on_a_full_disk_waits(small_disk):
+    folder = SweepFolder(small_disk.path / "sweep")
+    open_ledger(folder).propose()  # what is running now is taken back when the next driver opens the ledger
+    small_disk.fill()
+    options = SimpleNamespace(seed=0)
+    the_plan: Any = SimpleNamespace(folder=folder, space=make_space(), options=options, resumed=True)
+    placement: Any = SimpleNamespace(devices=1)
+    with ThreadPoolExecutor(1) as opening:
+        opened = opening.submit(sweep.open_ledger, the_plan, placement)
+        time.sleep(0.5)
+        assert not opened.done()
+        small_disk.free()
+        assert [repeat.status for repeat in opened.result(60).repeats] == ["waiting"]
+    assert "the sweep waits: [Errno 28] No space left" in folder.log.read_text()
 
 
 def test_other_errors_are_not_waited_for():

@@ -101,6 +101,7 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
     """Open the sweep's books, with the best of earlier sweeps proposed first if this one is new."""
     log, seldom = Log(the_plan.folder.log), Seldom()
+    ledger = None
 
     def say(decision: str) -> None:
         log(decision)
@@ -108,7 +109,8 @@ def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
             seldom(write_leaderboard)
 
     def write_leaderboard() -> None:
-        leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
+        if ledger:  # it has things to say already while it is opened
+            leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
 
     ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
     if not the_plan.resumed:
