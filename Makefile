@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 HOSTS ?= 3
 
-.PHONY: demo test test-slow fleet fleet-test fleet-down check ui bench claims lock clean
+.PHONY: demo test test-slow fleet fleet-down fleet-test fleet-packages check ui bench claims lock clean
 
 demo: $(READY)
 	$(BIN)/python sweep.py
