@@ -40,12 +40,12 @@ case "$INTERPRETER" in "$HOME"/*)
     mount -o bind,ro "$INTERPRETER" "home${INTERPRETER#"$HOME"}"
 esac
 mount --rbind home "$HOME"
-mkdir -p "$CLONE"
-mount --rbind home/scrimp "$CLONE"
 mount --bind ../shared /mnt
 mount --bind ../hosts /etc/hosts
 mount --bind run /run
 mount --bind tmp /tmp
+mkdir -p "$CLONE"
+mount --rbind home/scrimp "$CLONE"
 exec /usr/sbin/sshd -D -e -f /dev/null -h /run/hostkey -o PidFile=none
 """
 
