@@ -387,6 +387,27 @@ def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):
     assert (run.info.status, run.data.tags["scrimp.outcome"]) == ("FAILED", "crashed")
 
 
+class Embedded:
+    def __init__(self, name: str):
+        self.uri = name
+
+    def wait(self):
+        if self.uri == "killed":
+            raise UserError("it has ended")
+
+    def stop(self):
+        pass
+
+
+def test_an_embedded_server_that_was_killed_is_started_anew(tmp_path, monkeypatch):
+    names = iter(["killed", "anew", "killed", "killed"])
+    monkeypatch.setattr(mlflow_server, "ensure", lambda storage: Embedded(next(names)))
+    first, second = (Tracker(SweepFolder(tmp_path / "lab"), Storage(tmp_path), None) for _ in range(2))
+    assert first._embedded() == "anew"
+    with pytest.raises(UserError, match="it has ended"):
+        second._embedded()
+
+
 def test_a_server_that_never_answers_holds_up_nothing(folder):
     said: list[str] = []
     with socket.socket() as silent:

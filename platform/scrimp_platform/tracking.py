@@ -230,6 +230,12 @@ class Tracker:
             self._say(f"MLflow: {self._link}")
 
     def _embedded(self) -> str:
+        try:
+            return self._serve()
+        except UserError:
+            return self._serve()  # Ray ends a job's server along with the job, which has last words to send
+
+    def _serve(self) -> str:
         if self._server is None:
             self._server = mlflow_server.ensure(self._storage)
         try:
