@@ -1,13 +1,17 @@
 """The doctor: what it makes of a node's facts, and one examination of two real Ray nodes."""
 
 import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrimp_cluster import facts, judge, nccl
+from scrimp_cluster import doctor, facts, judge, nccl, ports
 from scrimp_cluster.doctor import Report, Visit
 from scrimp_cluster.facts import Dataset, Facts, Gpu
 from scrimp_cluster.judge import GIB, Fault, Head
@@ -19,6 +23,7 @@ NODE = Node("ws3", 16, 2, "id3")
 WELL = Facts(
     host="ws3",
     versions=VERSIONS,
+    code="c0de",
     memory=60 * GIB,
     tmp=200 * GIB,
     tmp_share=0.5,
@@ -32,7 +37,9 @@ WELL = Facts(
     nccl="tried",
     token_file="/home/lab/.ray/auth_token",  # noqa: S106
 )
-HEAD = Head("ws0", VERSIONS, "/shared/runs", storage_free=900 * GIB, data="/shared/pandas", dataset=Dataset("abc"))
+HEAD = Head(
+    "ws0", VERSIONS, "c0de", "/shared/runs", storage_free=900 * GIB, data="/shared/pandas", dataset=Dataset("abc")
+)
 
 
 def faults(node: Node = NODE, head: Head = HEAD, **changes) -> list[Fault]:
@@ -48,6 +55,9 @@ STOPPING = [
     ({"versions": VERSIONS | {"torch": "2.14.0"}}, "other versions: torch 2.14.0 (head: 2.15.0+cu126); install"),
     ({"versions": VERSIONS | {"scrimp": ""}}, "scrimp missing (head: 0.1.0)"),
     ({"versions": VERSIONS | {"python": "3.12.1", "ray": "2.59.0"}}, "python 3.12.1 (head: 3.11.9), ray 2.59.0"),
+    ({"code": "5a1e" * 16}, "other code than the head's (5a1e5a1e there, c0de on the head); `ray up cluster.yaml`"),
+    ({"code": ""}, "other code than the head's (none there, c0de on the head)"),
+    ({"blocked": {"cannot reach the head's raylet, port 9": True}}, "cannot reach the head's raylet, port 9; open"),
     ({"memory": GIB // 2}, "0.5 GiB of memory available"),
     ({"tmp": GIB // 2}, "/tmp: 0.5 GiB free"),
     ({"gpus": [GPU]}, "Ray counts 2 GPUs, nvidia-smi shows 1"),
@@ -66,6 +76,7 @@ WORTH_KNOWING = [
     ({"clock": 61.0, "clock_doubt": 0.1}, "clock 61 s ahead of the head's"),
     ({"clock": -61.0, "clock_doubt": 0.1}, "clock 61 s behind the head's"),
     ({"token_mode": 0o644}, "token /home/lab/.ray/auth_token is open to others (0644); `chmod 600 /home/lab"),
+    ({"blocked": {"not reached by ws1: its raylet, port 9": False}}, "not reached by ws1: its raylet, port 9; open"),
     ({"gpus": [GPU, GPU, GPU]}, "Ray uses 2 of 3 GPUs"),
     ({"gpus": [GPU, replace(GPU, free=2048)]}, "GPU 1 (NVIDIA GeForce RTX 3090): 2.0 of 24.0 GiB free"),
     ({"gpus": [], "nvidia_smi": False}, "Ray counts 2 GPUs, but there is no nvidia-smi"),
@@ -100,6 +111,20 @@ def test_a_fault_that_is_worth_knowing_stops_nothing(changes, complaint):
 )
 def test_what_proves_nothing_is_no_fault(changes):
     assert faults(**changes) == []
+
+
+@pytest.mark.parametrize(("told", "complaint"), [("", "Ray's token is missing"), ("b", "is another than the head's")])
+def test_a_token_other_than_the_heads_is_worth_knowing_where_ray_asks_for_one(told, complaint):
+    assert faults(token=told) == []
+    (fault,) = faults(head=replace(HEAD, token="a"), token=told)  # noqa: S106
+    assert complaint in str(fault)
+    assert not fault.stops
+    assert faults(head=replace(HEAD, token="a"), token="a") == []  # noqa: S106
+
+
+def test_a_node_without_scrimp_has_one_fault_for_it():
+    (fault,) = faults(versions=VERSIONS | {"scrimp": ""}, code="")
+    assert "scrimp missing" in fault.what
 
 
 def test_a_broken_driver_stops_no_node_whose_gpus_ray_does_not_use():
@@ -191,6 +216,125 @@ def test_a_token_file_is_seen_with_its_mode(tmp_path, monkeypatch):
     seen = gather()
     assert (seen.token_file, seen.token_mode) == (str(token), 0o640)
     assert "secret" not in str(seen)
+
+
+def test_tokens_are_compared_by_a_hash_that_is_new_each_time(tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("secret\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert facts.token("a") == ""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    seen = facts.token("a")
+    assert len(seen) == 64
+    assert facts.token("b") != seen
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert facts.token("a") == seen
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    (tmp_path / "token").unlink()
+    assert facts.token("a") == ""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Four packages that stand for Scrimp's own."""
+    names = [f"made_up_{number}" for number in range(4)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    monkeypatch.setattr(facts, "SCRIMP", names)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_code_is_known_by_the_names_and_contents_of_its_files(installed):
+    seen = {facts.code()}
+    folder = installed / "made_up_2" / "inner"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("no code")
+    assert facts.code() in seen
+    for change in (
+        lambda: (folder / "space.yaml").write_text("a: 1"),
+        lambda: (folder / "space.yaml").write_text("a: 2"),
+        lambda: (folder / "space.yaml").rename(folder / "other.yaml"),
+        lambda: (folder / "other.yaml").rename(installed / "made_up_3" / "other.yaml"),
+    ):
+        change()
+        assert facts.code() not in seen
+        seen.add(facts.code())
+
+
+def test_code_that_is_not_installed_has_no_hash(installed, monkeypatch):
+    monkeypatch.setattr(facts, "SCRIMP", ["made_up_0", "made_up_9"])
+    assert facts.code() == ""
+
+
+def test_the_code_that_this_process_imports_is_what_is_hashed(monkeypatch):
+    import scrimp_cluster
+
+    monkeypatch.setattr(facts, "SCRIMP", ["scrimp_cluster"])
+    folder = Path(scrimp_cluster.__path__[0])
+    files = [path.name for pattern in ("*.py", "*.yaml") for path in folder.rglob(pattern)]
+    read: list[str] = []
+    monkeypatch.setattr(facts.Path, "read_bytes", lambda path: read.append(path.name) or b"")
+    facts.code()
+    assert sorted(read) == sorted(files)
+
+
+def test_the_ports_of_rays_workers_are_read_from_the_raylets_command():
+    words = ["raylet", "--min_worker_port=10002", "--max_worker_port=10100", "--python_worker_command=python a=b c=d"]
+    assert facts.worker_ports("\0".join([*words, ""])) == (10002, 10100)
+    assert facts.worker_ports("python\0worker.py\0") == (0, 0)
+
+
+def meet(*doors: ports.Door, mine: ports.Door | None = None, guests: int = 0, limit: float = 2.0) -> list[int]:
+    return ports.meet(mine or (HERE, []), list(doors), guests, limit)
+
+
+HERE = "127.0.0.1"
+
+
+def test_nodes_that_listen_reach_each_other_and_part_at_once():
+    sites = [(HERE, ports.some(0, 0)) for _ in range(3)]
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        others = [[site for site in sites if site != mine] for mine in sites]
+        found = list(pool.map(lambda mine, doors: meet(*doors, mine=mine, guests=2, limit=20), sites, others))
+    assert found == [[], [], []]
+    assert time.monotonic() - began < 10
+
+
+def test_a_door_that_nobody_opens_is_told_by_its_number():
+    with socket.create_server((HERE, 0)) as server, socket.socket() as bound:
+        bound.bind((HERE, 0))  # without listening
+        open_door, shut = server.getsockname()[1], bound.getsockname()[1]
+        assert meet((HERE, [open_door]), (HERE, [shut]), limit=0.5) == [1]
+
+
+def test_ports_are_drawn_from_rays_range():
+    assert set(ports.some(10002, 10003)) == {10002, 10003}
+    assert all(32768 <= port <= 60999 for port in ports.some(0, 0))
+
+
+WORKSTATIONS = [Node(f"ws{i}", 16, 2, f"id{i}", f"10.0.0.{i}", 9000, 9001, head=i == 0) for i in range(4)]
+
+
+def test_a_blocked_connection_is_charged_to_the_node_that_is_not_reached():
+    head, first, second, third = WORKSTATIONS
+    healthy = dict.fromkeys(WORKSTATIONS, WELL)
+    told = doctor._blame({(first, "raylet"): [second, third], (second, "raylet"): [head]}, healthy)
+    assert {node.name: facts.blocked for node, facts in told.items() if isinstance(facts, Facts)} == {
+        "ws1": {"not reached by ws2, ws3: its raylet": False},
+        "ws2": {"not reached by ws0: its raylet": True},
+    }
+
+
+def test_who_does_not_reach_the_head_is_stopped_and_not_the_head():
+    head, first, *_ = WORKSTATIONS
+    told = doctor._blame({(head, "raylet"): [first]}, dict.fromkeys(WORKSTATIONS, WELL))
+    (facts,) = told.values()
+    assert list(told) == [first]
+    assert isinstance(facts, Facts)
+    assert facts.blocked == {"cannot reach the head's raylet": True}
 
 
 def test_a_dataset_is_known_by_its_manifest_and_its_shards(digits_dataset, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from test_platform_ledger import open_ledger
 from test_platform_race import make_space
 
-from scrimp_cluster import doctor
+from scrimp_cluster import doctor, facts
 from scrimp_cluster.doctor import Report, Visit
 from scrimp_cluster.judge import Fault
 from scrimp_cluster.nodes import Node
@@ -124,8 +124,23 @@ def test_every_node_tells_its_facts_and_the_storage_is_left_as_it_was(two_nodes,
         assert visit.facts.dataset
         assert visit.facts.versions["ray"]
         assert abs(visit.facts.clock) < 0.5
+        assert visit.facts.code == facts.code()
+        assert visit.facts.blocked == {}
         assert not [fault for fault in visit.faults if "versions" in fault.what or "dataset" in fault.what]
     assert list(tmp_path.iterdir()) == []
+
+
+@alone
+def test_a_port_that_is_shut_is_named_with_who_does_not_get_through(two_nodes, tmp_path):
+    head, other = two_nodes[2]
+    (fault,) = [
+        fault for fault in doctor.examine((head, replace(other, objects=1)), tmp_path).faults if "reach" in fault.what
+    ]
+    assert (fault.node, fault.what) == (other.name, f"not reached by {head.name}: its object manager, port 1")
+    (fault,) = [
+        fault for fault in doctor.examine((replace(head, raylet=1), other), tmp_path).faults if "reach" in fault.what
+    ]
+    assert (fault.node, fault.what) == (other.name, "cannot reach the head's raylet, port 1")
 
 
 @alone

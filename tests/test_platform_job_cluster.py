@@ -80,7 +80,16 @@ class Terminal:
 
 
 @pytest.fixture(scope="module")
-def story(environment, scored_digits, tmp_path_factory) -> dict:
+def terminals() -> Iterator[list[Terminal]]:
+    """Terminals that are closed at the end, whatever happens."""
+    opened: list[Terminal] = []
+    yield opened
+    for terminal in opened:
+        terminal.process.kill()
+
+
+@pytest.fixture(scope="module")
+def story(environment, scored_digits, terminals, tmp_path_factory) -> dict:
     """Start the sweep and lose the terminal; attach, and end it by Ctrl-C; let it go on to its end."""
     work = tmp_path_factory.mktemp("work")
     (work / "lab.yaml").write_text(SPACE.replace("[2, 6]", "[2, 30]"))
@@ -89,8 +98,8 @@ def story(environment, scored_digits, tmp_path_factory) -> dict:
     def scored(count: int) -> bool:
         return sum(len(repeat.scores) for trial in records.read(folder) for repeat in trial.repeats) >= count
 
-    terminals = [Terminal(work, scored_digits.folder, environment, "first")]
-    wait_for(lambda: scored(1), 300)
+    terminals.append(Terminal(work, scored_digits.folder, environment, "first"))
+    wait_for(lambda: scored(1) or terminals[0].process.poll() is not None, 400)
     terminals[0].process.send_signal(signal.SIGHUP)
     terminals[0].process.wait(10)
     driver = store.holder(folder.lock)

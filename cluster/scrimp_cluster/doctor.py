@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scrimp_cluster import facts as facts_module
-from scrimp_cluster import judge, nccl, nodes
+from scrimp_cluster import judge, nccl, nodes, ports
 from scrimp_cluster.facts import Facts
 from scrimp_cluster.judge import Fault, Head
 from scrimp_cluster.nodes import Node
@@ -21,6 +21,7 @@ from scrimp_cluster.nodes import Node
 ANSWER = 150.0  # seconds until a node that tells nothing is given up; its own checks end after 90
 PING = 10.0  # seconds
 PINGS = 3
+PORTS_START = 15.0  # seconds until the nodes' processes are there
 NCCL_START = 15.0  # seconds until GPUs that are not free for the sum are taken for busy
 
 
@@ -70,19 +71,21 @@ def examine(cluster: Sequence[Node], storage: Path, data: Path | None = None, to
     together : bool
         Whether a node's GPUs are to train a repeat together, and so have to reach each other.
     """
-    nodes.send(facts_module, nccl)
+    nodes.send(facts_module, nccl, ports)
     with _probe(storage) as probe:
         head = Head(
             os.uname().nodename,
             facts_module.versions(),
+            facts_module.code(),
             str(storage),
             storage_error=probe.error,
             storage_free=0 if probe.error else shutil.disk_usage(probe.folder).free,
             data=str(data or ""),
             dataset=facts_module.dataset(str(data)) if data else None,
+            token=facts_module.token(probe.word),
         )
         told = _ask(cluster, probe, head)
-    for ask_more in (_compare_clocks, _sum_over_gpus) if together else (_compare_clocks,):
+    for ask_more in (_compare_clocks, _try_ports, *([_sum_over_gpus] if together else [])):
         told |= ask_more({node: facts for node, facts in told.items() if isinstance(facts, Facts)})
     return Report(judge.of_head(head), [_visit(node, told[node], head) for node in cluster])
 
@@ -155,6 +158,50 @@ def _compare_clocks(healthy: dict[Node, Facts]) -> Told:
             doubt, ahead = min(rounds)
             told[node] = replace(facts, clock=ahead, clock_doubt=doubt)
     return told
+
+
+def _try_ports(healthy: dict[Node, Facts]) -> Told:
+    """Let each node listen as Ray's workers do, and connect to all others there, at their raylets and their objects."""
+    listening = {node: (node.address, ports.some(*facts.worker_ports)) for node, facts in healthy.items()}
+    asked, doors = {}, {}
+    for node in healthy:
+        doors[node] = [
+            door for other in healthy if other != node for door in _doors(other, healthy[other], listening[other])
+        ]
+        knocks = [door for _, _, door in doors[node]]
+        asked[node] = nodes.start(node, ports.meet, listening[node], knocks, len(healthy) - 1)
+    told: Told = {}
+    shut: dict[tuple[Node, str], list[Node]] = {}
+    for node, answer in nodes.wait_for(asked, PORTS_START + ports.LIMIT).items():
+        if answer.error:
+            told[node] = answer.error
+        for number in answer.value or ():
+            other, what, _ = doors[node][number]
+            shut.setdefault((other, what), []).append(node)
+    return _blame(shut, healthy) | told
+
+
+def _doors(node: Node, facts: Facts, listening: ports.Door) -> list[tuple[Node, str, ports.Door]]:
+    """Return what of a node the others have to reach, in words and as addresses."""
+    first, last = facts.worker_ports
+    return [
+        (node, f"worker ports {first}-{last}" if first else "worker ports", listening),
+        (node, f"raylet, port {node.raylet}", (node.address, [node.raylet])),
+        (node, f"object manager, port {node.objects}", (node.address, [node.objects])),
+    ]
+
+
+def _blame(shut: dict[tuple[Node, str], list[Node]], healthy: dict[Node, Facts]) -> Told:
+    """Charge a connection that fails to the node that is not reached; if that is the head, to the other one."""
+    blocked: dict[Node, dict[str, bool]] = {}
+    for (node, what), others in shut.items():
+        if node.head:
+            for other in others:
+                blocked.setdefault(other, {})[f"cannot reach the head's {what}"] = True
+        else:
+            line = f"not reached by {', '.join(other.name for other in others)}: its {what}"
+            blocked.setdefault(node, {})[line] = any(other.head for other in others)
+    return {node: replace(healthy[node], blocked=lines) for node, lines in blocked.items()}
 
 
 def _sum_over_gpus(healthy: dict[Node, Facts]) -> Told:

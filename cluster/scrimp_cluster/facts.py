@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("scrimp", "torch", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
+SCRIMP = ("scrimp_cluster", "scrimp_platform", "scrimp_spaces", "scrimp_trainers")
 TMP = "/tmp"  # noqa: S108 (where Ray keeps its sessions)
 NVIDIA_SMI_LIMIT = 30.0  # seconds
 CUDA_LIMIT = 60.0  # seconds for importing torch and adding two numbers on each GPU
@@ -52,6 +53,8 @@ class Facts:
     host: str
     versions: dict[str, str]
     """Of Python and of each package; empty where it is not installed."""
+    code: str
+    """The hash of Scrimp's own files; empty where they are not installed."""
     memory: int
     """Available."""
     tmp: int
@@ -77,6 +80,12 @@ class Facts:
     """That of Ray, if there is one."""
     token_mode: int = 0o600
     """Its permissions."""
+    token: str = ""
+    """A hash of the token that the node's Ray goes by; empty where it asks for none, or finds none."""
+    worker_ports: tuple[int, int] = (0, 0)
+    """First and last of the ports on which Ray's workers listen; zeros where the system picks them."""
+    blocked: dict[str, bool] = field(default_factory=dict)
+    """What the network keeps from whom, a line each, and whether it stops the node."""
     clock: float = 0.0
     """Seconds by which the node's clock is ahead of the head's."""
     clock_doubt: float = 0.0
@@ -106,17 +115,20 @@ def gather(probe: str | None, word: str, name: str, data: str | None) -> dict[st
         A dataset's folder.
     """
     tmp = shutil.disk_usage(TMP)
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    has_token = token.is_file()
+    file = token_file()
+    has_token = file.is_file()
     facts = Facts(
         host=os.uname().nodename,
         versions=versions(),
+        code=code(),
         memory=available_memory(Path("/proc/meminfo").read_text()),
         tmp=tmp.free,
         tmp_share=1 - tmp.free / tmp.total,
         dataset=dataset(data) if data else None,
-        token_file=str(token) if has_token else "",
-        token_mode=token.stat().st_mode & 0o777 if has_token else 0o600,
+        token_file=str(file) if has_token else "",
+        token_mode=file.stat().st_mode & 0o777 if has_token else 0o600,
+        token=token(word),
+        worker_ports=worker_ports(_parent()),
         **_storage(probe, word, name),
         **_gpus(),
     )
@@ -132,6 +144,49 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = ""
     return found
+
+
+def code() -> str:
+    """Hash Scrimp's own files, names and contents, as they would be imported here; nothing is imported for it."""
+    digest = hashlib.sha256()
+    for package in SCRIMP:
+        spec = util.find_spec(package)
+        if not spec or not spec.submodule_search_locations:
+            return ""
+        folder = Path(next(iter(spec.submodule_search_locations)))
+        for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")):
+            digest.update(f"{package}/{file.relative_to(folder)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def token_file() -> Path:
+    """Where Ray looks for its token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def token(salt: str) -> str:
+    """Hash the token that Ray goes by in this process, so that two can be compared without being shown."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return ""
+    try:
+        secret = os.environ.get("RAY_AUTH_TOKEN") or token_file().read_text()
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{salt}{secret.strip()}".encode()).hexdigest()
+
+
+def worker_ports(raylet: str) -> tuple[int, int]:
+    """Read from the command line of a node's raylet on which ports its workers listen."""
+    options = dict(word.removeprefix("--").split("=", 1) for word in raylet.split("\0") if "=" in word)
+    return int(options.get("min_worker_port", 0)), int(options.get("max_worker_port", 0))
+
+
+def _parent() -> str:
+    """Return the command line that this process was started by, its words ended by zeros: of a worker, the raylet's."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def available_memory(meminfo: str) -> int:

@@ -41,6 +41,8 @@ class Head:
 
     name: str
     versions: dict[str, str]
+    code: str
+    """The hash of Scrimp's own files."""
     storage: str
     """The storage folder."""
     storage_error: str = ""
@@ -50,6 +52,8 @@ class Head:
     data: str = ""
     """The dataset's folder, if there is one to look for."""
     dataset: Dataset | None = None
+    token: str = ""
+    """The hash of Ray's token, if it asks for one."""
 
 
 def of_head(head: Head) -> list[Fault]:
@@ -76,6 +80,11 @@ def of_node(node: Node, facts: Facts, head: Head) -> list[Fault]:
     if facts.token_mode & 0o077:
         what = f"token {facts.token_file} is open to others ({facts.token_mode:04o})"
         found.append((what, f"`chmod 600 {facts.token_file}`", False))
+    if head.token and facts.token != head.token:
+        what = "Ray's token is another than the head's" if facts.token else "Ray's token is missing"
+        found.append((what, "`ray up cluster.yaml` brings it; without it Ray cannot start there again", False))
+    mend = "open these ports between the nodes (firewall, routes)"
+    found += [(what, mend, stops) for what, stops in facts.blocked.items()]
     return [Fault(node.name, *each) for each in found]
 
 
@@ -91,9 +100,12 @@ def _versions(facts: Facts, head: Head) -> Found:
         for name, version in head.versions.items()
         if facts.versions[name].partition("+")[0] != version.partition("+")[0]
     ]
-    if not others:
-        return []
-    return [(f"other versions: {', '.join(others)}", "install requirements.lock there, and start Ray again", True)]
+    if others:
+        return [(f"other versions: {', '.join(others)}", "install requirements.lock there, and start Ray again", True)]
+    if facts.code != head.code:
+        what = f"other code than the head's ({facts.code[:8] or 'none'} there, {head.code[:8]} on the head)"
+        return [(what, "`ray up cluster.yaml` brings it up to date", True)]
+    return []
 
 
 def _gpus(node: Node, facts: Facts) -> Found:

@@ -14,6 +14,12 @@ class Node:
     cpus: int
     gpus: int
     id: str = ""
+    address: str = ""
+    raylet: int = 0
+    """Port of its raylet."""
+    objects: int = 0
+    """Port of its object manager."""
+    head: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ def alive() -> tuple[Node, ...]:
             int(node["Resources"].get("CPU", 0)),
             int(node["Resources"].get("GPU", 0)),
             node["NodeID"],
+            node["NodeManagerAddress"],
+            node["NodeManagerPort"],
+            node["ObjectManagerPort"],
+            "node:__internal_head__" in node["Resources"],
         )
         for node in ray.nodes()
         if node["Alive"]

@@ -56,7 +56,7 @@ def run(the_plan: Plan, address: str) -> None:
 
 def connect(address: str) -> "JobSubmissionClient":
     """Reach the cluster's Jobs API, which its dashboard serves."""
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RayError
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # it tells of each socket
@@ -64,7 +64,7 @@ def connect(address: str) -> "JobSubmissionClient":
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise UserError(f"the Ray cluster at {address} does not know this user: {error}") from None
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, RuntimeError, ValueError, RayError):
         raise UserError(
             f"no Ray cluster with a dashboard answers at {address}; start it, or unset RAY_ADDRESS and `ray stop`"
         ) from None

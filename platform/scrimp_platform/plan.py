@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrimp_cluster.facts import versions
+from scrimp_cluster.facts import code, versions
 from scrimp_platform import store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
@@ -139,6 +139,7 @@ def record(plan: Plan) -> dict[str, Any]:
     earlier = store.read_json(plan.folder.sweep) or {}
     return {
         "name": plan.folder.path.name,
+        "space_name": Path(plan.options.space).stem,
         "space": plan.space.model_dump(mode="json"),
         "dataset": {
             "name": plan.manifest.name,
@@ -148,6 +149,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "seed": plan.options.seed,
         "started": earlier.get("started", time.time()),
         "versions": {package: version for package, version in versions().items() if version},
+        "code": code(),
     }
 
 
