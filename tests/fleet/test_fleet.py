@@ -135,7 +135,7 @@ def submitted(fleet: Fleet) -> Iterator[Callable[[str], subprocess.Popen[bytes]]
 
 
 class Before:
-    """What was on disk when a fault struck."""
+    """What was on disk when a fault struck: repeats that were finished, and what the others had saved."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.finished = {name: (lines(path), (path / "repeat.json").read_text()) for name, path in done(sweep).items()}
@@ -215,10 +215,11 @@ def test_a_workstation_is_gone_without_a_word_and_comes_back(fleet, undisturbed,
         return [name for name, path in sweep.underway().items() if host_of(path) == host.name]
 
     (name,) = wait_for("a repeat is underway there", struck, LIMIT)
+    failure = "repeat {}.{} failed (".format(*map(int, name.split("/repeat-")))
+    told = sweep.log().count(failure)
     host.crash()
     before = Before(sweep)
-    trial, repeat = (int(part) for part in name.split("/repeat-"))
-    wait_for("its failure is told", lambda: f"repeat {trial}.{repeat} failed (" in sweep.log(), 600)
+    wait_for("its failure is told", lambda: sweep.log().count(failure) > told, 600)
     host.boot()
     assert submit.wait(timeout=LIMIT) == 0
     check(fleet, sweep, before, undisturbed)
