@@ -195,12 +195,13 @@ def test_the_jobs_exit_status_is_ours(lab, client, ending, status):
 def test_ctrl_c_ends_the_job_and_its_last_words_are_read(lab, client, capsys):
     api = client()
     api.during = lambda: os.kill(os.getpid(), signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as left:
         the_sweep.sweep(OPTIONS)
     assert api.stopped == list(api.jobs)
     assert left.value.code == 130
     assert int(api.environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 120  # for the report, and for MLflow to hear the rest
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_second_ctrl_c_leaves_at_once(lab, client):
