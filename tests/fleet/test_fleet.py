@@ -58,9 +58,9 @@ class Sweep:
         return (self.folder / "sweep.log").read_text()
 
     def underway(self) -> dict[str, Path]:
-        """Repeats that have a checkpoint and are not finished."""
-        running = self.repeats("running")
-        return {name: path for name, path in running.items() if (path / "checkpoint" / "last").exists()}
+        """Repeats that have a rung and a checkpoint behind them, and are not finished."""
+        saved = {name: path for name, path in self.repeats("running").items() if (path / "checkpoint/last").exists()}
+        return {name: path for name, path in saved.items() if any("rung" in line for line in lines(path))}
 
 
 def read_json(path: Path) -> Any:
@@ -147,9 +147,9 @@ def done(sweep: Sweep) -> dict[str, Path]:
 
 
 def saved(repeat: Path) -> list[dict[str, Any]]:
-    """Lines of a repeat that its checkpoint has behind it."""
+    """Lines of a repeat that its checkpoint has behind it; one after as many images may be written again."""
     images = read_json(repeat / "checkpoint" / "last" / "state.json")["images"]
-    return [line for line in lines(repeat) if line["images"] <= images]
+    return [line for line in lines(repeat) if line["images"] < images]
 
 
 def check(fleet: Fleet, sweep: Sweep, before: Before, undisturbed: Sweep) -> None:
