@@ -236,8 +236,11 @@ def down() -> None:
                 host.kill_all()
                 time.sleep(0.1)
             _ip("netns", "del", namespace)
-    with contextlib.suppress(RuntimeError):  # there is none
-        _ip("link", "del", BRIDGE)
+    for line in _ip("-br", "link").splitlines():
+        name = line.split()[0].partition("@")[0]
+        if name == BRIDGE or name.startswith(f"{BRIDGE}-"):
+            with contextlib.suppress(RuntimeError):  # gone along with its namespace
+                _ip("link", "del", name)
 
 
 def _ip(*arguments: str) -> str:
