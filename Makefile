@@ -51,7 +51,7 @@ claims: $(READY)
 	$(BIN)/python -m benchmarks.claims run $(CLAIM)
 
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra postgres --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:
