@@ -136,8 +136,8 @@ def show(title: str, comparisons: Sequence[Comparison], peer: str) -> None:
             one.what,
             f"{statistics.median(one.ours):.4g} {one.unit}",
             f"{statistics.median(one.theirs):.4g} {one.unit}",
-            f"[bold]{statistics.median(one.ratios):.3g}[/bold]",
-            f"{min(one.ratios):.3g} to {max(one.ratios):.3g} in {len(one.ratios)}",
+            f"[bold]{statistics.median(one.ratios):.3f}[/bold]",
+            f"{min(one.ratios):.3f} to {max(one.ratios):.3f} in {len(one.ratios)}",
             one.goal,
         )
     console.print(table, "")

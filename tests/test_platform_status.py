@@ -131,14 +131,14 @@ def test_looking_disturbs_neither_a_driver_that_starts_nor_one_that_runs(tmp_pat
     lock, over = tmp_path / "lock", threading.Event()
 
     def look() -> None:
-        while not over.is_set():
+        while not over.wait(0.01):
             store.holder(lock)
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
         for _ in range(50):
-            with store.exclusive(lock, "it", patience=1.0):
+            with store.exclusive(lock, "it", patience=10.0):
                 assert store.holder(lock).startswith("process ")
     finally:
         over.set()
