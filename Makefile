@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 HOSTS ?= 3
 
-.PHONY: demo test test-slow fleet fleet-down fleet-test fleet-packages check ui bench claims lock clean
+.PHONY: demo test test-slow fleet fleet-down fleet-test soak fleet-packages check ui bench claims lock clean
 
 demo: $(READY)
 	$(BIN)/python sweep.py
@@ -24,6 +24,9 @@ fleet-down:
 
 fleet-test: $(READY) fleet-packages
 	HOSTS=$(HOSTS) $(BIN)/python -m pytest -v -m fleet tests/fleet
+
+soak: $(READY) fleet-packages
+	$(BIN)/python tests/fleet/soak.py
 
 fleet-packages:
 	@test "$$(id -u)" = 0 || { echo "make: a fleet of network namespaces needs root" >&2; exit 1; }

@@ -3,26 +3,23 @@
 Each sweep compares the same arms on the same seeds, so each has to end with the same leaderboard, whatever befalls it.
 """
 
-import csv
-import json
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import workstations
 import yaml
-from workstations import Fleet
+from sweeps import Before, Sweep, host_of, lines, result, wait_for
+from workstations import ALIVE, CONTROLLER, FREE, RAYLET, WORKER, Fleet
 
 pytestmark = pytest.mark.fleet
 
 HOSTS = int(os.environ.get("HOSTS", "3"))
 RUNGS = [2.0, 16.0]
 LIMIT = 1800.0  # seconds until what takes some minutes is given up
+many = pytest.mark.skipif(HOSTS < 10, reason="takes ten workstations: make fleet-test HOSTS=10")
 SPACE = {
     "recipe": "tiny-edm",
     "override": {"network.channels": 16, "sampler.steps": 2},
@@ -32,67 +29,11 @@ SPACE = {
     "scoring": {"extractor": "classifier", "samples": 64},
     "budget": {"trials": HOSTS + 1, "repeats": 1, "rungs_kimg": RUNGS},
 }
-ALIVE = "[node for node in ray.nodes() if node['Alive']]"
-FREE = "ray.available_resources().get('GPU', 0)"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep left in the storage folder."""
-
-    folder: Path
-
-    def repeats(self, status: str | None = None) -> dict[str, Path]:
-        """Folders of its repeats, all or those of a status, by `trial/repeat`."""
-        found = sorted(self.folder.glob("trials/*/repeat-*/repeat.json"))
-        kept = [path.parent for path in found if status in (None, read_json(path)["status"])]
-        return {str(path.relative_to(self.folder / "trials")): path for path in kept}
-
-    def ranking(self) -> list[dict[str, str]]:
-        """Its leaderboard, without what depends on the clock."""
-        with (self.folder / "leaderboard.csv").open(newline="") as file:
-            return [{name: cell for name, cell in row.items() if name != "gpu_hours"} for row in csv.DictReader(file)]
-
-    def log(self) -> str:
-        """What its drivers decided."""
-        return (self.folder / "sweep.log").read_text()
-
-    def underway(self) -> dict[str, Path]:
-        """Repeats that have a rung and a checkpoint behind them, and are not finished."""
-        saved = {name: path for name, path in self.repeats("running").items() if (path / "checkpoint/last").exists()}
-        return {name: path for name, path in saved.items() if any("rung" in line for line in lines(path))}
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def host_of(repeat: Path) -> str:
-    """Where its last worker ran."""
-    return (repeat / "worker.lock").read_text().split()[-1]
-
-
-def lines(repeat: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (repeat / "metrics.jsonl").read_text().splitlines()]
-
-
-def wait_for(what: str, happened: Callable[[], Any], limit: float, every: float = 1.0) -> Any:
-    deadline = time.monotonic() + limit
-    while not (found := happened()):
-        assert time.monotonic() < deadline, f"{what}: not within {limit:g} s"
-        time.sleep(every)
-    return found
 
 
 def check_cluster(fleet: Fleet, what: str, expression: str, value: str, limit: float) -> None:
-    """Wait until an expression has this value on the head, in a process that has joined the cluster."""
-    wait_for(what, lambda: ask(fleet, expression) == value, limit, every=10)
-
-
-def ask(fleet: Fleet, expression: str) -> str:
-    code = f"import ray; ray.init(address='auto', logging_level=40, log_to_driver=False); print('=', {expression})"
-    printed = fleet.hosts[0].run(f'python -c "{code}"', timeout=LIMIT)
-    return printed.rpartition("= ")[2].strip()
+    """Wait until an expression has this value on the head."""
+    wait_for(what, lambda: fleet.ask(expression) == value, limit, every=10)
 
 
 def command(name: str) -> str:
@@ -105,7 +46,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     try:
         (fleet.folder / "shared" / "arms.yaml").write_text(yaml.safe_dump(SPACE))
         fleet.laptop.run("ray up --yes cluster.yaml", timeout=LIMIT)
-        check_cluster(fleet, "every workstation joins", f"len({ALIVE})", str(HOSTS), LIMIT)
+        check_cluster(fleet, "every workstation joins", ALIVE, str(HOSTS), LIMIT)
         yield fleet
     finally:
         workstations.down()
@@ -134,52 +75,32 @@ def submitted(fleet: Fleet) -> Iterator[Callable[[str], subprocess.Popen[bytes]]
         process.wait()
 
 
-class Before:
-    """What was on disk when a fault struck: repeats that were finished, and what the others had saved."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.finished = {name: (lines(path), (path / "repeat.json").read_text()) for name, path in done(sweep).items()}
-        self.saved = {name: saved(path) for name, path in sweep.underway().items()}
-
-
-def done(sweep: Sweep) -> dict[str, Path]:
-    return sweep.repeats("finished")
-
-
-def saved(repeat: Path) -> list[dict[str, Any]]:
-    """Lines of a repeat that its checkpoint has behind it; one after as many images may be written again."""
-    images = read_json(repeat / "checkpoint" / "last" / "state.json")["images"]
-    return [line for line in lines(repeat) if line["images"] < images]
-
-
 def check(fleet: Fleet, sweep: Sweep, before: Before, undisturbed: Sweep) -> None:
     """Nothing lost, nothing twice, nothing anew, every slot free again, and the ranking of the undisturbed sweep."""
     check_counts(sweep)
-    for name, (trained, record) in before.finished.items():
-        path = sweep.repeats()[name]
-        assert (lines(path), (path / "repeat.json").read_text()) == (trained, record), f"{name} was trained again"
+    for name, written in before.finished.items():
+        assert result(sweep.repeats()[name]) == written, f"{name} was trained again"
     for name, kept in before.saved.items():
-        # The seconds in them tell a repeat that went on from one that was trained again to the same numbers.
         assert lines(sweep.repeats()[name])[: len(kept)] == kept, f"{name} did not go on from its checkpoint"
     assert sweep.ranking() == undisturbed.ranking()
     check_free(fleet)
 
 
 def check_counts(sweep: Sweep) -> None:
-    assert list(done(sweep)) == [f"{trial:04d}/repeat-0" for trial in range(HOSTS + 1)]
-    for path in done(sweep).values():
+    assert list(sweep.done()) == [f"{trial:04d}/repeat-0" for trial in range(HOSTS + 1)]
+    for path in sweep.done().values():
         assert [line["rung"] for line in lines(path) if "rung" in line] == RUNGS
     assert [row["repeats"] for row in sweep.ranking()] == ["1"] * (HOSTS + 1)
 
 
 def check_free(fleet: Fleet) -> None:
-    check_cluster(fleet, "every workstation is there", f"len({ALIVE})", str(HOSTS), LIMIT)
+    check_cluster(fleet, "every workstation is there", ALIVE, str(HOSTS), LIMIT)
     check_cluster(fleet, "every slot is free", FREE, f"{2.0 * HOSTS}", 120)
 
 
 def test_a_sweep_submitted_from_the_laptop_uses_every_workstation(fleet, undisturbed):
     check_counts(undisturbed)
-    assert {host_of(path) for path in done(undisturbed).values()} == {host.name for host in fleet.hosts}
+    assert {host_of(path) for path in undisturbed.done().values()} == {host.name for host in fleet.hosts}
     check_free(fleet)
 
 
@@ -210,11 +131,7 @@ def test_a_workstation_is_gone_without_a_word_and_comes_back(fleet, undisturbed,
     sweep = Sweep(fleet.storage / "gone")
     submit = submitted("gone")
     host = fleet.hosts[-1]
-
-    def struck() -> list[str]:
-        return [name for name, path in sweep.underway().items() if host_of(path) == host.name]
-
-    (name,) = wait_for("a repeat is underway there", struck, LIMIT)
+    (name,) = wait_for("a repeat is underway there", lambda: sweep.underway_on(host.name), LIMIT)
     failure = "repeat {}.{} failed (".format(*map(int, name.split("/repeat-")))
     told = sweep.log().count(failure)
     host.crash()
@@ -228,12 +145,44 @@ def test_a_workstation_is_gone_without_a_word_and_comes_back(fleet, undisturbed,
 def test_the_driver_is_killed_and_the_same_command_goes_on(fleet, undisturbed, submitted):
     sweep = Sweep(fleet.storage / "killed")
     first = submitted("killed")
-    wait_for("some are finished and some underway", lambda: done(sweep) and sweep.underway(), LIMIT)
-    driver = (sweep.folder / "driver.lock").read_text().split()[1]
-    fleet.hosts[0].run(f"kill -9 {driver}")
+    wait_for("some are finished and some underway", lambda: sweep.done() and sweep.underway(), LIMIT)
+    fleet.hosts[0].run(f"kill -9 {sweep.driver()}")
     assert first.wait(timeout=120) != 0
     before = Before(sweep)
     assert before.finished
     assert submitted("killed").wait(timeout=LIMIT) == 0
     assert "goes on" in sweep.log()
+    check(fleet, sweep, before, undisturbed)
+
+
+@many
+def test_four_workstations_are_struck_at_once(fleet, undisturbed, submitted):
+    sweep = Sweep(fleet.storage / "struck")
+    submit = submitted("struck")
+    no_worker, no_controller, no_raylet, no_network = fleet.hosts[1:5]
+    for host in fleet.hosts[1:5]:
+        wait_for(f"a repeat is underway on {host.name}", lambda host=host: sweep.underway_on(host.name), LIMIT)
+    before = Before(sweep)
+    assert no_worker.kill(WORKER)
+    assert no_controller.kill(CONTROLLER)
+    assert no_raylet.kill(RAYLET)
+    no_network.plug("down")
+    time.sleep(60)
+    no_network.plug("up")
+    assert submit.wait(timeout=LIMIT) == 0
+    assert sweep.log().count(" failed (") >= 3
+    check(fleet, sweep, before, undisturbed)
+
+
+@many
+def test_the_head_loses_power_and_ray_up_and_the_same_command_go_on(fleet, undisturbed, submitted):
+    sweep = Sweep(fleet.storage / "headless")
+    first = submitted("headless")
+    wait_for("some are finished and some underway", lambda: sweep.done() and sweep.underway(), LIMIT)
+    fleet.hosts[0].crash()
+    assert first.wait(timeout=300) != 0
+    before = Before(sweep)
+    fleet.hosts[0].boot()
+    fleet.laptop.run("ray up --yes cluster.yaml", timeout=LIMIT)
+    assert submitted("headless").wait(timeout=LIMIT) == 0
     check(fleet, sweep, before, undisturbed)

@@ -28,6 +28,10 @@ BRIDGE, NETWORK = "scrimp", "10.77.0"
 LAPTOP = "laptop"
 STORAGE = "/mnt/scrimp"
 SLOTS = "--num-cpus=2 --num-gpus=2"
+WORKER, CONTROLLER, RAYLET = "ray::RayTrainWorker", "ray::TrainController", "/raylet/raylet --"
+"""In the commands of processes: what trains, what watches over that, and what makes a machine a node of Ray."""
+ALIVE = "sum(node['Alive'] for node in ray.nodes())"
+FREE = "ray.available_resources().get('GPU', 0)"
 
 BOOT = """
 set -eu
@@ -129,9 +133,23 @@ class Host:
 
     def kill_all(self) -> None:
         """End all its processes at once."""
-        for process in _ip("netns", "pids", self.namespace).split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process), 9)
+        for process in self.processes():
+            _kill(process)
+
+    def kill(self, name: str) -> bool:
+        """Kill one of its processes that has this in its command; returns whether there was one."""
+        found = [process for process, command in self.processes().items() if name in command]
+        if found:
+            _kill(min(found))
+        return bool(found)
+
+    def processes(self) -> dict[int, str]:
+        """Return the commands of its processes, by this machine's numbers for them."""
+        commands = {}
+        for process in map(int, _ip("netns", "pids", self.namespace).split()):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                commands[process] = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+        return commands
 
     def command(self, line: str) -> list[str]:
         """Return what runs a line of shell there, after a login as a person's."""
@@ -174,6 +192,12 @@ class Fleet:
     def storage(self) -> Path:
         """The storage folder, as this machine sees it."""
         return self.folder / "shared" / "scrimp"
+
+    def ask(self, expression: str) -> str:
+        """Return an expression's value on the head, in a process that has joined the cluster."""
+        code = f"import ray; ray.init(address='auto', logging_level=40, log_to_driver=False); print('=', {expression})"
+        printed = self.hosts[0].run(f'python -c "{code}"', timeout=600)
+        return printed.rpartition("= ")[2].strip()
 
 
 def up(number: int, folder: Path) -> Fleet:
@@ -232,7 +256,7 @@ def down() -> None:
         namespace = line.split()[0]
         if namespace.startswith(f"{BRIDGE}-"):
             host = Host(namespace.removeprefix(f"{BRIDGE}-"), "", Path())
-            while _ip("netns", "pids", namespace).split():
+            while host.processes():
                 host.kill_all()
                 time.sleep(0.1)
             _ip("netns", "del", namespace)
@@ -241,6 +265,11 @@ def down() -> None:
         if name == BRIDGE or name.startswith(f"{BRIDGE}-"):
             with contextlib.suppress(RuntimeError):  # gone along with its namespace
                 _ip("link", "del", name)
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, 9)
 
 
 def _ip(*arguments: str) -> str:
