@@ -66,8 +66,8 @@ def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Ca
     now = 0.0
     while True:
         while len(training) < places and isinstance(task := ask(searcher.suggest, name := next(names)), dict):
-            curve = noisy(curves[task["trial"] % len(curves)], **task)
-            rungs = train(folder.repeat(**task), curve)
+            trial, repeat = task["trial"], task["repeat"]
+            rungs = train(folder.repeat(trial, repeat), noisy(curves[trial % len(curves)], trial, repeat))
             line = next(rungs)
             heapq.heappush(training, (now + line["seconds"], name, line, rungs))
         if not training:

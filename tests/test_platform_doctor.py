@@ -179,8 +179,7 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
             SweepFolder(tmp_path / sick.id[:8]),
             make_space(budget={"trials": 3, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 1}),
         )
-        labels = cluster.labels_without([sick.id])
-        search.run(ledger, train, {"used": str(used)}, places=3, limits=search.Limits(ledger), labels=labels)
+        search.run(ledger, train, {"used": str(used)}, lambda: 3, search.Limits(ledger), lambda sick=sick: [sick.id])
         (other,) = {node.id for node in nodes} - {sick.id}
         assert set(used.read_text().split()) == {other}
 

@@ -10,12 +10,17 @@ import pytest
 import ray
 from process_tree import descendants, title
 
-from scrimp_platform import cluster, plan, search, store
+from scrimp_platform import cluster, plan, race, search, store
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.repeat import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
 from scrimp_trainers import lines
 from scrimp_trainers.errors import Diverged
+
+
+def avoided() -> list[str]:
+    """Name a node that is not there: what avoids it fits the one that is."""
+    return ["0" * 56]
 
 
 @pytest.fixture
@@ -55,19 +60,20 @@ def prepared(scored_digits, tmp_path):
         )
         store.write_json(folder.sweep, plan.record(the_plan))
         task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}
-        task |= {"avoided": ["0" * 56]}  # a node that is not there: what avoids it fits the one that is
         return Ledger(folder, space, 0, devices=2, say=print), task
 
     return prepare
 
 
-def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(two_slots, prepared):
-    ledger, task = prepared()
+def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(two_slots, prepared, monkeypatch):
+    """The first is finished, the second stopped at its first rung, the third has its places."""
+    ledger, task = prepared(trials=3)
     folder = ledger.folder
-    search.run(ledger, tune_repeat, task, places=1, limits=search.Limits(ledger))
-    first, second = (trial.repeats[0] for trial in ledger.trials)
+    monkeypatch.setattr(race, "survives", lambda line, others, space: len(others) != 1)
+    search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), avoided, reuse=False)
+    first, second, third = (trial.repeats[0] for trial in ledger.trials)
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
-    assert second.status in ("finished", "stopped")
+    assert (second.status, third.status) == ("stopped", "finished")
     assert set(first.scores) == {0.3, 0.6}
     assert first.last["samples"] == 32
     assert (folder.repeat(0, 0).model / "unet").is_dir()
@@ -93,7 +99,7 @@ def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_
     with ThreadPoolExecutor(1) as killer:
         first = killer.submit(kill, "RayTrainWorker", ledger, 1)
         second = killer.submit(kill, "TrainController", ledger, 2)
-        search.run(ledger, tune_repeat, task, places=1, limits=search.Limits(ledger))
+        search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), avoided, reuse=False)
     assert 0 < first.result() < second.result()  # it went on from where it was
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("finished", 3), repeat.cause

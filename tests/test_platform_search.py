@@ -61,7 +61,7 @@ def sweep(ray_here, pretend, tmp_path_factory):
     ledger = open_ledger(folder, space, say=said.append)
     pids = folder.path / "pids"
     config = {"pids": str(pids), "stacks": str(folder.repeat(3, 0).stacks)}
-    search.run(ledger, pretend, config, places=2, limits=search.Limits(ledger))
+    search.run(ledger, pretend, config, places=lambda: 2, limits=search.Limits(ledger))
     return ledger, [line["pid"] for line in lines.read(pids)], said
 
 
@@ -113,7 +113,7 @@ def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_di
     ledger = open_ledger(folder, space, say=said.append)
     store.write_json(folder.sweep, {"space": space.model_dump(mode="json")})
     task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0, "avoided": []}
-    search.run(ledger, tune_repeat, task, places=1, limits=search.Limits(ledger))
+    search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger))
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 1)
     assert f"repeat 0.0 failed (DamagedData: {shard}: is missing or damaged; prepare the dataset again)" in said[-1]
@@ -124,12 +124,29 @@ def test_processes_are_kept_for_the_next_repeat(sweep):
     assert len(set(pids)) < len(pids)
 
 
+def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
+    def lingers(config: dict) -> None:
+        from ray import tune
+
+        try:
+            for rung in (20.0, 60.0):
+                tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+        finally:
+            time.sleep(5)  # Ray waits two seconds for the process to become free
+
+    space = make_space(budget={"trials": 4, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 1, "repeats": 1})
+    ledger = open_ledger(SweepFolder(tmp_path / "sweep"), space)
+    search.run(ledger, lingers, {}, lambda: 1, search.Limits(ledger))
+    assert not ledger.running
+    assert {repeat.status for repeat in ledger.repeats} == {"finished", "stopped"}
+
+
 def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
     budget = make_space().budget.model_dump() | {"max_gpu_hours": 1e-9}
     ledger = open_ledger(folder, make_space(budget=budget))
     limits = search.Limits(ledger)
-    search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=2, limits=limits)
+    search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=lambda: 2, limits=limits)
     assert limits.reached == "max_gpu_hours 1e-09 reached"
     assert len(ledger.trials) < 8
 

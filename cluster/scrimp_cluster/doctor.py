@@ -90,6 +90,11 @@ def examine(cluster: Sequence[Node], storage: Path, data: Path | None = None, to
     return Report(judge.of_head(head), [_visit(node, told[node], head) for node in cluster])
 
 
+def awaited(cluster: Sequence[Node]) -> list[Fault]:
+    """Name the nodes of cluster.yaml that are not there; these are all that are."""
+    return [judge.awaited(address) for address in nodes.awaited(cluster)]
+
+
 def _visit(node: Node, facts: Facts | str, head: Head) -> Visit:
     if isinstance(facts, str):
         return Visit(node, None, [judge.no_answer(node, facts)])

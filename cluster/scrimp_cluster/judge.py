@@ -93,6 +93,12 @@ def no_answer(node: Node, why: str) -> Fault:
     return Fault(node.name, why, "look at `ray status` and at the node, and start Ray there again", stops=True)
 
 
+def awaited(address: str) -> Fault:
+    """Judge a node of cluster.yaml that is not in the cluster."""
+    mend = "sweeps take it in when it joins; `ray status` on the head tells what Ray knows of it"
+    return Fault(address, "is not in the cluster yet", mend, stops=False)
+
+
 def _versions(facts: Facts, head: Head) -> Found:
     # What follows a + is the build, such as cu126 or cpu, in which a head without GPUs may differ.
     others = [

@@ -1,8 +1,9 @@
 """The nodes of the Ray cluster that this process has joined, and small functions run on them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -20,6 +21,10 @@ class Node:
     objects: int = 0
     """Port of its object manager."""
     head: bool = False
+
+    def places(self, gpus_per_repeat: int) -> int:
+        """Return how many repeats fit on it: each takes so many GPUs, or one CPU core if none."""
+        return self.gpus // gpus_per_repeat if gpus_per_repeat else self.cpus
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,17 @@ def alive() -> tuple[Node, ...]:
         for node in ray.nodes()
         if node["Alive"]
     )
+
+
+def awaited(cluster: Sequence[Node]) -> list[str]:
+    """Return the addresses of the nodes that cluster.yaml names, on the head that it names, and that are not there."""
+    bootstrap = Path("~/ray_bootstrap_config.yaml").expanduser()  # `ray up` brings it
+    if not bootstrap.exists():
+        return []
+    import yaml
+
+    provider, here = yaml.safe_load(bootstrap.read_text())["provider"], {node.address for node in cluster}
+    return sorted(set(provider.get("worker_ips", ())) - here) if provider.get("head_ip") in here else []
 
 
 def start(node: Node, function: Callable[..., Any], *arguments: Any, gpus: int = 0) -> Any:

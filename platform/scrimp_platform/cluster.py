@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,7 @@ def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None, avoided: tuple[N
     if gpus_per_repeat > most:
         have = ", ".join(f"{node.name}: {node.gpus} GPUs, {node.cpus} CPUs" for node in nodes)
         raise UserError(f"--gpus-per-repeat {gpus_per_repeat}: no node has that many; there are {have}")
-    if gpus_per_repeat:
-        places = sum(node.gpus // gpus_per_repeat for node in nodes)
-    else:
-        places = sum(node.cpus for node in nodes)
-    return Placement(nodes, gpus_per_repeat, places, avoided)
+    return Placement(nodes, gpus_per_repeat, sum(node.places(gpus_per_repeat) for node in nodes), avoided)
 
 
 def labels_without(avoided: Sequence[str]) -> dict[str, str]:
@@ -139,7 +136,17 @@ def start_here(**options: Any) -> None:
     # open to the network even on a single machine, whatever `_node_ip_address` says.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(address="local", dashboard_host="127.0.0.1", **options, **QUIET)
+    # Its processes inherit where it is. Train's, which free a stopped repeat's GPUs, would else find every Ray of this
+    # machine, and give up if there is another.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    inherited = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    os.environ.update(inherited)
+    try:
+        ray.init(address="local", dashboard_host="127.0.0.1", **options, **QUIET)
+    finally:
+        for name in inherited:
+            del os.environ[name]
 
 
 def _gpus_here() -> int:

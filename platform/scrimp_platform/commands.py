@@ -223,11 +223,12 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     from scrimp_platform import cluster, mlflow_server
 
     uri = mlflow_server.check_address(tracking_uri) if tracking_uri is not None else ""
-    from scrimp_cluster.doctor import examine
+    from scrimp_cluster.doctor import awaited, examine
     from scrimp_cluster.judge import Fault
 
     with cluster.connect() as nodes:
         report = examine(nodes, storage.expanduser().absolute(), data and data.absolute())
+        report.head.extend(awaited(nodes))
     if uri and not mlflow_server.answers(uri):
         mend = "start it, or train all the same: it hears of everything later"
         report.head.append(Fault("MLflow", f"{uri} does not answer", mend, stops=False))

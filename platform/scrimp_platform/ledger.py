@@ -46,7 +46,7 @@ class Ledger:
         self.space = space
         self._seed = seed
         self._devices = devices
-        self._say = say
+        self.say = say
         self._study = Study(folder.journal, folder.path.name, space, seed, say)
         self.trials = records.read(folder)
         self._base = space.base()
@@ -119,13 +119,13 @@ class Ledger:
             repeat.status, repeat.cause = "waiting", failure
             repeat.attempt += 1
             self._save(repeat)
-            self._say(f"repeat {self._label(repeat)} failed ({failure}); attempt {repeat.attempt} follows")
+            self.say(f"repeat {self._label(repeat)} failed ({failure}); attempt {repeat.attempt} follows")
             return
         self._close(repeat, "failed" if failure else "finished", failure)
 
     def note(self, repeat: Repeat, text: str) -> None:
         """Pass on what a repeat has to say."""
-        self._say(f"repeat {self._label(repeat)}: {text}")
+        self.say(f"repeat {self._label(repeat)}: {text}")
 
     def _recover(self) -> None:
         """Take back what a killed driver had handed out, and fail proposals that it did not get to write down."""
@@ -146,7 +146,7 @@ class Ledger:
             return self._add(bare, "search")
         repeat = next((repeat for repeat in self.repeats if repeat.status == "waiting"), None)
         if repeat:
-            self._say(f"repeat {self._label(repeat)} goes on")
+            self.say(f"repeat {self._label(repeat)} goes on")
         return repeat
 
     def _search(self) -> Repeat | None:
@@ -157,7 +157,7 @@ class Ledger:
                 self._base.replace(params)
             except UserError as refusal:  # a contradiction that no condition of the space excludes
                 self._study.prune(number)  # unlike a failure it teaches the sampler to look elsewhere
-                self._say(f"proposal {number:04d} is passed over: {refusal}")
+                self.say(f"proposal {number:04d} is passed over: {refusal}")
                 continue
             trial = Trial(number, params)
             self._write(partial(trial.save, self.folder))
@@ -184,7 +184,7 @@ class Ledger:
         trial.repeats.append(repeat)
         self._save(repeat)
         values = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
-        self._say(f"repeat {self._label(repeat)} of the {phase}: {values}")
+        self.say(f"repeat {self._label(repeat)} of the {phase}: {values}")
         return repeat
 
     def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:
@@ -196,7 +196,7 @@ class Ledger:
         scores = " ".join(
             f"{name} {_short(repeat.last[name])}" for name in self.space.objectives if name in repeat.last
         )
-        self._say(
+        self.say(
             f"repeat {self._label(repeat)} {status}" + (f" ({cause})" if cause else "") + f": {scores or 'no score'}"
         )
 
@@ -223,7 +223,7 @@ class Ledger:
         self._write(partial(repeat.save, self.folder.repeat(repeat.trial, repeat.repeat)))
 
     def _write(self, write: Callable[[], None]) -> None:
-        store.patiently(write, self._say)
+        store.patiently(write, self.say)
 
     def _label(self, repeat: Repeat) -> str:
         return self.folder.repeat(repeat.trial, repeat.repeat).label

@@ -6,6 +6,7 @@ and passes on what it yields. The worker writes every file itself, so nothing is
 
 import contextlib
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -45,6 +46,8 @@ def tune_repeat(config: dict[str, Any]) -> None:
     """
     from ray import tune
 
+    # Tune waits so long for a stopped repeat before it takes the process for lost, and what it handed to it.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     task = Task(**{name: config[name] for name in Task.__annotations__})
     folder, told = _folder(task), -math.inf
     while True:

@@ -14,6 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from scrimp_platform import cluster
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.records import Repeat
 from scrimp_trainers import watchdog
@@ -29,25 +30,39 @@ class RepeatSearcher(Searcher):
     ----------
     ledger : Ledger
         Decides.
-    places : int
-        Repeats that may be under way or waiting for their resources at once.
+    places : Callable
+        Returns how many repeats may be under way or waiting for their resources now.
+    avoided : Callable
+        Returns the ids of the nodes that are not to train what is handed out now.
     """
 
-    def __init__(self, ledger: Ledger, places: int) -> None:
+    def __init__(self, ledger: Ledger, places: Callable[[], int], avoided: Callable[[], list[str]]) -> None:
         super().__init__()
         self._ledger = ledger
         self._places = places
+        self._avoided = avoided
         self._live: dict[str, Repeat] = {}
+        self._tune: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """Hand out a repeat; none while there is no place or no decision, FINISHED once nothing is left to do."""
-        if len(self._live) >= self._places:
+        self._give_up_lost()
+        if len(self._live) >= self._places():
             return None
         repeat = self._ledger.propose()
         if repeat is None:
             return None if self._live else Searcher.FINISHED
         self._live[trial_id] = repeat
-        return {"trial": repeat.trial, "repeat": repeat.repeat}
+        return {"trial": repeat.trial, "repeat": repeat.repeat, "avoided": self._avoided()}
+
+    def watch(self, trial: Any) -> None:
+        """Take Tune's side of a repeat that was handed out."""
+        self._tune[trial.trial_id] = trial
+
+    def _give_up_lost(self) -> None:
+        # A process that Tune kept and that would not take its next repeat: Tune fails that one and tells nobody.
+        for trial_id in [trial_id for trial_id, trial in self._tune.items() if trial.is_finished()]:
+            self.on_trial_complete(trial_id, error=True)
 
     def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take what a repeat reported; false if it is to stop."""
@@ -60,6 +75,7 @@ class RepeatSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the ledger how a repeat ended."""
         repeat = self._live.pop(trial_id)
+        self._tune.pop(trial_id, None)
         result = result or {}
         failure = result.get(FAILURE, "")
         if error:
@@ -85,6 +101,10 @@ class RungScheduler(FIFOScheduler):
         """Let the ledger judge what a repeat reported."""
         go_on = self._searcher.judge(trial.trial_id, result)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Let the searcher see what becomes of a repeat."""
+        self._searcher.watch(trial)
 
 
 class Limits(Stopper):
@@ -113,9 +133,10 @@ def run(
     ledger: Ledger,
     trainable: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    places: int,
+    places: Callable[[], int],
     limits: Limits,
-    labels: dict[str, str] | None = None,
+    avoided: Callable[[], list[str]] = list,
+    reuse: bool = True,
 ) -> None:
     """Train repeats until the ledger has no more, or a limit is reached.
 
@@ -124,21 +145,22 @@ def run(
     trainable : Callable
         The Tune function that trains one repeat.
     config : dict
-        What every repeat is told besides its numbers.
-    places : int
-        Repeats that may be under way at once.
+        What every repeat is told besides its numbers and the nodes to avoid.
+    places : Callable
+        Returns how many repeats may be under way at once now.
     limits : Limits
         When to end early.
-    labels : dict, optional
-        Labels of the nodes on which Tune functions may run, in Ray's words.
+    avoided : Callable, optional
+        Returns the ids of the nodes that are to run nothing now.
+    reuse : bool
+        Whether Tune keeps a process for its next repeat, which needs a function that ends as soon as it is stopped.
     """
-    place = tune.PlacementGroupFactory([{"CPU": 1}], bundle_label_selector=[labels] if labels else None)
-    searcher = RepeatSearcher(ledger, places)
+    searcher = RepeatSearcher(ledger, places, avoided)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, place),
+        tune.with_resources(trainable, _place),
         param_space=config,
         tune_config=tune.TuneConfig(
-            search_alg=searcher, scheduler=RungScheduler(searcher), num_samples=-1, reuse_actors=True
+            search_alg=searcher, scheduler=RungScheduler(searcher), num_samples=-1, reuse_actors=reuse
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
@@ -149,3 +171,8 @@ def run(
         ),
     )
     tuner.fit()
+
+
+def _place(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    labels = cluster.labels_without(config["avoided"])
+    return tune.PlacementGroupFactory([{"CPU": 1}], bundle_label_selector=[labels] if labels else None)

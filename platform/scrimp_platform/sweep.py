@@ -14,6 +14,7 @@ from typing import Any
 from scrimp_cluster import doctor
 from scrimp_platform import cluster, estimate, job, plan, store, terminal
 from scrimp_platform.cluster import Node, Placement
+from scrimp_platform.crew import Crew
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
 from scrimp_platform.pace import Seldom
@@ -68,15 +69,22 @@ def place(nodes: tuple[Node, ...], the_plan: Plan) -> Placement:
         If no node is left.
     """
     gpus_per_repeat = the_plan.options.gpus_per_repeat
+    terminal.show_faults(doctor.awaited(nodes))
     if len(nodes) == 1:
         return cluster.place(nodes, gpus_per_repeat)
-    report = doctor.examine(nodes, the_plan.storage.path, the_plan.dataset, together=gpus_per_repeat != 1)
+    report = examine(nodes, the_plan)
     terminal.show_faults(report.faults)
     fit = tuple(visit.node for visit in report.visits if not visit.sick)
     lost = any(node.gpus for node in nodes) and not any(node.gpus for node in fit)
     if lost or not fit or any(fault.stops for fault in report.head):
         raise UserError(f"no node can train: {report.faults[0]}; `scrimp doctor` shows all of them")
     return cluster.place(fit, gpus_per_repeat, avoided=tuple(node for node in nodes if node not in fit))
+
+
+def examine(nodes: Sequence[Node], the_plan: Plan) -> doctor.Report:
+    """Ask the doctor whether nodes can train this sweep's repeats."""
+    together = the_plan.options.gpus_per_repeat != 1
+    return doctor.examine(nodes, the_plan.storage.path, the_plan.dataset, together)
 
 
 def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
@@ -125,20 +133,11 @@ def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
     from scrimp_platform.repeat import tune_repeat
 
     gpus = placement.gpus_per_repeat
-    avoided = [node.id for node in placement.avoided]
-    task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus, "avoided": avoided}
+    task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus}
+    crew = Crew(placement, lambda nodes: examine(nodes, the_plan), ledger.say)
     limits = search.Limits(ledger)
     with interruptible(limits):
-        # One repeat more than there are places waits for a process to become free: Tune then keeps the process, and
-        # with it some 15 s of imports. A Train run brings processes of its own.
-        search.run(
-            ledger,
-            tune_repeat,
-            task,
-            labels=cluster.labels_without(avoided),
-            places=placement.places if gpus else placement.places + 1,
-            limits=limits,
-        )
+        search.run(ledger, tune_repeat, task, crew.places, limits, crew.avoided, reuse=not gpus)
     return limits.reached or "complete"
 
 

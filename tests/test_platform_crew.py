@@ -1,0 +1,74 @@
+"""Nodes that come and go while a sweep runs: what changes, with a cluster and a doctor that are told what to say."""
+
+import pytest
+
+from scrimp_cluster.doctor import Report, Visit
+from scrimp_cluster.judge import Fault
+from scrimp_cluster.nodes import Node
+from scrimp_platform import crew as crew_module
+from scrimp_platform.cluster import place
+from scrimp_platform.crew import Crew
+
+FIRST, SECOND, THIRD = (Node(f"ws{i}", 16, 2, f"id{i}", f"10.0.0.{i}") for i in range(3))
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """The nodes that are alive; a sweep looks at them whenever it asks for its places."""
+    alive = [FIRST, SECOND]
+    monkeypatch.setattr(crew_module, "LOOK", 0.0)
+    monkeypatch.setattr(crew_module.cluster_nodes, "alive", lambda: tuple(alive))
+    return alive
+
+
+@pytest.fixture
+def gather(cluster):
+    """Make the crew of a sweep that began on the first two nodes; these are sick if they join."""
+
+    def gather(sick: tuple[Node, ...] = (), gpus: int | None = None) -> tuple[Crew, list, list[str]]:
+        asked: list[list[Node]] = []
+        said: list[str] = []
+
+        def examine(nodes):
+            asked.append(list(nodes))
+            faults = {node: [Fault(node.name, "no storage", "mount it", stops=True)] for node in sick}
+            return Report([], [Visit(node, None, faults.get(node, [])) for node in nodes])
+
+        return Crew(place((FIRST, SECOND), gpus), examine, said.append), asked, said
+
+    return gather
+
+
+def test_nodes_that_were_there_are_not_examined_again(gather):
+    crew, asked, said = gather()
+    assert (crew.places(), crew.avoided(), asked, said) == (2, [], [], [])
+
+
+def test_a_node_that_joins_is_examined_once_and_gets_repeats(gather, cluster):
+    crew, asked, said = gather()
+    cluster.append(THIRD)
+    assert [crew.places(), crew.places()] == [3, 3]
+    assert asked == [[THIRD]]
+    assert said == ["3 nodes: 3 repeats at once from now on"]
+
+
+def test_a_sick_node_that_joins_gets_none_and_is_named(gather, cluster):
+    crew, asked, said = gather(sick=(THIRD,))
+    cluster.append(THIRD)
+    assert [crew.places(), crew.places()] == [2, 2]
+    assert crew.avoided() == [THIRD.id]
+    assert len(asked) == 1
+    assert said == ["ws2: no storage; mount it"]
+
+
+def test_a_node_that_is_gone_holds_no_place_and_has_it_again_when_it_is_back(gather, cluster):
+    crew, _, _ = gather(gpus=1)
+    cluster.remove(SECOND)
+    assert crew.places() == 2
+    cluster.append(SECOND)
+    assert crew.places() == 4
+
+
+def test_cpu_workers_have_one_repeat_waiting(gather):
+    crew, _, _ = gather(gpus=0)
+    assert crew.places() == 33
