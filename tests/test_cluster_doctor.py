@@ -1,5 +1,6 @@
 """The doctor: what it makes of a node's facts, and one examination of two real Ray nodes."""
 
+import json
 import os
 import socket
 import time
@@ -158,6 +159,16 @@ def test_a_report_names_what_stops_first_and_a_silent_node_is_sick():
     report = Report([], visits)
     assert [visit.sick for visit in visits] == [False, True]
     assert str(report.faults[0]).startswith("ws3: no answer in 9 s; look at `ray status`")
+
+
+@pytest.mark.parametrize(("head", "named"), [("10.0.0.1", ["10.0.0.3"]), ("10.0.0.9", [])])
+def test_machines_of_cluster_yaml_that_are_not_there_are_named_where_its_head_is(head, named, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = [Node("ws1", 16, 2, "id1", "10.0.0.1"), Node("ws2", 16, 2, "id2", "10.0.0.2")]
+    assert doctor.awaited(here) == []
+    provider = {"type": "local", "head_ip": head, "worker_ips": ["10.0.0.2", "10.0.0.3"]}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps({"provider": provider}))
+    assert [fault.node for fault in doctor.awaited(here)] == named
 
 
 def test_what_nvidia_smi_prints_is_read():

@@ -116,6 +116,10 @@ class Limits(Stopper):
         self._deadline = time.monotonic() + hours * 3600 if hours else None
         self.reached = ""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep the ledger out of Tune's own records, which are never restored."""
+        return {}
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stop no single repeat."""
         return False
