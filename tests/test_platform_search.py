@@ -151,6 +151,15 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
     assert len(ledger.trials) < 8
 
 
+def test_the_processes_of_a_private_ray_know_which_one_it_is(ray_here):
+    """Else those of Ray Train that free GPUs fail where the machine has another Ray."""
+    import ray
+
+    told = ray.get(ray.remote(lambda: os.environ.get("RAY_ADDRESS")).remote())
+    assert told == ray.get_runtime_context().gcs_address
+    assert "RAY_ADDRESS" not in os.environ
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_sweep_joins_the_ray_that_is_named_and_never_the_private_one_of_another(ray_here, named):
     import ray
