@@ -22,6 +22,7 @@ from scrimp_platform.store import Storage
 from scrimp_trainers.data import manifest
 from scrimp_trainers.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 VALUES = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=3, max_size=6)
 
 
@@ -189,7 +190,13 @@ def test_a_sweep_of_what_the_claim_once_said_does_not_count(made_up, tmp_path):
     assert "not run yet" in report.page(["made-up"], Storage(tmp_path))
 
 
-def test_the_page_has_a_row_for_every_claim_though_nothing_has_run(tmp_path):
+def test_the_page_that_is_kept_says_what_the_kept_scores_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert report.page(claims.names(), Storage(tmp_path)) == (ROOT / "docs/claims.md").read_text()
+
+
+def test_the_page_has_a_row_for_every_claim_though_nothing_has_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcome, "KEPT", tmp_path / "kept")
     page = report.page(claims.names(), Storage(tmp_path))
     for name in claims.names():
         assert f"| [{name}](#{name}): " in page
