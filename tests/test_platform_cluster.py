@@ -1,7 +1,9 @@
 """How many repeats fit on which machines."""
 
 import pytest
+from ray._private import utils
 
+from scrimp_platform import cluster
 from scrimp_platform.cluster import Node, place
 from scrimp_trainers.errors import UserError
 
@@ -34,3 +36,16 @@ def test_what_no_node_can_hold_is_refused_with_what_there_is():
 def test_two_nodes_with_one_gpu_do_not_hold_a_repeat_of_two():
     with pytest.raises(UserError):
         place((Node("a", 8, 1), Node("b", 8, 1)), 2)
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_the_cluster_that_ray_notes_is_found(tmp_path, monkeypatch, variable):
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert cluster.address() is None
+
+    (tmp_path / "ray").mkdir()
+    utils.write_ray_address("10.0.0.1:6379")
+
+    assert cluster.address() == "10.0.0.1:6379"

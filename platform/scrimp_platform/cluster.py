@@ -1,11 +1,13 @@
 """The machines: join the running Ray cluster or start Ray here, and count what fits on it at once."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scrimp_cluster import nodes as cluster_nodes
@@ -100,20 +102,21 @@ def peek() -> tuple[Node, ...]:
 def address() -> str | None:
     """Return where the cluster is that `RAY_ADDRESS` names or that `ray start` started here; none if there is none.
 
-    Ray's own `address="auto"` would also find the private Ray of another sweep on this machine.
+    Ray's own `address="auto"` would also find the private Ray of another sweep on this machine. Its note is read
+    without it, since to import it takes longer than all that a mistake's answer needs.
     """
-    from ray._private import services
-
-    return os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 -- as Ray chooses
+    note = Path(folder, "ray", "ray_current_cluster")
+    return os.environ.get("RAY_ADDRESS") or (note.read_text().strip() if note.exists() else None)
 
 
 def _join() -> bool:
     """Join the running cluster; false if there is none."""
-    import ray
-
     where = address()
     if not where:
         return False
+    import ray
+
     try:
         ray.init(address=where, **QUIET)
     except ConnectionError:
@@ -150,6 +153,10 @@ def start_here(**options: Any) -> None:
 
 
 def _gpus_here() -> int:
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")  # the driver's, which Ray asks
+    except OSError:
+        return 0
     from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
     return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
