@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
@@ -142,9 +143,17 @@ def ours(recipe: Recipe, data: Path, device: str, clock: Clock | None = None) ->
     return train(recipe, state, images, device=where, rank=rank, world=world)
 
 
+def plain(unet: UNet2DModel) -> UNet2DModel:
+    """Return the same network with the same weights as diffusers alone makes it, without our dropout."""
+    same = cast(UNet2DModel, UNet2DModel.from_config(unet.config))
+    same.load_state_dict(unet.state_dict())
+    same.to(unet.device)  # type: ignore[arg-type]
+    return same
+
+
 def theirs(recipe: Recipe, data: Path, device: str, clock: Clock | None = None) -> Iterator[object]:
     """Set up and run the example's loop. Yields the losses, which its progress bar shows."""
-    network = new_state(recipe, device).network.unet.train()
+    network = plain(new_state(recipe, device).network.unet).train()
     parameters = list(network.parameters())
     noising = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.networks import dropout
 from scrimp_trainers.sections import Network
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -105,6 +106,7 @@ def build(
         num_class_embeds=classes + 1 if classes else None,
     )
     _start_as_identity(unet)
+    dropout.replace(unet)
     return UNet(unet, augment_labels=augment_labels, coordinates=coordinates)
 
 
