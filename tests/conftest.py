@@ -51,3 +51,13 @@ def scored_digits(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
     folder = tmp_path_factory.mktemp("scored") / "digits"
     prepare("digits", folder, Options())
     return open_dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of small autoencoders with random weights: kl, other, three and tiny."""
+    from autoencoders_small import save_autoencoders
+
+    folder = tmp_path_factory.mktemp("autoencoders")
+    save_autoencoders(folder)
+    return folder

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from autoencoders_small import settings_of
 from PIL import Image
 from trainers_small import CPU, small
 
@@ -28,36 +29,11 @@ from scrimp_trainers.errors import UserError
 from scrimp_trainers.export import export, load_codec, load_model
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.run import run
-from scrimp_trainers.techniques.autoencoder import WEIGHTS, latent_shape
+from scrimp_trainers.techniques.autoencoder import latent_shape
 from scrimp_trainers.techniques.codec import OpenCodec, draw, open_codec
-from scrimp_trainers.techniques.settings import Codec
 
 KINDS = ("kl", "tiny")
 COUNT, SIDE = 21, 32
-
-
-def new_autoencoder(kind: str, seed: int, **options: Any) -> Any:
-    """An autoencoder with random weights, whose posteriors are as wide as their means are."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-
-    torch.manual_seed(seed)
-    if kind == "tiny":
-        width = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
-        return AutoencoderTiny(**width, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, **options)
-    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    blocks |= {"block_out_channels": (8,) * 4}
-    return AutoencoderKL(**blocks, layers_per_block=1, norm_num_groups=4, **options)
-
-
-@pytest.fixture(scope="module")
-def autoencoders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("autoencoders")
-    new_autoencoder("kl", 0, scaling_factor=0.4, shift_factor=0.1).save_pretrained(folder / "kl")
-    new_autoencoder("kl", 1, scaling_factor=0.4, shift_factor=0.1).save_pretrained(folder / "other")
-    new_autoencoder("kl", 1, latent_channels=3).save_pretrained(folder / "three")
-    new_autoencoder("tiny", 0, scaling_factor=0.7).save_pretrained(folder / "tiny")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +48,6 @@ def pictures(tmp_path_factory) -> Path:
 def dataset(tmp_path, pictures) -> Dataset:
     prepare(str(pictures), tmp_path / "data", Options(holdout=0, classifier=False))
     return open_dataset(tmp_path / "data")
-
-
-def settings_of(folder: Path, kind: str) -> Codec:
-    return Codec.model_validate({"kind": kind, "encoder": str(folder / kind), "decoder": str(folder / kind)})
 
 
 def pixels(dataset: Dataset) -> torch.Tensor:
@@ -295,56 +267,6 @@ print([name for name in ("torch", "diffusers", "huggingface_hub") if name in sys
     environment = {"PYTHONPATH": ":".join(sys.path)}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert answer.stdout.split("\n")[:2] == ["(4, 8) None", "[]"]
-
-
-def test_an_autoencoder_that_is_not_there_is_named_with_what_to_put_where(tmp_path):
-    with pytest.raises(UserError, match=r"codec.decoder /no/such: no such folder, .*config.json and .*safetensors"):
-        open_codec(Codec(kind="kl", decoder="/no/such"), CPU, 3)
-    with pytest.raises(UserError, match=r"has no config.json; name a folder"):
-        open_codec(Codec(kind="kl", decoder=str(tmp_path)), CPU, 3)
-
-
-def test_without_a_network_the_line_says_what_the_hub_said(monkeypatch):
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def download(*names: str, **options: bool) -> str:
-        raise LocalEntryNotFoundError("no connection\nand more")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(UserError, match=r"codec.decoder stabilityai/sd-vae-ft-ema: .*hub \(no connection\); name a"):
-        open_codec(Codec(kind="kl"), CPU, 3)
-
-
-def test_an_autoencoder_of_another_kind_is_refused(autoencoders):
-    settings = settings_of(autoencoders, "kl").model_copy(update={"kind": "tiny"})
-    with pytest.raises(UserError, match=r"is an AutoencoderKL, which codec.kind 'tiny' is not"):
-        open_codec(settings, CPU, 3)
-
-
-def test_damaged_weights_are_refused(autoencoders, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder = shutil.copytree(autoencoders / "kl", tmp_path / "kl")
-    settings = settings_of(tmp_path, "kl")
-    tensors = load_file(folder / WEIGHTS)
-    save_file({name: value for name, value in tensors.items() if "conv_in" not in name}, folder / WEIGHTS)
-    with pytest.raises(UserError, match=r"lacks .*conv_in"):
-        open_codec(settings, CPU, 3)
-    (folder / WEIGHTS).write_bytes((autoencoders / "kl" / WEIGHTS).read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"cannot be loaded"):
-        open_codec(settings, CPU, 3)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not JSON"):
-        open_codec(settings, CPU, 3)
-
-
-def test_an_encoder_and_a_decoder_that_do_not_belong_together_are_refused(autoencoders):
-    settings = settings_of(autoencoders, "kl")
-    fits = open_codec(settings.model_copy(update={"encoder": str(autoencoders / "other")}), CPU, 3)
-    assert fits.encoder is not fits.decoder
-    with pytest.raises(UserError, match=r"three: its latents are not those of codec.decoder"):
-        open_codec(settings.model_copy(update={"encoder": str(autoencoders / "three")}), CPU, 3).encoder  # noqa: B018
 
 
 # --- sampling and the exported model

@@ -1,0 +1,33 @@
+"""Autoencoders with random weights, in folders as diffusers keeps them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scrimp_trainers.techniques.settings import Codec
+
+
+def new_autoencoder(kind: str, seed: int, **options: Any) -> Any:
+    """An autoencoder with random weights, whose posteriors are as wide as their means are."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    if kind == "tiny":
+        width = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+        return AutoencoderTiny(**width, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, **options)
+    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    blocks |= {"block_out_channels": (8,) * 4}
+    return AutoencoderKL(**blocks, layers_per_block=1, norm_num_groups=4, **options)
+
+
+def save_autoencoders(folder: Path) -> None:
+    new_autoencoder("kl", 0, scaling_factor=0.4, shift_factor=0.1).save_pretrained(folder / "kl")
+    new_autoencoder("kl", 1, scaling_factor=0.4, shift_factor=0.1).save_pretrained(folder / "other")
+    new_autoencoder("kl", 1, latent_channels=3).save_pretrained(folder / "three")
+    new_autoencoder("tiny", 0, scaling_factor=0.7).save_pretrained(folder / "tiny")
+
+
+def settings_of(folder: Path, kind: str) -> Codec:
+    return Codec.model_validate({"kind": kind, "encoder": str(folder / kind), "decoder": str(folder / kind)})

@@ -1,0 +1,69 @@
+"""A sweep's folder as MLflow is to show it, without a sweep."""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import PIL.Image
+from test_platform_race import make_space
+
+from scrimp_platform import store
+from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.store import SweepFolder
+
+RUNGS = [20.0, 60.0]  # as make_space has them
+NUMBERS = itertools.count()
+
+
+def ended_sweep(where: Path) -> SweepFolder:
+    """A sweep that has ended: a raced trial with two repeats, one that halving stopped, one that failed."""
+    folder = SweepFolder(where / f"sweep-{next(NUMBERS)}")
+    store.write_json(folder.sweep, description(folder))
+    for number, status in enumerate(("complete", "pruned", "failed")):
+        Trial(number, {"optimizer.lr": 0.001 * (number + 1), "network.channels": 32}, status).save(folder)
+    add_repeat(folder, Repeat(0, 0, 11, "search", "finished"), rungs=RUNGS)
+    add_repeat(folder, Repeat(0, 1, 12, "race", "finished"), rungs=RUNGS)
+    add_repeat(folder, Repeat(1, 0, 13, "search", "stopped", cause="not among the best at 20 kimg"), rungs=RUNGS[:1])
+    add_repeat(folder, Repeat(2, 0, 14, "search", "failed", cause="Diverged: step 7: loss is nan"), rungs=[])
+    folder.leaderboard.write_text("rank,trial\n")
+    folder.best_recipe.write_text("about: the winner\n")
+    folder.report.write_text("<p>report</p>")
+    return folder
+
+
+def description(folder: SweepFolder) -> dict:
+    return {
+        "name": folder.path.name,
+        "started": time.time() - 1000,
+        "seed": 5,
+        "dataset": {"name": f"data-{folder.path.name}", "content_hash": "c0ffee", "folder": "/data"},
+        "space": make_space(constraints={"memorized_fraction": {"max": 0.05}}).model_dump(mode="json"),
+    }
+
+
+def add_repeat(folder: SweepFolder, repeat: Repeat, rungs: list[float]) -> None:
+    repeat.started = time.time() - 900
+    repeat.ended = None if repeat.open else repeat.started + 300
+    files = folder.repeat(repeat.trial, repeat.repeat)
+    repeat.save(files)
+    files.recipe.write_text("about: a recipe\n")
+    add_lines(folder, repeat, range(4, int(max(rungs, default=8)) + 1, 4), rungs)
+    if repeat.status == "finished":
+        for file in ("last/network.safetensors", "best/network.safetensors"):
+            store.write_atomic(files.checkpoint / file, f"weights of {files.label}")
+        store.write_atomic(files.model / "README.md", "# model card")
+        store.write_atomic(files.model / "unet" / "config.json", f'"{files.label}"')
+
+
+def add_lines(folder: SweepFolder, repeat: Repeat, ticks, rungs: list[float]) -> None:
+    files = folder.repeat(repeat.trial, repeat.repeat)
+    with files.metrics.open("a") as file:
+        for kimg in ticks:
+            tick = {"kimg": kimg + 0.064, "loss": 1 / kimg, "grad_norm": float("nan"), "seconds": kimg * 2.0}
+            file.write(json.dumps(tick) + "\n")
+            if float(kimg) in rungs:
+                scores = {"fd_classifier": 100 / kimg + repeat.repeat, "extractor": "classifier"}
+                file.write(json.dumps({**tick, "rung": float(kimg), **scores, "memorized_fraction": 0.0}) + "\n")
+                files.samples.mkdir(exist_ok=True)
+                PIL.Image.new("L", (16, 16), kimg).save(files.samples / f"{kimg:g}.png")
