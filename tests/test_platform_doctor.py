@@ -73,6 +73,15 @@ def test_a_sweep_meant_for_gpus_does_not_fall_back_to_the_heads_cores(sick):
         place((Node("head", 64, 0, "idh"), *WORKSTATIONS))
 
 
+def test_a_sweep_does_not_begin_on_the_heads_cores_while_workers_are_awaited(sick, monkeypatch):
+    sick()
+    monkeypatch.setattr(doctor, "awaited", lambda nodes: [Fault("10.0.0.2", "is not in the cluster yet", "", False)])
+    head = Node("head", 64, 0, "idh")
+    with pytest.raises(UserError, match=r"no GPU yet: wait until 10.0.0.2 joins"):
+        place((head,))
+    assert place((head, WORKSTATIONS[0])).describe().startswith("2 nodes with 2 GPUs")
+
+
 def test_one_machine_alone_is_not_examined(monkeypatch):
     monkeypatch.setattr(doctor, "examine", None)
     assert place(WORKSTATIONS[:1]).places == 1

@@ -66,10 +66,14 @@ def place(nodes: tuple[Node, ...], the_plan: Plan) -> Placement:
     Raises
     ------
     UserError
-        If no node is left.
+        If no node is left, or those with GPUs have not joined yet: a sweep keeps to GPUs or to CPU cores to its end.
     """
     gpus_per_repeat = the_plan.options.gpus_per_repeat
-    terminal.show_faults(doctor.awaited(nodes))
+    awaited = doctor.awaited(nodes)
+    terminal.show_faults(awaited)
+    if awaited and not any(node.gpus for node in nodes):
+        names = ", ".join(fault.node for fault in awaited)
+        raise UserError(f"no GPU yet: wait until {names} joins (`ray status`), or take it out of cluster.yaml")
     if len(nodes) == 1:
         return cluster.place(nodes, gpus_per_repeat)
     report = examine(nodes, the_plan)
