@@ -53,6 +53,7 @@ class _Answers(BaseHTTPRequestHandler):
             "/api/2.0/mlflow/experiments/get-by-name": lambda: {"experiment": EXPERIMENT},
             "/api/2.0/mlflow/runs/create": lambda: {"run": self._create(json.loads(body))},
             "/api/2.0/mlflow/runs/get": lambda: {"run": self.runs[parse_qs(address.query)["run_id"][0]]},
+            "/api/2.0/mlflow/runs/search": lambda: {"runs": list(self.runs.values())},  # all are one sweep's
             "/api/2.0/mlflow/runs/update": lambda: {"run_info": self.runs[json.loads(body)["run_id"]]["info"]},
         }.get(address.path, dict)()
         content = json.dumps(answer).encode()

@@ -246,7 +246,9 @@ def filled_in(text: str, addresses: list[str]) -> dict[str, Any]:
     (setup,) = cluster["setup_commands"]
     cluster["setup_commands"] = [f"{setup.rpartition(' ')[0]} {STORAGE}"]
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
-        commands[-1] = commands[-1].replace("ray start", f"ray start {SLOTS}")
+        # Each host's Ray would take the memory that all of them use for its own, and kill repeats to free some.
+        alone = "env RAY_memory_monitor_refresh_ms=0 ray start"
+        commands[-1] = commands[-1].replace("ray start", f"{alone} {SLOTS}")
     return cluster
 
 
