@@ -28,6 +28,9 @@ BRIDGE, NETWORK = "scrimp", "10.77.0"
 LAPTOP = "laptop"
 STORAGE = "/mnt/scrimp"
 SLOTS = "--num-cpus=2 --num-gpus=2"
+SHARING = "flock --close /mnt/start env RAY_memory_monitor_refresh_ms=0"
+"""Hosts start Ray one after another: all at once, on few cores, it takes longer than Ray waits. And none watches over
+memory: each would take what all of them use for its own, and kill repeats."""
 WORKER, CONTROLLER, RAYLET = "ray::RayTrainWorker", "ray::TrainController", "/raylet/raylet --"
 """In the commands of processes: what trains, what watches over that, and what makes a machine a node of Ray."""
 ALIVE = "sum(node['Alive'] for node in ray.nodes())"
@@ -246,9 +249,7 @@ def filled_in(text: str, addresses: list[str]) -> dict[str, Any]:
     (setup,) = cluster["setup_commands"]
     cluster["setup_commands"] = [f"{setup.rpartition(' ')[0]} {STORAGE}"]
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
-        # Each host's Ray would take the memory that all of them use for its own, and kill repeats to free some.
-        alone = "env RAY_memory_monitor_refresh_ms=0 ray start"
-        commands[-1] = commands[-1].replace("ray start", f"{alone} {SLOTS}")
+        commands[-1] = commands[-1].replace("ray start", f"{SHARING} ray start {SLOTS}")
     return cluster
 
 
