@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from test_platform_ledger import open_ledger, study
@@ -79,6 +80,24 @@ def test_a_repeat_whose_process_dies_is_tried_again_and_then_failed(sweep):
     repeat = ledger.trials[1].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 2)
     assert "process died" in repeat.cause
+
+
+def test_a_process_that_ray_ends_to_free_memory_has_died_and_no_more():
+    """Ray does it where a machine has little memory left, which no test should wait for; Tune would end the sweep."""
+    from ray.air.execution._internal.tracked_actor import TrackedActor
+    from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.tune.execution import tune_controller
+
+    told: list[tuple[str, Exception]] = []
+    manager = tune_controller.RayActorManager(mock.Mock())
+    actor = TrackedActor(1, on_error=lambda _, error: told.append(("actor", error)))
+    manager._live_actors_to_ray_actors_resources[actor] = (mock.Mock(), mock.Mock())
+    task = TrackedActorTask(actor, on_error=lambda _, error: told.append(("task", error)))
+    manager._actor_task_failed(task, OutOfMemoryError("1 worker(s) were killed"))
+
+    assert [who for who, _ in told] == ["actor", "task"]
+    assert all(isinstance(error, RayActorError) and "were killed" in str(error) for _, error in told)
 
 
 def test_a_repeat_that_diverged_fails_at_once_with_its_cause(sweep):

@@ -82,6 +82,8 @@ def _train(task: Task) -> None:
 
     from scrimp_platform.process_group import TorchConfig
 
+    # One process less to start: nobody announces that a workstation is to go away.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     folder = _folder(task)
     TorchTrainer(
         _worker,

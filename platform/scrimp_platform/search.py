@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
@@ -80,7 +83,8 @@ class RepeatSearcher(Searcher):
         failure = result.get(FAILURE, "")
         if error:
             files = self._ledger.folder.repeat(repeat.trial, repeat.repeat)
-            failure = watchdog.verdict(files.stacks) or f"its process died; see {files.path}"
+            died = f"its process died, or Ray ended it to free memory; see {files.path}"
+            failure = watchdog.verdict(files.stacks) or died
         self._ledger.finish(repeat, failure, final=bool(result.get(FINAL)))
 
     def save(self, checkpoint_path: str) -> None:
@@ -88,6 +92,21 @@ class RepeatSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: a resumed sweep starts a new Tune experiment from the ledger."""
+
+
+class ActorManager(RayActorManager):
+    """Tune's, for which a process that Ray ended because its machine ran out of memory has died like any other.
+
+    Tune by itself ends the whole sweep then (ray 2.60, `RayActorManager._actor_task_failed`).
+    """
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        super()._actor_task_failed(tracked_actor_task, exception)
+
+
+tune_controller.RayActorManager = ActorManager  # Tune has no other way to be given one
 
 
 class RungScheduler(FIFOScheduler):
