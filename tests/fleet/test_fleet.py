@@ -20,6 +20,7 @@ HOSTS = int(os.environ.get("HOSTS", "3"))
 RUNGS = [2.0, 16.0]
 LIMIT = 1800.0  # seconds until what takes some minutes is given up
 many = pytest.mark.skipif(HOSTS < 10, reason="takes ten workstations: make fleet-test HOSTS=10")
+few = pytest.mark.skipif(HOSTS >= 10, reason="takes no ten workstations: make fleet-test")
 SPACE = {
     "recipe": "tiny-edm",
     "override": {"network.channels": 16, "sampler.steps": 2},
@@ -127,6 +128,7 @@ def test_nobody_joins_without_the_token(fleet):
     assert "joined" not in host.run(f'RAY_AUTH_TOKEN=guessed python -c "{code}" || true', timeout=LIMIT)
 
 
+@few
 def test_a_workstation_is_gone_without_a_word_and_comes_back(fleet, undisturbed, submitted):
     sweep = Sweep(fleet.storage / "gone")
     submit = submitted("gone")
@@ -142,6 +144,7 @@ def test_a_workstation_is_gone_without_a_word_and_comes_back(fleet, undisturbed,
     check(fleet, sweep, before, undisturbed)
 
 
+@few
 def test_the_driver_is_killed_and_the_same_command_goes_on(fleet, undisturbed, submitted):
     sweep = Sweep(fleet.storage / "killed")
     first = submitted("killed")
