@@ -1,5 +1,7 @@
 """How many repeats fit on which machines."""
 
+import os
+
 import pytest
 from ray._private import utils
 
@@ -49,3 +51,13 @@ def test_the_cluster_that_ray_notes_is_found(tmp_path, monkeypatch, variable):
     utils.write_ray_address("10.0.0.1:6379")
 
     assert cluster.address() == "10.0.0.1:6379"
+
+
+def test_a_machine_too_busy_to_start_ray_is_told_so_in_a_line(monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out during startup. This could happen because ...")  # as Ray does
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(UserError, match="did not start within 30 s: this machine is very busy"):
+        cluster.start_here()
+    assert "RAY_GCS_SERVER_PORT" not in os.environ

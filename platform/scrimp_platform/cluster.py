@@ -131,7 +131,13 @@ def _leave() -> None:
 
 
 def start_here(**options: Any) -> None:
-    """Start Ray on this machine, reachable from this machine only."""
+    """Start Ray on this machine, reachable from this machine only.
+
+    Raises
+    ------
+    UserError
+        If its processes do not start in the 30 s that Ray waits.
+    """
     import ray
     from ray._private import ray_constants
 
@@ -147,6 +153,12 @@ def start_here(**options: Any) -> None:
     os.environ.update(inherited)
     try:
         ray.init(address="local", dashboard_host="127.0.0.1", **options, **QUIET)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start within 30 s: this machine is very busy; try again"
+        ) from None
     finally:
         for name in inherited:
             del os.environ[name]
