@@ -156,9 +156,7 @@ def start_here(**options: Any) -> None:
     except Exception as error:
         if "timed out during startup" not in str(error):
             raise
-        raise UserError(
-            "Ray did not start within 30 s: this machine is very busy; try again"
-        ) from None
+        raise UserError("Ray did not start within 30 s: this machine is very busy; try again") from None
     finally:
         for name in inherited:
             del os.environ[name]
