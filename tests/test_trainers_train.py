@@ -142,6 +142,12 @@ def test_half_precision_trains_like_full_precision():
     torch.testing.assert_close(weights(full), weights(half), rtol=0, atol=5e-3)
 
 
+def test_a_processor_computes_fp16_as_fp32():
+    half, _ = trained(small(training__precision="fp16"))
+    full, _ = trained(small())
+    assert torch.equal(weights(full), weights(half))
+
+
 def test_labels_are_shown_and_dropped_as_the_recipe_says(monkeypatch):
     seen, true = [], []
     recipe = small(

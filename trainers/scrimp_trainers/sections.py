@@ -118,7 +118,7 @@ class Training(Section):
     flip: bool = False
     """Flip images horizontally at random."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network; weights and losses stay fp32."""
+    """Arithmetic of the network; weights and losses stay fp32. On a processor fp16 is computed as fp32."""
     loss_scale: Positive = 1.0
     """Factor on the loss before the backward pass, undone in the gradients; keeps fp16 gradients from vanishing."""
     compile: bool = False

@@ -231,8 +231,13 @@ def refuse_explosion(step: int, loss: float, lowest: float) -> None:
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Return the context in which the network computes with the recipe's precision."""
+    """Return the context in which the network computes with the recipe's precision; fp32 for fp16 on a processor.
+
+    Few processors multiply in fp16: convolutions then take many times as long as in fp32.
+    """
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.training.precision]
+    if kind == torch.float16 and device.type == "cpu":
+        kind = torch.float32
     return torch.autocast(device.type, kind, enabled=kind != torch.float32)
 
 
