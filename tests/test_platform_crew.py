@@ -1,5 +1,7 @@
 """Nodes that come and go while a sweep runs: what changes, with a cluster and a doctor that are told what to say."""
 
+import dataclasses
+
 import pytest
 
 from scrimp_cluster.doctor import Report, Visit
@@ -23,15 +25,17 @@ def cluster(monkeypatch):
 
 @pytest.fixture
 def gather(cluster):
-    """Make the crew of a sweep that began on the first two nodes; these are sick if they join."""
+    """Make the crew of a sweep that began on the first two nodes; these have a fault if they join."""
 
-    def gather(sick: tuple[Node, ...] = (), gpus: int | None = None) -> tuple[Crew, list, list[str]]:
+    def gather(
+        sick: tuple[Node, ...] = (), gpus: int | None = None, stops: bool = True
+    ) -> tuple[Crew, list, list[str]]:
         asked: list[list[Node]] = []
         said: list[str] = []
 
         def examine(nodes):
             asked.append(list(nodes))
-            faults = {node: [Fault(node.name, "no storage", "mount it", stops=True)] for node in sick}
+            faults = {node: [Fault(node.name, "no storage", "mount it", stops)] for node in sick}
             return Report([], [Visit(node, None, faults.get(node, [])) for node in nodes])
 
         return Crew(place((FIRST, SECOND), gpus), examine, said.append), asked, said
@@ -59,6 +63,16 @@ def test_a_sick_node_that_joins_gets_none_and_is_named(gather, cluster):
     assert crew.avoided() == [THIRD.id]
     assert len(asked) == 1
     assert said == ["ws2: no storage; mount it"]
+
+
+@pytest.mark.parametrize(("stops", "times"), [(False, 1), (True, 2)])
+def test_a_node_that_comes_back_is_named_again_only_if_it_is_sick(gather, cluster, stops, times):
+    back = dataclasses.replace(THIRD, id="another")
+    crew, _, said = gather(sick=(THIRD, back), stops=stops)
+    for alive in ([FIRST, SECOND, THIRD], [FIRST, SECOND], [FIRST, SECOND, back]):
+        cluster[:] = alive
+        crew.places()
+    assert said.count("ws2: no storage; mount it") == times
 
 
 def test_a_node_that_is_gone_holds_no_place_and_has_it_again_when_it_is_back(gather, cluster):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from scrimp_cluster import nodes as cluster_nodes
 from scrimp_cluster.doctor import Report
+from scrimp_cluster.judge import Fault
 from scrimp_cluster.nodes import Node
 from scrimp_platform.cluster import Placement
 
@@ -33,6 +34,7 @@ class Crew:
         self._places = placement.places
         self._examine = examine
         self._say = say
+        self._noted: set[Fault] = set()
         self._due = time.monotonic() + LOOK
 
     def places(self) -> int:
@@ -55,7 +57,9 @@ class Crew:
             for visit in report.visits:
                 (self._sick if visit.sick else self._fit)[visit.node.id] = visit.node
             for fault in report.faults:
-                self._say(str(fault))
+                if fault.stops or fault not in self._noted:  # a node that comes back still has what is worth knowing
+                    self._say(str(fault))
+            self._noted.update(report.faults)
         places = sum(node.places(self._gpus) for node in nodes if node.id in self._fit)
         if places != self._places:
             self._say(f"{len(nodes)} nodes: {places} repeats at once from now on")
