@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from scrimp_platform import cli, commands
@@ -85,6 +87,19 @@ def test_a_mistake_gets_one_line_and_exit_status_2(folder, arguments, complaint)
     assert answer.stderr.startswith("scrimp: ")
     assert answer.stdout == "heavy imports: []\n"
     assert sorted(folder.rglob("*")) == before
+
+
+WORDS = st.from_regex(r"[^\s-][^\s]*( [^\s-][^\s]*)*", fullmatch=True)
+
+
+@given(
+    st.lists(
+        st.one_of(st.just(["--dry-run"]), WORDS.map(lambda v: ["--data", v]), WORDS.map(lambda v: [f"--name={v}"]))
+    )
+)
+def test_what_ray_submit_takes_apart_is_put_together_again(options):
+    sent = [word for option in options for word in option]
+    assert cli.rejoined(" ".join(sent).split(" ") if sent else []) == sent
 
 
 @pytest.mark.parametrize("spare", [0, 100_000])

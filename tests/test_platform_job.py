@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-import click
 import pytest
 
 from scrimp_platform import cli, cluster, job, plan
@@ -219,8 +218,3 @@ def test_a_cluster_that_goes_away_leaves_one_line(lab, client, capsys):
         the_sweep.sweep(OPTIONS)
     assert left.value.code == 1
     assert "The same command shows the sweep again, or resumes it." in capsys.readouterr().out
-
-
-def test_a_word_that_a_shell_has_split_off_is_named_with_what_to_type():
-    with pytest.raises(click.UsageError, match=r"pandas: belongs to no option; .* twice: --data \"'my data'\""):
-        cli.sweep_command.main(["--data", "/shared/my", "pandas", "--trials", "3"], standalone_mode=False)

@@ -1,6 +1,7 @@
 """The command line. Every command imports what it needs only when it runs: `--help` and mistakes answer at once."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ STORAGE = click.option(
 def sweep_command(context: click.Context, **options: Any) -> None:
     """Search a space on a dataset, repeat the leaders, report the winner. The same command resumes."""
     if context.args:
-        hint = "quote what holds spaces, and for `ray submit` twice: --data \"'my data'\""
-        raise click.UsageError(f"{context.args[0]}: belongs to no option; {hint}")
+        raise click.UsageError(f"{context.args[0]}: belongs to no option; quote what holds spaces: --data 'my data'")
     from scrimp_platform.plan import Options
     from scrimp_platform.sweep import sweep
 
@@ -212,6 +212,17 @@ def recipes_command(name: str | None, schema: bool) -> None:
         click.echo(recipe.load(name).to_yaml(), nl=False)
     else:
         commands.list_recipes()
+
+
+def rejoined(words: Sequence[str]) -> list[str]:
+    """Put the values of options together again that `ray submit` took apart at their spaces, since it drops quotes."""
+    whole: list[str] = []
+    for word in words:
+        if whole and not word.startswith("--") and (not whole[-1].startswith("--") or "=" in whole[-1]):
+            whole[-1] += f" {word}"
+        else:
+            whole.append(word)
+    return whole
 
 
 def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
