@@ -50,6 +50,8 @@ MISTAKES = [
     (["sweep", "--space", "tree.yaml"], "space tree.yaml: not YAML"),
     (["sweep", "--data", "photos"], "--data photos: not a dataset; make one with `scrimp prepare photos OUT`"),
     (["sweep", "--data", "empty"], "--data empty: not a dataset"),
+    (["sweep", "--gpus-per-repeat", "99"], "--gpus-per-repeat 99: no node has that many; there are "),
+    (["sweep", "--name", "a/b"], "--name a/b: use letters, digits"),
     (["sweep", "--rungs", "60,20"], "budget: rungs_kimg must rise, not [60.0, 20.0]"),
     (["sweep", "--rungs", "a,b"], "'a,b' is not a list of numbers"),
     (["sweep", "--trials", "0"], "0 is not in the range x>=1"),

@@ -19,13 +19,16 @@ from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import settings
 from scrimp_trainers.recipe import Recipe
 
+DIGITS = "digits"
+"""The dataset that comes with scikit-learn."""
+
 
 @dataclass(frozen=True)
 class Options:
     """What a user may say on the command line; none takes the space's own value."""
 
     space: str = "quickstart"
-    data: str = "digits"
+    data: str = DIGITS
     trials: int | None = None
     repeats: int | None = None
     rungs: tuple[float, ...] | None = None
@@ -64,7 +67,7 @@ def make(options: Options) -> Plan:
     UserError
         If the space, the dataset, or an earlier sweep of the same name does not allow it.
     """
-    space = resolve_space(options)
+    space = check(options)
     base = space.base()
     storage = Storage(options.storage.expanduser().absolute())
     dataset = resolve_dataset(options.data, storage)
@@ -78,6 +81,18 @@ def make(options: Options) -> Plan:
     resumed = _check_resume(folder, space, facts, options.seed)
     warm_start = tuple(values for path in options.warm_start for values in best_values(SweepFolder(path), space))
     return Plan(options, space, base, storage, folder, dataset, facts, resumed, warm_start)
+
+
+def check(options: Options) -> Space:
+    """Refuse what can be refused without reading the dataset, or preparing it; return the space that was asked for."""
+    space = resolve_space(options)
+    if options.data != DIGITS and not Path(options.data, manifest.FILE).is_file():
+        raise UserError(
+            f"--data {options.data}: not a dataset; make one with `scrimp prepare {options.data} OUT` and pass OUT"
+        )
+    if options.name:
+        _check_name(options.name)
+    return space
 
 
 def resolve_space(options: Options) -> Space:
@@ -106,11 +121,9 @@ def _absolute_files(space: Space) -> dict[str, str]:
 
 
 def resolve_dataset(data: str, storage: Storage) -> Path:
-    """Return the folder of a dataset; `digits` is prepared on first use."""
+    """Return the folder of a dataset; digits are prepared on first use."""
     if Path(data, manifest.FILE).is_file():
         return Path(data).absolute()
-    if data != "digits":
-        raise UserError(f"--data {data}: not a dataset; make one with `scrimp prepare {data} OUT` and pass OUT")
     folder = storage.dataset(data)
     if not folder.exists():
         from scrimp_trainers.data import prepare
@@ -153,10 +166,14 @@ def record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:
-    name = options.name or f"{Path(options.space).stem}-{facts.name}"
+def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-'")
+
+
+def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:
+    name = options.name or f"{Path(options.space).stem}-{facts.name}"
+    _check_name(name)
     if options.fresh:
         stem, number = name, 2
         while storage.sweep(name).path.exists():

@@ -37,9 +37,10 @@ def sweep(options: Options) -> None:
     SystemExit
         If the sweep ran elsewhere, as a job, and did not end well.
     """
-    # Plan: whatever can be refused is refused here.
-    the_plan = plan.make(options)
+    # Plan: whatever can be refused is refused here, and before digits are prepared on first use.
+    plan.check(options)
     placement = cluster.place(cluster.peek(), options.gpus_per_repeat)
+    the_plan = plan.make(options)
     if options.dry_run:
         speed = estimate.last(the_plan, placement.gpus_per_repeat) or estimate.probe(the_plan)
         terminal.show_plan(the_plan, placement, speed)
