@@ -121,7 +121,7 @@ def _absolute_files(space: Space) -> dict[str, str]:
 
 
 def resolve_dataset(data: str, storage: Storage) -> Path:
-    """Return the folder of a dataset; digits are prepared on first use."""
+    """Return the folder of a dataset that passed `check`; digits are prepared on first use."""
     if Path(data, manifest.FILE).is_file():
         return Path(data).absolute()
     folder = storage.dataset(data)
