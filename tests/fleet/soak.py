@@ -20,7 +20,7 @@ SPACE = {
     "arms": {f"lr-{i}": {"optimizer.lr": 1e-4 * (i + 1)} for i in range(TRIALS)},
     "objectives": {"fd_classifier": "minimize"},
     "scoring": {"extractor": "classifier", "samples": 64},
-    "budget": {"repeats": REPEATS, "rungs_kimg": [1.0, 4.0], "retries": 30},
+    "budget": {"repeats": REPEATS, "rungs_kimg": [0.5, 2.0], "retries": 30},
 }
 FAULTS = {"worker": 8, "controller": 4, "raylet": 3, "power": 3, "cable": 3, "driver": 2, "head": 1}
 """How often each strikes."""
