@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scrimp_trainers import lines, watchdog
@@ -44,3 +45,15 @@ assert not stacks.exists()
 def test_whoever_shows_life_or_rests_or_is_done_is_left_alone(tmp_path):
     child = subprocess.run([sys.executable, "-c", PATIENT, tmp_path / "stacks.txt"], capture_output=True)
     assert child.returncode == 0, child.stderr
+
+
+def test_ranks_that_end_at_the_same_time_leave_nothing_and_do_not_mind(tmp_path):
+    def rank(_: int) -> None:
+        for _ in range(300):
+            with watchdog.watched(tmp_path / "stacks.txt", 60):
+                pass
+
+    with ThreadPoolExecutor(4) as ranks:
+        list(ranks.map(rank, range(4)))
+    assert not (tmp_path / "stacks.txt").exists()
+    assert watchdog.verdict(tmp_path / "stacks.txt") == ""

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -31,8 +31,9 @@ def watched(stacks: Path, patience: float) -> Iterator[None]:
         finally:
             rest()
             _watched = None
-            if stacks.exists() and not stacks.stat().st_size:
-                stacks.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another rank, which ends at the same time, may remove it
+                if not stacks.stat().st_size:
+                    stacks.unlink()
 
 
 def alive() -> None:
@@ -53,6 +54,9 @@ def rest() -> None:
 
 def verdict(stacks: Path) -> str:
     """Say that a process was ended, if the file tells so; empty otherwise."""
-    text = stacks.read_text(errors="replace") if stacks.exists() else ""
+    try:
+        text = stacks.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
     told = re.search(r"^Timeout \((.*)\)!", text, re.MULTILINE)
     return f"no progress for {told[1]}, so its process was ended; where it hung is in {stacks}" if told else ""
