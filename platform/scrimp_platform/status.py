@@ -108,12 +108,19 @@ def _read(folder: SweepFolder, node: str, reason: str) -> Standing:
 
 def _training(repeat: Repeat, files: RepeatFolder) -> Training:
     line = (lines.read(files.metrics) or [{}])[-1]
-    seen = [path.stat().st_mtime for path in (files.metrics, files.checkpoint / "last") if path.exists()]
+    seen = max(_changed(files.metrics), _changed(files.checkpoint / "last"))
     return Training(
         repeat,
         files.label,
         node_of(files.lock),
         line.get("kimg", 0.0),
         line.get("images_per_second"),
-        max(0.0, time.time() - max(seen)) if seen else None,
+        max(0.0, time.time() - seen) if seen else None,
     )
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # nor is a checkpoint there for an instant while the next one takes its place
+        return 0.0
