@@ -35,10 +35,10 @@ def without_downloads(name, files, **values):
     return recipes.load(name).replace(stand_ins | {path.replace("__", "."): value for path, value in values.items()})
 
 
-def trained(recipe, files, folder):
+def trained(recipe, files, folder, kimg=None):
     """Train as `scrimp train` does, and return the lines that were written."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    commands.train(str(folder / "recipe.yaml"), files / "digits", folder / "out", None, 0, None, 1000)
+    commands.train(str(folder / "recipe.yaml"), files / "digits", folder / "out", kimg, 0, None, 1000)
     return lines.read(folder / "out" / "metrics.jsonl")
 
 
@@ -53,6 +53,13 @@ def test_a_preset_says_what_it_is_and_survives_a_round_trip(name):
 def test_a_preset_trains_with_a_narrow_network(name, files, tmp_path):
     recipe = without_downloads(name, files, network__channels=8, network__blocks=1, training__kimg=0.08)
     check(recipe, trained(recipe, files, tmp_path), kimg=0.08)
+
+
+def test_a_preset_that_is_cut_short_has_no_longer_reference(files, tmp_path):
+    narrow = {"network__channels": 8, "network__blocks": 1}
+    recipe = without_downloads("prune-reweight-cifar10", files, reweighting__kimg=0.04, **narrow)
+    check(recipe, trained(recipe, files, tmp_path, kimg=0.016), kimg=0.016)
+    assert recipes.load(tmp_path / "out" / "recipe.yaml").reweighting.kimg == 0.016
 
 
 @pytest.mark.slow

@@ -84,7 +84,11 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 @click.argument("recipe")
 @click.argument("data", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="Length, in thousands of images.")
+@click.option(
+    "--kimg",
+    type=click.FloatRange(0, min_open=True),
+    help="Length, in thousands of images; reweighting's reference and proxy are no longer.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
 @click.option("--extractor", help="Score the result with this feature extractor.")
 @click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Images to score.")

@@ -64,6 +64,8 @@ def train(
     the_recipe = recipes.load(recipe)
     if kimg:
         the_recipe = the_recipe.replace({"training.kimg": kimg})
+        if the_recipe.reweighting.on:
+            the_recipe = the_recipe.replace({"reweighting.kimg": min(kimg, the_recipe.reweighting.kimg)})
     facts = manifest.load(data)
     scoring = _scoring(facts, extractor=extractor, samples=samples) if extractor else None
     fit.check(the_recipe, facts)

@@ -27,7 +27,8 @@ HOME = Path(pwd.getpwuid(0).pw_dir)
 BRIDGE, NETWORK = "scrimp", "10.77.0"
 LAPTOP = "laptop"
 STORAGE = "/mnt/scrimp"
-SLOTS = "--num-cpus=2 --num-gpus=2"
+SLOTS = "--num-cpus=2 --num-gpus=2 --include-log-monitor=false"
+"""Two slots on each host stand for GPUs. Log monitors read every log aloud, to nobody: a sweep prints none of them."""
 SHARING = "flock --close /mnt/start env RAY_memory_monitor_refresh_ms=0"
 """Hosts start Ray one after another: all at once, on few cores, it takes longer than Ray waits. And none watches over
 memory: each would take what all of them use for its own, and kill repeats."""
