@@ -55,7 +55,7 @@ def test_a_preset_trains_with_a_narrow_network(name, files, tmp_path):
     check(recipe, trained(recipe, files, tmp_path), kimg=0.08)
 
 
-def test_a_preset_that_is_cut_short_has_no_longer_reference(files, tmp_path):
+def test_cutting_a_preset_short_cuts_its_reference_short_too(files, tmp_path):
     narrow = {"network__channels": 8, "network__blocks": 1}
     recipe = without_downloads("prune-reweight-cifar10", files, reweighting__kimg=0.04, **narrow)
     check(recipe, trained(recipe, files, tmp_path, kimg=0.016), kimg=0.016)

@@ -87,7 +87,7 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 @click.option(
     "--kimg",
     type=click.FloatRange(0, min_open=True),
-    help="Length, in thousands of images; reweighting's reference and proxy are no longer.",
+    help="Length, in thousands of images, and the most that reweighting's reference and proxy get.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
 @click.option("--extractor", help="Score the result with this feature extractor.")

@@ -27,11 +27,13 @@ HOME = Path(pwd.getpwuid(0).pw_dir)
 BRIDGE, NETWORK = "scrimp", "10.77.0"
 LAPTOP = "laptop"
 STORAGE = "/mnt/scrimp"
-SLOTS = "--num-cpus=2 --num-gpus=2 --include-log-monitor=false"
-"""Two slots on each host stand for GPUs. Log monitors read every log aloud, to nobody: a sweep prints none of them."""
-SHARING = "flock --close /mnt/start env RAY_memory_monitor_refresh_ms=0"
-"""Hosts start Ray one after another: all at once, on few cores, it takes longer than Ray waits. And none watches over
-memory: each would take what all of them use for its own, and kill repeats."""
+RAY_START = (
+    "flock --close /mnt/start env RAY_memory_monitor_refresh_ms=0 "
+    "ray start --num-cpus=2 --num-gpus=2 --include-log-monitor=false"
+)
+"""How hosts that share a machine start Ray: one after another, since all at once, on few cores, it takes longer than
+Ray waits. Two slots stand for GPUs. None watches over memory: each would take what all of them use for its own, and
+kill repeats. And none reads logs aloud, to which no sweep listens."""
 WORKER, CONTROLLER, RAYLET = "ray::RayTrainWorker", "ray::TrainController", "/raylet/raylet --"
 """In the commands of processes: what trains, what watches over that, and what makes a machine a node of Ray."""
 ALIVE = "sum(node['Alive'] for node in ray.nodes())"
@@ -250,7 +252,7 @@ def filled_in(text: str, addresses: list[str]) -> dict[str, Any]:
     (setup,) = cluster["setup_commands"]
     cluster["setup_commands"] = [f"{setup.rpartition(' ')[0]} {STORAGE}"]
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
-        commands[-1] = commands[-1].replace("ray start", f"{SHARING} ray start {SLOTS}")
+        commands[-1] = commands[-1].replace("ray start", RAY_START)
     return cluster
 
 
