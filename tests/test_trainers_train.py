@@ -3,8 +3,10 @@ import statistics
 
 import pytest
 import torch
+import torch.distributed as dist
 from trainers_small import CPU, random_batches, small, small_state
 
+from scrimp_trainers import train as train_module
 from scrimp_trainers.errors import Diverged, UserError
 from scrimp_trainers.sections import EMA, Optimizer
 from scrimp_trainers.train import ema_decay, learning_rate, read_losses, refuse_explosion, train
@@ -64,6 +66,31 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(preset):
     assert (weights(whole) - weights(parts)).abs().max() < 1e-3 * moved
 
 
+def test_gradients_are_averaged_over_the_ranks_once_a_step(tmp_path, monkeypatch):
+    averaged = []
+
+    class Counted(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.register_comm_hook(averaged, self.average)
+
+        @staticmethod
+        def average(averaged, bucket):
+            averaged.append(bucket.index())
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+    monkeypatch.setattr(train_module, "DistributedDataParallel", Counted)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        recipe = small(training__kimg=0.024, training__microbatch=2)
+        assert len(list(train(recipe, small_state(recipe), random_batches(8, world=2), device=CPU, world=2))) == 3
+    finally:
+        dist.destroy_process_group()
+    assert averaged.count(0) == 3
+
+
 def test_the_loss_scale_is_undone():
     options = {"training__kimg": 0.008, "optimizer__eps": 1.0, "optimizer__warmup_kimg": 0}
     plain, _ = trained(small(**options))
@@ -87,6 +114,7 @@ def test_the_average_is_its_closed_form(rampup):
     average = torch.cat([parameter.flatten() for parameter in state.ema.parameters()])
     torch.testing.assert_close(average, expected, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(average, weights(state), atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in state.ema.parameters())  # nor does it keep a graph
 
 
 def test_the_half_life_ramps_up_and_zero_takes_the_raw_weights():

@@ -136,31 +136,32 @@ def train(
         elements = images[0].numel() if isinstance(settings, EDM) else 1
         loss = torch.zeros((), device=device)
         for part in parts:
-            # Denoise, with as many images at a time as the recipe allows.
-            with autocast(recipe, device):
-                estimate = process.denoise(
-                    settings,
-                    network,
-                    noisy[part],
-                    levels[part],
-                    **{name: value[part] for name, value in inputs.items() if value is not None},
-                )
-
-            # Loss: one value an image.
-            seen = target[part], noise[part], levels[part], None if batch.labels is None else batch.labels[part]
-            if hidden is None:
-                losses = process.losses(settings, estimate, *seen)
-            else:
-                losses = ambient.losses(recipe, estimate, *seen)
-            values = losses.values
-            if negative is not None:
-                values = values + ood.term(recipe.ood, cast(EDM, settings), estimate, negative[part], levels[part])
-            loss += values.detach().sum()
-            if prepared.loss_weights is not None:
-                values = values * prepared.loss_weights[losses.labels]
-
-            # Backward. Gradients add up over the parts, and are averaged over the ranks with the last one.
+            # Gradients add up over the parts, and are averaged over the ranks with the last one.
             with unaveraged() if part != parts[-1] else nullcontext():
+                # Denoise, with as many images at a time as the recipe allows.
+                with autocast(recipe, device):
+                    estimate = process.denoise(
+                        settings,
+                        network,
+                        noisy[part],
+                        levels[part],
+                        **{name: value[part] for name, value in inputs.items() if value is not None},
+                    )
+
+                # Loss: one value an image.
+                seen = target[part], noise[part], levels[part], None if batch.labels is None else batch.labels[part]
+                if hidden is None:
+                    losses = process.losses(settings, estimate, *seen)
+                else:
+                    losses = ambient.losses(recipe, estimate, *seen)
+                values = losses.values
+                if negative is not None:
+                    values = values + ood.term(recipe.ood, cast(EDM, settings), estimate, negative[part], levels[part])
+                loss += values.detach().sum()
+                if prepared.loss_weights is not None:
+                    values = values * prepared.loss_weights[losses.labels]
+
+                # Backward.
                 (values.sum() * (elements * training.loss_scale / share)).backward()
 
         # Mask, and step: where masks move, that takes the place of the optimizer's step.
@@ -173,7 +174,8 @@ def train(
 
         # Average.
         kept = ema_decay(recipe.ema, state.images, total)
-        torch._foreach_lerp_(averages, parameters, 1 - kept)
+        with torch.no_grad():  # or the averages would hold on to every step's graph
+            torch._foreach_lerp_(averages, parameters, 1 - kept)
 
         state.step += 1
         state.images += total
