@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.data.loading import Batch, draws, free_bytes, to_device
+from scrimp_trainers.data.loading import Batch, draws, to_device
 from scrimp_trainers.data.pixels import from_png
 from scrimp_trainers.data.shards import read_shard
 from scrimp_trainers.errors import NoRoom, UserError
@@ -82,7 +82,7 @@ def open_latents(
                 f"{path}: cannot be written ({error.strerror}); latents take about {needed:,} MiB there"
             ) from None
     moments = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-    if device.type != "cpu" and moments.nbytes <= share * free_bytes(device):
+    if device.type == "cuda" and moments.nbytes <= share * torch.cuda.mem_get_info(device)[0]:
         moments = moments.to(device)
     return Latents(moments)
 

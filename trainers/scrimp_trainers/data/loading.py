@@ -4,10 +4,8 @@ The global sequence is one seeded permutation of the images an epoch, or as many
 all alike. Step `s` takes its positions [s * batch_size, (s + 1) * batch_size), and every rank an equal slice of these.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +13,9 @@ from torch import Tensor
 
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.errors import UserError
+
+RESIDENT = 2 * 2**30
+"""Bytes: a dataset of up to 10,922 RGB images of 256x256, or 174,762 of 64x64, stays on the device."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def batches(
     start: int = 0,
     kept: np.ndarray | None = None,
     chances: np.ndarray | None = None,
-    share: float = 0.25,
+    room: int = RESIDENT,
     workers: int = 2,
 ) -> Iterator[Batch]:
     """Draw training batches without end, from the step `start` on as if the steps before had been drawn.
@@ -61,8 +62,9 @@ def batches(
         Positions in the training split, sorted, of the images to draw; none for all.
     chances
         How likely each of them is, in proportion; none for every image once an epoch.
-    share
-        A dataset is kept on the device if it takes at most this share of the memory that is free there.
+    room
+        A dataset is kept on the device if its pixels take at most so many bytes. The order of images depends on it, so
+        it is the same on every machine, whatever else runs there.
     workers
         Loader processes a rank when streaming.
 
@@ -76,7 +78,7 @@ def batches(
     device = torch.device(device)
     manifest = dataset.manifest
     count = manifest.splits["train"].count
-    if count * manifest.channels * manifest.size**2 <= share * free_bytes(device):
+    if count * manifest.channels * manifest.size**2 <= room:
         drawn = draws(
             count, batch_size, seed, device, flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances
         )
@@ -86,17 +88,6 @@ def batches(
     from scrimp_trainers.data.streaming import stream
 
     return stream(dataset, batch_size // world, seed, device, flip, rank, world, start, kept, workers)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except OSError:  # not Linux, which alone tells what is free
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @dataclass(frozen=True)
