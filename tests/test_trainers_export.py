@@ -25,7 +25,8 @@ RECIPES = {
     "edm-classes": small(**CONDITIONAL),
     "ddpm": small("tiny-ddpm", sampler__kind="ancestral", sampler__steps=50, diffusion__betas="linear"),
     "ddim": small("tiny-ddpm"),
-    "ddim-classes": small("tiny-ddpm", **CONDITIONAL),
+    "ddim-eta": small("tiny-ddpm", sampler__eta=1.0),
+    "ddim-classes": small("tiny-ddpm", **CONDITIONAL, conditioning__label_drop=0.1, sampler__guidance=2.0),
 }
 
 # Runs without any of our code: the card's own lines, then the denoiser on given inputs.
@@ -113,7 +114,7 @@ def test_a_pipeline_is_named_only_where_it_samples_as_the_model_needs(models):
     assert str(models["ddim"][2]["pipeline"]) == "DDIMPipeline"
     for name in ("ddpm", "ddim"):
         assert models[name][2]["drawn"].shape == (2, 8, 8, 1)
-    for name in ("edm", "edm-classes", "ddim-classes"):
+    for name in ("edm", "edm-classes", "ddim-eta", "ddim-classes"):
         assert not (models[name][0] / "model_index.json").exists()
 
 
@@ -134,6 +135,12 @@ def test_the_card_tells_data_scores_and_recipe(models):
         assert fact in card
     (block,) = re.findall("```yaml\n(.*?)```", card, re.DOTALL)
     assert yaml.safe_load(block) == yaml.safe_load(RECIPES["edm"].to_yaml())
+
+
+def test_the_card_samples_as_the_recipe_does_or_says_how_not(models):
+    cards = {name: (folder / "README.md").read_text() for name, (folder, _, _) in models.items()}
+    assert [name for name, card in cards.items() if "step(output, t, x, eta=1.0)" in card] == ["ddim-eta"]
+    assert [name for name, card in cards.items() if "without the recipe's guidance of 2" in card] == ["ddim-classes"]
 
 
 def test_coordinate_channels_are_exported_and_read_back(tmp_path, monkeypatch):

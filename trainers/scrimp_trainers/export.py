@@ -32,7 +32,7 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
     `unet/` and `scheduler/` load with diffusers alone; `README.md` is the model card with the code that does. There is
     a `model_index.json` only where one of diffusers' pipelines samples as this model needs: none of them scales the
     input of an EDM network, passes classes or coordinates on or decodes what it drew, and they would give noise without
-    a word. A codec's autoencoder is named, not copied.
+    a word; nor do they know of DDIM's eta. A codec's autoencoder is named, not copied.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
         scheduler = _scheduler(recipe)
         scheduler.save_pretrained(part / "scheduler")
         told = network.classes or network.coordinates or recipe.codec.on
-        if not isinstance(recipe.diffusion, EDM) and not told:
+        if not isinstance(recipe.diffusion, EDM) and not told and not recipe.sampler.eta:
             (part / "model_index.json").write_text(_index(recipe, type(scheduler).__name__))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         if recipe.codec.on:
@@ -122,6 +122,8 @@ def _index(recipe: Recipe, scheduler: str) -> str:
 def _card(network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in scores.items())
     sampler = "Euler steps (Scrimp samples with Heun's)" if isinstance(recipe.diffusion, EDM) else "the recipe's steps"
+    if recipe.sampler.guidance != 1:
+        sampler += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
     return f"""---
 library_name: diffusers
 tags: [unconditional-image-generation, scrimp]
@@ -160,6 +162,7 @@ def _code(network: UNet, recipe: Recipe, channels: int) -> str:
     steps = recipe.nfe if isinstance(recipe.diffusion, EDM) else recipe.sampler.steps
     labels = f"labels = torch.arange(16) % {network.classes}\n" if network.classes else ""
     passed = ", labels" if network.classes else ""
+    eta = f", eta={recipe.sampler.eta}" if recipe.sampler.kind == "ddim" and recipe.sampler.eta else ""
     given = "scheduler.scale_model_input(x, t)"
     if network.coordinates:
         labels += (
@@ -178,7 +181,7 @@ scheduler.set_timesteps({steps})
 with torch.no_grad():
     for t in scheduler.timesteps:
         output = unet({given}, t{passed}).sample
-        x = scheduler.step(output, t, x).prev_sample
+        x = scheduler.step(output, t, x{eta}).prev_sample
 {decoded}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
 """
 
