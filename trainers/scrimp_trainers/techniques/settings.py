@@ -179,9 +179,10 @@ class Reweighting(Section):
     """Length of the training of each of the two."""
     eta: Positive = 5.0
     """Step of the exponentiated gradient, summed over the run and on excess losses divided by their mean over classes:
-    a class with twice the mean's excess throughout ends at e^eta times the weight of an average one, however long the
-    run is. The paper's is not known, and DoReMi's 1 a step on losses as they are would move nothing: diffusion's differ
-    by about 1e-3. Aim at a largest weight of 1.5 to 3 times the smallest; a tiny DDPM on digits gives 1.13 at 1."""
+    a class with twice the mean's excess throughout ends at e^eta times the weight of an average one, but for the
+    smoothing. The paper's is not known, and DoReMi's 1 a step on losses as they are would move nothing: diffusion's
+    differ by about 1e-3. Aim at a largest weight of 1.5 to 3 times the smallest; a tiny DDPM on digits gives 1.13
+    at 1."""
     smoothing: Probability = 1e-4
     """Share of the uniform distribution that is mixed in at every step."""
 
