@@ -70,7 +70,7 @@ class Repeat:
         grouped = dist.is_initialized() and not alone
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         self.device = pick(device)
-        self.prepared = prepare(recipe, dataset, seed, self.device, self.world)
+        self.prepared = prepare(recipe, dataset, seed, self.device, self.rank, self.world)
         self.progress, self.began = Progress(), time.monotonic()
         self.saved, self.told = self.began, (0, self.began)
         manifest, codec = dataset.manifest, self.prepared.codec

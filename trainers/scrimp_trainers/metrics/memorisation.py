@@ -15,10 +15,11 @@ from torch import Tensor
 
 COPIED = 1 / 3
 """Ratio of the pixel distances to the first and second neighbour below which a sample is a copy."""
-SIMILAR = 0.9
-"""Threshold on the cosine similarity in the features of large pretrained networks."""
+SIMILAR = {"dinov2": 0.9}
+"""Threshold on the cosine similarity in the features of the network for which Shah et al. (2025) name one. In others'
+features unlike images are alike as well: Inception's pooled ones, for one, are never negative."""
 QUANTILE = 0.99
-"""Where the threshold lies among the similarities of held-out images, if the extractor has no fixed one."""
+"""Where the threshold lies among the similarities of held-out images, if there is no fixed one."""
 CHUNK = 2**26
 """Numbers that are held at once (256 MiB)."""
 CANDIDATES = 4

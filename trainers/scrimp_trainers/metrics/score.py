@@ -16,6 +16,7 @@ from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors import open_extractor
 from scrimp_trainers.metrics.settings import CLASS_SMALLEST, SMALLEST, Scoring, check, class_wise
+from scrimp_trainers.ranks import rank_0_first
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,8 @@ class Scorer:
         check(scoring, dataset.manifest)
         self.dataset, self.scoring, self.world = dataset, scoring, world
         self.device = torch.device(device)
-        if rank > 0:
-            dist.barrier()  # rank 0 fills the cache, the others read it
-        self.extractor = open_extractor(scoring, dataset.folder, dataset.manifest, self.device)
-        images = torch.from_numpy(dataset.images("train")[0])
-        features = self._features("train", images)
-        own = dataset.manifest.reference == "train"
-        self.reference = features if own else self._features("reference")
-        self.known = self._statistics(self.reference)
-        labels = dataset.entries(dataset.manifest.reference)[1] if class_wise(scoring, dataset.manifest) else None
-        self.labels = None if labels is None else torch.from_numpy(labels).to(self.device)
-        kept = torch.from_numpy(memorisation.distinct(images.numpy()))
-        self.training, self.training_features = images[kept], features[kept.to(self.device)]
-        if len(kept) < 2:
-            raise UserError(f"{dataset.folder}: all training images are the same; memorisation cannot be measured")
-        self.threshold, self.control = self._control()
-        if rank == 0 and world > 1:
-            dist.barrier()
+        with rank_0_first(rank, world):
+            self._look_at_the_dataset()
 
     def score(self, samples: Iterable[Tensor], classes: int = 0) -> Scores:
         """Score this rank's share of the samples, together with the other ranks'.
@@ -115,6 +101,23 @@ class Scorer:
         shown = min(self.scoring.neighbours, len(images))
         return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
 
+    def _look_at_the_dataset(self) -> None:
+        """Compute what does not depend on the samples, or read it from the dataset's cache."""
+        dataset, scoring = self.dataset, self.scoring
+        self.extractor = open_extractor(scoring, dataset.folder, dataset.manifest, self.device)
+        images = torch.from_numpy(dataset.images("train")[0])
+        features = self._features("train", images)
+        own = dataset.manifest.reference == "train"
+        self.reference = features if own else self._features("reference")
+        self.known = self._statistics(self.reference)
+        labels = dataset.entries(dataset.manifest.reference)[1] if class_wise(scoring, dataset.manifest) else None
+        self.labels = None if labels is None else torch.from_numpy(labels).to(self.device)
+        kept = torch.from_numpy(memorisation.distinct(images.numpy()))
+        self.training, self.training_features = images[kept], features[kept.to(self.device)]
+        if len(kept) < 2:
+            raise UserError(f"{dataset.folder}: all training images are the same; memorisation cannot be measured")
+        self.threshold, self.control = self._control()
+
     def _class_scores(self, features: Tensor, classes: int) -> dict[str, float]:
         """Score within the classes, if the model was told those of this dataset and there are enough images of each."""
         known = len(self.dataset.manifest.classes or [])
@@ -151,8 +154,8 @@ class Scorer:
     def _control(self) -> tuple[float, dict[str, float]]:
         """Settle the threshold, and score as many held-out images as there are samples."""
         fixed = self.scoring.threshold
-        if fixed is None and self.extractor.name != "classifier":
-            fixed = memorisation.SIMILAR
+        if fixed is None:
+            fixed = memorisation.SIMILAR.get(self.extractor.name)
         if "holdout" not in self.dataset.manifest.splits:
             if fixed is None:
                 fixed = memorisation.calibrate(memorisation.nearest(self.training_features)[0])

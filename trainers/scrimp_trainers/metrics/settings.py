@@ -64,8 +64,8 @@ class Scoring(Section):
     weights: Path | None = None
     """The extractor's weight file; none looks in torch's cache and then downloads it."""
     threshold: Annotated[float, Field(gt=-1, lt=1)] | None = None
-    """Cosine similarity to a training image above which a sample counts as memorised. None: 0.9, or for `classifier`
-    (where all images of a class are alike) the 99% quantile of the held-out images' own similarities."""
+    """Cosine similarity to a training image above which a sample counts as memorised. None: 0.9 for `dinov2`, as in
+    the paper; for others the 99% quantile of the held-out images' own similarities, since 0.9 means little there."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Images that the extractor takes at once."""
     neighbours: Annotated[int, Field(ge=0)] = 16

@@ -2,17 +2,16 @@
 
 import json
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.files import write_atomic
+from scrimp_trainers.ranks import rank_0_first
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.techniques import ambient
 
@@ -44,7 +43,9 @@ NOTHING = Prepared()
 """For a recipe without techniques that need anything."""
 
 
-def prepare(recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, world: int) -> Prepared:
+def prepare(
+    recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, rank: int = 0, world: int = 1
+) -> Prepared:
     """Make, or read from the dataset's cache, what the recipe's techniques need.
 
     In a process group rank 0 makes it, and the others read it.
@@ -54,16 +55,8 @@ def prepare(recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, w
     UserError
         If the dataset does not allow a technique, or a weight file is missing.
     """
-    if world == 1:
+    with rank_0_first(rank, world):
         return _prepare(recipe, dataset, seed, device)
-    # Training a reference can take longer than a process group waits by default.
-    patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
-    if dist.get_rank() > 0:
-        dist.barrier(patient)
-    made = _prepare(recipe, dataset, seed, device)
-    if dist.get_rank() == 0:
-        dist.barrier(patient)
-    return made
 
 
 def leave(prepared: Prepared, dataset: Dataset, folder: Path) -> None:
