@@ -35,6 +35,11 @@ def test_what_no_node_can_hold_is_refused_with_what_there_is():
         place(WORKSTATIONS, 4)
 
 
+def test_a_head_that_trains_nothing_waits_for_its_workers():
+    with pytest.raises(UserError, match=r"no node can train yet, there are head: 0 GPUs, 0 CPUs; wait until"):
+        place((Node("head", 0, 0),), None)
+
+
 def test_two_nodes_with_one_gpu_do_not_hold_a_repeat_of_two():
     with pytest.raises(UserError):
         place((Node("a", 8, 1), Node("b", 8, 1)), 2)

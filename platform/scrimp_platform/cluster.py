@@ -58,15 +58,18 @@ def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None, avoided: tuple[N
     Raises
     ------
     UserError
-        If no node has what a repeat is to take.
+        If no node has what a repeat is to take, or none has GPUs or CPU cores for repeats at all.
     """
     most = max((node.gpus for node in nodes), default=0)
     if gpus_per_repeat is None:
         gpus_per_repeat = min((node.gpus for node in nodes if node.gpus), default=0)
+    have = ", ".join(f"{node.name}: {node.gpus} GPUs, {node.cpus} CPUs" for node in nodes)
     if gpus_per_repeat > most:
-        have = ", ".join(f"{node.name}: {node.gpus} GPUs, {node.cpus} CPUs" for node in nodes)
         raise UserError(f"--gpus-per-repeat {gpus_per_repeat}: no node has that many; there are {have}")
-    return Placement(nodes, gpus_per_repeat, sum(node.places(gpus_per_repeat) for node in nodes), avoided)
+    places = sum(node.places(gpus_per_repeat) for node in nodes)
+    if not places:  # the head of a cluster in Kubernetes, before its workers have started
+        raise UserError(f"no node can train yet, there are {have}; wait until workers have joined (`ray status`)")
+    return Placement(nodes, gpus_per_repeat, places, avoided)
 
 
 def labels_without(avoided: Sequence[str]) -> dict[str, str]:
