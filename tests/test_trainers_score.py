@@ -1,7 +1,7 @@
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,17 @@ def test_held_out_images_are_the_control_and_set_the_threshold(pictures, digits)
     values = fixed.score(samples(digits, slice(1000, 1200))).values
     assert values["similarity_threshold"] == 0.5
     assert values["memorized_fraction_holdout"] == 1
+
+
+@pytest.mark.parametrize(("extractor", "calibrated"), [("dinov2", False), ("inception", True), ("clip", True)])
+def test_the_papers_threshold_holds_for_the_papers_network(pictures, monkeypatch, extractor, calibrated):
+    judge = scorer(pictures(train=slice(0, 600), holdout=slice(600, 800)))
+    own: Any = judge.extractor.network
+    grey: Any = lambda images: own(images[:, :1])  # noqa: E731 -- others are shown three channels
+    monkeypatch.setattr(judge, "extractor", replace(judge.extractor, name=extractor, network=grey))
+    threshold, control = judge._control()
+    assert (threshold != 0.9) == calibrated
+    assert (control["memorized_fraction_holdout"] == pytest.approx(0.01, abs=0.005)) == calibrated
 
 
 def test_without_held_out_images_there_is_no_control(pictures, digits):
