@@ -355,6 +355,38 @@ def test_an_embedded_server_that_was_killed_is_started_anew(tmp_path, monkeypatc
         second._embedded()
 
 
+def test_no_server_is_started_after_the_end(folder, monkeypatch):
+    started: list[object] = []
+
+    class Slow:
+        """A server that answers nobody before it is stopped."""
+
+        uri = "http://127.0.0.1:9"
+
+        def __init__(self, storage):
+            started.append(self)
+            self.ended = threading.Event()
+
+        def wait(self):
+            assert self.ended.wait(60)
+            raise UserError("it has ended")
+
+        def stop(self):
+            self.ended.set()
+
+    monkeypatch.setattr(mlflow_server, "ensure", Slow)
+    said: list[str] = []
+    tracker = Tracker(folder, Storage(folder.path.parent), None, said.append)
+    tracker.start()
+    while not started:
+        time.sleep(0.01)
+    tracker.stop(deadline=0.1)
+    tracker._thread.join(60)
+    assert not tracker._thread.is_alive()
+    assert len(started) == 1
+    assert said == ["MLflow has not heard everything (it is slow); the same command again sends the rest"]
+
+
 def test_a_server_that_never_answers_holds_up_nothing(folder):
     said: list[str] = []
     with socket.socket() as silent:

@@ -176,6 +176,8 @@ class Tracker:
         self._uri = None if uri is None else mlflow_server.check_address(uri)
         self._say, self._every = say, every
         self._server: Server | None = None
+        self._hand = threading.Lock()  # on the server: held to start it, and to stop it
+        self._stopped = False
         self._mirror: Mirror | None = None
         self._link = ""
         self._failures, self._cause = 0, "it is slow"
@@ -193,12 +195,14 @@ class Tracker:
         self._thread.join(deadline)
         if self._thread.is_alive() or self._failures:
             self._say(f"MLflow has not heard everything ({self._cause}); the same command again sends the rest")
-        if self._server:
-            try:
-                self._server.stop()
-            except UserError as error:
-                self._say(str(error))
-        self._say = lambda _: None
+        say, self._say = self._say, lambda _: None
+        with self._hand:
+            self._stopped = True
+            if self._server:
+                try:
+                    self._server.stop()
+                except UserError as error:
+                    say(str(error))
 
     def _follow(self) -> None:
         over, pause = False, 0.0
@@ -236,15 +240,18 @@ class Tracker:
             return self._serve()  # Ray ends a job's server along with the job, which has last words to send
 
     def _serve(self) -> str:
-        if self._server is None:
-            self._server = mlflow_server.ensure(self._storage)
+        with self._hand:
+            if self._stopped:  # nobody is left to end another one
+                raise UserError("the sweep has ended")
+            server = self._server = self._server or mlflow_server.ensure(self._storage)
         try:
-            self._server.wait()
+            server.wait()
         except UserError:
-            self._server.stop()
-            self._server = None
+            with self._hand:
+                server.stop()
+                self._server = None
             raise
-        return self._server.uri
+        return server.uri
 
     def _outcome(self) -> str:
         outcome = store.read_json(self._folder.outcome)
