@@ -11,6 +11,7 @@ import pytest
 from made_up_sweep import make_space, write_sweep
 
 from scrimp_platform import estimate, records, status, store, terminal
+from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 
 
@@ -144,6 +145,18 @@ def test_looking_disturbs_neither_a_driver_that_starts_nor_one_that_runs(tmp_pat
         over.set()
         thread.join()
     assert store.holder(lock) == ""
+
+
+def test_a_trial_that_begins_while_the_records_are_read_does_no_harm(tmp_path):
+    class Growing(SweepFolder):
+        def trial_records(self):
+            found = super().trial_records()
+            Trial(len(found), {}).save(self)
+            Repeat(len(found), 0, 0, "search", "running").save(self.repeat(len(found), 0))
+            return found
+
+    folder = Growing(tmp_path)
+    assert [[trial.number for trial in records.read(folder)] for _ in range(3)] == [[], [0], [0, 1]]
 
 
 def test_the_time_left_is_that_of_all_repeats_at_the_pace_so_far(storage):

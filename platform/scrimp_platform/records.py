@@ -86,8 +86,9 @@ class Trial:
 def read(folder: SweepFolder, earlier: Sequence[Trial] = ()) -> list[Trial]:
     """Read every trial of a sweep with its repeats, in order; of those read earlier, what had ended is kept."""
     ended = {(repeat.trial, repeat.repeat): repeat for trial in earlier for repeat in trial.repeats if not repeat.open}
+    repeats = list(folder.repeats())  # before the trials, each of which is on disk before its repeats
     trials = {record["number"]: Trial(**record) for record in folder.trial_records()}
-    for files in folder.repeats():
+    for files in repeats:
         repeat = ended.get((files.trial, files.repeat)) or _read_repeat(files)
         trials[repeat.trial].repeats.append(repeat)
     return list(trials.values())
