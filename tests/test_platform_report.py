@@ -1,6 +1,8 @@
 """The report's page: everything promised is on it, in every state of a sweep, and nothing comes from elsewhere."""
 
+import csv
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from scrimp_platform import records, stats, store
+from scrimp_platform import commands, records, stats, store
 from scrimp_platform.report import classwise, importance, leaderboard, page, pictures, plots, words
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
@@ -110,6 +112,18 @@ def test_all_plots_have_their_data(seen):
 def test_samples_of_the_three_best_each_rung_of_the_best_and_its_neighbours_are_embedded(seen):
     assert sum(link.startswith("data:image/png;base64,") for link in seen.links) == 3 + 4 + 1
     assert "1.2% of held-out images as a control" in seen.text
+
+
+def test_what_a_killed_driver_left_running_takes_no_more_time(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(), most=1)
+    files = folder.repeat(0, 0)
+    store.write_json(files.record, store.read_json(files.record) | {"started": time.time() - 3600_000})
+    commands.report(folder.path)
+    with folder.leaderboard.open(newline="") as file:
+        assert [row["gpu_hours"] for row in csv.DictReader(file)] == [""]
+    text = Page(folder.report.read_text()).text
+    assert "Repeats 1 waiting" in text
+    assert "Device time 0 s" in text
 
 
 def test_failures_are_seen_with_their_cause_also_where_a_further_attempt_mended_them(seen):

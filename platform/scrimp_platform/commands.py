@@ -178,7 +178,7 @@ def report(sweep: Path) -> None:
     from scrimp_platform.sweep import conclude
 
     outcome = store.read_json(folder.outcome) or {"reason": "not over yet"}
-    conclude(folder, records.read(folder), Space.model_validate(the_sweep["space"]), outcome["reason"])
+    conclude(folder, records.look(folder), Space.model_validate(the_sweep["space"]), outcome["reason"])
 
 
 def status(storage: Path) -> None:

@@ -94,6 +94,15 @@ def read(folder: SweepFolder, earlier: Sequence[Trial] = ()) -> list[Trial]:
     return list(trials.values())
 
 
+def look(folder: SweepFolder) -> list[Trial]:
+    """Read every trial as whoever is not the driver: while none runs, what was handed out waits for the next one."""
+    trials = read(folder)
+    if not store.holder(folder.lock):
+        for repeat in (repeat for trial in trials for repeat in trial.repeats if repeat.status == "running"):
+            repeat.status = "waiting"
+    return trials
+
+
 def _read_repeat(files: RepeatFolder) -> Repeat:
     repeat = Repeat(**store.read_json(files.record))
     repeat.scores = {float(line["rung"]): line for line in lines.read(files.metrics) if line.get("rung")}

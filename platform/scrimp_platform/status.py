@@ -97,12 +97,9 @@ def _reason(folder: SweepFolder) -> str:
 
 def _read(folder: SweepFolder, node: str, reason: str) -> Standing:
     sweep = store.read_json(folder.sweep)
-    trials = records.read(folder)
+    trials = records.look(folder)
     handed_out = [repeat for trial in trials for repeat in trial.repeats if repeat.status == "running"]
-    running = [_training(repeat, folder.repeat(repeat.trial, repeat.repeat)) for repeat in handed_out if node]
-    if not node:
-        for repeat in handed_out:
-            repeat.status = "waiting"  # as the next driver will find them
+    running = [_training(repeat, folder.repeat(repeat.trial, repeat.repeat)) for repeat in handed_out]
     return Standing(folder, sweep, Space.model_validate(sweep["space"]), trials, running, node, reason)
 
 

@@ -46,7 +46,7 @@ def write_report(folder: SweepFolder) -> None:
     """Write a sweep's `report.html` from what is on disk."""
     sweep = store.read_json(folder.sweep)
     space = Space.model_validate(sweep["space"])
-    trials = records.read(folder)
+    trials = records.look(folder)
     rows = leaderboard.rank(trials, space)
     repeats = [repeat for trial in trials for repeat in trial.repeats]
     best = leaderboard.winner(rows)
