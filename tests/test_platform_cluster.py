@@ -1,9 +1,12 @@
 """How many repeats fit on which machines."""
 
 import os
+import re
+from unittest import mock
 
 import pytest
 from ray._private import utils
+from ray.exceptions import AuthenticationError
 
 from scrimp_platform import cluster
 from scrimp_platform.cluster import Node, place
@@ -56,6 +59,22 @@ def test_the_cluster_that_ray_notes_is_found(tmp_path, monkeypatch, variable):
     utils.write_ray_address("10.0.0.1:6379")
 
     assert cluster.address() == "10.0.0.1:6379"
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "told"),
+    [
+        ("http://127.0.0.1:8265", None, "RAY_ADDRESS http://127.0.0.1:8265: not a cluster's address"),
+        ("head:6379", AuthenticationError("no token found"), "head:6379 does not know this user: no token found"),
+        ("head:6379", ConnectionError("timed out"), "no Ray cluster answers at head:6379; start it"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_told_in_a_line(monkeypatch, where, error, told):
+    monkeypatch.setenv("RAY_ADDRESS", where)
+    if error:
+        monkeypatch.setattr("ray.init", mock.Mock(side_effect=error))
+    with pytest.raises(UserError, match=re.escape(told)):
+        cluster.peek()
 
 
 def test_a_machine_too_busy_to_start_ray_is_told_so_in_a_line(monkeypatch):

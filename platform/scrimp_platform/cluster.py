@@ -119,9 +119,14 @@ def _join() -> bool:
     if not where:
         return False
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         ray.init(address=where, **QUIET)
+    except AuthenticationError as error:
+        raise UserError(f"the Ray cluster at {where} does not know this user: {error}") from None
+    except ValueError:
+        raise UserError(f"RAY_ADDRESS {where}: not a cluster's address, such as head:6379; mend or unset it") from None
     except ConnectionError:
         raise UserError(f"no Ray cluster answers at {where}; start it, or unset RAY_ADDRESS and `ray stop`") from None
     return True
