@@ -1,5 +1,7 @@
 """Plans: what the command line changes, what a name may resume, what is refused, what it will cost."""
 
+import os
+
 import pytest
 
 from scrimp_platform import estimate, plan, store
@@ -78,6 +80,12 @@ def test_fresh_starts_beside_the_old_sweep(options):
     fresh = plan.make(change(options, fresh=True))
     assert fresh.folder.path.name == "quickstart-digits-2"
     assert not fresh.resumed
+
+
+def test_a_storage_that_cannot_be_written_is_refused(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: place == tmp_path and mode == os.F_OK)  # root may write all
+    with pytest.raises(UserError, match=f"my/runs: {tmp_path} is not a folder that can be written"):
+        plan.check(change(options, storage=tmp_path / "my" / "runs"))
 
 
 @pytest.mark.parametrize("name", ["../up", ".hidden", "a b"])

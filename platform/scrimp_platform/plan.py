@@ -1,5 +1,6 @@
 """The plan of a sweep: everything checked and resolved before anything starts."""
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ def check(options: Options) -> Space:
         )
     if options.name:
         _check_name(options.name)
+    _check_storage(options.storage.expanduser().absolute())
     return space
 
 
@@ -169,6 +171,12 @@ def record(plan: Plan) -> dict[str, Any]:
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-'")
+
+
+def _check_storage(folder: Path) -> None:
+    there = next(place for place in (folder, *folder.parents) if os.access(place, os.F_OK))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--storage {folder}: {there} is not a folder that can be written; mend that, or name another")
 
 
 def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:

@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; none if it does not exist."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
