@@ -126,6 +126,13 @@ def test_what_a_killed_driver_left_running_takes_no_more_time(tmp_path):
     assert "Device time 0 s" in text
 
 
+def test_the_best_recipe_of_an_earlier_end_goes_when_none_is_best_any_more(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 1}), lambda repeat: "its worker died")
+    folder.best_recipe.write_text("about: was best once\n")
+    commands.report(folder.path)
+    assert not folder.best_recipe.exists()
+
+
 def test_failures_are_seen_with_their_cause_also_where_a_further_attempt_mended_them(seen):
     assert "step 412: loss is <b>nan</b>" in seen.text
     assert "ConnectionError: the node went away" in seen.text

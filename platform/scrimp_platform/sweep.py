@@ -179,5 +179,7 @@ def conclude(folder: SweepFolder, trials: Sequence[Trial], space: Space, reason:
     leaderboard.write_csv(rows, space, folder)
     if best := leaderboard.winner(rows):
         store.write_atomic(folder.best_recipe, folder.repeat(best.number, 0).recipe.read_text())
+    else:
+        folder.best_recipe.unlink(missing_ok=True)  # an earlier end's
     page.write_report(folder)
     terminal.show_result(folder, rows, space, reason)
