@@ -3,6 +3,8 @@
 import json
 import math
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -10,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
 
+from scrimp_platform import sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_trainers import lines
@@ -125,6 +128,21 @@ def test_a_warm_start_is_proposed_once_however_often_the_study_is_opened(folder)
     run_all(folder, ledger)
     assert [trial.params["optimizer.lr"] for trial in ledger.trials].count(0.00123) == 1
     assert ledger.trials[0].params["optimizer.lr"] == 0.00123
+
+
+def test_a_warm_start_outlives_a_kill_before_the_first_trial_and_is_too_late_after_it(folder):
+    folder.path.mkdir()
+    placement: Any = SimpleNamespace(devices=1)
+    plan: Any = SimpleNamespace(folder=folder, space=make_space(), options=SimpleNamespace(seed=0), resumed=True)
+    for lr in (0.00123, 0.00456):
+        plan.warm_start = [{"optimizer.lr": lr}]
+        sweep.open_ledger(plan, placement)  # and a kill
+        ledger = sweep.open_ledger(plan, placement)
+        ledger.propose()
+    run_all(folder, ledger)
+    values = [trial.params["optimizer.lr"] for trial in ledger.trials]
+    assert values[0] == 0.00123
+    assert not {0.00123, 0.00456} & set(values[1:])
 
 
 def test_a_failed_repeat_is_tried_again_so_often_and_then_counts_as_failed(folder):

@@ -112,7 +112,7 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
 
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
-    """Open the sweep's books, with the best of earlier sweeps proposed first if this one is new."""
+    """Open the sweep's books, with the best of earlier sweeps proposed first if it has no trial yet."""
     log, seldom = Log(the_plan.folder.log), Seldom()
     ledger = None
 
@@ -126,7 +126,7 @@ def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
             leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
 
     ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
-    if not the_plan.resumed:
+    if not ledger.trials:
         for values in the_plan.warm_start:
             ledger.warm_start(values)
     return ledger
