@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
 from scrimp_platform import cluster, search, store
+from scrimp_platform import sweep as the_sweep
 from scrimp_platform.repeat import tune_repeat
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers import lines
@@ -168,6 +170,15 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
     search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=lambda: 2, limits=limits)
     assert limits.reached == "max_gpu_hours 1e-09 reached"
     assert len(ledger.trials) < 8
+
+
+def test_ctrl_c_while_the_limits_are_looked_at_is_heard(monkeypatch):
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "1")  # and taken back at the end
+    ledger = mock.Mock(space=make_space(), exhausted=lambda: signal.raise_signal(signal.SIGINT) or "")
+    limits = search.Limits(ledger)
+    with the_sweep.interruptible(limits):
+        assert limits.stop_all()
+    assert limits.reached == "interrupted"
 
 
 def test_the_processes_of_a_private_ray_know_which_one_it_is(ray_here):

@@ -133,7 +133,13 @@ class Limits(Stopper):
         hours = ledger.space.budget.max_hours
         self._ledger = ledger
         self._deadline = time.monotonic() + hours * 3600 if hours else None
-        self.reached = ""
+        self._limit = ""
+        self.interrupted = False  # a signal sets it at any moment, also while the limits are looked at
+
+    @property
+    def reached(self) -> str:
+        """Why the sweep is to end; empty while it goes on."""
+        return "interrupted" if self.interrupted else self._limit
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep the ledger out of Tune's own records, which are never restored."""
@@ -146,9 +152,9 @@ class Limits(Stopper):
     def stop_all(self) -> bool:
         """Whether a limit has been reached; `reached` says which."""
         if not self.reached:
-            self.reached = self._ledger.exhausted()
+            self._limit = self._ledger.exhausted()
             if self._deadline and time.monotonic() > self._deadline:
-                self.reached = f"max_hours {self._ledger.space.budget.max_hours:g} reached"
+                self._limit = f"max_hours {self._ledger.space.budget.max_hours:g} reached"
         return bool(self.reached)
 
 

@@ -152,7 +152,7 @@ def interruptible(limits: Any) -> Iterator[None]:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
 
     def interrupt(*_: Any) -> None:
-        limits.reached = "interrupted"
+        limits.interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         terminal.console.print("\nEnding: the same command goes on from here. Ctrl-C again to leave at once.")
 
