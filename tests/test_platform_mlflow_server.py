@@ -186,6 +186,12 @@ def test_another_program_on_the_port_does_not_pass_for_the_server(ensure, preten
         other.shutdown()
 
 
+def test_a_password_in_the_address_is_refused_and_not_repeated():
+    with pytest.raises(UserError, match=r"into ~/\.mlflow/credentials") as caught:
+        mlflow_server.check_address("https://ada:s3cret@mlflow.lab:5000")
+    assert "s3cret" not in str(caught.value)
+
+
 def test_the_link_opens_the_view_of_training():
     link = mlflow_server.ui_link("http://127.0.0.1:5000", "7")
     assert link == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"
