@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_cluster.facts import code, versions
-from scrimp_platform import store
+from scrimp_platform import mlflow_server, store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
@@ -94,6 +94,10 @@ def check(options: Options) -> Space:
     if options.name:
         _check_name(options.name)
     _check_storage(options.storage.expanduser().absolute())
+    if options.tracking_uri is not None:
+        mlflow_server.check_address(options.tracking_uri)
+    for path in options.warm_start:
+        _space_of(SweepFolder(path))
     return space
 
 
@@ -141,12 +145,16 @@ def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
     """
     from scrimp_platform import race, records  # they import optuna, which only a warm start needs here
 
+    for trial in race.leaders(records.read(earlier), _space_of(earlier)):
+        known = {path: value for path, value in trial.params.items() if path in space.search}
+        yield {path: value for path, value in known.items() if space.search[path].allows(value)}
+
+
+def _space_of(earlier: SweepFolder) -> Space:
     old = store.read_json(earlier.sweep)
     if old is None:
         raise UserError(f"--warm-start {earlier.path}: not the folder of a sweep (no {earlier.sweep.name})")
-    for trial in race.leaders(records.read(earlier), Space.model_validate(old["space"])):
-        known = {path: value for path, value in trial.params.items() if path in space.search}
-        yield {path: value for path, value in known.items() if space.search[path].allows(value)}
+    return Space.model_validate(old["space"])
 
 
 def record(plan: Plan) -> dict[str, Any]:
