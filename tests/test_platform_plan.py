@@ -1,6 +1,9 @@
 """Plans: what the command line changes, what a name may resume, what is refused, what it will cost."""
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -8,6 +11,8 @@ from scrimp_platform import estimate, plan, store
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Options
+from scrimp_platform.store import Storage
+from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 
 
@@ -43,6 +48,15 @@ def test_a_sweep_is_named_after_its_space_and_its_data_and_goes_on_under_that_na
     assert first.folder.path.name == "quickstart-digits"
     assert not first.resumed
     assert plan.make(options).resumed
+
+
+@pytest.mark.parametrize(
+    ("space", "data", "name"),
+    [("quickstart", "my photos", "quickstart-my-photos"), ("_lab 2.yaml", "a/b", "lab-2-a-b")],
+)
+def test_a_name_made_of_others_is_one_that_a_folder_can_have(space, data, name):
+    facts = cast("Manifest", SimpleNamespace(name=data))
+    assert plan._folder(Options(space=space), Storage(Path("runs")), facts).path.name == name
 
 
 def test_more_trials_and_repeats_are_no_other_sweep(options):

@@ -188,7 +188,7 @@ def _check_storage(folder: Path) -> None:
 
 
 def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:
-    name = options.name or f"{Path(options.space).stem}-{facts.name}"
+    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(options.space).stem}-{facts.name}").lstrip("._-")
     _check_name(name)
     if options.fresh:
         stem, number = name, 2
