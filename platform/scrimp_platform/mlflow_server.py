@@ -39,12 +39,8 @@ class Server:
     folder: Path
     uri: str
     process: subprocess.Popen[bytes] | None
+    """None if it ran before this user came."""
     _seat: IO[str] = field(repr=False)
-
-    @property
-    def started(self) -> bool:
-        """Whether it was started for this user; otherwise it ran before."""
-        return self.process is not None
 
     @property
     def log(self) -> Path:

@@ -56,13 +56,8 @@ def next_trial(field: Sequence[Trial], space: Space) -> Trial | None:
     return next(iter(short) if space.arms else contenders(short, field, space), None)
 
 
-def may_win(trial: Trial, field: Sequence[Trial], space: Space) -> bool:
-    """Whether no other trial of the race is better in every objective beyond doubt."""
-    return any(contenders([trial], field, space))
-
-
 def contenders(trials: Sequence[Trial], field: Sequence[Trial], space: Space) -> Iterator[Trial]:
-    """Yield those of `trials` that may win."""
+    """Yield those of `trials` that may win: no other of the race is better in every objective beyond doubt."""
     rung = space.budget.rungs_kimg[-1]
     samples = {
         objective: {rival.number: rival.finals(objective, rung) for rival in field} for objective in space.objectives
