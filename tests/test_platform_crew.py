@@ -83,6 +83,41 @@ def test_a_node_that_is_gone_holds_no_place_and_has_it_again_when_it_is_back(gat
     assert crew.places() == 4
 
 
+def test_a_node_on_which_repeats_fail_rests_and_is_examined_then(gather, monkeypatch):
+    crew, asked, said = gather()
+    now = [1000.0]
+    monkeypatch.setattr(crew_module.time, "monotonic", lambda: now[0])
+    crew.blame(FIRST.id)
+    assert (crew.places(), crew.avoided(), said) == (2, [], [])  # that may happen
+    for minutes in (10, 20):
+        crew.blame(FIRST.id)
+        assert (crew.places(), crew.avoided()) == (1, [FIRST.id])
+        assert f"rests for {minutes} minutes" in said[-2]
+        now[0] += 60 * minutes
+        examined = len(asked)
+        assert (crew.places(), crew.avoided()) == (2, [])
+        assert asked[examined:] == [[FIRST]]
+
+
+def test_two_failures_far_apart_are_no_reason_to_rest(gather, monkeypatch):
+    crew, _, _ = gather()
+    now = [1000.0]
+    monkeypatch.setattr(crew_module.time, "monotonic", lambda: now[0])
+    for _ in range(3):
+        crew.blame(FIRST.id)
+        now[0] += crew_module.AGAIN + 1
+    assert crew.avoided() == []
+
+
+def test_the_last_node_that_is_fit_never_rests(gather, cluster):
+    crew, _, _ = gather()
+    for _ in range(3):
+        crew.blame(FIRST.id)
+        crew.blame(SECOND.id)
+    assert crew.avoided() == [FIRST.id]
+    assert crew.places() == 1
+
+
 def test_cpu_workers_have_one_repeat_waiting(gather):
     crew, _, _ = gather(gpus=0)
     assert crew.places() == 33

@@ -134,10 +134,24 @@ def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_di
     ledger = open_ledger(folder, space, say=said.append)
     store.write_json(folder.sweep, {"space": space.model_dump(mode="json")})
     task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0, "avoided": []}
-    search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger))
+    blamed: list[str] = []
+    search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger), blame=blamed.append)
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 1)
     assert f"repeat 0.0 failed (DamagedData: {shard}: is missing or damaged; prepare the dataset again)" in said[-1]
+    assert not blamed  # it would fail so anywhere
+
+
+def test_a_node_that_has_lost_the_storage_is_blamed(ray_here, tmp_path):
+    ledger = open_ledger(SweepFolder(tmp_path / "sweep"), make_space(budget={"trials": 1, "retries": 1}))
+    elsewhere = tmp_path / "not mounted"
+    task = {"sweep": str(elsewhere), "dataset": "", "gpus": 0, "avoided": []}
+    blamed: list[str] = []
+    search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger), blame=blamed.append)
+    repeat = ledger.trials[0].repeats[0]
+    assert (repeat.status, repeat.attempt) == ("failed", 2)
+    assert "is the storage folder mounted?" in repeat.cause
+    assert blamed == [ray_here[0].id] * 2
 
 
 def test_processes_are_kept_for_the_next_repeat(sweep):

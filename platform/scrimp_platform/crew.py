@@ -1,6 +1,11 @@
-"""The nodes that train, as they come and go while a sweep runs; one that joins is examined first."""
+"""The nodes that train, as they come and go while a sweep runs; one that joins is examined first.
 
+A node on which repeats fail is free again at once, and would be given the next, and the next. So it rests.
+"""
+
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from scrimp_cluster import nodes as cluster_nodes
@@ -10,6 +15,8 @@ from scrimp_cluster.nodes import Node
 from scrimp_platform.cluster import Placement
 
 LOOK = 10.0  # seconds between two looks at the cluster
+AGAIN = 3600.0  # seconds within which a second failure on a node is one too many
+REST = 600.0  # seconds that it rests then, and twice as long each further time
 
 
 class Crew:
@@ -35,6 +42,9 @@ class Crew:
         self._examine = examine
         self._say = say
         self._noted: set[Fault] = set()
+        self._failed: dict[str, float] = {}
+        self._resting: dict[str, float] = {}
+        self._rests: Counter[str] = Counter()
         self._due = time.monotonic() + LOOK
 
     def places(self) -> int:
@@ -47,12 +57,33 @@ class Crew:
         return self._places if self._gpus else self._places + 1
 
     def avoided(self) -> list[str]:
-        """Return the ids of the nodes on which nothing can train."""
-        return sorted(self._sick)
+        """Return the ids of the nodes on which nothing is to train now."""
+        return sorted(self._sick.keys() | self._at_rest())
+
+    def blame(self, failed: str) -> None:
+        """Take note that a repeat has failed on the node with this id, and that it may not be the recipe's fault."""
+        now = time.monotonic()
+        last, self._failed[failed] = self._failed.get(failed, -math.inf), now
+        others = [node for node in cluster_nodes.alive() if node.id in self._fit and node.id != failed]
+        if now - last > AGAIN or failed not in self._fit or not others:
+            return
+        rest = REST * 2 ** self._rests[failed]
+        self._rests[failed] += 1
+        self._resting[failed] = now + rest
+        self._say(
+            f"{self._fit.pop(failed).name}: repeats have failed there twice within an hour; it rests for "
+            f"{rest / 60:.0f} minutes, and is examined then"
+        )
+        self._due = now
+
+    def _at_rest(self) -> set[str]:
+        now = time.monotonic()
+        return {node for node, until in self._resting.items() if until > now}
 
     def _look(self) -> None:
         nodes = cluster_nodes.alive()
-        if new := [node for node in nodes if node.id not in self._fit.keys() | self._sick.keys()]:
+        known = self._fit.keys() | self._sick.keys() | self._at_rest()
+        if new := [node for node in nodes if node.id not in known]:
             report = self._examine(new)
             for visit in report.visits:
                 (self._sick if visit.sick else self._fit)[visit.node.id] = visit.node

@@ -9,15 +9,15 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, store
-from scrimp_platform.search import FAILURE, FINAL, NOTE
+from scrimp_platform.search import FAILURE, FINAL, NODE, NOTE
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers import watchdog
-from scrimp_trainers.errors import Final, NoRoom
+from scrimp_trainers.errors import Final, NoRoom, UserError
 from scrimp_trainers.files import no_room
 
 PATIENCE = 60.0
@@ -57,7 +57,8 @@ def tune_repeat(config: dict[str, Any]) -> None:
                 _train(task)
             else:
                 # A Train run starts three more processes, 20 s of imports; one CPU worker can do without.
-                work(task, tune.report)
+                with _signed():
+                    work(task, tune.report)
             return
         except Exception as error:
             cause = cause_of(error)
@@ -66,7 +67,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
                 with contextlib.suppress(OSError):
                     store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
                 line = watchdog.verdict(folder.stacks) or line
-                tune.report({FAILURE: line, FINAL: isinstance(cause, Final)})
+                tune.report({FAILURE: line, FINAL: isinstance(cause, Final), NODE: vars(cause).get(NODE)})
                 return
         # Wait here, where it costs no attempt.
         if time.monotonic() > told + AGAIN:
@@ -107,7 +108,20 @@ def _train(task: Task) -> None:
 def _worker(config: dict[str, Any]) -> None:
     from ray import train
 
-    work(Task(**config), train.report)
+    with _signed():
+        work(Task(**config), train.report)
+
+
+@contextlib.contextmanager
+def _signed() -> Iterator[None]:
+    """Let what is raised in here bear the id of this node: Train's controller, which passes it on, may be elsewhere."""
+    try:
+        yield
+    except Exception as error:
+        import ray
+
+        vars(error)[NODE] = ray.get_runtime_context().get_node_id()
+        raise
 
 
 def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
@@ -122,8 +136,10 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     folder = _folder(task)
-    space = store.read_json(SweepFolder(Path(task["sweep"])).sweep)["space"]
-    record = store.read_json(folder.record)
+    sweep, record = store.read_json(SweepFolder(Path(task["sweep"])).sweep), store.read_json(folder.record)
+    if not sweep or not record:
+        raise UserError(f"{folder.path}: not there on {os.uname().nodename}; is the storage folder mounted?")
+    space = sweep["space"]
     objective, direction = next(iter(space["objectives"].items()))
     # A worker that outlives a killed driver must not write beside its successor.
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

@@ -23,7 +23,7 @@ from scrimp_platform.records import Repeat
 from scrimp_trainers import watchdog
 
 # What a Tune function reports besides a rung's scores (see repeat.py).
-FAILURE, FINAL, NOTE = "failure", "final", "note"
+FAILURE, FINAL, NOTE, NODE = "failure", "final", "note", "node"
 
 
 class RepeatSearcher(Searcher):
@@ -37,13 +37,22 @@ class RepeatSearcher(Searcher):
         Returns how many repeats may be under way or waiting for their resources now.
     avoided : Callable
         Returns the ids of the nodes that are not to train what is handed out now.
+    blame : Callable
+        Told the id of a node on which a repeat has failed that is tried again.
     """
 
-    def __init__(self, ledger: Ledger, places: Callable[[], int], avoided: Callable[[], list[str]]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        places: Callable[[], int],
+        avoided: Callable[[], list[str]],
+        blame: Callable[[str], None],
+    ) -> None:
         super().__init__()
         self._ledger = ledger
         self._places = places
         self._avoided = avoided
+        self._blame = blame
         self._live: dict[str, Repeat] = {}
         self._tune: dict[str, Any] = {}
 
@@ -86,6 +95,8 @@ class RepeatSearcher(Searcher):
             died = f"its process died, or Ray ended it to free memory; see {files.path}"
             failure = watchdog.verdict(files.stacks) or died
         self._ledger.finish(repeat, failure, final=bool(result.get(FINAL)))
+        if failure and not result.get(FINAL) and result.get(NODE):
+            self._blame(result[NODE])
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the ledger is on disk already."""
@@ -165,6 +176,7 @@ def run(
     places: Callable[[], int],
     limits: Limits,
     avoided: Callable[[], list[str]] = list,
+    blame: Callable[[str], None] = str,
     reuse: bool = True,
 ) -> None:
     """Train repeats until the ledger has no more, or a limit is reached.
@@ -181,10 +193,12 @@ def run(
         When to end early.
     avoided : Callable, optional
         Returns the ids of the nodes that are to run nothing now.
+    blame : Callable, optional
+        Told the id of a node on which a repeat has failed that is tried again.
     reuse : bool
         Whether Tune keeps a process for its next repeat, which needs a function that ends as soon as it is stopped.
     """
-    searcher = RepeatSearcher(ledger, places, avoided)
+    searcher = RepeatSearcher(ledger, places, avoided, blame)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _place),
         param_space=config,
