@@ -46,7 +46,7 @@ class RepeatSearcher(Searcher):
         ledger: Ledger,
         places: Callable[[], int],
         avoided: Callable[[], list[str]],
-        blame: Callable[[str], None],
+        blame: Callable[[str], object],
     ) -> None:
         super().__init__()
         self._ledger = ledger
@@ -176,7 +176,7 @@ def run(
     places: Callable[[], int],
     limits: Limits,
     avoided: Callable[[], list[str]] = list,
-    blame: Callable[[str], None] = str,
+    blame: Callable[[str], object] = str,
     reuse: bool = True,
 ) -> None:
     """Train repeats until the ledger has no more, or a limit is reached.
