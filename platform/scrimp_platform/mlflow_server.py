@@ -156,12 +156,16 @@ def check_address(uri: str) -> str:
     UserError
         If it is none, or one with a password.
     """
-    if "@" in urlsplit(uri).netloc:
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # a bracket alone, for one
+        parts = urlsplit("")
+    if "@" in parts.netloc:
         raise UserError(
             "--tracking-uri: a password in the address would stand in logs; write it into ~/.mlflow/credentials, "
             "below [mlflow], as mlflow_tracking_username and mlflow_tracking_password"
         )
-    if urlsplit(uri).scheme not in ("http", "https") or not urlsplit(uri).netloc:
+    if parts.scheme not in ("http", "https") or not parts.netloc:
         raise UserError(f"--tracking-uri {uri}: not the address of an MLflow server, such as http://host:5000")
     return uri.rstrip("/")
 
