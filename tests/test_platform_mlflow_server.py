@@ -193,12 +193,6 @@ def test_a_password_in_the_address_is_refused_and_not_repeated():
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("uri", ["mlflow.lab:5000", "http://", "http://[x", "file:///srv/mlflow"])
-def test_what_is_no_servers_address_is_refused(uri):
-    with pytest.raises(UserError, match="not the address of an MLflow server"):
-        mlflow_server.check_address(uri)
-
-
 def test_the_link_opens_the_view_of_training():
     link = mlflow_server.ui_link("http://127.0.0.1:5000", "7")
     assert link == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"

@@ -18,7 +18,6 @@ from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import Mirror, Tracker
 from scrimp_trainers import lines
-from scrimp_trainers.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -332,77 +331,3 @@ def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):
     tracker.stop(deadline=60)
     run = runs_of(client, folder)[folder.path.name]
     assert (run.info.status, run.data.tags["scrimp.outcome"]) == ("FAILED", "crashed")
-
-
-class Embedded:
-    def __init__(self, name: str):
-        self.uri = name
-
-    def wait(self):
-        if self.uri == "killed":
-            raise UserError("it has ended")
-
-    def stop(self):
-        pass
-
-
-def test_an_embedded_server_that_was_killed_is_started_anew(tmp_path, monkeypatch):
-    names = iter(["killed", "anew", "killed", "killed"])
-    monkeypatch.setattr(mlflow_server, "ensure", lambda storage: Embedded(next(names)))
-    first, second = (Tracker(SweepFolder(tmp_path / "lab"), Storage(tmp_path), None) for _ in range(2))
-    assert first._embedded() == "anew"
-    with pytest.raises(UserError, match="it has ended"):
-        second._embedded()
-
-
-def test_no_server_is_started_after_the_end(folder, monkeypatch):
-    started: list[object] = []
-
-    class Slow:
-        """A server that answers nobody before it is stopped."""
-
-        uri = "http://127.0.0.1:9"
-
-        def __init__(self, storage):
-            started.append(self)
-            self.ended = threading.Event()
-
-        def wait(self):
-            assert self.ended.wait(60)
-            raise UserError("it has ended")
-
-        def stop(self):
-            self.ended.set()
-
-    monkeypatch.setattr(mlflow_server, "ensure", Slow)
-    said: list[str] = []
-    tracker = Tracker(folder, Storage(folder.path.parent), None, said.append)
-    tracker.start()
-    while not started:
-        time.sleep(0.01)
-    tracker.stop(deadline=0.1)
-    tracker._thread.join(60)
-    assert not tracker._thread.is_alive()
-    assert len(started) == 1
-    assert said == ["MLflow has not heard everything (it is slow); the same command again sends the rest"]
-
-
-def test_a_server_that_never_answers_holds_up_nothing(folder):
-    said: list[str] = []
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        tracker = Tracker(
-            folder, Storage(folder.path.parent), f"http://127.0.0.1:{silent.getsockname()[1]}", said.append
-        )
-        tracker.start()
-        began = time.monotonic()
-        tracker.stop(deadline=1)
-        assert time.monotonic() - began < 3
-    assert said == ["MLflow has not heard everything (it is slow); the same command again sends the rest"]
-
-
-@pytest.mark.parametrize("uri", ["localhost:5000", "mlruns", "file:///tmp/mlruns", "http://"])
-def test_what_is_no_address_of_a_server_is_refused(folder, uri):
-    with pytest.raises(UserError, match=r"--tracking-uri .*http://host:5000"):
-        Tracker(folder, Storage(folder.path.parent), uri)
