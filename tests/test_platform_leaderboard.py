@@ -25,9 +25,11 @@ def repeat(number: int, i: int, status: str, **scores: float) -> Repeat:
     return Repeat(number, i, i, "race" if i else "search", status, scores=lines)  # pyright: ignore[reportArgumentType]
 
 
-def trained(number: int, *values: float, failed: int = 0, **more: float) -> Trial:
-    repeats = [repeat(number, i, "finished", fd_classifier=value, **more) for i, value in enumerate(values)]
-    repeats += [repeat(number, len(values) + i, "failed") for i in range(failed)]
+def trained(number: int, chosen_at: float, *values: float, failed: int = 0, **more: float) -> Trial:
+    """A trial with its score in the search, and those of the race."""
+    scores = (chosen_at, *values)
+    repeats = [repeat(number, i, "finished", fd_classifier=value, **more) for i, value in enumerate(scores)]
+    repeats += [repeat(number, len(scores) + i, "failed") for i in range(failed)]
     return Trial(number, {"optimizer.lr": 1e-3 * (number + 1)}, "complete", repeats)
 
 
@@ -52,7 +54,7 @@ def summary(rows: list[Row]) -> list[tuple[int, int, str]]:
 def test_raced_trials_come_first_then_single_pruned_and_failed_ones():
     rows, _ = ranked(
         failed(0), stopped(1, 20, 1.0), stopped(2, 40, 90.0), stopped(3, 40, 80.0), trained(4, 2.0),
-        trained(5, 9.0, 9.2, 9.1), trained(6, 5.0, 5.1, 4.9), trained(7, 3.0),
+        trained(5, 4.0, 9.2, 9.1), trained(6, 5.0, 5.1, 4.9), trained(7, 3.0),
     )  # fmt: skip
     assert summary(rows) == [
         (1, 6, "winner"), (2, 5, "beaten"), (3, 4, "single"), (4, 7, "single"),
@@ -61,21 +63,56 @@ def test_raced_trials_come_first_then_single_pruned_and_failed_ones():
 
 
 def test_a_summary_is_that_of_the_finished_repeats_at_the_last_rung():
-    rows, _ = ranked(trained(0, 5.0, 6.0, 8.0, failed=1))
+    rows, _ = ranked(trained(0, 1.0, 5.0, 6.0, 8.0, failed=1))
     assert rows[0].summaries["fd_classifier"] == stats.summarize([5.0, 6.0, 8.0])
     assert (rows[0].repeats, rows[0].failed, rows[0].kimg, rows[0].gpu_hours) == (3, 1, LAST, pytest.approx(0.01))
 
 
-def test_overlapping_intervals_are_called_a_tie_and_others_are_beaten():
-    rows, space = ranked(trained(0, 5.0, 5.4, 5.2), trained(1, 5.1, 5.5, 5.4), trained(2, 9.0, 9.1, 9.2))
-    assert summary(rows) == [(1, 0, "winner"), (2, 1, "tied"), (3, 2, "beaten")]
+def test_the_score_by_which_a_trial_was_chosen_is_shown_and_not_counted():
+    rows, _ = ranked(trained(0, 1.0, 5.0, 5.1, 5.2), trained(1, 2.0, 4.0, 4.1, 4.2))
+    assert [row.number for row in rows] == [1, 0]
+    assert [leaderboard.chosen(row, "fd_classifier") for row in rows] == ["2", "1"]
+    assert rows[1].summaries["fd_classifier"].mean == pytest.approx(5.1)
+
+
+def test_constraints_too_are_judged_by_fresh_seeds():
+    trial = trained(0, 1.0, 1.1, 1.2, memorized_fraction=0.2)
+    trial.repeats[0].scores[LAST]["memorized_fraction"] = 0.0
+    rows, _ = ranked(trial, constraints={"memorized_fraction": {"max": 0.15}})
+    assert rows[0].status == "infeasible"
+
+
+def test_a_tie_is_called_a_tie_and_nobody_wins():
+    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(1, 4.1, 5.1, 5.5, 5.4), trained(2, 4.2, 9.0, 9.1, 9.2))
+    assert summary(rows) == [(1, 0, "tied"), (2, 1, "tied"), (3, 2, "beaten")]
     assert leaderboard.verdict(rows, space) == (
-        "Trial 0 wins: fd_classifier 5.20 [4.70, 5.70], 3 repeats; trial 1 ties with it (intervals overlap)."
+        "No winner: trial 0 has the best mean, fd_classifier 5.20 [4.70, 5.70] over 3 fresh seeds, "
+        "but its 95% interval overlaps that of trial 1 (5.33 [4.82, 5.85])."
+    )
+
+
+def test_who_beats_every_other_trial_of_the_race_wins():
+    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(2, 4.2, 9.0, 9.1, 9.2))
+    assert summary(rows) == [(1, 0, "winner"), (2, 2, "beaten")]
+    assert leaderboard.verdict(rows, space) == "Trial 0 wins: fd_classifier 5.20 [4.70, 5.70] over 3 fresh seeds."
+
+
+def test_the_only_trial_with_fresh_seeds_leads_without_winning():
+    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(1, 4.5))
+    assert summary(rows) == [(1, 0, "leader"), (2, 1, "single")]
+    assert leaderboard.verdict(rows, space).startswith("Trial 0 leads so far: ")
+
+
+def test_with_two_repeats_there_is_one_fresh_seed_and_no_interval():
+    rows, space = ranked(trained(0, 4.0, 5.0), trained(1, 4.5, 9.0))
+    assert summary(rows) == [(1, 0, "leader"), (2, 1, "tied")]
+    assert leaderboard.verdict(rows, space) == (
+        "Trial 0 leads with fd_classifier 5 over 1 fresh seed: no interval, so its lead may be luck."
     )
 
 
 def test_a_better_single_repeat_does_not_win_but_is_mentioned():
-    rows, space = ranked(trained(0, 5.0, 5.4, 5.2), trained(1, 4.0))
+    rows, space = ranked(trained(0, 4.5, 5.0, 5.4, 5.2), trained(1, 4.0))
     assert rows[0].number == 0
     assert "may be luck: trial 1 (4)" in leaderboard.verdict(rows, space)
 
@@ -83,13 +120,15 @@ def test_a_better_single_repeat_does_not_win_but_is_mentioned():
 def test_a_single_repeat_leads_without_winning():
     rows, space = ranked(trained(0, 5.0), trained(1, 4.0))
     assert summary(rows) == [(1, 1, "leader"), (2, 0, "single")]
-    assert "single repeat: no interval" in leaderboard.verdict(rows, space)
+    assert leaderboard.verdict(rows, space) == (
+        "Trial 1 leads with fd_classifier 4 in the repeat by which it was chosen, so its lead may be luck."
+    )
 
 
 def test_nobody_wins_while_a_repeat_is_open():
-    racing = trained(0, 5.0, 5.4)
-    racing.repeats.append(repeat(0, 2, "running"))
-    rows, space = ranked(racing, trained(1, 9.0, 9.1))
+    racing = trained(0, 5.0, 5.4, 5.5)
+    racing.repeats.append(repeat(0, 3, "running"))
+    rows, space = ranked(racing, trained(1, 9.0, 9.1, 9.2))
     assert rows[0].status == "leader"
     assert leaderboard.verdict(rows, space).startswith("Trial 0 leads so far")
 
@@ -100,7 +139,7 @@ def test_a_maximised_objective_is_best_at_its_highest():
         return Trial(number, {}, "complete", repeats)
 
     objectives = {"precision_classifier": "maximize"}
-    rows, _ = ranked(precise(0, 0.1, 0.11), precise(1, 0.9, 0.91), objectives=objectives)
+    rows, _ = ranked(precise(0, 0.1, 0.1, 0.11), precise(1, 0.9, 0.9, 0.91), objectives=objectives)
     assert summary(rows) == [(1, 1, "winner"), (2, 0, "beaten")]
 
 
@@ -122,7 +161,7 @@ def test_what_breaks_a_constraint_comes_after_all_that_keep_it_by_how_much():
 
 def test_when_all_break_a_constraint_there_is_no_winner_and_the_closest_is_named():
     rows, space = ranked(trained(0, 1.0, memorized_fraction=0.5), constraints={"memorized_fraction": {"max": 0.0}})
-    assert leaderboard.winner(rows) is None
+    assert leaderboard.best(rows) is None
     assert "trial 0 comes closest, with memorized_fraction 0.500 (at most 0)" in leaderboard.verdict(rows, space)
 
 
@@ -130,7 +169,7 @@ def test_a_pareto_front_shares_its_rank():
     def pair(number: int, fd: float, precision: float) -> Trial:
         repeats = [
             repeat(number, i, "finished", fd_classifier=fd + noise, precision_classifier=precision + noise / 100)
-            for i, noise in enumerate((-0.01, 0.0, 0.01))
+            for i, noise in enumerate((0.0, -0.01, 0.0, 0.01))
         ]
         return Trial(number, {}, "complete", repeats)
 
@@ -146,21 +185,23 @@ def test_equal_cost_does_not_save_a_trial_that_is_clearly_worse():
         return trained(number, *values, train_flops=1e12)
 
     objectives = {"fd_classifier": "minimize", "train_flops": "minimize"}
-    rows, _ = ranked(costly(0, 1.0, 1.1), costly(1, 90.0, 90.1), costly(2, 1.2, 1.3), objectives=objectives)
+    rows, _ = ranked(
+        costly(0, 1.0, 1.0, 1.1), costly(1, 9.0, 90.0, 90.1), costly(2, 1.0, 1.2, 1.3), objectives=objectives
+    )
     assert summary(rows) == [(1, 0, "front"), (2, 2, "tied"), (3, 1, "beaten")]
 
 
 def test_without_trials_or_results_the_verdict_says_so():
     assert leaderboard.verdict(*ranked()) == "No trial has begun."
     rows, space = ranked(failed(0), failed(1), stopped(2, 20, 5.0))
-    assert leaderboard.winner(rows) is None
+    assert leaderboard.best(rows) is None
     assert leaderboard.verdict(rows, space) == "No trial has been trained to the end: 1 pruned and 2 failed."
     assert [row.rank for row in rows] == [1, 2, 2]
 
 
 def test_the_csv_has_the_promised_columns_and_whole_numbers(tmp_path):
     lists = {"network.multipliers": {"choice": [[1, 2], [1, 1]]}, "optimizer.lr": {"loguniform": [5e-4, 1e-2]}}
-    trial = trained(0, 5.0, 6.1, failed=1)
+    trial = trained(0, 4.0, 5.0, 6.1, failed=1)
     trial.params["network.multipliers"] = [1, 2]
     rows, space = ranked(trial, trained(1, 7.0), search=lists)
     folder = SweepFolder(tmp_path)
@@ -168,27 +209,28 @@ def test_the_csv_has_the_promised_columns_and_whole_numbers(tmp_path):
     text = folder.leaderboard.read_text()
     assert text.splitlines()[0] == (
         "rank,trial,status,repeats,fd_classifier_mean,fd_classifier_std,fd_classifier_ci_low,fd_classifier_ci_high,"
-        "kimg,gpu_hours,network.multipliers,optimizer.lr"
+        "fd_classifier_chosen_at,kimg,gpu_hours,network.multipliers,optimizer.lr"
     )
     first, second = csv.DictReader(io.StringIO(text))
     expected = stats.summarize([5.0, 6.1])
     assert [float(first[f"fd_classifier_{part}"]) for part in ("mean", "std", "ci_low", "ci_high")] == [
         expected.mean, expected.std, expected.low, expected.high,
     ]  # fmt: skip
-    assert (first["status"], first["repeats"]) == ("winner (1 repeat failed)", "2")
+    assert (first["status"], first["repeats"]) == ("leader (1 repeat failed)", "2")
+    assert float(first["fd_classifier_chosen_at"]) == 4.0
     assert json.loads(first["network.multipliers"]) == [1, 2]
     assert (second["fd_classifier_ci_low"], second["network.multipliers"]) == ("", "")
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_the_table_fits_the_terminal_with_every_score_whole(width):
-    trial = trained(0, 5.0, 5.4, 5.2, failed=1)
+    trial = trained(0, 4.5, 5.0, 5.4, 5.2, failed=1)
     trial.params |= {"network.channels": 32, "ema.halflife_kimg": 3.456, "network.dropout": 0.000123}
     rows, space = ranked(trial, stopped(1, 20, 123.0))
     console = Console(width=width, file=io.StringIO())
     console.print(leaderboard.table(rows, space, width))
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    for part in ("5.20 [4.70, 5.70]", "1 failed", "123 at 20 kimg", "pruned", "0.000123", "3.46"):
+    for part in ("5.20 [4.70, 5.70]", "4.50", "1 failed", "123 at 20 kimg", "pruned", "0.000123", "3.46"):
         assert part in text
     assert "…" not in text
 

@@ -1,13 +1,15 @@
 """Successive halving and the race, on scores made up so that the right answer is known."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrimp_platform import race
+from scrimp_platform import race, records
 from scrimp_platform.records import Repeat, Trial
 from scrimp_spaces import space as spaces
-from scrimp_spaces.space import Space
+from scrimp_spaces.space import Budget, Space
 
 RUNG = 60.0
 
@@ -85,13 +87,36 @@ def test_the_race_gives_the_next_repeat_to_whom_has_fewest():
 
 def test_a_trial_that_can_no_longer_win_gets_no_further_repeat():
     field = [finished(0, 1.0, 1.1, 1.05), finished(1, 5.0, 5.1, 5.2), finished(2, 1.02, 1.2, 1.1)]
+    assert len(field[1].repeats) < make_space().budget.repeats
     assert list(race.contenders(field, field, make_space())) == [field[0], field[2]]
     assert race.next_trial(field, make_space()) in (field[0], field[2])
 
 
-def test_nobody_is_dropped_before_the_third_repeat():
+def test_nobody_is_dropped_before_the_second_fresh_seed():
     field = [finished(0, 1.0, 1.1, 1.05), finished(1, 5.0, 5.1)]
     assert race.next_trial(field, make_space()) is field[1]
+
+
+def test_elimination_can_happen_before_the_default_number_of_repeats_is_used_up():
+    assert Budget().repeats - 1 > race.MIN_REPEATS_BEFORE_ELIMINATION
+
+
+def test_the_score_by_which_a_trial_was_chosen_does_not_keep_it_in_the_race():
+    field = [finished(0, 2.0, 1.0, 1.1), finished(1, 0.1, 5.0, 5.1)]
+    assert list(race.contenders(field, field, make_space())) == [field[0]]
+    assert records.values(records.counted(field[1], make_space(), RUNG), "fd_classifier", RUNG) == [5.0, 5.1]
+
+
+def test_equality_in_one_objective_does_not_protect_who_is_worse_in_the_other():
+    space = make_space(objectives={"fd_classifier": "minimize", "train_flops": "minimize"})
+    field = [finished(0, 1.0, 1.1, 1.05, train_flops=7.0), finished(1, 5.0, 5.1, 5.2, train_flops=7.0)]
+    assert list(race.contenders(field, field, space)) == [field[0]]
+
+
+def test_of_two_trials_that_are_equal_in_everything_both_stay():
+    space = make_space(objectives={"train_flops": "minimize"})
+    field = [finished(n, 7.0, 7.0, 7.0, objective="train_flops") for n in range(2)]
+    assert list(race.contenders(field, field, space)) == field
 
 
 def test_close_trials_all_reach_the_full_number_and_then_the_race_ends():
@@ -118,7 +143,12 @@ def test_with_two_objectives_only_who_is_beaten_in_both_is_out():
 @given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=5), min_size=1, max_size=6))
 def test_the_one_with_the_best_mean_is_never_out(samples):
     field = [finished(n, *values) for n, values in enumerate(samples)]
-    best = min(field, key=lambda t: sum(t.finals("fd_classifier", RUNG)) / len(t.repeats))
+    means = [
+        sum(values) / len(values) if values else math.inf
+        for trial in field
+        for values in [records.values(records.counted(trial, make_space(), RUNG), "fd_classifier", RUNG)]
+    ]
+    best = field[means.index(min(means))]
     assert best in race.contenders(field, field, make_space())
 
 

@@ -91,6 +91,7 @@ def test_sweep_trials_and_repeats_nest(uri, client, folder):
         "trial 2": sweep,
         "repeat 0.0": "trial 0",
         "repeat 0.1": "trial 0",
+        "repeat 0.2": "trial 0",
         "repeat 1.0": "trial 1",
         "repeat 2.0": "trial 2",
     }
@@ -101,6 +102,7 @@ def test_sweep_trials_and_repeats_nest(uri, client, folder):
         "trial 2": "FAILED",
         "repeat 0.0": "FINISHED",
         "repeat 0.1": "FINISHED",
+        "repeat 0.2": "FINISHED",
         "repeat 1.0": "KILLED",
         "repeat 2.0": "FAILED",
     }
@@ -125,8 +127,9 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
     }
 
     assert trial.data.params == {"optimizer.lr": "0.001", "network.channels": "32"}
-    mean = 100 / 60 + 0.5
-    assert trial.data.metrics["repeats"] == 2
+    mean = 100 / 60 + 1.5
+    assert trial.data.metrics["repeats"] == 3
+    assert trial.data.metrics["fd_classifier_chosen_at"] == pytest.approx(100 / 60)
     assert trial.data.metrics["fd_classifier_mean"] == pytest.approx(mean)
     half = 12.7062 * 0.5**0.5 / 2**0.5  # Student's quantile for one degree of freedom
     assert trial.data.metrics["fd_classifier_ci_low"] == pytest.approx(mean - half, rel=1e-4)
@@ -145,12 +148,12 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
 
 
 def test_the_winning_model_is_that_of_the_winners_typical_repeat(uri, client, folder):
-    add_repeat(folder, Repeat(0, 2, 16, "race", "finished"), rungs=RUNGS)
+    add_repeat(folder, Repeat(0, 3, 16, "race", "finished"), rungs=RUNGS)
     Mirror(folder, uri).sync("complete")
     run = runs_of(client, folder)[folder.path.name]
     path = client.download_artifacts(run.info.run_id, "model/unet/config.json")
     with open(path) as file:  # noqa: PTH123
-        assert json.load(file) == "0.1"
+        assert json.load(file) == "0.2"
 
 
 def test_what_has_arrived_is_not_sent_again(uri, client, folder, monkeypatch):
@@ -172,7 +175,7 @@ def test_what_has_ended_is_not_read_again(uri, client, folder, monkeypatch):
     monkeypatch.setattr(lines, "read", lambda path: reads.append(path) or read(path))
     mirror.sync()
     assert set(reads) == {folder.repeat(2, 1).metrics}
-    assert runs_of(client, folder)["trial 0"].data.metrics["repeats"] == 2
+    assert runs_of(client, folder)["trial 0"].data.metrics["repeats"] == 3
 
 
 def test_curves_grow_and_an_interrupted_sweep_goes_on_in_the_same_runs(uri, client, folder):
@@ -238,7 +241,7 @@ def test_a_kill_after_any_request_leaves_every_run_once(uri, client, folder, mon
             done = True
     assert budget > 8
     runs = runs_of(client, folder)
-    assert len(runs) == 8
+    assert len(runs) == 9
     for name in ("repeat 0.0", "repeat 0.1"):
         assert curve(client, runs[name], "loss")[:3] == [(4, 1 / 4), (8, 1 / 8), (12, 1 / 12)]
         assert set(grids(client, runs[name])) == {("samples", 20), ("samples", 60)}
@@ -318,7 +321,7 @@ def test_what_a_server_missed_while_it_was_away_arrives_later(uri, client, folde
     finish(folder)
     tracker.stop(deadline=60)
     runs = runs_of(client, folder)
-    assert len(runs) == 8
+    assert len(runs) == 9
     assert runs[folder.path.name].info.status == "FINISHED"
     assert len(said) == 3
 

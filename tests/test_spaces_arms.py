@@ -41,7 +41,7 @@ def test_every_arm_is_tried_once_and_has_all_repeats_however_bad_it_is(tmp_path)
     folder = write_sweep(tmp_path / "sweep", parse())
     trials = records.read(folder)
     assert [trial.params for trial in trials] == list(parse().arms.values())
-    assert [len(trial.finals("fd_classifier", 60)) for trial in trials] == [5, 5, 5]
+    assert [len(records.counted(trial, parse(), 60.0)) for trial in trials] == [5, 5, 5]
 
 
 def test_an_arm_whose_training_fails_is_not_tried_again_and_stops_no_other(tmp_path):

@@ -17,13 +17,14 @@ NUMBERS = itertools.count()
 
 
 def ended_sweep(where: Path) -> SweepFolder:
-    """A sweep that has ended: a raced trial with two repeats, one that halving stopped, one that failed."""
+    """A sweep that has ended: a trial with two repeats of the race, one that halving stopped, one that failed."""
     folder = SweepFolder(where / f"sweep-{next(NUMBERS)}")
     store.write_json(folder.sweep, description(folder))
     for number, status in enumerate(("complete", "pruned", "failed")):
         Trial(number, {"optimizer.lr": 0.001 * (number + 1), "network.channels": 32}, status).save(folder)
     add_repeat(folder, Repeat(0, 0, 11, "search", "finished"), rungs=RUNGS)
     add_repeat(folder, Repeat(0, 1, 12, "race", "finished"), rungs=RUNGS)
+    add_repeat(folder, Repeat(0, 2, 15, "race", "finished"), rungs=RUNGS)
     add_repeat(folder, Repeat(1, 0, 13, "search", "stopped", cause="not among the best at 20 kimg"), rungs=RUNGS[:1])
     add_repeat(folder, Repeat(2, 0, 14, "search", "failed", cause="Diverged: step 7: loss is nan"), rungs=[])
     folder.leaderboard.write_text("rank,trial\n")

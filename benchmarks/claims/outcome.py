@@ -50,7 +50,8 @@ class Outcome:
     def values(self, arm: str, score: str, share: float = 1.0) -> list[float]:
         """Return a score of an arm's finished repeats after this share of the training."""
         trial = self.trials.get(arm)
-        return trial.finals(score, share * self.space.budget.rungs_kimg[-1]) if trial else []
+        kimg = share * self.space.budget.rungs_kimg[-1]
+        return records.values(trial.finished(kimg), score, kimg) if trial else []
 
     def sides(self, comparison: Comparison) -> tuple[list[float], list[float]]:
         """Return the values of the two arms of a comparison."""

@@ -38,7 +38,7 @@ STORAGE = click.option(
 @click.option("--space", default="quickstart", show_default=True, help="What to search: a name or a YAML file.")
 @click.option("--data", default="digits", show_default=True, help="A prepared dataset, or digits.")
 @click.option("--trials", type=click.IntRange(1), help="Recipes to try.")
-@click.option("--repeats", type=click.IntRange(1), help="Seeds that a leader gets.")
+@click.option("--repeats", type=click.IntRange(1), help="Seeds that a leader gets, the one of the search included.")
 @click.option("--rungs", metavar="KIMG,..", callback=_rungs, help="Marks at which repeats are scored.")
 @click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")
 @STORAGE

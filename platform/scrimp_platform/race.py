@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scrimp_platform import stats
+from scrimp_platform import records, stats
 from scrimp_platform.records import Trial
 from scrimp_platform.study import excesses
 from scrimp_spaces.space import Space
 
-FAIR = 3
-"""Repeats before a trial may be dropped from the race: the interval of two spans thirteen deviations."""
+MIN_REPEATS_BEFORE_ELIMINATION = 2
+"""Finished repeats of the race, each with a fresh seed, before a trial may be dropped from it."""
 
 
 def order(scores: Sequence[Mapping[str, Any]], space: Space) -> list[int]:
@@ -57,20 +57,36 @@ def next_trial(field: Sequence[Trial], space: Space) -> Trial | None:
 
 
 def contenders(trials: Sequence[Trial], field: Sequence[Trial], space: Space) -> Iterator[Trial]:
-    """Yield those of `trials` that may win: no other of the race is better in every objective beyond doubt."""
+    """Yield those of `trials` that may still win the race among the trials of `field`.
+
+    A trial is out once another one is surely better in some objective, and surely better or exactly equal in every
+    other. The scores by which the search chose the trials do not count.
+    """
     rung = space.budget.rungs_kimg[-1]
+    counted = {trial.number: records.counted(trial, space, rung) for trial in field}
     samples = {
-        objective: {rival.number: rival.finals(objective, rung) for rival in field} for objective in space.objectives
+        name: {number: records.values(repeats, name, rung) for number, repeats in counted.items()}
+        for name in space.objectives
     }
-    pools = {objective: stats.pool(list(values.values())) for objective, values in samples.items()}
-    for trial in trials:
-        beaten = len(trial.repeats) >= FAIR and any(
-            all(
-                stats.worse(samples[name][trial.number], samples[name][rival.number], *pools[name], direction)
-                for name, direction in space.objectives.items()
-            )
-            for rival in field
-            if rival is not trial
-        )
-        if not beaten:
-            yield trial
+
+    def may_win(trial: Trial) -> bool:
+        if len(counted[trial.number]) < MIN_REPEATS_BEFORE_ELIMINATION:
+            return True
+        rivals = [rival for rival in field if rival is not trial]
+        return not any(_beaten(trial.number, rival.number, samples, space) for rival in rivals)
+
+    return filter(may_win, trials)
+
+
+def _beaten(trial: int, rival: int, samples: Mapping[str, Mapping[int, Sequence[float]]], space: Space) -> bool:
+    """Whether `rival` is surely better than `trial` in some objective, and in the others too or exactly equal."""
+    surely_worse = False
+    for name, direction in space.objectives.items():
+        own = samples[name][trial]
+        other = samples[name][rival]
+        if own and set(own) == set(other) and len(set(own)) == 1:
+            continue  # the same value every time, such as the cost of two networks of one size
+        if not stats.worse(own, other, *stats.pool(list(samples[name].values())), direction):
+            return False
+        surely_worse = True
+    return surely_worse

@@ -1,12 +1,14 @@
 """Trials and repeats as the sweep's folder records them: what happened, for the search, the race and the report."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from scrimp_platform import store
 from scrimp_platform.store import RepeatFolder, SweepFolder
+from scrimp_spaces.space import Space
 from scrimp_trainers import lines
 
 Phase = Literal["search", "race"]
@@ -69,18 +71,29 @@ class Trial:
     status: TrialStatus = "running"
     repeats: list[Repeat] = field(default_factory=list)
 
-    def finals(self, objective: str, kimg: float) -> list[float]:
-        """Return an objective's values of the finished repeats at the last rung."""
-        return [
-            float(repeat.scores[kimg][objective])
-            for repeat in self.repeats
-            if repeat.status == "finished" and objective in repeat.scores.get(kimg, {})
-        ]
+    def finished(self, kimg: float) -> list[Repeat]:
+        """Return the repeats that were trained to the end and scored at this rung."""
+        return [repeat for repeat in self.repeats if repeat.status == "finished" and kimg in repeat.scores]
 
     def save(self, folder: SweepFolder) -> None:
         """Write `trial.json`."""
         record = {"number": self.number, "params": self.params, "status": self.status}
         store.write_json(folder.trial(self.number) / store.TRIAL_FILE, record)
+
+
+def counted(trial: Trial, space: Space, kimg: float) -> list[Repeat]:
+    """Return the finished repeats whose scores at a rung may be reported as the trial's.
+
+    The score by which the search chose a trial flatters it, so that repeat is left out. Arms are compared and not
+    chosen: all of their repeats count.
+    """
+    return [repeat for repeat in trial.finished(kimg) if space.arms or repeat.phase == "race"]
+
+
+def values(repeats: Iterable[Repeat], name: str, kimg: float) -> list[float]:
+    """Return a score of these repeats at a rung; where it is missing or not finite it is left out."""
+    scores = [float(repeat.scores.get(kimg, {}).get(name, math.nan)) for repeat in repeats]
+    return [score for score in scores if math.isfinite(score)]
 
 
 def read(folder: SweepFolder, earlier: Sequence[Trial] = ()) -> list[Trial]:

@@ -177,7 +177,7 @@ def conclude(folder: SweepFolder, trials: Sequence[Trial], space: Space, reason:
 
     rows = leaderboard.rank(trials, space)
     leaderboard.write_csv(rows, space, folder)
-    if best := leaderboard.winner(rows):
+    if best := leaderboard.best(rows):
         store.write_atomic(folder.best_recipe, folder.repeat(best.number, 0).recipe.read_text())
     else:
         folder.best_recipe.unlink(missing_ok=True)  # an earlier end's

@@ -110,9 +110,12 @@ class Mirror:
     def _tell_trial(self, runs: Runs, parent: Run, run: Run, trial: Trial, space: Space, over: bool) -> None:
         rung = space.budget.rungs_kimg[-1]
         metrics, count = {}, sum(repeat.status == "finished" for repeat in trial.repeats)
+        fresh = records.counted(trial, space, rung)
         for name in [*space.objectives, *space.constraints]:
-            summary = stats.summarize(trial.finals(name, rung))
+            summary = stats.summarize(records.values(fresh, name, rung))
             values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high}
+            judged = [repeat for repeat in trial.finished(rung) if repeat not in fresh]
+            values["chosen_at"] = stats.summarize(records.values(judged, name, rung)).mean
             metrics |= {f"{name}_{part}": value for part, value in values.items() if math.isfinite(value)}
         is_open = any(repeat.open for repeat in trial.repeats)
         status = ("SCHEDULED" if over else "RUNNING") if is_open else STATUS[trial.status]
@@ -267,12 +270,11 @@ class Tracker:
 
 def winner(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
     """Return the model of the winning trial's repeat that is nearest to its mean: the typical one, as in the report."""
-    best = leaderboard.winner(leaderboard.rank(trials, space))
+    best = leaderboard.best(leaderboard.rank(trials, space))
     if best is None:
         return None
     name = next(iter(space.objectives))
-    finished = [repeat for repeat in best.trial.repeats if repeat.status == "finished" and best.kimg in repeat.scores]
-    typical = min(finished, key=lambda repeat: abs(repeat.scores[best.kimg][name] - best.summaries[name].mean))
+    typical = min(best.counted, key=lambda repeat: abs(repeat.scores[best.kimg][name] - best.summaries[name].mean))
     return folder.repeat(typical.trial, typical.repeat).model
 
 

@@ -97,8 +97,9 @@ class Budget(Section):
     """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none."""
     leaders: Count = 3
     """Trials that enter the race."""
-    repeats: Count = 3
-    """Seeds that a trial of the race gets at most, the one of the search included."""
+    repeats: Count = 5
+    """Seeds that a trial of the race gets at most: the one by which the search chose it, and fresh ones for its mean.
+    Of arms all are fresh."""
     retries: Annotated[int, Field(ge=0)] = 2
     """Further attempts at a repeat that failed through no fault of its recipe."""
     patience_minutes: Positive = 30.0

@@ -42,8 +42,7 @@ def gather(rows: Sequence[Row], chosen: Collection[int], classes: Sequence[str] 
 
 
 def _last(row: Row) -> list[Mapping[str, Any]]:
-    done = [repeat for repeat in row.trial.repeats if repeat.status == "finished"]
-    return [repeat.scores[row.kimg] for repeat in done if row.kimg in repeat.scores]
+    return [repeat.scores[row.kimg] for repeat in row.counted if row.finished]
 
 
 def _summary(lines: Sequence[Mapping[str, Any]], name: str) -> Summary:

@@ -15,44 +15,72 @@ from rich.table import Table
 
 from scrimp_platform import store
 from scrimp_platform.report import words
-from scrimp_platform.report.ranking import Row, cost, rank, violation, winner
+from scrimp_platform.report.ranking import Row, best, cost, rank, violation
+from scrimp_platform.stats import Direction
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
-__all__ = ["Row", "rank", "score", "status", "table", "verdict", "winner", "write_csv"]
+__all__ = ["Row", "best", "chosen", "rank", "score", "status", "table", "verdict", "write_csv"]
 
 _STYLES = {"winner": "bold green", "leader": "bold green", "front": "bold green", "tied": "green", "failed": "red"}
 
 
 def verdict(rows: Sequence[Row], space: Space) -> str:
-    """Say who wins, by what, and who ties, in one or two sentences."""
-    best = winner(rows)
-    if best is None:
+    """Say which trial wins and by what, or which cannot be told apart, in one or two sentences."""
+    first = best(rows)
+    if first is None:
         return _no_winner(rows, space)
     if len(space.objectives) > 1:
-        return _front_verdict(rows, best, space)
+        return _front_verdict(rows, first, space)
     name, direction = next(iter(space.objectives.items()))
-    score = f"{name} {words.interval(best.summaries[name])}"
-    if best.repeats == 1:
-        return f"Trial {best.number} leads with {score} in a single repeat: no interval, so its lead may be luck."
-    verb = "wins" if best.status == "winner" else "leads so far"
-    text = f"Trial {best.number} {verb}: {score}, {words.counted(best.repeats, 'repeat')}"
-    if ties := [row.number for row in rows if row.status == "tied"]:
-        text += f"; {_trials(ties)} {'ties' if len(ties) == 1 else 'tie'} with it (intervals overlap)"
-    mean = cost(best.summaries[name].mean, direction)
-    lucky = [row for row in rows if row.status == "single" and cost(row.summaries[name].mean, direction) < mean]
-    if lucky:
-        values = words.listed([f"trial {row.number} ({words.interval(row.summaries[name])})" for row in lucky])
-        text += f". Better in a single repeat, which may be luck: {values}"
+    text = f"{_single_verdict(rows, first, name, space)}{_lucky(rows, first, name, direction)}"
     return f"{text}."
 
 
-def _front_verdict(rows: Sequence[Row], best: Row, space: Space) -> str:
-    front = [row.number for row in rows if row.rank == best.rank]
-    so_far = " so far" if best.status == "leader" else ""
+def _single_verdict(rows: Sequence[Row], first: Row, name: str, space: Space) -> str:
+    """Say how the first trial stands by the only objective."""
+    score = f"{name} {words.interval(first.summaries[name])}"
+    if not first.fresh:
+        return f"Trial {first.number} leads with {score} in the repeat by which it was chosen, so its lead may be luck"
+    seeds = _seeds(first.repeats, space)
+    if first.repeats == 1:
+        return f"Trial {first.number} leads with {score} over {seeds}: no interval, so its lead may be luck"
+    ties = [row for row in rows if row.status == "tied" and row is not first]
+    if first.status == "winner":
+        return f"Trial {first.number} wins: {score} over {seeds}"
+    if first.status == "tied":
+        others = [f"trial {row.number} ({words.interval(row.summaries[name])})" for row in ties]
+        return (
+            f"No winner: trial {first.number} has the best mean, {score} over {seeds}, "
+            f"but its 95% interval overlaps that of {words.listed(others)}"
+        )
+    text = f"Trial {first.number} leads so far: {score} over {seeds}"
+    if ties:
+        text += f"; {_trials([row.number for row in ties])} cannot be told from it yet (intervals overlap)"
+    return text
+
+
+def _lucky(rows: Sequence[Row], first: Row, name: str, direction: Direction) -> str:
+    """Name the trials that were better in a single repeat and got no fresh seeds."""
+    mean = cost(first.summaries[name].mean, direction)
+    lucky = [row for row in rows if row.status == "single" and cost(row.summaries[name].mean, direction) < mean]
+    values = words.listed([f"trial {row.number} ({words.interval(row.summaries[name])})" for row in lucky])
+    return f". Better in the single repeat of the search, which may be luck: {values}" if lucky else ""
+
+
+def _seeds(count: int, space: Space) -> str:
+    """Say over how many seeds a mean is taken: `3 fresh seeds`; those of arms chose nobody and are all fresh."""
+    return words.counted(count, "seed" if space.arms else "fresh seed")
+
+
+def _front_verdict(rows: Sequence[Row], first: Row, space: Space) -> str:
+    front = [row.number for row in rows if row.rank == first.rank]
+    so_far = " so far" if first.status == "leader" else ""
     verb = "is alone on" if len(front) == 1 else "form"
     text = f"{_trials(front).capitalize()} {verb} the Pareto front of {words.listed(list(space.objectives))}{so_far}"
-    if best.repeats == 1:
+    if not first.fresh:
+        text += ", by the repeats by which they were chosen, so the front may be luck"
+    elif first.repeats == 1:
         text += ", by single repeats: no intervals, so the front may be luck"
     if ties := [row.number for row in rows if row.status == "tied"]:
         text += f"; {_trials(ties)} may belong to it (intervals overlap)"
@@ -80,7 +108,8 @@ def _trials(numbers: Sequence[int]) -> str:
 
 def write_csv(rows: Sequence[Row], space: Space, folder: SweepFolder) -> None:
     """Write `leaderboard.csv`: numbers in full, nothing where there is no value, lists as JSON."""
-    columns = [f"{name}_{part}" for name in space.objectives for part in ("mean", "std", "ci_low", "ci_high")]
+    parts = ("mean", "std", "ci_low", "ci_high", "chosen_at")
+    columns = [f"{name}_{part}" for name in space.objectives for part in parts]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["rank", "trial", "status", "repeats", *columns, "kimg", "gpu_hours", *space.search])
@@ -89,7 +118,7 @@ def write_csv(rows: Sequence[Row], space: Space, folder: SweepFolder) -> None:
             value
             for name in space.objectives
             for summary in [row.summaries[name]]
-            for value in (summary.mean, summary.std, summary.low, summary.high)
+            for value in (summary.mean, summary.std, summary.low, summary.high, row.chosen[name])
         ]
         values = [row.trial.params.get(path) for path in space.search]
         cells = [row.rank, row.number, status(row), row.repeats, *numbers, row.kimg, row.gpu_hours, *values]
@@ -102,6 +131,11 @@ def score(row: Row, objective: str) -> str:
     summary, first = row.summaries[objective], next(iter(row.summaries))
     rung = f" at {row.kimg:g} kimg" if summary.n and not row.finished and objective == first else ""
     return words.interval(summary) + rung
+
+
+def chosen(row: Row, objective: str) -> str:
+    """Say by which score the search chose a trial of the race; it counts in no mean."""
+    return words.number(row.chosen[objective]) if row.fresh else ""
 
 
 def status(row: Row) -> str:
@@ -131,7 +165,9 @@ def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False)
         result.add_column(title, justify="right", no_wrap=True)
     for title in ("status", "repeats", *space.objectives):
         result.add_column(title, no_wrap=True)
-    for title in (*space.constraints, *([] if tight else ["time"]), *([] if folded else names.values())):
+    first = next(iter(space.objectives))
+    chosen_at = ["chosen at"] if any(chosen(row, first) for row in rows) else []
+    for title in (*chosen_at, *space.constraints, *([] if tight else ["time"]), *([] if folded else names.values())):
         result.add_column(title.replace("_", "_\n") if len(title) > 9 else title, justify="right", no_wrap=True)
     if folded:
         result.add_column("searched fields")
@@ -144,6 +180,7 @@ def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False)
             row.status,
             f"{row.repeats}" + (f"\n{row.failed} failed" if row.failed and row.status != "failed" else ""),
             *[score(row, name) for name in space.objectives],
+            *[chosen(row, first) for _ in chosen_at],
             *[words.number(mean) for mean in row.constraints.values()],
             *([] if tight else [words.duration(row.gpu_hours)]),
             *([", ".join(pairs)] if folded else values),

@@ -49,7 +49,7 @@ def write_report(folder: SweepFolder) -> None:
     trials = records.look(folder)
     rows = leaderboard.rank(trials, space)
     repeats = [repeat for trial in trials for repeat in trial.repeats]
-    best = leaderboard.winner(rows)
+    best = leaderboard.best(rows)
     facts = _manifest(sweep)
     by_class = classwise.gather(rows, plots.leaders(rows), facts.classes if facts else None)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -62,6 +62,7 @@ def write_report(folder: SweepFolder) -> None:
         space=space,
         rows=rows,
         score=leaderboard.score,
+        chosen=leaderboard.chosen,
         fields=words.short_names(space.search),
         meanings={status: MEANINGS[status] for status in MEANINGS if status in {row.status for row in rows}},
         race=_race_plots(rows, space),
@@ -133,9 +134,10 @@ def _dataset(sweep: dict[str, Any]) -> str:
 
 
 def _race_plots(rows: Sequence[Row], space: Space) -> list[Plot]:
-    few = "No trial has two finished repeats yet, so there are no intervals."
+    few = "No trial has a finished repeat with a fresh seed yet."
     caption = (
-        "Rings are repeats with seeds of their own, diamonds their means with 95% intervals (Student's t). "
+        "Rings are repeats with fresh seeds, diamonds their means with 95% intervals (Student's t). "
+        "A cross is the score by which the search chose the trial: it flatters, and counts in no mean. "
         "A trial leaves the race when it can no longer win, by a t-test with the deviation pooled over the race. "
         "Its own interval, of few repeats, may still be wide enough to overlap."
     )
@@ -217,9 +219,8 @@ def _samples(folder: SweepFolder, rows: Sequence[Row], space: Space) -> dict[str
 def _typical(folder: SweepFolder, row: Row, space: Space) -> RepeatFolder:
     """Return the repeat whose score is nearest to the trial's mean, not the prettiest."""
     name, kimg = next(iter(space.objectives)), row.kimg
-    finished = [repeat for repeat in row.trial.repeats if repeat.status == "finished" and kimg in repeat.scores]
     mean = row.summaries[name].mean
-    nearest = min(finished, key=lambda repeat: abs(repeat.scores[kimg][name] - mean))
+    nearest = min(row.counted, key=lambda repeat: abs(repeat.scores[kimg][name] - mean))
     return folder.repeat(nearest.trial, nearest.repeat)
 
 

@@ -66,7 +66,7 @@ def over_kimg(trials: Sequence[Trial], rows: Sequence[Row], objective: str) -> g
 
 
 def _mean(figure: go.Figure, row: Row, objective: str, colour: str) -> None:
-    scores = [dict(_scores(repeat, objective)) for repeat in row.trial.repeats if repeat.status == "finished"]
+    scores = [dict(_scores(repeat, objective)) for repeat in row.counted if repeat.status == "finished"]
     rungs = sorted({kimg for repeat in scores for kimg in repeat})
     means = [stats.summarize([repeat[kimg] for repeat in scores if kimg in repeat]) for kimg in rungs]
     if row.repeats > 1:
@@ -88,10 +88,15 @@ def race(rows: Sequence[Row], objective: str) -> go.Figure:
         half = {"type": "data", "array": [summary.high - summary.mean], "color": colour, "thickness": 2, "width": 7}
         mean = [(summary.mean, name, f"{name}: {words.interval(summary)}")]
         _dots(figure, mean, colour, "diamond", error_x=half)
-        finished = [repeat for repeat in row.trial.repeats if repeat.status == "finished"]
-        values = [(repeat, dict(_scores(repeat, objective)).get(row.kimg)) for repeat in finished]
+        values = [(repeat, dict(_scores(repeat, objective)).get(row.kimg)) for repeat in row.counted]
         _dots(figure, [(v, name, _label(repeat, v)) for repeat, v in values if v is not None], colour, "circle-open")
-    _view(figure, [end for row in raced for s in [row.summaries[objective]] for end in (s.low, s.high)], "x", log=False)
+        chose = row.chosen[objective]
+        if math.isfinite(chose):
+            _dots(figure, [(chose, name, f"{name} was chosen at {words.number(chose)}")], GREY, "x-thin-open")
+    summaries = [row.summaries[objective] for row in raced]
+    ends = [end for summary in summaries for end in (summary.low, summary.mean, summary.high)]
+    ends += [row.chosen[objective] for row in raced]
+    _view(figure, [end for end in ends if math.isfinite(end)], "x", log=False)
     figure.update_yaxes(range=[len(raced) - 0.5, -0.5], showgrid=False)
     return figure.update_layout(height=max(380, 120 + 44 * len(raced)))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scrimp_platform import stats
+from scrimp_platform import records, stats
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.stats import Summary
 from scrimp_spaces.space import Space
@@ -14,12 +14,12 @@ from scrimp_spaces.space import Space
 Status = Literal["winner", "leader", "front", "tied", "beaten", "single", "infeasible", "running", "pruned", "failed"]
 
 MEANINGS: dict[Status, str] = {
-    "winner": "best mean over several repeats",
+    "winner": "best mean over fresh seeds; no other trial's 95% interval overlaps its own",
     "leader": "best so far; the race is not over, or there was none",
     "front": "no other trial is better in every objective",
-    "tied": "its 95% interval overlaps that of the best",
+    "tied": "its 95% interval overlaps that of another of the best",
     "beaten": "its 95% interval does not overlap that of the best",
-    "single": "trained to the end once: a value without an interval",
+    "single": "trained to the end once; its score is the one by which it was chosen, which flatters",
     "infeasible": "breaks a constraint",
     "running": "its first repeat has not ended",
     "pruned": "stopped early, with the score of the rung it reached",
@@ -32,15 +32,19 @@ _ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "prun
 class Row:
     """One trial on the leaderboard.
 
-    The summaries are over `repeats` values, all measured at `kimg`: those of the finished repeats at the last rung,
-    or for a trial without one those of the highest rung that it reached. `gpu_hours` is what one of these repeats
-    took on average (of CPU workers where there is no GPU), `parameters` the size of the network. `excess` is the sum
-    of what the constraints' means exceed their bounds by, infinite where one was not measured.
+    The summaries are over the repeats in `counted`, at `kimg`. Of a trial of the race these are its finished repeats
+    with fresh seeds, at the last rung (`fresh`). A trial without one has only the score by which the search judged it,
+    at the highest rung that it reached. `chosen` is that score for every trial, by objective: it is shown, but counts
+    in no mean of a raced trial. `gpu_hours` is what one of the counted repeats took on average (of CPU workers where
+    there is no GPU), `parameters` the size of the network. `excess` is the sum of what the constraints' means exceed
+    their bounds by, infinite where one was not measured.
     """
 
     trial: Trial
     status: Status
-    repeats: int
+    fresh: bool
+    counted: list[Repeat]
+    chosen: dict[str, float]
     failed: int
     summaries: dict[str, Summary]
     constraints: dict[str, float]
@@ -56,23 +60,28 @@ class Row:
         return self.trial.number
 
     @property
-    def finished(self) -> bool:
-        """Whether it was trained to the end at least once."""
-        return self.status not in ("running", "pruned", "failed")
+    def repeats(self) -> int:
+        """How many repeats the summaries are over."""
+        return len(self.counted)
 
     @property
     def raced(self) -> bool:
-        """Whether it has an interval and a part in the verdict."""
-        return self.finished and self.repeats > 1 and self.status != "infeasible"
+        """Whether it keeps the constraints and its scores are those of fresh seeds: it has a part in the verdict."""
+        return self.fresh and self.status != "infeasible"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to the end at least once."""
+        return self.status not in ("running", "pruned", "failed")
 
 
 def rank(trials: Sequence[Trial], space: Space) -> list[Row]:
     """Order the trials from best to worst.
 
-    First those with several finished repeats, by their means at the last rung; then those with one, by its value;
-    then those that break a constraint, by how much; then those not trained to the end (running, pruned, failed), by
-    the rung they reached and their value there. With several objectives the Pareto front of the means takes the
-    place of the mean. Trials that nothing tells apart share a rank.
+    First those of the race, by their means over fresh seeds at the last rung; then those trained to the end only in
+    the search, by their score there; then those that break a constraint, by how much; then those not trained to the
+    end (running, pruned, failed), by the rung they reached and their value there. With several objectives the Pareto
+    front of the means takes the place of the mean. Trials that nothing tells apart share a rank.
     """
     rows = [_row(trial, space) for trial in trials]
     places = _places(rows, space)
@@ -85,42 +94,45 @@ def rank(trials: Sequence[Trial], space: Space) -> list[Row]:
     return rows
 
 
-def winner(rows: Sequence[Row]) -> Row | None:
+def best(rows: Sequence[Row]) -> Row | None:
     """Return the first row, if its trial was trained to the end and keeps the constraints."""
     return rows[0] if rows and rows[0].finished and rows[0].status != "infeasible" else None
 
 
 def _row(trial: Trial, space: Space) -> Row:
     kimg = space.budget.rungs_kimg[-1]
-    counted = [repeat for repeat in trial.repeats if repeat.status == "finished" and kimg in repeat.scores]
+    counted = records.counted(trial, space, kimg)
+    fresh = bool(counted)
+    counted = counted or trial.finished(kimg)
     done = bool(counted)
     if not done:
         kimg = max((rung for repeat in trial.repeats for rung in repeat.scores), default=0.0)
         counted = [repeat for repeat in trial.repeats if kimg in repeat.scores]
-    summaries = {name: stats.summarize(_values(counted, kimg, name)) for name in space.objectives}
-    constraints = {name: stats.summarize(_values(counted, kimg, name)).mean for name in space.constraints}
+
+    constraints = {name: stats.summarize(records.values(counted, name, kimg)).mean for name in space.constraints}
     excess = sum(violation(space, name, mean) for name, mean in constraints.items()) if done else 0.0
     status: Status = "failed" if trial.status == "complete" else trial.status
-    if done:
-        status = "infeasible" if excess > 0 else "beaten" if len(counted) > 1 else "single"
+    if done and excess > 0:
+        status = "infeasible"
+    elif done:
+        status = "beaten" if fresh else "single"
+
+    judged = [repeat for repeat in trial.repeats if repeat.phase == "search" and not space.arms]
     spent = [hours for repeat in counted or trial.repeats if (hours := repeat.device_hours)]
     return Row(
         trial=trial,
         status=status,
-        repeats=len(counted),
+        fresh=fresh,
+        counted=counted,
+        chosen={name: stats.summarize(records.values(judged, name, kimg)).mean for name in space.objectives},
         failed=sum(repeat.status == "failed" for repeat in trial.repeats),
-        summaries=summaries,
+        summaries={name: stats.summarize(records.values(counted, name, kimg)) for name in space.objectives},
         constraints=constraints,
         excess=excess,
         kimg=kimg,
         gpu_hours=stats.summarize(spent).mean,
-        parameters=stats.summarize(_values(counted, kimg, "parameters")).mean,
+        parameters=stats.summarize(records.values(counted, "parameters", kimg)).mean,
     )
-
-
-def _values(repeats: Sequence[Repeat], kimg: float, name: str) -> list[float]:
-    values = [float(repeat.scores[kimg].get(name, math.nan)) for repeat in repeats]
-    return [value for value in values if math.isfinite(value)]
 
 
 def violation(space: Space, name: str, mean: float) -> float:
@@ -153,17 +165,24 @@ def _places(rows: Sequence[Row], space: Space) -> dict[int, tuple[float, ...]]:
 
 def _judge(rows: Sequence[Row], space: Space, over: bool) -> None:
     """Say of each ranked trial whether it wins, ties or is beaten."""
-    best = winner(rows)
-    if best is None:
+    first = best(rows)
+    if first is None:
         return
-    leaders = [row for row in rows if row.rank == best.rank]
-    settled = over and best.repeats > 1
-    for row in rows:
-        if row.rank == best.rank:
-            alone = "winner" if row is best else "tied"
-            row.status = "leader" if not settled else "front" if len(space.objectives) > 1 else alone
-        elif row.raced:
-            row.status = "beaten" if any(_beats(leader, row, space) for leader in leaders) else "tied"
+    leaders = [row for row in rows if row.rank == first.rank]
+    rivals = [row for row in rows if row.raced and row not in leaders]
+    for row in rivals:
+        row.status = "beaten" if any(_beats(leader, row, space) for leader in leaders) else "tied"
+
+    # Alone at the top is only who was compared with someone, over seeds that chose nobody.
+    settled = over and first.raced and first.repeats > 1 and len(rivals) + len(leaders) > 1
+    tied = len(leaders) > 1 or any(row.status == "tied" for row in rivals)
+    for row in leaders:
+        if not settled:
+            row.status = "leader"
+        elif len(space.objectives) > 1:
+            row.status = "front"
+        else:
+            row.status = "tied" if tied else "winner"
 
 
 def _beats(leader: Row, row: Row, space: Space) -> bool:
