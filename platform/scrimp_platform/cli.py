@@ -150,11 +150,22 @@ def score(data: Path, **options: Any) -> None:
 
 @scrimp.command()
 @click.argument("sweep", type=FOLDER)
-def report(sweep: Path) -> None:
-    """Write SWEEP's leaderboard and report anew from what is on disk, also while it runs."""
+@click.option(
+    "--objective", "objectives", multiple=True, metavar="SCORE:minimize|maximize", help="Rank by this instead."
+)
+@click.option("--constraint", "constraints", multiple=True, metavar="'SCORE<=LIMIT'", help="Keep this limit instead.")
+def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...]) -> None:
+    """Write SWEEP's leaderboard and report anew from what is on disk, also while it runs.
+
+    With --objective or --constraint, print how the same trials rank by these in place of the space's own. Nothing is
+    trained and no file changes.
+    """
     from scrimp_platform import commands
 
-    commands.report(sweep)
+    if objectives or constraints:
+        commands.rank_again(sweep, objectives, constraints)
+    else:
+        commands.report(sweep)
 
 
 @scrimp.command()

@@ -7,7 +7,7 @@ import csv
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import click
 from pydantic import ValidationError
 
 from scrimp_platform import records, store, terminal
+from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
@@ -172,13 +173,27 @@ def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> Non
 def report(sweep: Path) -> None:
     """Write a sweep's leaderboard and report anew from what is on disk."""
     folder = SweepFolder(sweep)
-    the_sweep = store.read_json(folder.sweep)
-    if the_sweep is None:
-        raise UserError(f"{sweep}: not the folder of a sweep (no {folder.sweep.name})")
+    space = _space_of(folder)
     from scrimp_platform.sweep import conclude
 
     outcome = store.read_json(folder.outcome) or {"reason": "not over yet"}
-    conclude(folder, records.look(folder), Space.model_validate(the_sweep["space"]), outcome["reason"])
+    conclude(folder, records.look(folder), space, outcome["reason"])
+
+
+def rank_again(sweep: Path, objectives: Sequence[str], constraints: Sequence[str]) -> None:
+    """Print how a sweep's trials rank by other objectives or constraints; nothing is trained or written."""
+    folder = SweepFolder(sweep)
+    trials = records.look(folder)
+    space = goals.replaced(_space_of(folder), objectives, constraints)
+    goals.require_measured(space, trials)
+    terminal.show_ranking(folder, leaderboard.rank(trials, space), space)
+
+
+def _space_of(folder: SweepFolder) -> Space:
+    sweep = store.read_json(folder.sweep)
+    if sweep is None:
+        raise UserError(f"{folder.path}: not the folder of a sweep (no {folder.sweep.name})")
+    return Space.model_validate(sweep["space"])
 
 
 def status(storage: Path) -> None:

@@ -89,6 +89,16 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Spa
         say(f"best recipe  {folder.best_recipe}")
 
 
+def show_ranking(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Space) -> None:
+    """Print the leaderboard by objectives and constraints that are not the sweep's own."""
+    console.print("", leaderboard.table(rows, space, console.width), leaderboard.verdict(rows, space), "", sep="\n")
+    goals = _goals(space)
+    say(f"ranked by    {', '.join(goals[name] for name in ('objective', 'constraint') if name in goals)}")
+    say("The sweep's own goals decided which trials were stopped and which got fresh seeds.")
+    if first := leaderboard.best(rows):
+        say(f"recipe       {folder.repeat(first.number, 0).recipe}")
+
+
 def show_space(space: Space) -> None:
     """Print a space: each field with its range, condition, and value in the recipe and the paper; goals and budget."""
     base = space.base()

@@ -166,7 +166,7 @@ def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False)
     for title in ("status", "repeats", *space.objectives):
         result.add_column(title, no_wrap=True)
     first = next(iter(space.objectives))
-    chosen_at = ["chosen at"] if any(chosen(row, first) for row in rows) else []
+    chosen_at = ["chosen at"] if not folded and any(chosen(row, first) for row in rows) else []
     for title in (*chosen_at, *space.constraints, *([] if tight else ["time"]), *([] if folded else names.values())):
         result.add_column(title.replace("_", "_\n") if len(title) > 9 else title, justify="right", no_wrap=True)
     if folded:

@@ -1,0 +1,62 @@
+"""Other objectives and constraints for a sweep that has been trained, as the command line says them."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from scrimp_platform.records import Trial
+from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Space
+from scrimp_trainers.errors import UserError
+
+BOUNDS = {"<=": "max", ">=": "min"}
+
+
+def replaced(space: Space, objectives: Sequence[str], constraints: Sequence[str]) -> Space:
+    """Return the space with these objectives (`fid:minimize`) and constraints (`memorized_fraction<=0.1`) as its own.
+
+    Where none of a kind is given, the space's own stay.
+
+    Raises
+    ------
+    UserError
+        If one cannot be read, or is no score that this sweep measures.
+    """
+    changes: dict[str, Any] = {}
+    if objectives:
+        changes["objectives"] = dict(map(_objective, objectives))
+    if constraints:
+        changes["constraints"] = {}
+        for text in constraints:
+            name, side, limit = _constraint(text)
+            changes["constraints"].setdefault(name, {})[side] = limit
+    return spaces.parse(space.model_dump() | changes, "report")
+
+
+def require_measured(space: Space, trials: Sequence[Trial]) -> None:
+    """Refuse to rank by a score that no repeat has.
+
+    Raises
+    ------
+    UserError
+        If there is one; it names the scores that there are.
+    """
+    measured = {name for trial in trials for repeat in trial.repeats for name in repeat.last}
+    for name in [*space.objectives, *space.constraints]:
+        if measured and name not in measured:
+            raise UserError(f"{name}: was not measured in this sweep; there are {', '.join(sorted(measured))}")
+
+
+def _objective(text: str) -> tuple[str, str]:
+    name, colon, direction = text.partition(":")
+    if not colon or direction not in ("minimize", "maximize"):
+        raise UserError(f"--objective {text}: write it as SCORE:minimize or SCORE:maximize")
+    return name, direction
+
+
+def _constraint(text: str) -> tuple[str, str, float]:
+    """Return the score, `max` or `min`, and the limit."""
+    parts = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
+    if not parts:
+        raise UserError(f"--constraint {text!r}: write it as 'SCORE<=LIMIT' or 'SCORE>=LIMIT', in quotes")
+    return parts[1], BOUNDS[parts[2]], float(parts[3])

@@ -1,0 +1,65 @@
+"""A sweep that has been trained is ranked by other goals, from its records alone."""
+
+from pathlib import Path
+
+import pytest
+from made_up_sweep import make_space, write_sweep
+
+from scrimp_platform import cli, records
+from scrimp_platform.report import leaderboard
+from scrimp_platform.store import SweepFolder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    return write_sweep(tmp_path_factory.mktemp("runs") / "sweep", make_space())
+
+
+def contents(folder: SweepFolder) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def report(capsys: pytest.CaptureFixture[str], folder: SweepFolder, *options: str) -> str:
+    cli.main(["report", str(folder.path), *options])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_constraint_makes_trials_infeasible_and_names_the_best_of_the_others(folder, capsys):
+    first, second = leaderboard.rank(records.read(folder), make_space())[:2]
+    limit = (first.summaries["fd_classifier"].mean + second.summaries["fd_classifier"].mean) / 2
+
+    before = contents(folder)
+    text = report(capsys, folder, "--constraint", f"fd_classifier>={limit}")
+    assert contents(folder) == before
+    assert " infeasible " in text
+    assert f"minimize fd_classifier, fd_classifier at least {limit:g}" in text
+    assert text.endswith(f"recipe {folder.repeat(second.number, 0).recipe}")
+
+
+def test_another_objective_ranks_by_it(folder, capsys):
+    text = report(capsys, folder, "--objective", "parameters:minimize")
+    space = make_space(objectives={"parameters": "minimize"})
+    rows = leaderboard.rank(records.read(folder), space)
+    first = rows[0]
+    assert first.summaries["parameters"].mean == min(row.summaries["parameters"].mean for row in rows if row.fresh)
+    assert f"recipe {folder.repeat(first.number, 0).recipe}" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--constraint", "memorized_fraction=0.1"], "write it as 'SCORE<=LIMIT'"),
+        (["--constraint", "memorized_fraction<=few"], "write it as 'SCORE<=LIMIT'"),
+        (["--constraint", "memorized_fraction<=nan"], "write it as 'SCORE<=LIMIT'"),
+        (["--constraint", "quality<=1"], "quality: no such score"),
+        (["--constraint", "kd_classifier<=1"], "was not measured in this sweep"),
+        (["--objective", "fd_classifier"], "SCORE:minimize or SCORE:maximize"),
+    ],
+)
+def test_goals_that_make_no_sense_are_refused_in_a_line(folder, capsys, options, message):
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["report", str(folder.path), *options])
+    assert ending.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
