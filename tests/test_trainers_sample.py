@@ -98,8 +98,8 @@ def test_guidance_moves_away_from_what_is_drawn_without_a_class(monkeypatch):
 
 
 def test_pixels_survive_the_way_to_numbers_and_back():
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(sample.to_pixels(pixels.float().div_(127.5).sub_(1)), pixels)
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(sample.to_pixels(values.float().div_(127.5).sub_(1)), values)
     beyond = torch.tensor([[[[-1.5, 1.5]]]])
     assert sample.to_pixels(beyond).flatten().tolist() == [0, 255]
 
