@@ -184,7 +184,7 @@ def dataset(digits_dataset: Dataset, folder: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def settings(folder: Path) -> Reweighting:
+def reweighting(folder: Path) -> Reweighting:
     """DRO with a recipe that trains in a second."""
     recipe = small(**LABELLED, training__batch_size=32, sampler__steps=1, optimizer__warmup_kimg=0.0)
     (folder / "small.yaml").write_text(recipe.to_yaml())
@@ -192,16 +192,16 @@ def settings(folder: Path) -> Reweighting:
 
 
 @pytest.fixture(scope="module")
-def found(dataset: Dataset, settings: Reweighting) -> list[float]:
-    return weights(dataset, settings)
+def found(dataset: Dataset, reweighting: Reweighting) -> list[float]:
+    return weights(dataset, reweighting)
 
 
-def weights(dataset: Dataset, settings: Reweighting, seed: int = 0, kept: np.ndarray | None = None) -> list[float]:
-    return class_weights(dataset, settings, seed, CPU, kept).tolist()
+def weights(dataset: Dataset, reweighting: Reweighting, seed: int = 0, kept: np.ndarray | None = None) -> list[float]:
+    return class_weights(dataset, reweighting, seed, CPU, kept).tolist()
 
 
-def using(settings: Reweighting, **values: object) -> Reweighting:
-    return settings.model_copy(update=values)
+def using(reweighting: Reweighting, **values: object) -> Reweighting:
+    return reweighting.model_copy(update=values)
 
 
 def newest(dataset: Dataset) -> Path:
@@ -222,37 +222,37 @@ def test_the_record_says_how_the_weights_came_about(dataset, found):
     assert (file.parent / "reference" / "model").is_dir()
 
 
-def test_controls_are_made_of_the_same_weights_and_nothing_is_trained_twice(dataset, settings, found, monkeypatch):
+def test_controls_are_made_of_the_same_weights_and_nothing_is_trained_twice(dataset, reweighting, found, monkeypatch):
     assert np.mean(found) == pytest.approx(1)
     assert 0.1 < max(found) - min(found) < 3
     monkeypatch.setattr(proxy, "train_proxy", lambda *_: pytest.fail("trained again"))
-    assert weights(dataset, settings, seed=7) == found
-    assert weights(dataset, using(settings, enters="sampling")) == found
-    shuffled = [weights(dataset, using(settings, method="random"), seed) for seed in (0, 1)]
+    assert weights(dataset, reweighting, seed=7) == found
+    assert weights(dataset, using(reweighting, enters="sampling")) == found
+    shuffled = [weights(dataset, using(reweighting, method="random"), seed) for seed in (0, 1)]
     assert shuffled[0] != found
     assert shuffled[0] != shuffled[1]
     assert sorted(shuffled[0]) == sorted(shuffled[1]) == pytest.approx(sorted(found))
-    assert shuffled[0] == weights(dataset, using(settings, method="random"), 0)
+    assert shuffled[0] == weights(dataset, using(reweighting, method="random"), 0)
     inverse = 1 / np.array(found)
-    assert weights(dataset, using(settings, method="inverse")) == pytest.approx(inverse / inverse.mean())
+    assert weights(dataset, using(reweighting, method="inverse")) == pytest.approx(inverse / inverse.mean())
 
 
-def test_a_reference_serves_all_proxies(dataset, settings, found, monkeypatch):
+def test_a_reference_serves_all_proxies(dataset, reweighting, found, monkeypatch):
     monkeypatch.setattr(proxy, "run", lambda *_, **__: pytest.fail("trained again"))
-    stronger = weights(dataset, using(settings, eta=2.0))
+    stronger = weights(dataset, using(reweighting, eta=2.0))
     assert max(stronger) > max(found)
-    fewer = weights(dataset, settings, kept=np.arange(0, 1600, 4))
+    fewer = weights(dataset, reweighting, kept=np.arange(0, 1600, 4))
     assert fewer != found
     assert json.loads(newest(dataset).read_text())["images"] == 400
 
 
-def test_group_dro_needs_no_reference(dataset, settings, found, monkeypatch):
+def test_group_dro_needs_no_reference(dataset, reweighting, found, monkeypatch):
     monkeypatch.setattr(proxy, "train_reference", lambda *_: pytest.fail("trained a reference"))
-    assert weights(dataset, using(settings, method="group_dro")) != found
+    assert weights(dataset, using(reweighting, method="group_dro")) != found
 
 
-def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, settings, monkeypatch):
-    group = using(settings, method="group_dro", eta=3.0)
+def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, reweighting, monkeypatch):
+    group = using(reweighting, method="group_dro", eta=3.0)
     whole = weights(dataset, group)
     file = newest(dataset)
     path = json.loads(file.read_text())["path"]
@@ -278,66 +278,66 @@ def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, settings, monkeyp
     assert json.loads(file.read_text())["path"] == path
 
 
-def test_who_asks_at_the_same_time_waits_for_the_one_that_trains(dataset, settings, monkeypatch):
+def test_who_asks_at_the_same_time_waits_for_the_one_that_trains(dataset, reweighting, monkeypatch):
     trained, train_proxy = [], proxy.train_proxy
     monkeypatch.setattr(proxy, "train_proxy", lambda *arguments: trained.append(1) or train_proxy(*arguments))
-    group = using(settings, method="group_dro", eta=4.0)
+    group = using(reweighting, method="group_dro", eta=4.0)
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda seed: weights(dataset, group, seed), range(3)))
     assert answers[0] == answers[1] == answers[2]
     assert len(trained) == 1
 
 
-def test_one_process_of_a_group_trains_alone(dataset, settings, tmp_path, monkeypatch):
+def test_one_process_of_a_group_trains_alone(dataset, reweighting, tmp_path, monkeypatch):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         for name in ("all_reduce", "all_gather", "barrier", "broadcast", "new_group"):
             monkeypatch.setattr(dist, name, lambda *_, **__: pytest.fail("asked the others"))
         monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-        assert len(weights(dataset, using(settings, kimg=0.2))) == 10
+        assert len(weights(dataset, using(reweighting, kimg=0.2))) == 10
     finally:
         dist.destroy_process_group()
 
 
-def test_a_damaged_record_is_made_anew(dataset, settings):
-    group = using(settings, method="group_dro", eta=5.0)
+def test_a_damaged_record_is_made_anew(dataset, reweighting):
+    group = using(reweighting, method="group_dro", eta=5.0)
     found = weights(dataset, group)
     newest(dataset).write_text('{"weights": [1, ')
     assert weights(dataset, group) == found
 
 
-def test_a_proxy_without_a_finite_loss_is_given_up(dataset, settings, folder):
+def test_a_proxy_without_a_finite_loss_is_given_up(dataset, reweighting, folder):
     recipe = small(training__batch_size=32, optimizer__lr=1e30, optimizer__warmup_kimg=0.0)
     (folder / "wild.yaml").write_text(recipe.to_yaml())
     with pytest.raises(Diverged, match="proxy, step 16"):
-        weights(dataset, using(settings, method="group_dro", recipe=str(folder / "wild.yaml")))
+        weights(dataset, using(reweighting, method="group_dro", recipe=str(folder / "wild.yaml")))
 
 
-def test_a_dataset_that_cannot_be_written_is_named(digits_dataset, settings, tmp_path):
+def test_a_dataset_that_cannot_be_written_is_named(digits_dataset, reweighting, tmp_path):
     shutil.copy(digits_dataset.folder / "dataset.json", tmp_path)
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(UserError, match="cannot be made"):
-        weights(open_dataset(tmp_path), settings)
+        weights(open_dataset(tmp_path), reweighting)
 
 
 # --- mistakes
 
 
-def test_a_dataset_without_classes_is_refused(dataset, settings):
+def test_a_dataset_without_classes_is_refused(dataset, reweighting):
     bare = dataset.manifest.model_copy(update={"classes": None})
     with pytest.raises(UserError, match=r"^reweighting.method: dataset digits has no classes to weigh"):
-        reference.check(settings, bare)
+        reference.check(reweighting, bare)
     reference.check(Reweighting(), bare)
-    reference.check(settings, dataset.manifest)
+    reference.check(reweighting, dataset.manifest)
 
 
-def test_a_recipe_that_is_missing_or_has_techniques_is_refused(dataset, settings, tmp_path):
+def test_a_recipe_that_is_missing_or_has_techniques_is_refused(dataset, reweighting, tmp_path):
     with pytest.raises(UserError, match="no such preset"):
-        reference.check(using(settings, recipe="dpm"), dataset.manifest)
+        reference.check(using(reweighting, recipe="dpm"), dataset.manifest)
     recipe = small(mafp__p1=0.1, sparsity__method="static")
     (tmp_path / "techniques.yaml").write_text(recipe.to_yaml())
     with pytest.raises(UserError, match=r"has mafp, sparsity; .* without them"):
-        reference.check(using(settings, recipe=str(tmp_path / "techniques.yaml")), dataset.manifest)
+        reference.check(using(reweighting, recipe=str(tmp_path / "techniques.yaml")), dataset.manifest)
 
 
 def test_the_check_costs_no_heavy_import():
