@@ -13,8 +13,7 @@ import pytest
 from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
-from scrimp_platform import cluster, search, store
-from scrimp_platform import sweep as the_sweep
+from scrimp_platform import cluster, interrupt, search, store
 from scrimp_platform.repeat import tune_repeat
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers import lines
@@ -187,12 +186,17 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
 
 
 def test_ctrl_c_while_the_limits_are_looked_at_is_heard(monkeypatch):
-    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "1")  # and taken back at the end
+    monkeypatch.setattr(interrupt, "_requested", None)
     ledger = mock.Mock(space=make_space(), exhausted=lambda: signal.raise_signal(signal.SIGINT) or "")
     limits = search.Limits(ledger)
-    with the_sweep.interruptible(limits):
+    with interrupt.deferred(lambda: None):
         assert limits.stop_all()
     assert limits.reached == "interrupted"
+
+
+def test_sigterm_is_the_sweeps_and_not_rays(ray_here):
+    with pytest.raises(interrupt.Terminated):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_the_processes_of_a_private_ray_know_which_one_it_is(ray_here):

@@ -169,7 +169,7 @@ def test_ctrl_c_ends_it_cleanly_with_what_is_known(scored_digits, tmp_path):
         time.sleep(0.2)
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 0, output
+    assert driver.returncode == 130, output
     assert "Traceback" not in output
     assert "Not complete: interrupted" in output
     assert read_json(folder.outcome)["reason"] == "interrupted"

@@ -241,10 +241,12 @@ def rejoined(words: Sequence[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
-    """Run a command; a user's mistake is one line and exit status 2."""
+    """Run a command; a user's mistake is one line and exit status 2, Ctrl-C one and 130, SIGTERM one and 143."""
+    from scrimp_platform import interrupt
     from scrimp_trainers.errors import Diverged, UserError
     from scrimp_trainers.files import no_room
 
+    interrupt.listen()
     try:
         command.main(arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -255,8 +257,8 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
         _leave(str(error), 2)
     except Diverged as error:
         _leave(f"training diverged: {error}", 1)
-    except (click.Abort, KeyboardInterrupt):
-        _leave("interrupted; the same command goes on from here", 130)
+    except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other
+        _leave("interrupted; run the same command again to resume", interrupt.exit_status(error.__cause__ or error))
     except Exception as error:
         if not no_room(error):
             raise

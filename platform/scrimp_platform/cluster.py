@@ -12,6 +12,7 @@ from typing import Any
 
 from scrimp_cluster import nodes as cluster_nodes
 from scrimp_cluster.nodes import Node
+from scrimp_platform import interrupt
 from scrimp_trainers.errors import UserError
 
 # Ray's own words to the terminal are for its developers; failures of repeats reach the ledger.
@@ -118,11 +119,10 @@ def _join() -> bool:
     where = address()
     if not where:
         return False
-    import ray
     from ray.exceptions import AuthenticationError
 
     try:
-        ray.init(address=where, **QUIET)
+        _init(address=where)
     except AuthenticationError as error:
         raise UserError(f"the Ray cluster at {where} does not know this user: {error}") from None
     except ValueError:
@@ -130,6 +130,17 @@ def _join() -> bool:
     except ConnectionError:
         raise UserError(f"no Ray cluster answers at {where}; start it, or unset RAY_ADDRESS and `ray stop`") from None
     return True
+
+
+def _init(**options: Any) -> None:
+    import ray
+
+    try:
+        ray.init(**options, **QUIET)
+    except SystemExit:  # what SIGTERM raises in there
+        raise interrupt.Terminated from None
+    finally:
+        interrupt.listen()
 
 
 def _leave() -> None:
@@ -146,7 +157,6 @@ def start_here(**options: Any) -> None:
     UserError
         If its processes do not start in the 30 s that Ray waits.
     """
-    import ray
     from ray._private import ray_constants
 
     # The switch that Ray has for laptops with a firewall: everything binds to 127.0.0.1. Without it Ray's ports are
@@ -160,7 +170,7 @@ def start_here(**options: Any) -> None:
     inherited = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
     os.environ.update(inherited)
     try:
-        ray.init(address="local", dashboard_host="127.0.0.1", **options, **QUIET)
+        _init(address="local", dashboard_host="127.0.0.1", **options)
     except Exception as error:
         if "timed out during startup" not in str(error):
             raise

@@ -17,7 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from scrimp_platform import cluster
+from scrimp_platform import cluster, interrupt
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.records import Repeat
 from scrimp_trainers import watchdog
@@ -145,12 +145,11 @@ class Limits(Stopper):
         self._ledger = ledger
         self._deadline = time.monotonic() + hours * 3600 if hours else None
         self._limit = ""
-        self.interrupted = False  # a signal sets it at any moment, also while the limits are looked at
 
     @property
     def reached(self) -> str:
         """Why the sweep is to end; empty while it goes on."""
-        return "interrupted" if self.interrupted else self._limit
+        return "interrupted" if interrupt.requested() else self._limit
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep the ledger out of Tune's own records, which are never restored."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scrimp_platform import interrupt
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.files import no_room, write_atomic
 
@@ -41,6 +42,11 @@ def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Resu
     """Write what can be written again from its start; wait while the disk is full or read-only.
 
     The driver waits and does not end: what is being trained goes on meanwhile, and nothing has to be started again.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If it would wait after Ctrl-C or SIGTERM, also after one that was only noted.
     """
     began = 0.0
     while True:
@@ -52,7 +58,7 @@ def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Resu
             if not began:
                 began = time.monotonic()
                 say(f"the sweep waits: {error}; it goes on when there is room")
-            time.sleep(ROOM)
+            interrupt.pause(ROOM)
             continue
         if began:
             say(f"there is room again after {time.monotonic() - began:.0f} s")

@@ -6,13 +6,11 @@ Ray Tune runs what it decides (search.py, repeat.py). MLflow mirrors what is on 
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from scrimp_cluster import doctor
-from scrimp_platform import cluster, estimate, job, plan, store, terminal
+from scrimp_platform import cluster, estimate, interrupt, job, plan, store, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.crew import Crew
 from scrimp_platform.ledger import Ledger
@@ -26,6 +24,8 @@ from scrimp_platform.tracking import Tracker
 from scrimp_spaces.space import Space
 from scrimp_trainers.errors import UserError
 
+ENDING = "\nEnding the sweep; run the same command again to resume it. Ctrl-C again leaves at once."
+
 
 def sweep(options: Options) -> None:
     """Run one sweep from the plan to the report; the same options again resume it.
@@ -35,7 +35,7 @@ def sweep(options: Options) -> None:
     UserError
         If what was asked for cannot be done; nothing has been started then.
     SystemExit
-        If the sweep ran elsewhere, as a job, and did not end well.
+        If the sweep was interrupted, or ran elsewhere, as a job, and did not end well.
     """
     # Plan: whatever can be refused is refused here, and before digits are prepared on first use.
     plan.check(options)
@@ -59,6 +59,9 @@ def sweep(options: Options) -> None:
         # `scrimp status` holds the lock for an instant when it looks.
         with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}", patience=1.0):
             carry_out(the_plan, placement, tracker)
+
+    if number := interrupt.requested():
+        raise SystemExit(128 + number)
 
 
 def place(nodes: tuple[Node, ...], the_plan: Plan) -> Placement:
@@ -141,27 +144,10 @@ def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
     task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus}
     crew = Crew(placement, lambda nodes: examine(nodes, the_plan), ledger.say)
     limits = search.Limits(ledger)
-    with interruptible(limits):
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    with interrupt.deferred(lambda: terminal.say(ENDING)):
         search.run(ledger, tune_repeat, task, crew.places, limits, crew.avoided, crew.blame, reuse=not gpus)
     return limits.reached or "complete"
-
-
-@contextlib.contextmanager
-def interruptible(limits: Any) -> Iterator[None]:
-    """Let Ctrl-C or a polite kill end the sweep as a limit does; the second Ctrl-C ends it at once."""
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-
-    def interrupt(*_: Any) -> None:
-        limits.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        terminal.console.print("\nEnding: the same command goes on from here. Ctrl-C again to leave at once.")
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def keep_outcome(ledger: Ledger, the_plan: Plan, placement: Placement, reason: str) -> None:

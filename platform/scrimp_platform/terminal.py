@@ -83,7 +83,7 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Spa
     """Print the leaderboard, the verdict and where everything lies."""
     console.print("", leaderboard.table(rows, space, console.width), leaderboard.verdict(rows, space), "", sep="\n")
     if reason != "complete":
-        say(f"Not complete: {reason}. The sweep's command goes on from here.")
+        say(f"Not complete: {reason}. Run the same command again to resume.")
     say(f"report       {folder.report}")
     if folder.best_recipe.exists():
         say(f"best recipe  {folder.best_recipe}")

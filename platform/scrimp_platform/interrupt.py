@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM: both end a command, with the exit status that a shell expects of each."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+STEP_S = 0.1
+"""Seconds after which a pause looks again whether it is to end."""
+
+_requested: int | None = None
+
+
+class Terminated(KeyboardInterrupt):
+    """What SIGTERM raises, so that whatever cleans up after Ctrl-C does so after it, too."""
+
+
+def listen() -> None:
+    """Raise `Terminated` for SIGTERM, as Python raises KeyboardInterrupt for Ctrl-C.
+
+    Ray takes SIGTERM for itself when it starts, and prints the stacks of its C++ code. So this is called again then.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def exit_status(error: BaseException) -> int:
+    """Return 143 for SIGTERM, 130 for Ctrl-C."""
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def deferred(notice: Callable[[], object]) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM only be noted, in `requested`, and call `notice`; the second ends at once."""
+    global _requested
+
+    def note(number: int, _frame: Any) -> None:
+        global _requested
+        _requested = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        listen()
+        notice()
+
+    _requested = None
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def requested() -> int | None:
+    """Return the signal that was noted; none if there was none."""
+    return _requested
+
+
+def pause(seconds: float) -> None:
+    """Sleep; a signal that has been noted, or is noted meanwhile, is raised.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C.
+    Terminated
+        After SIGTERM.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if _requested is not None:
+            raise Terminated if _requested == signal.SIGTERM else KeyboardInterrupt
+        time.sleep(min(left, STEP_S))
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
