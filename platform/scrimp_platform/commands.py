@@ -116,10 +116,13 @@ def evaluate(
 ) -> None:
     """Score a model against a dataset."""
     _require_model(model)
-    scoring = _scoring(manifest.load(data), **scoring_values)
+    facts = manifest.load(data)
+    scoring = _scoring(facts, **scoring_values)
+    if grid and not grid.absolute().parent.is_dir():
+        raise UserError(f"--grid {grid}: its folder does not exist")
     from scrimp_trainers import sample as sampling
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.export import load_codec, load_model
+    from scrimp_trainers.export import check_images, load_codec, load_model
     from scrimp_trainers.metrics import cost
     from scrimp_trainers.metrics.memorisation import neighbour_grid
     from scrimp_trainers.metrics.score import Scorer
@@ -127,6 +130,7 @@ def evaluate(
     network, recipe = load_model(model)
     network = _on_device(network)
     codec = load_codec(model, recipe, network.unet.device)
+    check_images(model, network, codec, facts)
     scorer = Scorer(open_dataset(data), scoring, network.unet.device)
     with terminal.progress() as progress:
         images = sampling.generate(
@@ -136,7 +140,7 @@ def evaluate(
     parameters = {"parameters": cost.parameters(network), "nonzero_parameters": cost.nonzero_parameters(network)}
     terminal.show_values(scores.values | parameters | {"nfe": recipe.nfe})
     if grid:
-        neighbour_grid(scores.samples, scores.nearest).save(grid)
+        neighbour_grid(scores.samples, scores.nearest).save(grid, "PNG")
         terminal.say(f"samples, each beside its nearest training image, in {grid}")
 
 

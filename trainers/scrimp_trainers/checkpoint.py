@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from scrimp_trainers import weights
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.train import State
 
@@ -87,7 +88,8 @@ def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
     Damaged
         If a file is not what was written. The state is as it was then.
     UserError
-        If the checkpoint's identity is another one, or this version of Scrimp does not know its form.
+        If the checkpoint's identity is another one, this version of Scrimp does not know its form, or its tensors are
+        not those of this training.
     """
     _verify(found)
     facts = json.loads((found / "state.json").read_text())
@@ -95,17 +97,33 @@ def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{found}: checkpoint format {facts['format']} is not {FORMAT}; use the version that wrote it")
     _refuse_another(found, _flat(facts["identity"]), _flat(identity))
     device = str(next(state.network.parameters()).device)
-    state.network.load_state_dict(load_file(found / "network.safetensors", device))
-    state.ema.load_state_dict(load_file(found / "ema.safetensors", device))
-    parameters = dict(state.network.named_parameters())
-    for name, tensor in load_file(found / "optimizer.safetensors", device).items():
+    for name, network in (("network", state.network), ("ema", state.ema)):
+        file = found / f"{name}.safetensors"
+        weights.fill(network, weights.read(file, device), file)
+    _load_optimizer(found / "optimizer.safetensors", state, device)
+    if state.masks:
+        file = found / "masks.safetensors"
+        masks = weights.read(file, device)
+        weights.require_same(masks, state.masks.tensors(), file)
+        state.masks.load(masks)
+    state.step, state.images = facts["step"], facts["images"]
+    return facts["extra"]
+
+
+def _load_optimizer(file: Path, state: State, device: str) -> None:
+    tensors, parameters = weights.read(file, device), dict(state.network.named_parameters())
+    kinds = {name.partition("/")[0] for name in tensors}
+    scalar = torch.zeros(())
+    expected = {
+        f"{kind}/{name}": scalar if kind == "step" else parameter
+        for kind in kinds
+        for name, parameter in parameters.items()
+    }
+    weights.require_same(tensors, expected, file)
+    for name, tensor in tensors.items():
         kind, _, parameter = name.partition("/")
         # A copy: what is loaded is mapped from its file, which the next checkpoint removes.
         state.optimizer.state[parameters[parameter]][kind] = tensor.clone()
-    if state.masks:
-        state.masks.load(load_file(found / "masks.safetensors", device))
-    state.step, state.images = facts["step"], facts["images"]
-    return facts["extra"]
 
 
 def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:

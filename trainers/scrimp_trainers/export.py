@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from scrimp_trainers import recipe as recipes
+from scrimp_trainers import weights
 from scrimp_trainers.data.aside import aside
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.device import pick
@@ -20,6 +21,7 @@ from scrimp_trainers.techniques.codec import OpenCodec, open_codec
 from scrimp_trainers.techniques.settings import Codec
 
 if TYPE_CHECKING:  # importing it takes seconds
+    from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 CODEC = "codec.json"
@@ -58,16 +60,13 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
     Raises
     ------
     UserError
-        If the folder holds none.
+        If the folder holds none, or a file of it is damaged; weights that are missing or misshapen are named.
     """
     if not (folder / "unet" / "config.json").is_file() or not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: not a model (no unet or no recipe.yaml); name the model folder of a repeat")
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
-    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    recipe, unet = recipes.load(folder / "recipe.yaml"), _load_unet(folder / "unet")
     coordinates = unet.config["in_channels"] > unet.config["out_channels"]
-    network = UNet(unet, coordinates=coordinates).to(pick(device)).eval()
-    return network, recipes.load(folder / "recipe.yaml")
+    return UNet(unet, coordinates=coordinates).to(pick(device)).eval(), recipe
 
 
 def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec | None:
@@ -76,11 +75,47 @@ def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec 
     Raises
     ------
     UserError
-        If the recipe's decoder cannot be loaded.
+        If the recipe's decoder cannot be loaded, or the model does not say of how many channels the images are.
     """
     if not recipe.codec.on:
         return None
-    return open_codec(recipe.codec, device, json.loads((folder / CODEC).read_text())["image_channels"])
+    file = folder / CODEC
+    try:
+        channels = json.loads(file.read_text())["image_channels"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{file}: missing or damaged; it holds the number of `image_channels`") from None
+    return open_codec(recipe.codec, device, channels)
+
+
+def check_images(folder: Path, network: UNet, codec: OpenCodec | None, manifest: Manifest) -> None:
+    """Refuse to compare a model's images with those of a dataset of another size or number of channels.
+
+    Raises
+    ------
+    UserError
+        If they differ.
+    """
+    channels, side = network.shape[0], network.shape[1]
+    if codec:
+        channels, side = codec.image_channels, side * codec.factor
+    if (channels, side) != (manifest.channels, manifest.size):
+        raise UserError(
+            f"{folder}: draws images of {channels} x {side} x {side}, but those of dataset {manifest.name} are "
+            f"{manifest.channels} x {manifest.size} x {manifest.size}; name a dataset of the model's size and channels"
+        )
+
+
+def _load_unet(folder: Path) -> "UNet2DModel":
+    """Build and fill the network of a folder. Where tensors are missing, diffusers' own loading leaves them random."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    config, file = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+    try:
+        unet = cast("UNet2DModel", UNet2DModel.from_config(json.loads(config.read_text())))
+    except Exception as error:  # each wrong value fails in a different way
+        raise UserError(f"{config}: not the config of a UNet2DModel: {weights.reason(error)}") from error
+    weights.fill(unet, weights.read(file), file)
+    return unet
 
 
 def _scheduler(recipe: Recipe) -> "SchedulerMixin":

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scrimp_trainers import weights
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 
@@ -149,5 +150,5 @@ def load_classifier(folder: Path, manifest: Manifest) -> Classifier:
     if hashlib.sha256(data).hexdigest() != manifest.classifier.sha256:
         raise UserError(f"{path}: is missing or not the file that the manifest names; prepare the dataset again")
     network = Classifier(manifest.channels, manifest.size, len(manifest.classes))
-    network.load_state_dict(safetensors.torch.load(data))
+    weights.fill(network, safetensors.torch.load(data), path)
     return network.requires_grad_(False).eval()

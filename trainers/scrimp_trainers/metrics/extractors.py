@@ -16,6 +16,7 @@ import torch.hub
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scrimp_trainers import weights
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import dinov2
@@ -78,7 +79,7 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
         try:
             network, layer = _BUILD[scoring.extractor](path)
         except Exception as error:  # a damaged or foreign file fails in a different way in each library
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            why = weights.reason(error)
             raise UserError(f"{path}: not the weights of extractor {scoring.extractor}: {why}") from error
     network = network.requires_grad_(False).eval().to(device)
     return FeatureExtractor(scoring.extractor, layer, digest, network, device)

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from scrimp_trainers import weights
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.techniques import autoencoder
 from scrimp_trainers.techniques.autoencoder import Autoencoder
@@ -141,12 +142,13 @@ def _load(found: Autoencoder, settings: Codec, device: torch.device) -> "Network
 
     kind: Any = AutoencoderKL if settings.kind == "kl" else AutoencoderTiny
     try:
-        network, told = kind.from_pretrained(
+        network, loaded = kind.from_pretrained(
             found.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = weights.reason(error)
         raise UserError(f"{found.where}: cannot be loaded ({why}); get {autoencoder.WEIGHTS} anew") from error
-    if told["missing_keys"]:
-        raise UserError(f"{found.where}: {autoencoder.WEIGHTS} lacks {told['missing_keys'][0]}; get it anew")
+    for fault, names in (("lacks", loaded["missing_keys"]), ("has an unknown", loaded["unexpected_keys"])):
+        if names:
+            raise UserError(f"{found.where}: {autoencoder.WEIGHTS} {fault} {min(names)}; get it anew")
     return network.requires_grad_(False).eval().to(device)
