@@ -2,13 +2,17 @@
 
 import os
 import re
+import signal
+import subprocess
+import threading
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from ray._private import utils
+from ray._private import utils, worker
 from ray.exceptions import AuthenticationError
 
-from scrimp_platform import cluster
+from scrimp_platform import cluster, interrupt
 from scrimp_platform.cluster import Node, place
 from scrimp_trainers.errors import UserError
 
@@ -85,3 +89,43 @@ def test_a_machine_too_busy_to_start_ray_is_told_so_in_a_line(monkeypatch):
     with pytest.raises(UserError, match="did not start within 30 s: this machine is very busy"):
         cluster.start_here()
     assert "RAY_GCS_SERVER_PORT" not in os.environ
+
+
+@pytest.fixture
+def private_ray(monkeypatch):
+    """Processes in place of Ray's own, and the exit status with which the driver ends when one of them dies."""
+    parts = {name: [SimpleNamespace(process=subprocess.Popen(["sleep", "60"]))] for name in cluster.VITAL}
+    ended, status = threading.Event(), []
+
+    def end(code: int) -> None:
+        status.append(code)
+        ended.set()
+        threading.Event().wait()  # nothing of a process runs after its end
+
+    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(all_processes=parts))
+    monkeypatch.setattr(cluster, "WATCH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(cluster.os, "_exit", end)
+    yield SimpleNamespace(parts=parts, ended=ended, status=status)
+    for [part] in parts.values():
+        part.process.kill()
+        part.process.wait()
+
+
+@pytest.mark.parametrize("name", cluster.VITAL)
+@pytest.mark.parametrize(("requested", "reason", "status"), [(None, "", 1), (signal.SIGTERM, "interrupted", 143)])
+def test_the_driver_ends_with_its_ray_and_says_so(private_ray, monkeypatch, capfd, name, requested, reason, status):
+    monkeypatch.setattr(interrupt, "_requested", requested)
+    with cluster._watched():
+        assert not private_ray.ended.wait(0.2)
+        private_ray.parts[name][0].process.kill()
+        assert private_ray.ended.wait(10)
+    assert private_ray.status == [status]
+    reason = reason or f"Ray's {name} has died"
+    assert capfd.readouterr().err == f"scrimp: {reason}; run the same command again to resume\n"
+
+
+def test_a_ray_that_is_left_may_end(private_ray):
+    with cluster._watched():
+        pass
+    private_ray.parts["raylet"][0].process.kill()
+    assert not private_ray.ended.wait(0.3)

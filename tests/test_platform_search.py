@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -192,6 +193,15 @@ def test_ctrl_c_while_the_limits_are_looked_at_is_heard(monkeypatch):
     with interrupt.deferred(lambda: None):
         assert limits.stop_all()
     assert limits.reached == "interrupted"
+
+
+def test_a_private_ray_names_the_parts_that_are_watched(ray_here):
+    """A canary: they are private to Ray."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    for name in cluster.VITAL:
+        assert [part.process.poll() for part in node.all_processes[name]] == [None]
 
 
 def test_sigterm_is_the_sweeps_and_not_rays(ray_here):

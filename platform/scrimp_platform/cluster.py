@@ -5,6 +5,8 @@ import ctypes
 import logging
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # So would Tune's traceback of a process that was killed; the sweep's own line says it.
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+
+
+VITAL = ("gcs_server", "raylet")
+"""The parts of a Ray without which it does not answer any more, as Ray calls them."""
+WATCH_INTERVAL_S = 0.1  # sooner than Ray notices, and prints its log of the last seconds
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,14 @@ def labels_without(avoided: Sequence[str]) -> dict[str, str]:
 @contextlib.contextmanager
 def connect() -> Iterator[tuple[Node, ...]]:
     """Join the Ray cluster that is running, or start Ray on this machine for as long as the sweep lasts."""
+    watch: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if not _join():
         # Train frees a stopped trial's GPUs through the dashboard (ray#58515), so it is on where there are any.
         start_here(include_dashboard=_gpus_here() > 0)
+        watch = _watched()
     try:
-        yield cluster_nodes.alive()
+        with watch:
+            yield cluster_nodes.alive()
     finally:
         _leave()
 
@@ -178,6 +188,39 @@ def start_here(**options: Any) -> None:
     finally:
         for name in inherited:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """End this process when a vital part of its own Ray dies.
+
+    Calls that wait for that part in Ray's C++ code wait for ever, and no exception reaches them. As after any death of
+    the driver, everything that was decided is on disk.
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_INTERVAL_S):
+            for name in VITAL:
+                if any(part.process.poll() is not None for part in node.all_processes[name]):
+                    _give_up(name)
+
+    threading.Thread(target=watch, name="ray", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _give_up(part: str) -> None:
+    number = interrupt.requested()  # SIGTERM for the whole process group ends Ray, too
+    reason = "interrupted" if number else f"Ray's {part} has died"
+    sys.stdout.flush()
+    print(f"scrimp: {reason}; run the same command again to resume", file=sys.stderr, flush=True)
+    os._exit(128 + number if number else 1)
 
 
 def _gpus_here() -> int:
