@@ -106,13 +106,13 @@ def test_a_checkpoint_with_a_damaged_file_gives_way_to_the_one_before(two_checkp
     assert state.step == 2
     assert file in note or file == "SHA256SUMS"
     assert note.startswith(f"{last}: damaged")
-    assert note.endswith(f"it goes on from {best} at 0.016 kimg")
+    assert note.endswith(f"training resumes from {best} at 0.016 kimg")
 
     damage(best / file)
     state = small_state(small())
     saved, note = checkpoint.restore([last, best], state, IDENTITY)
     assert saved is None
-    assert note.endswith("; it starts anew")
+    assert note.endswith("; training starts again")
     assert_same(state, small_state(small()))
 
 

@@ -1,4 +1,6 @@
 import ast
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,7 +150,7 @@ def test_a_run_that_diverges_says_at_which_step(digits_dataset, tmp_path):
 
 
 @pytest.fixture
-def told(monkeypatch):
+def scores(monkeypatch):
     """Scores that a stand-in for the scorer gives, in turn."""
     values: list[float] = []
 
@@ -172,8 +174,8 @@ def four_rungs(dataset, folder):
     return list(run(recipe, dataset, folder, 5, rungs_kimg=rungs, scoring=scoring, objective="fd"))
 
 
-def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, told):
-    told += [3.0, 1.0, float("nan"), 2.0]
+def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, scores):
+    scores += [3.0, 1.0, float("nan"), 2.0]
     heard = [(line["fd"], line["fd_best"]) for line in four_rungs(digits_dataset, tmp_path) if "fd_best" in line]
     assert heard == [(3.0, 3.0), (1.0, 1.0), (2.0, 1.0)]
     best, last = (load_file(tmp_path / "checkpoint" / name / "optimizer.safetensors") for name in ("best", "last"))
@@ -182,20 +184,68 @@ def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, 
     assert (tmp_path / "neighbours.png").exists()
 
 
-@pytest.mark.parametrize("damaged", [["last"], ["last", "best"]])
-def test_a_run_with_damaged_checkpoints_ends_as_if_nothing_had_been(digits_dataset, tmp_path, told, damaged):
-    told += [3.0, 1.0, 5.0, 2.0]
+@pytest.mark.parametrize(
+    ("damaged", "resumes"),
+    [
+        (["last"], "training resumes from {}/previous at 0.096 kimg"),
+        (["last", "previous"], "training resumes from {}/best at 0.064 kimg"),
+        (["last", "previous", "best"], "training starts again"),
+    ],
+)
+def test_a_run_with_damaged_checkpoints_ends_as_if_nothing_had_been(digits_dataset, tmp_path, scores, damaged, resumes):
+    given = [3.0, 1.0, 5.0, 2.0]
+    scores += given
     heard = four_rungs(digits_dataset, tmp_path)
     whole = tensors(tmp_path)
     for name in damaged:
         file = tmp_path / "checkpoint" / name / "optimizer.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
-    told += [5.0, 2.0] if damaged == ["last"] else [3.0, 1.0, 5.0, 2.0]
+    scores += given[{1: 3, 2: 2, 3: 0}[len(damaged)] :]
     note, *again = four_rungs(digits_dataset, tmp_path)
-    goes_on = f"it goes on from {tmp_path}/checkpoint/best at 0.064 kimg" if damaged == ["last"] else "it starts anew"
     assert note["note"].startswith(f"{tmp_path}/checkpoint/last: damaged, see optimizer.safetensors; ")
-    assert note["note"].endswith(goes_on)
-    assert not told
+    assert note["note"].endswith(resumes.format(tmp_path / "checkpoint"))
+    assert not scores
     assert timeless(again) == timeless(heard)
     assert timeless(lines.read(tmp_path / "metrics.jsonl")) == timeless(heard)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors(tmp_path).items())
+
+
+@pytest.fixture(scope="module")
+def unscored(digits_dataset, tmp_path_factory):
+    """A run as `scrimp train` does it, without scores: a checkpoint at each of its two rungs."""
+    folder = tmp_path_factory.mktemp("unscored")
+    list(run(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064]))
+    return folder
+
+
+UNSCORED = small(training__batch_size=32, training__kimg=0.064, sampler__steps=1)
+CHECKPOINT = ["SHA256SUMS", "state.json", "network.safetensors", "ema.safetensors", "optimizer.safetensors"]
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", CHECKPOINT)
+def test_a_flipped_bit_in_any_file_costs_one_checkpoint_and_leaves_the_sound_one(
+    unscored, digits_dataset, tmp_path, name
+):
+    folder = shutil.copytree(unscored, tmp_path / "run")
+    flip(folder / "checkpoint" / "last" / name)
+    note, *_ = run(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
+    assert note["note"].startswith(f"{folder}/checkpoint/last: damaged, see ")
+    assert note["note"].endswith(f"training resumes from {folder}/checkpoint/previous at 0.032 kimg")
+    assert images(folder) == {"last": 64, "previous": 32}
+
+    flip(folder / "checkpoint" / "last" / name)
+    flip(folder / "checkpoint" / "previous" / name)
+    note, *_ = run(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
+    assert note["note"].endswith("training starts again")
+    assert images(folder) == {"last": 64, "previous": 32}
+
+
+def images(folder):
+    checkpoints = (folder / "checkpoint").iterdir()
+    return {path.name: json.loads((path / "state.json").read_text())["images"] for path in checkpoints}

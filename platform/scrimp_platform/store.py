@@ -168,7 +168,7 @@ class RepeatFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Folder of the last and the best checkpoint."""
+        """Folder of the last two checkpoints and the best one."""
         return self.path / "checkpoint"
 
     @property

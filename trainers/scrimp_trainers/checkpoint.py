@@ -25,19 +25,23 @@ class Damaged(Exception):
     """A checkpoint of which a file is missing, cut short or changed."""
 
 
-def save(folder: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:
+def save(
+    folder: Path, state: State, identity: dict[str, Any], extra: dict[str, Any], previous: Path | None = None
+) -> None:
     """Replace the checkpoint in this folder.
 
     The new one is written beside the old, synced and renamed: a kill at any moment leaves one of the two.
 
     Parameters
     ----------
+    previous
+        Where the checkpoint that is replaced is kept, in the place of the one before it; none removes it.
     identity
         What must be the same for whoever goes on from here, as JSON can hold it.
     extra
         Whatever else the caller wants back, as JSON can hold it.
     """
-    new, old = _beside(folder, "new"), _beside(folder, "old")
+    new, old = _beside(folder, "new"), previous or _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
     try:
         _write(new, state, identity, extra)
@@ -49,7 +53,8 @@ def save(folder: Path, state: State, identity: dict[str, Any], extra: dict[str, 
         folder.rename(old)
     new.rename(folder)
     _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if not previous:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
@@ -60,8 +65,8 @@ def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> 
     Returns
     -------
     tuple
-        The `extra` that was saved with it, none if there is no sound one; and what is wrong with those that were
-        passed over, in one line, empty if none was.
+        The `extra` that was saved with it, none if there is no sound one; and one line that says which checkpoints
+        are damaged and where training resumes, empty if none is.
 
     Raises
     ------
@@ -69,15 +74,15 @@ def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> 
         If the checkpoint's identity is another one, or this version of Scrimp does not know its form.
     """
     damage: list[str] = []
-    for found in [path for folder in folders for path in (folder, _beside(folder, "old")) if path.exists()]:
+    for path in [path for folder in folders for path in (folder, _beside(folder, "old")) if path.exists()]:
         try:
-            extra = load(found, state, identity)
+            extra = load(path, state, identity)
         except Damaged as error:
             damage.append(str(error))
             continue
-        goes_on = f"it goes on from {found} at {state.images / 1000:g} kimg"
-        return extra, "; ".join([*damage, goes_on]) if damage else ""
-    return None, "; ".join([*damage, "it starts anew"]) if damage else ""
+        resumes = f"training resumes from {path} at {state.images / 1000:g} kimg"
+        return extra, "; ".join([*damage, resumes]) if damage else ""
+    return None, "; ".join([*damage, "training starts again"]) if damage else ""
 
 
 def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:

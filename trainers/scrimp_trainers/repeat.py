@@ -73,6 +73,7 @@ class Repeat:
         self.prepared = prepare(recipe, dataset, seed, self.device, self.rank, self.world)
         self.progress, self.began = Progress(), time.monotonic()
         self.saved, self.told = self.began, (0, self.began)
+        self.sound = True  # whether checkpoint/last, if there is one, may become checkpoint/previous
         manifest, codec = dataset.manifest, self.prepared.codec
         self.state = start(
             recipe,
@@ -91,8 +92,9 @@ class Repeat:
 
     def resume(self) -> str:
         """Load the last sound checkpoint if there is one, and forget the lines after it; say what was damaged."""
-        checkpoints = [self.folder / "checkpoint" / name for name in ("last", "best")]
+        checkpoints = [self.folder / "checkpoint" / name for name in ("last", "previous", "best")]
         saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
+        self.sound = not damage
         self.progress = Progress(**saved or {})
         spent = [line["seconds"] for line in lines.read(self._metrics)]
         self.progress.seconds = max([self.progress.seconds, *spent])
@@ -240,10 +242,13 @@ class Repeat:
             self.save("best")
 
     def save(self, name: Literal["last", "best"]) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint. The last one becomes `checkpoint/previous`, unless it was found damaged."""
         self.progress.seconds, self.began, self.saved = self._seconds(), time.monotonic(), time.monotonic()
         if self.rank == 0:
-            checkpoint.save(self.folder / "checkpoint" / name, self.state, self._identity(), asdict(self.progress))
+            folder, extra = self.folder / "checkpoint", asdict(self.progress)
+            previous = folder / "previous" if name == "last" and self.sound else None
+            checkpoint.save(folder / name, self.state, self._identity(), extra, previous)
+        self.sound = self.sound or name == "last"
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -35,8 +35,8 @@ def run(
 
     A line is due at every tick and at every rung; at a rung it holds the scores and, as `rung`, its kimg, and is on
     disk with a checkpoint before it is yielded. A repeat that is continued first yields again the lines of the rungs
-    behind it; where a checkpoint was damaged, the very first line holds as `note` what is wrong with it and where the
-    repeat goes on, and nothing else. In a process group every rank runs this, and rank 0 writes.
+    behind it; where a checkpoint was damaged, the very first line holds as `note` what is wrong with it and where
+    training resumes, and nothing else. In a process group every rank runs this, and rank 0 writes.
 
     Parameters
     ----------

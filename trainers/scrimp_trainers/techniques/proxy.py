@@ -79,9 +79,10 @@ def train_proxy(
     shape = {"image_size": facts.size, "channels": facts.channels, "classes": classes}
     state = start(recipe, **shape, seed=PROXY_SEED, device=device)
     weighing, identity = even(classes, device), {"weights": folder.name}
-    saved, _ = checkpoint.restore([folder], state, identity)
-    if saved:
-        weighing = _loaded(saved, device)
+    last, previous = folder / "last", folder / "previous"
+    progress, damage = checkpoint.restore([last, previous], state, identity)
+    if progress:
+        weighing = _loaded(progress, device)
     began = saved = time.monotonic()
     before = weighing.seconds
     state.network.train()
@@ -96,8 +97,9 @@ def train_proxy(
                 raise Diverged(f"reweighting's proxy, step {state.step}: its loss is not finite")
             weighing.seconds = before + time.monotonic() - began
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                checkpoint.save(folder, state, identity, _saved(weighing))
-                saved = time.monotonic()
+                # A damaged last one does not take the place of the sound one before it.
+                checkpoint.save(last, state, identity, _saved(weighing), None if damage else previous)
+                saved, damage = time.monotonic(), ""
     return weighing
 
 
