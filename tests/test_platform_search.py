@@ -204,6 +204,15 @@ def test_a_private_ray_names_the_parts_that_are_watched(ray_here):
         assert [part.process.poll() for part in node.all_processes[name]] == [None]
 
 
+def test_ray_prints_no_lines_of_its_own_log(ray_here, capfd):
+    from ray._private import utils, worker
+
+    node: Any = worker._global_node
+    utils.publish_error_to_driver("test", "lines of a raylet's log", gcs_client=node.get_gcs_client())
+    time.sleep(1)
+    assert "raylet" not in "".join(capfd.readouterr())
+
+
 def test_sigterm_is_the_sweeps_and_not_rays(ray_here):
     with pytest.raises(interrupt.Terminated):
         signal.raise_signal(signal.SIGTERM)

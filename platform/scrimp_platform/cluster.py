@@ -29,7 +29,7 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 VITAL = ("gcs_server", "raylet")
 """The parts of a Ray without which it does not answer any more, as Ray calls them."""
-WATCH_INTERVAL_S = 0.1  # sooner than Ray notices, and prints its log of the last seconds
+WATCH_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,10 @@ def _join() -> bool:
 
 def _init(**options: Any) -> None:
     import ray
+    from ray._private import worker
 
+    # Ray has no setting for this: lines of its log for each process that dies. They are in its session's folder, too.
+    worker.print_to_stdstream = lambda *_, **__: None
     try:
         ray.init(**options, **QUIET)
     except SystemExit:  # what SIGTERM raises in there
