@@ -161,7 +161,7 @@ def scores(monkeypatch):
         def score(self, samples, classes):
             images = torch.cat(list(samples))
             assert len(images) == 20
-            scores = {"fd": values.pop(0)}
+            scores = {"fd": values.pop(0), "extractor": "classifier"}
             return type("Scores", (), {"values": scores, "samples": images[:4], "nearest": images[4:8]})()
 
     monkeypatch.setattr("scrimp_trainers.metrics.score.Scorer", FakeScorer)

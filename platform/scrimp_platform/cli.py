@@ -93,7 +93,10 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 @click.option("--extractor", help="Score the result with this feature extractor.")
 @click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Images to score.")
 def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
-    """Train RECIPE (a preset or a YAML file) on DATA, in OUT. The same command resumes."""
+    """Train RECIPE (a preset or a YAML file) on DATA, in OUT. The same command resumes.
+
+    A finished run is scored with --extractor, and continued with a larger --kimg.
+    """
     from scrimp_platform import commands
 
     commands.train(recipe, data, out, **options)

@@ -19,7 +19,7 @@ from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
-from scrimp_trainers import fit
+from scrimp_trainers import fit, lines
 from scrimp_trainers import recipe as recipes
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
@@ -61,7 +61,7 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
 def train(
     recipe: str, data: Path, out: Path, kimg: float | None, seed: int, extractor: str | None, samples: int
 ) -> None:
-    """Train one repeat without Ray."""
+    """Train one repeat without Ray. A finished one is scored, or continued if it is to be longer."""
     the_recipe = recipes.load(recipe)
     if kimg:
         the_recipe = the_recipe.replace({"training.kimg": kimg})
@@ -74,6 +74,7 @@ def train(
     from scrimp_trainers.run import run
 
     total = the_recipe.training.kimg
+    _look_for_finished(out, data, total, scoring)
     line: dict[str, Any] = {}
     with terminal.progress("kimg") as progress:
         for line in run(the_recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring):
@@ -86,6 +87,20 @@ def train(
             terminal.show_layers(csv.DictReader(file))
     terminal.show_values(line)
     terminal.say(f"model in {out / 'model'}")
+
+
+def _look_for_finished(out: Path, data: Path, kimg: float, scoring: Scoring | None) -> None:
+    """Say that a run is finished; refuse to score it in a second way, since its lines and its card hold one score."""
+    last = (lines.read(out / "metrics.jsonl") or [{}])[-1]
+    if "rung" not in last or last["images"] < kimg * 1000:
+        return
+    if not scoring or "extractor" not in last:
+        terminal.say(f"{out}: finished at {last['kimg']:g} kimg; nothing is left to train")
+    elif (last["extractor"], last["samples"]) != (scoring.extractor, scoring.samples):
+        raise UserError(
+            f"{out}: finished, and scored by {last['samples']:g} samples with extractor {last['extractor']}; "
+            f"use `scrimp evaluate {out / 'model'} {data}` for other scores"
+        )
 
 
 def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int) -> None:

@@ -54,6 +54,12 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
 
 
+def is_current(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the model that `export` would write; its card names all that it depends on."""
+    card = folder / "README.md"
+    return card.is_file() and card.read_text() == _card(network, recipe, manifest, scores)
+
+
 def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[UNet, Recipe]:
     """Read a model that `export` wrote, onto the device asked for or the best there is.
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.device import pick
-from scrimp_trainers.errors import TooLarge
-from scrimp_trainers.export import export
+from scrimp_trainers.errors import TooLarge, UserError
+from scrimp_trainers.export import export, is_current
 from scrimp_trainers.files import write_atomic
 from scrimp_trainers.lines import Line
 from scrimp_trainers.metrics import cost
@@ -31,6 +32,8 @@ from scrimp_trainers.techniques.prepared import leave, prepare
 from scrimp_trainers.techniques.sparsity import Row
 from scrimp_trainers.train import State, Step, learning_rate, read_losses, refuse_explosion, start, steps_of, train
 
+MASK_SCHEDULE = "training.kimg, which sets the masks' schedule,"
+"""How a checkpoint names the length of a training of which anything but its end depends on it."""
 LOOK_STEPS, LOOK_IMAGES = 16, 1000
 """Losses are read, and a checkpoint may be written, every so many steps and images: seldom enough to cost nothing."""
 
@@ -95,6 +98,7 @@ class Repeat:
         checkpoints = [self.folder / "checkpoint" / name for name in ("last", "previous", "best")]
         saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
         self.sound = not damage
+        self._refuse_longer()
         self.progress = Progress(**saved or {})
         spent = [line["seconds"] for line in lines.read(self._metrics)]
         self.progress.seconds = max([self.progress.seconds, *spent])
@@ -222,6 +226,12 @@ class Repeat:
         if self.rank == 0:
             lines.append(self._metrics, line)
 
+    def rewrite_last(self, line: Line) -> None:
+        """Replace the last line of metrics.jsonl."""
+        self.progress.lines[-1] = line
+        if self.rank == 0:
+            lines.rewrite(self._metrics, self.progress.lines)
+
     def best(self, line: Line, objective: str | None, direction: str) -> Line:
         """Return the best value of the objective at any rung so far, as `<objective>_best`, beside that of this rung.
 
@@ -260,10 +270,15 @@ class Repeat:
         self.began, self.told = self.began + away, (self.told[0], self.told[1] + away)
 
     def export(self, line: Line) -> None:
-        """Leave the model behind, with the scores of the last line."""
+        """Leave the model behind, with the scores of the last line, in the place of an earlier one."""
         watchdog.alive()
-        if self.rank == 0 and not (self.folder / "model").exists():
-            export(self.folder / "model", self.state.ema, self.recipe, self.dataset.manifest, line)
+        folder = self.folder / "model"
+        if self.rank == 0:
+            what = self.state.ema, self.recipe, self.dataset.manifest, line
+            if folder.exists() and not is_current(folder, *what):
+                shutil.rmtree(folder)
+            if not folder.exists():
+                export(folder, *what)
         if self.world > 1:
             dist.barrier()  # when this returns on any rank, all files are there
         watchdog.rest()
@@ -295,8 +310,19 @@ class Repeat:
         return spent * patches.mean_area(recipe.patches, state.network.shape[-1])
 
     def _identity(self) -> dict[str, Any]:
+        """Return what must stay the same. A run may become longer, unless a schedule is spread over its length."""
         recipe, content = self.recipe.model_dump(mode="json"), self.dataset.manifest.content_hash
-        return {**recipe, "dataset": content, "seed": self.state.seed}
+        kimg = recipe["training"].pop("kimg")
+        moving = {MASK_SCHEDULE: kimg} if self.recipe.sparsity.moves else {}
+        return {**recipe, **moving, "dataset": content, "seed": self.state.seed}
+
+    def _refuse_longer(self) -> None:
+        training = self.recipe.training
+        if self.state.step > steps_of(training):
+            raise UserError(
+                f"{self.folder}: has been trained for {self.state.images / 1000:g} kimg, more than training.kimg "
+                f"{training.kimg:g}; name another folder"
+            )
 
     def _picture(self, path: Path, images: Tensor) -> None:
         if self.rank == 0 and len(images):

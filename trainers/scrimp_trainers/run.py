@@ -36,7 +36,9 @@ def run(
     A line is due at every tick and at every rung; at a rung it holds the scores and, as `rung`, its kimg, and is on
     disk with a checkpoint before it is yielded. A repeat that is continued first yields again the lines of the rungs
     behind it; where a checkpoint was damaged, the very first line holds as `note` what is wrong with it and where
-    training resumes, and nothing else. In a process group every rank runs this, and rank 0 writes.
+    training resumes, and nothing else. A finished repeat that was trained without scores is scored if `scoring` asks
+    for it; one whose recipe is longer now, and otherwise the same, is continued. In a process group every rank runs
+    this, and rank 0 writes.
 
     Parameters
     ----------
@@ -54,7 +56,7 @@ def run(
     Raises
     ------
     UserError
-        If the recipe does not fit the dataset, or the folder holds another repeat.
+        If the recipe does not fit the dataset, or the folder holds another repeat, or one that was trained for longer.
     Diverged
         If the loss is no longer finite or has exploded.
     """
@@ -63,21 +65,29 @@ def run(
         yield {"note": damage}
     known = repeat.progress.lines
     yield from [line for line in known if "rung" in line]
-    written = {line["images"] for line in known}
+    written = known[-1]["images"] if known else -1
     steps = repeat.steps()
 
     for images, rung in _marks(recipe, rungs_kimg):
-        if images in written:
+        if images <= written:
             continue
         repeat.train_to(images, steps, checkpoint_seconds)
         line = repeat.line()
         if rung is not None:
-            line |= repeat.score(rung) | {"rung": float(rung)}
+            line |= {"rung": float(rung)} | repeat.score(rung)
             line |= repeat.best(line, objective, direction)
         repeat.write(line)
         if rung is not None:
             repeat.keep_best(line, objective)
             repeat.save("last")
+        with repeat.pause():
+            yield line
+
+    if scoring and "extractor" not in known[-1]:  # it was trained without scores
+        line = known[-1] | repeat.score(known[-1]["rung"])
+        line |= repeat.best(line, objective, direction)
+        repeat.rewrite_last(line)
+        repeat.save("last")
         with repeat.pause():
             yield line
 

@@ -130,6 +130,11 @@ class Sparsity(Section):
         """Whether weights are masked."""
         return self.method != "dense" and self.level > 0
 
+    @property
+    def moves(self) -> bool:
+        """Whether the masks change, by a schedule over the whole training."""
+        return self.on and self.method != "static"
+
     @model_validator(mode="after")
     def _accumulates_between_changes(self) -> "Sparsity":
         if self.accumulate > self.interval:

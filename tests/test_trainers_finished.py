@@ -1,0 +1,97 @@
+"""A finished run: it is scored later, made longer, or left as it is."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainers_small import small
+
+from scrimp_platform import commands
+from scrimp_trainers import lines
+from scrimp_trainers.errors import UserError
+from scrimp_trainers.export import load_model
+from scrimp_trainers.run import run
+
+KIMG, LONGER = 0.064, 0.128
+TIMING = {"seconds", "images_per_second", "device_hours"}
+
+
+def recipe(**values):
+    return small(**{"training__batch_size": 32, "training__kimg": KIMG, "sampler__steps": 1} | values)
+
+
+def train(dataset, folder, recipe):
+    kimg = recipe.training.kimg
+    return list(run(recipe, dataset, folder, 5, rungs_kimg=[kimg]))
+
+
+def timeless(line):
+    return {name: value for name, value in line.items() if name not in TIMING}
+
+
+@pytest.mark.parametrize("sparse", [{}, {"sparsity__method": "static"}])
+def test_a_longer_run_is_the_run_of_that_length(digits_dataset, tmp_path, sparse):
+    longer = recipe(training__kimg=LONGER, **sparse)
+    whole = train(digits_dataset, tmp_path / "whole", longer)
+    train(digits_dataset, tmp_path / "continued", recipe(**sparse))
+    known, *new = train(digits_dataset, tmp_path / "continued", longer)
+    assert known["rung"] == KIMG
+    assert [line["images"] for line in new] == [128]
+
+    for name in ("network", "ema", "optimizer"):
+        file = f"checkpoint/last/{name}.safetensors"
+        one, other = (load_file(tmp_path / run / file) for run in ("whole", "continued"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    last = lines.read(tmp_path / "continued" / "metrics.jsonl")[-1]
+    cost = ("kimg", "rung", "train_flops", "lr")
+    assert [last[name] for name in cost] == [whole[-1][name] for name in cost]
+
+    model, theirs = load_model(tmp_path / "continued" / "model")
+    assert theirs == longer
+    saved = load_file(tmp_path / "whole" / "checkpoint" / "last" / "ema.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["rigl", "magran"])
+def test_a_run_whose_masks_follow_a_schedule_does_not_become_longer(digits_dataset, tmp_path, method):
+    train(digits_dataset, tmp_path, recipe(sparsity__method=method))
+    with pytest.raises(UserError, match=r"kimg, which sets the masks' schedule, is 0\.064 there and 0\.128 here"):
+        train(digits_dataset, tmp_path, recipe(sparsity__method=method, training__kimg=LONGER))
+
+
+def test_a_run_becomes_neither_shorter_nor_another(digits_dataset, tmp_path):
+    train(digits_dataset, tmp_path, recipe())
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"has been trained for 0\.064 kimg, more than training\.kimg 0\.032"):
+        train(digits_dataset, tmp_path, recipe(training__kimg=0.032))
+    with pytest.raises(UserError, match=r"another run \(optimizer\.lr is "):
+        train(digits_dataset, tmp_path, recipe(training__kimg=LONGER, optimizer__lr=0.5))
+    assert (tmp_path / "recipe.yaml").read_bytes() == before
+
+
+def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe.yaml").write_text(recipe().to_yaml())
+
+    def command(name, extractor, samples=64):
+        commands.train(
+            str(tmp_path / "recipe.yaml"), scored_digits.folder, tmp_path / name, None, 5, extractor, samples
+        )
+        return lines.read(tmp_path / name / "metrics.jsonl")[-1]
+
+    scored = command("scored", "classifier")
+    command("later", None)
+    assert "fd_classifier" not in (tmp_path / "later" / "model" / "README.md").read_text()
+    monkeypatch.setattr("scrimp_trainers.train.learning_rate", lambda *_: pytest.fail("trained"))
+    later = command("later", "classifier")
+    assert timeless(later) == timeless(scored)
+    card = (tmp_path / "later" / "model" / "README.md").read_text()
+    assert f"| fd_classifier | {scored['fd_classifier']:.6g} |" in card
+    assert "finished at 0.064 kimg; nothing is left to train" in capsys.readouterr().out
+
+    assert command("later", "classifier") == later
+    assert command("later", None) == later
+    with pytest.raises(UserError, match=r"scored by 64 samples with extractor classifier; use `scrimp evaluate "):
+        command("later", "classifier", samples=128)
+    state = json.loads((tmp_path / "later" / "checkpoint" / "last" / "state.json").read_text())
+    assert state["extra"]["lines"][-1] == later
