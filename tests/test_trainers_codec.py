@@ -20,6 +20,7 @@ from trainers_small import CPU, small
 
 from scrimp_trainers import sample
 from scrimp_trainers.data import latents as caching
+from scrimp_trainers.data import latents as latents_module
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.latents import Latents, latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
@@ -193,6 +194,15 @@ def test_the_cache_is_made_once(autoencoders, dataset, monkeypatch):
     assert sum(encoded) == 2 * COUNT
     assert torch.equal(first.moments, again.moments)
     assert not list((dataset.folder / "cache").glob("*.part"))
+
+
+def test_a_cache_of_another_format_is_made_again(autoencoders, dataset, monkeypatch):
+    settings = settings_of(autoencoders, "kl")
+    open_latents(dataset, settings, CPU)
+    monkeypatch.setattr(latents_module, "FORMAT", latents_module.FORMAT + 1)
+    encoded = count_encodings(monkeypatch)
+    open_latents(dataset, settings, CPU)
+    assert sum(encoded) == 2 * COUNT
 
 
 def test_another_encoder_or_dataset_has_a_cache_of_its_own(autoencoders, dataset, pictures, tmp_path, monkeypatch):

@@ -214,6 +214,12 @@ def test_a_coreset_is_the_best_tenth_of_each_class_of_the_digits(digits: Dataset
     assert kept.tolist() == choose(scores(features, labels, SETTINGS), labels, SETTINGS).tolist()
 
 
+def test_a_list_of_another_format_is_made_again(digits: Dataset, monkeypatch: pytest.MonkeyPatch):
+    old = coreset.score(digits, SETTINGS, CPU, seed=0)
+    monkeypatch.setattr(coreset, "FORMAT", coreset.FORMAT + 1)
+    assert coreset.score(digits, SETTINGS, CPU, seed=0).file != old.file
+
+
 def test_the_list_names_each_image_with_its_class_score_and_fate(digits: Dataset):
     found = coreset.score(digits, SETTINGS, CPU, seed=0)
     with found.file.open(newline="") as lines:

@@ -20,6 +20,7 @@ from trainers_small import CPU, random_batches, small, small_state
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.errors import Diverged, UserError
 from scrimp_trainers.techniques import proxy, reference
+from scrimp_trainers.techniques import reweighting as class_weighting
 from scrimp_trainers.techniques.reweighting import class_weights, excess, relative, shares, step
 from scrimp_trainers.techniques.settings import Reweighting
 
@@ -276,6 +277,24 @@ def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, reweighting, monk
     assert weights(dataset, group) == whole
     assert taken == [*range(21), *range(16, 24)]
     assert json.loads(file.read_text())["path"] == path
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weights": [1, 1]}', '{"weights": [NaN, 1, 1, 1, 1, 1, 1, 1, 1, 1]}'])
+def test_weights_that_are_not_those_of_the_classes_are_made_again(dataset, reweighting, text):
+    group = using(reweighting, method="group_dro", eta=6.0)
+    whole = weights(dataset, group)
+    newest(dataset).write_text(text)
+    assert weights(dataset, group) == whole
+
+
+def test_weights_of_another_format_are_made_again(dataset, reweighting, monkeypatch):
+    group = using(reweighting, method="group_dro", eta=6.0)
+    weights(dataset, group)
+    monkeypatch.setattr(class_weighting, "FORMAT", class_weighting.FORMAT + 1)
+    trained, train_proxy = [], proxy.train_proxy
+    monkeypatch.setattr(proxy, "train_proxy", lambda *arguments: trained.append(1) or train_proxy(*arguments))
+    weights(dataset, group)
+    assert trained == [1]
 
 
 def test_who_asks_at_the_same_time_waits_for_the_one_that_trains(dataset, reweighting, monkeypatch):

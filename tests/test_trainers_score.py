@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
 from scrimp_trainers.errors import UserError
-from scrimp_trainers.metrics import extractors, score
+from scrimp_trainers.metrics import extractors, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
 from scrimp_trainers.metrics.score import Scorer
 from scrimp_trainers.metrics.settings import Scoring, score_names
@@ -180,6 +180,20 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))
     scorer(other)
     assert len(list((dataset.folder / "cache").iterdir())) == 8
+
+
+def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypatch):
+    dataset = pictures(train=slice(0, 300))
+    scorer(dataset)
+    written = {path.name for path in (dataset.folder / "cache").iterdir()}
+    computed, statistics = [], fidelity.statistics
+    monkeypatch.setattr(fidelity, "statistics", lambda features: computed.append(1) or statistics(features))
+    scorer(dataset)
+    assert not computed
+    monkeypatch.setattr(references, "FORMAT", references.FORMAT + 1)
+    scorer(dataset)
+    assert computed == [1]
+    assert len({path.name for path in (dataset.folder / "cache").iterdir()} - written) == 2
 
 
 def flip_last_byte(path: Path) -> None:

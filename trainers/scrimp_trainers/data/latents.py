@@ -30,6 +30,8 @@ from scrimp_trainers.techniques import autoencoder
 from scrimp_trainers.techniques.codec import open_codec
 from scrimp_trainers.techniques.settings import Codec
 
+FORMAT = 1
+"""Version of the cache. Raise it when latents are computed or kept in another way: they are made again."""
 BLOCK = 64
 """Images that are encoded and written together."""
 
@@ -67,7 +69,7 @@ def open_latents(
     """
     found = autoencoder.find(settings, "encoder")
     side, manifest = found.side(dataset.manifest.size), dataset.manifest
-    name = f"{manifest.content_hash[:16]}-latents-{settings.kind}-{found.identity()[:16]}.npy"
+    name = f"{manifest.content_hash[:16]}-latents-{settings.kind}-{found.identity()[:16]}-v{FORMAT}.npy"
     path = dataset.folder / "cache" / name
     if not _is_sound(path):
         shape = (manifest.splits["train"].count, 2, 2 * found.channels, side, side)

@@ -1,7 +1,7 @@
 """Features and statistics of a dataset's splits, computed once and kept in the dataset's `cache/` folder.
 
-A file's name holds everything that its content depends on. Several processes may make the same file at once: each
-writes its own copy aside and renames it, so readers see a whole one or none.
+A file's name holds everything that its content depends on, and the version of its format. Several processes may make
+the same file at once: each writes its own copy aside and renames it, so readers see a whole one or none.
 """
 
 import contextlib
@@ -22,11 +22,15 @@ from scrimp_trainers.metrics.extractors import FeatureExtractor
 
 Tensors = dict[str, Tensor]
 
+FORMAT = 1
+"""Version of features and statistics. Raise it when they are computed or kept in another way: they are made again."""
+
 
 def cache_file(folder: Path, manifest: Manifest, extractor: FeatureExtractor, split: SplitName, kind: str) -> Path:
     """Name the file for the features or statistics of a split."""
     count = manifest.splits[split].count
-    parts = [manifest.content_hash[:16], extractor.name, extractor.weights[:16], extractor.layer, split, count, kind]
+    weights = [extractor.name, extractor.weights[:16], extractor.layer]
+    parts = [manifest.content_hash[:16], *weights, split, count, kind, f"v{FORMAT}"]
     return folder / "cache" / ("-".join(str(part) for part in parts) + ".safetensors")
 
 

@@ -27,6 +27,8 @@ from scrimp_trainers.techniques.settings import Coreset
 Report = Callable[[float, float], None]
 """Takes how many images are done and how many there are."""
 
+FORMAT = 1
+"""Version of the list. Raise it when images are scored or chosen in another way: lists are made again."""
 HEADER = ["key", "class", "score", "kept"]
 
 
@@ -86,7 +88,7 @@ def _file(dataset: Dataset, settings: Coreset, scoring: Scoring | None, seed: in
     """Name the list by everything that it depends on."""
     known = settings.model_dump(exclude={"weights"} if scoring else {"weights", "features", "covariance"})
     source = weights_hash(scoring, dataset.manifest) if scoring else seed
-    identity = json.dumps([dataset.manifest.content_hash, known, source], sort_keys=True)
+    identity = json.dumps([FORMAT, dataset.manifest.content_hash, known, source], sort_keys=True)
     return dataset.folder / "cache" / f"coreset-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.csv"
 
 

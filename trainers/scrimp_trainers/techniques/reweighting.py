@@ -11,6 +11,7 @@ split, so that one reference serves all coresets, and the proxy sees the coreset
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import references
 from scrimp_trainers.techniques.reference import check, recipe_of
 from scrimp_trainers.techniques.settings import Reweighting
+
+FORMAT = 1
+"""Version of the class weights. Raise it when they are found in another way: they are made again."""
 
 
 def class_weights(
@@ -107,10 +111,12 @@ def _members(labels: Tensor, classes: int) -> Tensor:
 def _shared(dataset: Dataset, settings: Reweighting, device: torch.device, kept: np.ndarray | None) -> list[float]:
     """Return the weights of `dro` or `group_dro`, and make them first if nobody has."""
     recipe, family = recipe_of(settings), "group-dro" if settings.method == "group_dro" else "dro"
-    folder = dataset.folder / "cache" / f"reweighting-{_hash(dataset.manifest.content_hash, recipe.to_yaml())}"
+    classes = len(dataset.manifest.classes or [])
+    made_of = _hash(FORMAT, dataset.manifest.content_hash, recipe.to_yaml())
+    folder = dataset.folder / "cache" / f"reweighting-{made_of}"
     coreset = None if kept is None else hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
     file = folder / f"{family}-{_hash(settings.eta, settings.smoothing, coreset)}.json"
-    if known := _read(file):
+    if known := _read(file, classes):
         return known
     from scrimp_trainers.techniques import proxy  # it needs the training loop, which needs this module
 
@@ -119,7 +125,7 @@ def _shared(dataset: Dataset, settings: Reweighting, device: torch.device, kept:
     except OSError as error:
         raise UserError(f"{folder}: class weights are kept there, but it cannot be made ({error.strerror})") from None
     with references.locked(file):
-        if known := _read(file):  # another process has made them meanwhile
+        if known := _read(file, classes):  # another process has made them meanwhile
             return known
         reference = None
         if family == "dro":
@@ -140,11 +146,14 @@ def _shared(dataset: Dataset, settings: Reweighting, device: torch.device, kept:
     return facts["weights"]
 
 
-def _read(file: Path) -> list[float] | None:
+def _read(file: Path, classes: int) -> list[float] | None:
+    """Read one positive weight a class; none if there is no such file."""
     try:
-        return json.loads(file.read_text())["weights"]
-    except (OSError, ValueError, KeyError):
+        weights = [float(weight) for weight in json.loads(file.read_text())["weights"]]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    sound = len(weights) == classes and all(0 < weight < math.inf for weight in weights)
+    return weights if sound else None
 
 
 def _hash(*parts: Any) -> str:
