@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,29 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
     search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=lambda: 2, limits=limits)
     assert limits.reached == "max_gpu_hours 1e-09 reached"
     assert len(ledger.trials) < 8
+
+
+def test_ctrl_c_ends_a_repeat_that_will_not_report_for_long(ray_here, tmp_path, monkeypatch):
+    """Its thread may wait for room on the disk, or be on its way to a distant rung."""
+    monkeypatch.setattr(interrupt, "_requested", None)
+
+    def wait(config: dict) -> None:
+        Path(config["began"]).touch()
+        time.sleep(300)
+
+    def stop() -> None:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.1)
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressed: list[float] = []
+    ledger = open_ledger(SweepFolder(tmp_path / "sweep"))
+    threading.Thread(target=stop).start()
+    with interrupt.deferred(lambda: None):
+        search.run(ledger, wait, {"began": str(tmp_path / "began")}, places=lambda: 1, limits=search.Limits(ledger))
+    assert time.monotonic() - pressed[0] < 4
+    assert [repeat.status for repeat in ledger.repeats] == ["running"]  # and resumed by the next driver
 
 
 def test_ctrl_c_while_the_limits_are_looked_at_is_heard(monkeypatch):

@@ -55,8 +55,8 @@ def requested() -> int | None:
     return _requested
 
 
-def pause(seconds: float) -> None:
-    """Sleep; a signal that has been noted, or is noted meanwhile, is raised.
+def check() -> None:
+    """Raise the signal that was noted, if there was one.
 
     Raises
     ------
@@ -65,10 +65,15 @@ def pause(seconds: float) -> None:
     Terminated
         After SIGTERM.
     """
+    if _requested is not None:
+        raise Terminated if _requested == signal.SIGTERM else KeyboardInterrupt
+
+
+def pause(seconds: float) -> None:
+    """Sleep; `check` meanwhile."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
-        if _requested is not None:
-            raise Terminated if _requested == signal.SIGTERM else KeyboardInterrupt
+        check()
         time.sleep(min(left, STEP_S))
 
 

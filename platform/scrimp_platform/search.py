@@ -5,6 +5,8 @@ without a number running for ever, know no constraints and no repeats, and lose 
 Tune places and watches processes; every decision is the ledger's, which has it on disk first.
 """
 
+import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -106,10 +108,16 @@ class RepeatSearcher(Searcher):
 
 
 class ActorManager(RayActorManager):
-    """Tune's, for which a process that Ray ended because its machine ran out of memory has died like any other.
+    """Tune's, with two differences: when a machine runs out of memory, and after Ctrl-C.
 
-    Tune by itself ends the whole sweep then (ray 2.60, `RayActorManager._actor_task_failed`).
+    A process that Ray ended because its machine ran out of memory has died like any other; Tune by itself ends the
+    whole sweep then (ray 2.60, `RayActorManager._actor_task_failed`). After Ctrl-C processes are killed at once; Tune
+    by itself waits 10 s for each until it reports, which it does at its next rung, and kills it then.
     """
+
+    def remove_actor(self, tracked_actor: Any, kill: bool = False, stop_future: Any = None) -> bool:
+        """Stop a process."""
+        return super().remove_actor(tracked_actor, kill or interrupt.requested() is not None, stop_future)
 
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
@@ -118,6 +126,8 @@ class ActorManager(RayActorManager):
 
 
 tune_controller.RayActorManager = ActorManager  # Tune has no other way to be given one
+# It prints a traceback where its own records find no room on the disk. Nobody reads them: the ledger has everything.
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 
 class RungScheduler(FIFOScheduler):
@@ -197,6 +207,7 @@ def run(
     reuse : bool
         Whether Tune keeps a process for its next repeat, which needs a function that ends as soon as it is stopped.
     """
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # a sweep has its own
     searcher = RepeatSearcher(ledger, places, avoided, blame)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _place),

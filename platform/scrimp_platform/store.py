@@ -55,6 +55,7 @@ def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Resu
         except OSError as error:
             if not no_room(error):
                 raise
+            interrupt.check()
             if not began:
                 began = time.monotonic()
                 say(f"the sweep waits: {error}; it goes on when there is room")

@@ -5,7 +5,6 @@ Ray Tune runs what it decides (search.py, repeat.py). MLflow mirrors what is on 
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 
@@ -100,7 +99,7 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
     folder = the_plan.folder
     store.write_json(folder.sweep, plan.record(the_plan))
     tracker.start()
-    patience = 5.0  # seconds for MLflow if this is cut short
+    patience = 2.0  # seconds for MLflow if this is cut short
     try:
         # Search and race: until the ledger has nothing left to do, or a limit is reached.
         ledger = open_ledger(the_plan, placement)
@@ -144,7 +143,6 @@ def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
     task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus}
     crew = Crew(placement, lambda nodes: examine(nodes, the_plan), ledger.say)
     limits = search.Limits(ledger)
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with interrupt.deferred(lambda: terminal.say(ENDING)):
         search.run(ledger, tune_repeat, task, crew.places, limits, crew.avoided, crew.blame, reuse=not gpus)
     return limits.reached or "complete"
