@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_cluster import nodes as cluster_nodes
+from scrimp_cluster import token
 from scrimp_cluster.nodes import Node
 from scrimp_platform import interrupt
 from scrimp_trainers.errors import UserError
@@ -168,8 +169,12 @@ def start_here(**options: Any) -> None:
     Raises
     ------
     UserError
-        If its processes do not start in the 30 s that Ray waits.
+        If its processes do not start in the 30 s that Ray waits, or its token cannot be written.
     """
+    try:
+        token.ensure()
+    except OSError as error:
+        raise UserError(f"{error.filename}: Ray's token cannot be written there ({error.strerror})") from None
     from ray._private import ray_constants
 
     # The switch that Ray has for laptops with a firewall: everything binds to 127.0.0.1. Without it Ray's ports are
