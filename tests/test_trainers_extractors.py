@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 from urllib.error import URLError
 
@@ -144,16 +145,38 @@ class TinyCLIP(nn.Module):
         return self.visual(x)
 
 
-def test_clip_is_torch_fidelitys(tmp_path: Path):
+@pytest.fixture
+def clip_files(tmp_path: Path) -> tuple[Path, Path]:
+    """The same weights as TorchScript and as a state dict."""
     torch.manual_seed(0)
-    path = tmp_path / "clip.pt"
-    torch.jit.save(torch.jit.trace(TinyCLIP().eval(), torch.zeros(1, 3, 32, 32)), str(path))
+    network, script, state = TinyCLIP().eval(), tmp_path / "clip.pt", tmp_path / "state.pt"
+    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 32, 32)), str(script))
+    torch.save(network.state_dict(), state)
+    return script, state
+
+
+def test_clip_is_torch_fidelitys(clip_files, monkeypatch: pytest.MonkeyPatch):
+    script, state = clip_files
     images = pictures(3, seed=5)
-    features, logits = opened("clip", path).features(images)
-    (theirs,) = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(path))(images)
-    assert logits is None
+    (theirs,) = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(script))(images)
     assert theirs.std() > 0
-    torch.testing.assert_close(features, theirs)
+    digest = hashlib.sha256(script.read_bytes()).hexdigest()
+    monkeypatch.setattr(extractors, "published_hash", lambda _: digest)
+    for path in (script, state):
+        features, logits = opened("clip", path).features(images)
+        assert logits is None
+        torch.testing.assert_close(features, theirs)
+
+
+def test_of_torchscript_only_clips_published_file_is_loaded(clip_files, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("loaded"))
+    published = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+    assert extractors.published_hash(extractors.source("clip")[1]) == published
+    with pytest.raises(UserError, match=r"clip\.pt: not the weights of extractor clip: a TorchScript archive can run"):
+        opened("clip", clip_files[0])
+    for extractor in ("inception", "vgg16", "dinov2", "resnet18"):
+        with pytest.raises(UserError, match=rf"clip\.pt: not the weights of extractor {extractor}: .*TorchScript"):
+            opened(extractor, clip_files[0])
 
 
 def test_dinov2_is_the_vision_transformer_of_torchvision_with_scaled_layers():

@@ -2,12 +2,14 @@
 
 A weight file is looked for where the setting says, then in torch's hub cache, and then it is downloaded. Files are read
 without unpickling; what torch-fidelity would unpickle itself it gets from us, written anew from what was read safely.
+TorchScript can run code, so of that form only CLIP's published file is accepted, by its hash.
 """
 
 import hashlib
 import io
 import re
 import socket
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,7 +169,9 @@ def _sha256(path: Path) -> str:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a file is a TorchScript archive is refused, too
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _rewritten(path: Path) -> io.BytesIO:
@@ -192,9 +196,29 @@ def _vgg16(path: Path) -> tuple[nn.Module, str]:
 
 def _clip(path: Path) -> tuple[nn.Module, str]:
     from torch_fidelity import FeatureExtractorCLIP
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.feature_extractor_clip import build_model
 
-    # The published file is a TorchScript archive; torch reads it without Python's pickle.
-    return FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(path)), "clip"
+    # torch-fidelity's own __init__ runs whatever TorchScript the file holds; the rest of its class is used as it is.
+    extractor = FeatureExtractorCLIP.__new__(FeatureExtractorCLIP)
+    FeatureExtractorBase.__init__(extractor, "clip-vit-b-32", ["clip"])
+    extractor.feature_extractor_internal_dtype = torch.float32
+    extractor.model = build_model(_clip_state(path), torch.float32)
+    extractor.resolution = extractor.model.visual.input_resolution
+    return extractor, "clip"
+
+
+def _clip_state(path: Path) -> dict[str, Tensor]:
+    """Read CLIP's tensors. To load a TorchScript archive is to run its code, so only the published one is accepted."""
+    content = path.read_bytes()  # what is loaded is what was hashed
+    if hashlib.sha256(content).hexdigest() == published_hash(source("clip")[1]):
+        return dict(torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict())
+    try:
+        return _state(path)
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise
+    raise UserError("a TorchScript archive can run code, and this is not the published one; give a state dict instead")
 
 
 def _dinov2(path: Path) -> tuple[nn.Module, str]:
