@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
 
-from scrimp_platform import sweep
+from scrimp_platform import records, sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_trainers import lines
@@ -274,3 +274,66 @@ def test_spent_device_hours_end_the_sweep(folder):
     assert repeat
     train(folder, ledger, repeat)
     assert ledger.exhausted() == "max_gpu_hours 0.01 reached"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is moved."""
+    now = SimpleNamespace(hours=1000.0)
+    monkeypatch.setattr(records.time, "time", lambda: now.hours * 3600)
+    return now
+
+
+def test_waiting_for_a_device_or_for_room_is_no_device_time(folder, clock):
+    ledger = open_ledger(folder)
+    repeat = ledger.propose()
+    assert repeat
+
+    clock.hours += 5  # until Ray has a place for it
+    assert ledger.device_hours == 0
+    ledger.clock(repeat, working=True)
+    clock.hours += 1
+    assert ledger.device_hours == pytest.approx(1)
+
+    ledger.clock(repeat, working=False)
+    clock.hours += 7
+    assert ledger.device_hours == pytest.approx(1)
+    ledger.clock(repeat, working=True)
+    clock.hours += 1
+    assert ledger.device_hours == pytest.approx(2)
+
+
+def test_what_a_failed_attempt_did_after_its_last_rung_counts(folder, clock):
+    ledger = open_ledger(folder)
+    repeat = ledger.propose()
+    assert repeat
+    ledger.clock(repeat, working=True)
+    clock.hours += 2
+    ledger.finish(repeat, "its process died")
+    clock.hours += 9
+    assert ledger.device_hours == pytest.approx(2)
+
+    assert ledger.propose() is repeat
+    clock.hours += 3
+    ledger.clock(repeat, working=True)
+    clock.hours += 1
+    train(folder, ledger, repeat)
+    assert ledger.device_hours == pytest.approx(3)
+    assert open_ledger(folder).device_hours == pytest.approx(3)
+
+
+def test_after_a_killed_driver_its_last_scores_tell_the_device_time(folder, clock):
+    ledger = open_ledger(folder)
+    repeat = ledger.propose()
+    assert repeat
+    ledger.clock(repeat, working=True)
+    train(folder, ledger, repeat, stop_before=20)
+
+    clock.hours += 100
+    again = open_ledger(folder)
+    repeat = again.propose()
+    assert repeat
+    assert again.device_hours == pytest.approx(20 / 3600)
+    again.clock(repeat, working=True)
+    clock.hours += 1
+    assert again.device_hours == pytest.approx(1 + 20 / 3600)

@@ -75,6 +75,9 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
     assert (second.status, third.status) == ("stopped", "finished")
     assert set(first.scores) == {0.3, 0.6}
+    assert first.started
+    assert first.ended
+    assert 0 < first.spent < first.ended - first.started  # without the time until Train had its workers
     assert first.last["samples"] == 32
     assert (folder.repeat(0, 0).model / "unet").is_dir()
     card = json.loads((folder.repeat(0, 0).checkpoint / "last" / "state.json").read_text())

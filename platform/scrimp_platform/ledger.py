@@ -85,7 +85,7 @@ class Ledger:
         """
         repeat = self._interrupted() or self._search() or self._race()
         if repeat:
-            repeat.status, repeat.started = "running", time.time()
+            repeat.status, repeat.started, repeat.began = "running", time.time(), None
             self._save(repeat)
         return repeat
 
@@ -109,6 +109,14 @@ class Ledger:
         self._close(repeat, "stopped", f"not among the best at {rung:g} kimg")
         return False
 
+    def clock(self, repeat: Repeat, working: bool) -> None:
+        """Take note that a repeat's devices begin to work for it, or that it waits."""
+        if working:
+            repeat.start_clock()
+            self._save(repeat)
+        else:  # perhaps for room on the disk, where this could not be written either
+            repeat.stop_clock()
+
     def finish(self, repeat: Repeat, failure: str = "", final: bool = False) -> None:
         """Take note that a repeat has ended: well, or with a failure that another attempt may mend unless `final`."""
         if not repeat.open:
@@ -118,6 +126,7 @@ class Ledger:
         if failure and not final and repeat.attempt <= self.space.budget.retries:
             repeat.status, repeat.cause = "waiting", failure
             repeat.attempt += 1
+            repeat.stop_clock()
             self._save(repeat)
             self.say(f"repeat {self._label(repeat)} failed ({failure}); attempt {repeat.attempt} follows")
             return
@@ -190,6 +199,7 @@ class Ledger:
     def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:
         """Write down a repeat's end, then the trial's, then tell Optuna: a kill in between is mended by `_recover`."""
         repeat.status, repeat.cause, repeat.ended = status, cause, time.time()
+        repeat.stop_clock()
         self._save(repeat)
         if repeat.phase == "search":
             self._tell(next(trial for trial in self.trials if trial.number == repeat.trial))

@@ -22,6 +22,8 @@ class Repeat:
 
     `stopped` means that successive halving ended it, `failed` that no further attempt will be made. `scores` maps
     a rung, in kimg, to what was measured there; `passed` is the highest rung after which it was told to go on.
+    `started` is when it was handed out, `began` when its devices began to work for it: none while it waits for them, or
+    for room on the disk. `spent` holds the seconds of their work before that.
     """
 
     trial: int
@@ -33,6 +35,8 @@ class Repeat:
     cause: str = ""
     started: float | None = None
     ended: float | None = None
+    began: float | None = None
+    spent: float = 0.0
     devices: int = 1
     passed: float = 0.0
     scores: dict[float, dict[str, Any]] = field(default_factory=dict)
@@ -49,11 +53,20 @@ class Repeat:
 
     @property
     def device_hours(self) -> float:
-        """Hours of training and scoring so far, times devices; of a running repeat, those on the clock."""
-        seconds = self.last.get("seconds", 0.0)
-        if self.status == "running" and self.started:
-            seconds = max(seconds, time.time() - self.started)
-        return seconds * self.devices / 3600
+        """Hours for which its devices have worked for it so far, times devices."""
+        running = time.time() - self.began if self.began and self.status == "running" else 0.0
+        return max(self.spent + running, self.last.get("seconds", 0.0)) * self.devices / 3600
+
+    def start_clock(self) -> None:
+        """Count the time of its devices from now on; what a killed driver did not write down, its scores still tell."""
+        self.spent = max(self.spent, self.last.get("seconds", 0.0))
+        self.began = time.time()
+
+    def stop_clock(self) -> None:
+        """Count it no longer."""
+        if self.began:
+            self.spent += time.time() - self.began
+        self.began = None
 
     def save(self, folder: RepeatFolder) -> None:
         """Write `repeat.json`; the scores stand in `metrics.jsonl`, where the worker wrote them."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, store
-from scrimp_platform.search import FAILURE, FINAL, NODE, NOTE
+from scrimp_platform.search import FAILURE, FINAL, NODE, NOTE, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers import watchdog
 from scrimp_trainers.errors import Final, NoRoom, UserError
@@ -70,6 +70,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
                 tune.report({FAILURE: line, FINAL: isinstance(cause, Final), NODE: vars(cause).get(NODE)})
                 return
         # Wait here, where it costs no attempt.
+        tune.report({WORKING: False})
         if time.monotonic() > told + AGAIN:
             tune.report({NOTE: f"waits for room in {folder.path}: {line}"})
             told = time.monotonic()
@@ -145,6 +146,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     alone = store.exclusive(folder.lock, f"repeat {folder.label}", PATIENCE) if first else contextlib.nullcontext()
     with alone, watchdog.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
+        report({WORKING: True})
         for line in run(
             recipes.load(folder.recipe),
             open_dataset(Path(task["dataset"])),

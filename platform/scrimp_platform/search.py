@@ -25,7 +25,7 @@ from scrimp_platform.records import Repeat
 from scrimp_trainers import watchdog
 
 # What a Tune function reports besides a rung's scores (see repeat.py).
-FAILURE, FINAL, NOTE, NODE = "failure", "final", "note", "node"
+FAILURE, FINAL, NOTE, NODE, WORKING = "failure", "final", "note", "node", "working"
 
 
 class RepeatSearcher(Searcher):
@@ -82,6 +82,8 @@ class RepeatSearcher(Searcher):
         """Take what a repeat reported; false if it is to stop."""
         if NOTE in result:
             self._ledger.note(self._live[trial_id], result[NOTE])
+        if WORKING in result:
+            self._ledger.clock(self._live[trial_id], result[WORKING])
         if "rung" in result:
             return self._ledger.report(self._live[trial_id], result)
         return True
