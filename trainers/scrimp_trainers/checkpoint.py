@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scrimp_trainers import weights
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.files import share
 from scrimp_trainers.train import State
 
 FORMAT = 1
@@ -141,6 +142,8 @@ def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, A
     facts = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
     (new / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     (new / SUMS).write_text(_sums(new))
+    for path in new.glob("*.safetensors"):
+        share(path)
     for path in [*new.iterdir(), new]:
         _sync(path)
 

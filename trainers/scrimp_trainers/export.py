@@ -13,6 +13,7 @@ from scrimp_trainers.data.aside import aside
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.device import pick
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.files import share
 from scrimp_trainers.networks.unet import UNet
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sections import EDM
@@ -52,6 +53,8 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
         if recipe.codec.on:
             (part / CODEC).write_text(json.dumps({"image_channels": manifest.channels}) + "\n")
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
+        for file in part.rglob("*.safetensors"):
+            share(file)
 
 
 def is_current(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from scrimp_trainers.data.loading import Batch, draws, to_device
 from scrimp_trainers.data.pixels import from_png
 from scrimp_trainers.data.shards import read_shard
 from scrimp_trainers.errors import NoRoom, UserError
-from scrimp_trainers.files import no_room
+from scrimp_trainers.files import no_room, replacing
 from scrimp_trainers.techniques import autoencoder
 from scrimp_trainers.techniques.codec import open_codec
 from scrimp_trainers.techniques.settings import Codec
@@ -155,17 +154,11 @@ def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[Tensor]) -> None
     header = io.BytesIO()
     np.lib.format.write_array_header_2_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
     digest = hashlib.sha256()
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for part in chain([header.getvalue()], (block.numpy().tobytes() for block in blocks)):
-                digest.update(part)
-                file.write(part)
-            file.write(digest.digest())
-        Path(aside).chmod(0o644)
-        Path(aside).replace(path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    with replacing(path) as aside, aside.open("wb") as file:
+        for part in chain([header.getvalue()], (block.numpy().tobytes() for block in blocks)):
+            digest.update(part)
+            file.write(part)
+        file.write(digest.digest())
 
 
 def _is_sound(path: Path) -> bool:

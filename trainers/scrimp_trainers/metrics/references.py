@@ -7,8 +7,6 @@ the same file at once: each writes its own copy aside and renames it, so readers
 import contextlib
 import fcntl
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from scrimp_trainers.data.manifest import Manifest, SplitName
+from scrimp_trainers.files import replacing
 from scrimp_trainers.metrics.extractors import FeatureExtractor
 
 Tensors = dict[str, Tensor]
@@ -58,15 +57,8 @@ def locked(path: Path) -> Iterator[None]:
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:
     """Make a file with `fill`, which gets another path to write to, so that it is there whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
-    try:
-        fill(Path(aside))
-        Path(aside).chmod(0o644)
-        Path(aside).replace(path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    with replacing(path) as aside:
+        fill(aside)
 
 
 def _read(path: Path) -> Tensors | None:
