@@ -27,7 +27,7 @@ def test_heun_reaches_the_closed_form_with_second_order_error():
     exact = MEAN + (start - MEAN) * DEVIATION / math.hypot(DEVIATION, settings.sigma_max)
     steps, errors = [16, 32, 64, 128, 256], []
     for count in steps:
-        found = edm.sample(settings, Sampler(steps=count), gaussian_denoiser, normal((64, 1, 1, 1)))
+        found = edm.sample(settings, Sampler(steps=count), gaussian_denoiser, normal((64, 1, 1, 1)), clip=True)
         errors.append((found - exact).abs().max().item())
     logarithms = torch.tensor([steps, errors], dtype=torch.float64).log()
     slope = torch.linalg.lstsq(torch.stack([logarithms[0], torch.ones(5)], 1), logarithms[1]).solution[0].item()
@@ -37,7 +37,7 @@ def test_heun_reaches_the_closed_form_with_second_order_error():
 
 def test_the_stochastic_sampler_keeps_the_distribution():
     sampler = Sampler(steps=128, s_churn=40, s_min=0.05, s_max=50)
-    found = edm.sample(EDM(), sampler, gaussian_denoiser, normal((40_000, 1, 1, 1)))
+    found = edm.sample(EDM(), sampler, gaussian_denoiser, normal((40_000, 1, 1, 1)), clip=True)
     assert found.mean().item() == pytest.approx(MEAN, abs=4 * DEVIATION / 200)
     assert found.std().item() == pytest.approx(DEVIATION, rel=0.02)  # standard error 0.35%
 
@@ -50,7 +50,7 @@ def test_noise_is_added_only_between_s_min_and_s_max():
         return torch.zeros(2, 1, 1, 1)
 
     sampler = Sampler(steps=18, s_churn=1, s_min=0.05, s_max=50)
-    edm.sample(EDM(), sampler, gaussian_denoiser, noise)
+    edm.sample(EDM(), sampler, gaussian_denoiser, noise, clip=True)
     inside = [t for t in edm.time_grid(EDM(), 18) if 0.05 <= t <= 50]
     assert 0 < len(inside) < 18
     assert len(draws) == 1 + len(inside)
@@ -64,7 +64,7 @@ def test_heun_evaluates_the_model_one_less_than_twice_a_step(steps, evaluations)
         calls.append(sigma)
         return x * 0
 
-    edm.sample(EDM(), Sampler(steps=steps), predict, normal((1, 1, 1, 1)))
+    edm.sample(EDM(), Sampler(steps=steps), predict, normal((1, 1, 1, 1)), clip=True)
     assert len(calls) == evaluations
 
 

@@ -12,7 +12,7 @@ from trainers_small import small, small_state
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.diffusion.process import process_of
 from scrimp_trainers.errors import UserError
-from scrimp_trainers.export import export, load_model
+from scrimp_trainers.export import _scheduler, export, load_model
 from scrimp_trainers.networks.unet import build
 
 MANIFEST = Manifest(
@@ -161,3 +161,11 @@ def test_coordinate_channels_are_exported_and_read_back(tmp_path, monkeypatch):
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a model"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ancestral", "ddim"])
+def test_the_exported_scheduler_clips_pixels_and_no_latents(kind):
+    latents = {"codec__kind": "kl", "codec__encoder": "vae", "codec__decoder": "vae"}
+    for values, clips in (({}, True), (latents, False)):
+        recipe = small("tiny-ddpm", sampler__kind=kind, **values)
+        assert _scheduler(recipe).config["clip_sample"] is clips

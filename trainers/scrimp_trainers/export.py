@@ -148,6 +148,7 @@ def _scheduler(recipe: Recipe) -> "SchedulerMixin":
         beta_schedule="linear" if settings.betas == "linear" else "squaredcos_cap_v2",
         prediction_type="epsilon" if settings.prediction == "epsilon" else "v_prediction",
         timestep_spacing="trailing",
+        clip_sample=not recipe.codec.on,
     )
 
 

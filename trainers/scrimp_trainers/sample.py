@@ -47,7 +47,8 @@ def generate(
     for first in range(0, len(mine), batch_size):
         numbers = mine[first : first + batch_size]
         noise = _noise(network, numbers, seed)
-        images = process.sample(recipe.diffusion, recipe.sampler, _predictor(network, recipe, numbers), noise)
+        predict = _predictor(network, recipe, numbers)
+        images = process.sample(recipe.diffusion, recipe.sampler, predict, noise, clip=not recipe.codec.on)
         yield to_pixels(codec.decode(images) if codec else images)
 
 

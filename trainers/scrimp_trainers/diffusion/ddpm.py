@@ -62,12 +62,21 @@ def losses(settings: DDPM, estimate: Tensor, images: Tensor, noise: Tensor, t: T
     return Losses((estimate - target).square().flatten(1).mean(1), t, labels)
 
 
-def clean_and_noise(settings: DDPM, prediction: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn a prediction into the clean images, clipped to [-1, 1], and the noise."""
+def clean_and_noise(settings: DDPM, prediction: Tensor, x: Tensor, t: Tensor, clip: bool) -> tuple[Tensor, Tensor]:
+    """Turn a prediction into the clean images and the noise; `clip` keeps the clean images in [-1, 1], as pixels are.
+
+    Latents have no such bounds: clipping those of unit variance would shrink them to a deviation of 0.6 to 0.7.
+    """
     signal, deviation = _mix(settings, t)
     if settings.prediction == "v":
-        return (x * signal - prediction * deviation).clamp(-1, 1), prediction * signal + x * deviation
-    return ((x - prediction * deviation) / signal).clamp(-1, 1), prediction
+        clean = x * signal - prediction * deviation
+        noise = prediction * signal + x * deviation
+    else:
+        clean = (x - prediction * deviation) / signal
+        noise = prediction
+    if clip:
+        clean = clean.clamp(-1, 1)
+    return clean, noise
 
 
 def time_grid(settings: DDPM, steps: int) -> list[int]:
@@ -75,36 +84,42 @@ def time_grid(settings: DDPM, steps: int) -> list[int]:
     return [math.ceil(settings.timesteps * (steps - i) / steps) - 1 for i in range(steps)]
 
 
-def ancestral_step(settings: DDPM, prediction: Tensor, x: Tensor, t: int, before: int, noise: Tensor) -> Tensor:
+def ancestral_step(
+    settings: DDPM, prediction: Tensor, x: Tensor, t: int, before: int, noise: Tensor, *, clip: bool
+) -> Tensor:
     """Draw x_before from its posterior given x_t and the predicted clean image (Ho et al., eq. 7)."""
     abar, abar_before = _abar(settings, t), _abar(settings, before)
     alpha = abar / abar_before
-    clean, _ = clean_and_noise(settings, prediction, x, _times(x, t))
+    clean, _ = clean_and_noise(settings, prediction, x, _times(x, t), clip)
     mean = (math.sqrt(abar_before) * (1 - alpha) * clean + math.sqrt(alpha) * (1 - abar_before) * x) / (1 - abar)
     return mean + math.sqrt((1 - abar_before) / (1 - abar) * (1 - alpha)) * noise
 
 
 def ddim_step(
-    settings: DDPM, prediction: Tensor, x: Tensor, t: int, before: int, eta: float, noise: Tensor | None
+    settings: DDPM, prediction: Tensor, x: Tensor, t: int, before: int, eta: float, noise: Tensor | None, *, clip: bool
 ) -> Tensor:
     """Go from x_t to x_before (Song et al., eq. 12 and 16); `noise` is needed only if eta > 0."""
     abar, abar_before = _abar(settings, t), _abar(settings, before)
     deviation = eta * math.sqrt((1 - abar_before) / (1 - abar) * (1 - abar / abar_before))
-    clean, direction = clean_and_noise(settings, prediction, x, _times(x, t))
+    clean, direction = clean_and_noise(settings, prediction, x, _times(x, t), clip)
     x = math.sqrt(abar_before) * clean + math.sqrt(1 - abar_before - deviation**2) * direction
     return x if noise is None else x + deviation * noise
 
 
-def sample(settings: DDPM, sampler: Sampler, predict: Predict, noise: Callable[[], Tensor]) -> Tensor:
-    """Draw images by ancestral sampling or DDIM, on the whole chain or on evenly spaced steps of it."""
+def sample(settings: DDPM, sampler: Sampler, predict: Predict, noise: Callable[[], Tensor], *, clip: bool) -> Tensor:
+    """Draw images by ancestral sampling or DDIM, on the whole chain or on evenly spaced steps of it.
+
+    `clip` says that they are pixels, whose estimates are kept in [-1, 1] at every step.
+    """
     grid = time_grid(settings, sampler.steps)
     x = noise()
     for t, before in zip(grid, [*grid[1:], -1], strict=True):
         prediction = predict(x, _times(x, t))
         if sampler.kind == "ancestral":
-            x = ancestral_step(settings, prediction, x, t, before, noise())
+            x = ancestral_step(settings, prediction, x, t, before, noise(), clip=clip)
         else:
-            x = ddim_step(settings, prediction, x, t, before, sampler.eta, noise() if sampler.eta > 0 else None)
+            fresh = noise() if sampler.eta > 0 else None
+            x = ddim_step(settings, prediction, x, t, before, sampler.eta, fresh, clip=clip)
     return x
 
 

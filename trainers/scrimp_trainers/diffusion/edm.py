@@ -72,10 +72,17 @@ def time_grid(settings: EDM, steps: int) -> list[float]:
     return [(high + s * (low - high)) ** settings.rho for s in share] + [0.0]
 
 
-def sample(settings: EDM, sampler: Sampler, predict: Predict, noise: Callable[[], Tensor]) -> Tensor:
+def sample(
+    settings: EDM,
+    sampler: Sampler,
+    predict: Predict,
+    noise: Callable[[], Tensor],
+    *,
+    clip: bool,  # noqa: ARG001
+) -> Tensor:
     """Integrate the probability flow with Heun's method, with fresh noise at each step if S_churn > 0 (algorithm 2).
 
-    The last step, to sigma 0, is Euler's: 2 N - 1 evaluations of the model.
+    The last step, to sigma 0, is Euler's: 2 N - 1 evaluations of the model. EDM clips nothing, whatever `clip` says.
     """
     grid = time_grid(settings, sampler.steps)
     gamma = min(sampler.s_churn / sampler.steps, math.sqrt(2) - 1)

@@ -51,8 +51,13 @@ class Process(Protocol):
         """Compare what `denoise` returned with the truth."""
         ...
 
-    def sample(self, settings: Any, sampler: Sampler, predict: Predict, noise: Callable[[], Tensor], /) -> Tensor:
-        """Draw images; every call of `noise` gives fresh standard normal noise of their shape."""
+    def sample(
+        self, settings: Any, sampler: Sampler, predict: Predict, noise: Callable[[], Tensor], /, *, clip: bool
+    ) -> Tensor:
+        """Draw images; every call of `noise` gives fresh standard normal noise of their shape.
+
+        `clip` allows the sampler to keep its estimates in [-1, 1]: true of pixels, false of latents.
+        """
         ...
 
 
