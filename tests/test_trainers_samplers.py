@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def abar(settings: DDPM, t: int) -> float:
 def chain(settings: DDPM, sampler: Sampler, std: float) -> list[float]:
     """Return the coefficients of the noise in what ancestral sampling (Ho et al., eq. 7) or DDIM (eq. 12) draws."""
     grid = [math.ceil(settings.timesteps * (sampler.steps - i) / sampler.steps) - 1 for i in range(sampler.steps)]
-    coefficients = [1.0]
+    coefficients = np.ones(1)
     for t, before in zip(grid, [*grid[1:], -1], strict=True):
         now, after = abar(settings, t), abar(settings, before)
         clean = std**2 * math.sqrt(now) / (std**2 * now + 1 - now)
@@ -65,10 +66,10 @@ def chain(settings: DDPM, sampler: Sampler, std: float) -> list[float]:
         else:
             fresh = sampler.eta * spread
             factor = math.sqrt(after) * clean + math.sqrt(1 - after - fresh**2) * noise
-        coefficients = [factor * value for value in coefficients]
+        coefficients = coefficients * factor
         if sampler.kind == "ancestral" or sampler.eta > 0:
-            coefficients.append(fresh)
-    return coefficients
+            coefficients = np.append(coefficients, fresh)
+    return coefficients.tolist()
 
 
 def heun(settings: EDM, sampler: Sampler, std: float) -> list[float]:
@@ -98,10 +99,10 @@ def predictor(settings: EDM | DDPM, std: float):
 
     def predicted(x: Tensor, t: Tensor) -> Tensor:
         assert isinstance(settings, DDPM)
-        share = torch.tensor([abar(settings, int(step)) for step in t], dtype=torch.float64).view(-1, 1, 1, 1)
-        clean = std**2 * share.sqrt() / (std**2 * share + 1 - share) * x
-        noise = (x - share.sqrt() * clean) / (1 - share).sqrt()
-        return noise if settings.prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * clean
+        share = abar(settings, int(t[0]))
+        clean = std**2 * math.sqrt(share) / (std**2 * share + 1 - share) * x
+        noise = (x - math.sqrt(share) * clean) / math.sqrt(1 - share)
+        return noise if settings.prediction == "epsilon" else math.sqrt(share) * noise - math.sqrt(1 - share) * clean
 
     return denoised if isinstance(settings, EDM) else predicted
 
