@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from scrimp_trainers.networks.dropout import Dropout, replace
+from scrimp_trainers.networks.dropout import Dropout, of_step, replace
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.sections import Network
 
@@ -66,3 +66,17 @@ def test_dropout_without_replacement_is_left_alone():
     network = nn.Sequential(nn.Dropout(0.1), nn.Dropout2d(0.2))
     replace(network)
     assert [(type(module), module.p) for module in network] == [(Dropout, 0.1), (nn.Dropout2d, 0.2)]
+
+
+@pytest.mark.parametrize("sizes", [[1] * 6, [2, 4], [5, 1]])
+def test_a_mask_belongs_to_its_image_however_a_step_is_cut(sizes):
+    network = nn.Sequential(Dropout(0.5), nn.Unflatten(1, (1, 7)), Dropout(0.3)).train()
+    images = torch.ones(6, 7)
+    with of_step(network, rows=6, first=0, seed=3):
+        whole = network(images)
+    parts, first = [], 0
+    for part in images.split(sizes):
+        with of_step(network, rows=6, first=first, seed=3):
+            parts.append(network(part))
+        first += len(part)
+    assert torch.equal(torch.cat(parts), whole)

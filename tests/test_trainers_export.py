@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,4 +169,5 @@ def test_the_exported_scheduler_clips_pixels_and_no_latents(kind):
     latents = {"codec__kind": "kl", "codec__encoder": "vae", "codec__decoder": "vae"}
     for values, clips in (({}, True), (latents, False)):
         recipe = small("tiny-ddpm", sampler__kind=kind, **values)
-        assert _scheduler(recipe).config["clip_sample"] is clips
+        config: Any = _scheduler(recipe)
+        assert config.config["clip_sample"] is clips

@@ -1,16 +1,20 @@
 """A GPU without enough memory. Without a GPU a network that refuses larger batches stands for it."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from trainers_small import small
+from safetensors.torch import load_file
+from trainers_small import random_batches, small, small_state
 
 from scrimp_trainers import memory
 from scrimp_trainers.errors import Final, TooLarge, UserError
 from scrimp_trainers.memory import Memory
 from scrimp_trainers.networks.unet import UNet
 from scrimp_trainers.run import run
+from scrimp_trainers.train import train
 
 GIB = 2**30
 RECIPE = small(training__batch_size=32, training__kimg=0.128, sampler__steps=1)
@@ -26,27 +30,25 @@ def test_what_fits_is_reckoned_from_what_is_constant_and_what_an_image_takes():
     assert of_24_gib().images(GIB) == 0
 
 
-def test_the_batch_that_would_fit_is_named():
-    recipe = RECIPE.replace({"training.batch_size": 256})
-    error = memory.refusal(recipe, 1, of_24_gib())
+def test_a_stated_microbatch_that_is_too_large_is_refused_with_one_that_fits():
+    recipe = RECIPE.replace({"training.batch_size": 256, "training.microbatch": 100})
+    error = memory.refusal(recipe, of_24_gib())
     assert isinstance(error, TooLarge)
     assert isinstance(error, Final)
-    assert "training.batch_size 256 does not fit" in str(error)
-    assert "75 would fit as training.microbatch" in str(error)
-    shared = memory.refusal(recipe, 2, of_24_gib())
-    assert "75 of 128 images" in str(shared)
-    parts = memory.refusal(recipe.replace({"training.microbatch": 100}), 2, of_24_gib())
-    assert "training.microbatch 100 does not fit" in str(parts)
+    assert "training.microbatch 100 does not fit: a device took 75 of 100 images" in str(error)
+    assert str(error).endswith("set training.microbatch to auto, or to 75, which trains the same in more parts")
 
 
 def test_a_network_of_which_not_one_image_fits_is_too_large():
     tight = Memory(total=24 * GIB, others=GIB, constant=23 * GIB, image=GIB)
-    assert str(memory.refusal(RECIPE, 1, tight)).endswith("make the network smaller")
+    error = memory.refusal(RECIPE, tight)
+    assert isinstance(error, TooLarge)
+    assert str(error) == "not even one image fits into the memory of a device; make the network smaller"
 
 
 def test_a_gpu_that_others_use_is_no_fault_of_the_recipe():
-    recipe = RECIPE.replace({"training.batch_size": 64})
-    error = memory.refusal(recipe, 1, of_24_gib(others=18 * GIB))
+    recipe = RECIPE.replace({"training.batch_size": 64, "training.microbatch": 64})
+    error = memory.refusal(recipe, of_24_gib(others=18 * GIB))
     assert isinstance(error, UserError)
     assert not isinstance(error, Final)
     assert "other processes hold 18.0 GiB" in str(error)
@@ -66,19 +68,102 @@ def holds_five(monkeypatch):
     monkeypatch.setattr(memory, "measure", lambda *_: Memory(total=60, others=2, constant=2, image=10))
 
 
-def test_a_run_that_takes_too_much_at_once_says_what_fits_and_that_does(digits_dataset, tmp_path, holds_five):
-    with pytest.raises(TooLarge, match=r"training\.batch_size 32 does not fit") as caught:
-        list(run(RECIPE, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
-    fits = int(re.findall(r"(\d+) would fit as training.microbatch", str(caught.value))[0])
-    smaller = RECIPE.replace({"training.microbatch": fits})
-    assert list(run(smaller, digits_dataset, tmp_path / "parts", 5, rungs_kimg=[]))[-1]["images"] == 128
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint" / "last" / "network.safetensors")
+
+
+def test_a_run_that_meets_a_lack_of_memory_goes_on_in_halves_that_fit(digits_dataset, tmp_path, holds_five):
+    found = list(run(RECIPE, digits_dataset, tmp_path / "auto", 5, rungs_kimg=[]))[-1]
+    assert found["images"] == 128
+    assert found["microbatch"] == 4  # 32, 16, 8, 4
+
+    stated = RECIPE.replace({"training.microbatch": 4})
+    expected = list(run(stated, digits_dataset, tmp_path / "four", 5, rungs_kimg=[]))[-1]
+    assert found["loss"] == expected["loss"]
+    for name, tensor in weights(tmp_path / "auto").items():
+        assert torch.equal(tensor, weights(tmp_path / "four")[name])
+
+
+def test_a_step_that_is_computed_again_forgets_the_gradients_of_its_first_parts(monkeypatch):
+    """The whole step fails, then the second of its halves, after the first has left its gradients."""
+    forward, calls = UNet.forward, []
+
+    def failing(self, *arguments, **inputs):
+        calls.append(1)
+        if len(calls) in (1, 3):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, *arguments, **inputs)
+
+    expected = trained(small(**ONE_STEP, training__microbatch=2))
+    monkeypatch.setattr(UNet, "forward", failing)
+    found = trained(small(**ONE_STEP))
+    assert len(calls) == 1 + 2 + 4
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_stated_microbatch_that_does_not_fit_ends_the_repeat(digits_dataset, tmp_path, holds_five):
+    recipe = RECIPE.replace({"training.microbatch": 8})
+    with pytest.raises(TooLarge, match=r"training\.microbatch 8 does not fit"):
+        list(run(recipe, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
+
+
+def test_where_not_one_image_fits_the_repeat_ends(digits_dataset, tmp_path, monkeypatch):
+    forward = UNet.forward
+
+    def failing(self, images, *arguments, **inputs):
+        if images.device.type == "cpu":  # FLOPs are counted on another
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, images, *arguments, **inputs)
+
+    monkeypatch.setattr(UNet, "forward", failing)
+    monkeypatch.setattr(memory, "measure", lambda *_: Memory(total=60, others=2, constant=57, image=10))
+    with pytest.raises(TooLarge, match="not even one image fits"):
+        list(run(RECIPE, digits_dataset, tmp_path / "none", 5, rungs_kimg=[]))
+
+
+# One step from the same weights, in which eps keeps the update proportional to the gradient.
+ONE_STEP: dict[str, Any] = {
+    "training__batch_size": 8, "training__kimg": 0.008, "optimizer__eps": 1.0, "optimizer__warmup_kimg": 0,
+}  # fmt: skip
+DRAWS = {
+    "dropout": {"network__dropout": 0.4},
+    "labels": {"conditioning__classes": True, "conditioning__label_drop": 0.5},
+    "mafp": {"mafp__p1": 0.5, "mafp__p2": 0.5},
+    "patches": {"patches__sizes": (0.5,), "patches__real_p": 0.0, "network__attention": []},
+    "ood": {"ood__weight": 10.0, "ood__constant": 1.0},
+}
+
+
+def trained(recipe) -> torch.Tensor:
+    state = small_state(recipe, classes=10)
+    for _ in train(recipe, state, random_batches(8), device=torch.device("cpu")):
+        pass
+    return torch.nn.utils.parameters_to_vector(state.network.parameters())
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_gradients_do_not_depend_on_the_microbatch(name):
+    recipe = small(**ONE_STEP, **DRAWS[name])
+    start = torch.nn.utils.parameters_to_vector(small_state(recipe, classes=10).network.parameters())
+    whole = trained(recipe)
+    moved = (whole - start).abs().max()
+    assert moved > 0
+    for size in (1, 2, 3, 4):
+        parts = trained(recipe.replace({"training.microbatch": size}))
+        assert (parts - whole).abs().max() < 1e-3 * moved
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_what_is_said_to_fit_fits(digits_dataset, tmp_path):
-    recipe = small(training__batch_size=2**22, training__kimg=5000, network__channels=256, sampler__steps=1)
+    recipe = small(
+        training__batch_size=2**22,
+        training__microbatch=2**22,
+        training__kimg=5000,
+        network__channels=256,
+        sampler__steps=1,
+    )
     with pytest.raises(TooLarge) as caught:
         list(run(recipe, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
-    fits = int(re.findall(r"(\d+) would fit", str(caught.value))[0])
-    smaller = recipe.replace({"training.batch_size": fits, "training.kimg": fits / 1000})
+    fits = int(re.findall(r"or to (\d+)", str(caught.value))[0])
+    smaller = recipe.replace({"training.batch_size": fits, "training.microbatch": fits, "training.kimg": fits / 1000})
     assert list(run(smaller, digits_dataset, tmp_path / "smaller", 5, rungs_kimg=[]))[-1]["images"] == fits

@@ -19,6 +19,7 @@ from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.errors import Diverged, UserError
+from scrimp_trainers.microbatch import Microbatch
 from scrimp_trainers.techniques import proxy, reference
 from scrimp_trainers.techniques import reweighting as class_weighting
 from scrimp_trainers.techniques.reweighting import class_weights, excess, relative, shares, step
@@ -136,8 +137,9 @@ LABELLED: dict[str, Any] = {"conditioning__classes": True}
 def played(recipe, steps: int, other=None, eta: float = 0.1, **play) -> tuple[proxy.Weighing, proxy.State]:
     state, weighing = small_state(recipe, classes=10), proxy.even(10, CPU)
     batches = random_batches(recipe.training.batch_size)
+    microbatch = Microbatch(recipe.training, recipe.training.batch_size)
     for _ in range(steps):
-        proxy.take_step(recipe, state, weighing, other, next(batches), eta, 0.0)
+        proxy.take_step(recipe, state, weighing, other, next(batches), microbatch, eta, 0.0)
     return weighing, state
 
 
@@ -153,7 +155,7 @@ def test_a_proxy_that_equals_its_reference_has_no_excess(preset: str):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_parts_of_a_batch_give_the_weights_and_the_network_of_the_whole(grouped: bool):
-    whole = small("tiny-edm", **LABELLED, optimizer__kind="adam", network__dropout=0.0)
+    whole = small("tiny-edm", **LABELLED, optimizer__kind="adam", network__dropout=0.2)
     halved = whole.replace({"training.microbatch": 3})
     other = None if grouped else small_state(whole, 1, classes=10).network
     (first, one), (second, two) = played(whole, 3, other), played(halved, 3, other)

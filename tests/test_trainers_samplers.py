@@ -117,7 +117,7 @@ def drawn(settings: EDM | DDPM, sampler: Sampler, data: Data) -> tuple[Tensor, l
 
 
 CHURN = Sampler(kind="heun", steps=256, s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.0)
-SAMPLERS = {
+SAMPLERS: dict[str, tuple[EDM | DDPM, Sampler]] = {
     "heun": (EDM(sigma_data=0.5), Sampler(kind="heun", steps=18)),
     "heun-stochastic": (EDM(sigma_data=0.5), CHURN),
     "ancestral": (DDPM(kind="ddpm"), Sampler(kind="ancestral", steps=1000)),
@@ -146,7 +146,7 @@ def test_a_sampler_equals_its_closed_form(name, data):
 # Steps with which the true deviation is met within 1%. At 18 steps Heun's is 7% too large for pixels; a chain of 1,000
 # linear betas, with the smaller of DDPM's two variances, stays 1.5% too small however many of its steps are taken.
 LONG = DDPM(kind="ddpm", timesteps=2000, beta_start=5e-5, beta_end=0.01)
-ENOUGH = {
+ENOUGH: dict[str, tuple[EDM | DDPM, Sampler]] = {
     "heun, NFE 95": (EDM(sigma_data=0.5), Sampler(kind="heun", steps=48)),
     "heun-stochastic, NFE 511": (EDM(sigma_data=0.5), CHURN),
     "ancestral, NFE 2000": (LONG, Sampler(kind="ancestral", steps=2000)),

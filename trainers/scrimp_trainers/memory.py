@@ -42,18 +42,20 @@ def measure(recipe: Recipe, state: State, device: torch.device) -> Memory:
     return Memory(total, others, 2 * one - two + moments, max(1, two - one))
 
 
-def refusal(recipe: Recipe, world: int, memory: Memory) -> UserError:
+def refusal(recipe: Recipe, memory: Memory) -> UserError:
     """Say what would fit; an error that is not final if it is other processes that leave too little."""
-    training = recipe.training
-    asked = training.microbatch or training.batch_size // world
-    field = "microbatch" if training.microbatch else "batch_size"
+    asked = recipe.training.microbatch
     fits = memory.images(memory.total - memory.others)
-    what = f"training.{field} {getattr(training, field)} does not fit: a device took {fits} of {asked} images at once"
+    if asked == "auto":
+        asked = 1
+        what = "not even one image fits into the memory of a device"
+    else:
+        what = f"training.microbatch {asked} does not fit: a device took {fits} of {asked} images at once"
     if memory.images(memory.total) >= asked:
         return UserError(f"{what}; other processes hold {memory.others / 2**30:.1f} GiB of its memory, end them")
     if not fits:
         return TooLarge(f"{what}; make the network smaller")
-    return TooLarge(f"{what}; {fits} would fit as training.microbatch, which trains the same in more parts")
+    return TooLarge(f"{what}; set training.microbatch to auto, or to {fits}, which trains the same in more parts")
 
 
 def _peak(recipe: Recipe, network: UNet, count: int, device: torch.device) -> int:

@@ -76,6 +76,7 @@ class Repeat:
         self.prepared = prepare(recipe, dataset, seed, self.device, self.rank, self.world)
         self.progress, self.began = Progress(), time.monotonic()
         self.saved, self.told = self.began, (0, self.began)
+        self.microbatch = recipe.training.batch_size // self.world  # until a step says what fits
         self.sound = True  # whether checkpoint/last, if there is one, may become checkpoint/previous
         manifest, codec = dataset.manifest, self.prepared.codec
         self.state = start(
@@ -141,6 +142,7 @@ class Repeat:
         watchdog.alive()
         while self.state.images < images:
             taken.append(self._take(steps))
+            self.microbatch = taken[-1].microbatch
             if self.state.step % look == 0 or self.state.images >= images:
                 # One by one, so that the sum does not depend on where a run was interrupted.
                 for loss in read_losses(taken, self.world):
@@ -156,7 +158,7 @@ class Repeat:
             return next(steps)
         except torch.OutOfMemoryError:
             pass  # until this is over, the error holds what the step had taken
-        raise memory.refusal(self.recipe, self.world, memory.measure(self.recipe, self.state, self.device))
+        raise memory.refusal(self.recipe, memory.measure(self.recipe, self.state, self.device))
 
     def line(self) -> Line:
         """Sum up the training since the last line."""
@@ -171,6 +173,7 @@ class Repeat:
             "step": self.state.step,
             "loss": loss,
             "lr": learning_rate(self.recipe.optimizer, images),
+            "microbatch": self.microbatch,
             "seconds": self._seconds(),
             "nonzero_fraction": self.state.masks.nonzero_fraction if self.state.masks else 1.0,
             "train_flops": self._train_flops(),
@@ -181,13 +184,12 @@ class Repeat:
         """Sample from the averaged weights, keep a grid, and score the samples if that is asked for."""
         count = self.scoring.samples if self.scoring else GRID
         shown: list[Tensor] = []
-        training = self.recipe.training
         drawn = generate(
             self.state.ema,
             self.recipe,
             count,
             seed=self.state.seed,
-            batch_size=training.microbatch or training.batch_size // self.world,  # what fits in training fits here
+            batch_size=self.microbatch,  # what fits in training fits here
             rank=self.rank,
             world=self.world,
             codec=self.prepared.codec,

@@ -113,8 +113,9 @@ class Training(Section):
     """Length of the run, in thousands of images seen."""
     batch_size: Count = 512
     """Images a step, over all devices."""
-    microbatch: Count | None = None
-    """Images that one device takes at once; gradients of several are accumulated. None: its whole share."""
+    microbatch: Count | Literal["auto"] = "auto"
+    """Images that one device takes at once; gradients of several are accumulated. `auto`: its whole share, or half as
+    many as often as memory runs out."""
     flip: bool = False
     """Flip images horizontally at random."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

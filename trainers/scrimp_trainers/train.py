@@ -7,8 +7,7 @@ is interrupted and continued from a checkpoint is the run that never stopped.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -16,11 +15,12 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from scrimp_trainers.data.loading import Batch
 from scrimp_trainers.diffusion.process import process_of, seed_of
 from scrimp_trainers.errors import Diverged, UserError
+from scrimp_trainers.microbatch import Microbatch
+from scrimp_trainers.networks import dropout
 from scrimp_trainers.networks.unet import UNet, build
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sections import EDM, EMA, Optimizer, Training
@@ -58,6 +58,8 @@ class Step:
     """Images seen so far, over all ranks."""
     loss: Tensor
     """Mean loss of this rank's images, 0-d."""
+    microbatch: int
+    """Images that this rank's device took at once."""
 
 
 def start(recipe: Recipe, *, image_size: int, channels: int, classes: int, seed: int, device: torch.device) -> State:
@@ -89,8 +91,8 @@ def train(
     settings, process, training = recipe.diffusion, process_of(recipe.diffusion), recipe.training
     total, share = training.batch_size, training.batch_size // world
     mine = slice(rank * share, (rank + 1) * share)
-    parts = [slice(i, i + (training.microbatch or share)) for i in range(0, share, training.microbatch or share)]
-    network, unaveraged = _prepare(state.network, training.compile, device, world)
+    microbatch = Microbatch(training, share)
+    network = cast(nn.Module, torch.compile(state.network)) if training.compile else state.network
     parameters: list[Tensor] = list(state.network.parameters())
     averages: list[Tensor] = list(state.ema.parameters())
     state.network.train()
@@ -126,20 +128,19 @@ def train(
             noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
         negative = ood.jigsaw(target, generator, total=total, mine=mine) if recipe.ood.on else None
         shown = _hide(batch.labels, recipe, state.network.classes, generator, mine)
-        if recipe.network.dropout > 0:
-            torch.manual_seed(seed_of("dropout", state.seed, state.step, rank))
-
         inputs = {"labels": shown, "augment_labels": told, "coordinates": coordinates}
 
         # EDM sums the loss over an image's elements, DDPM averages it. To Adam it is nearly the same: only eps and L2
         # weight decay, which is added to the gradient, know the difference.
         elements = images[0].numel() if isinstance(settings, EDM) else 1
-        loss = torch.zeros((), device=device)
-        for part in parts:
-            # Gradients add up over the parts, and are averaged over the ranks with the last one.
-            with unaveraged() if part != parts[-1] else nullcontext():
-                # Denoise, with as many images at a time as the recipe allows.
-                with autocast(recipe, device):
+        dropped = seed_of("dropout", state.seed, state.step)
+
+        def accumulate(size: int) -> Tensor:
+            """Add up the gradients of all parts of the step, each of `size` images; return the sum of the losses."""
+            loss = torch.zeros((), device=device)
+            for part in parts(share, size):
+                # Denoise.
+                with autocast(recipe, device), dropout.of_step(network, total, mine.start + part.start, dropped):
                     estimate = process.denoise(
                         settings,
                         network,
@@ -163,6 +164,10 @@ def train(
 
                 # Backward.
                 (values.sum() * (elements * training.loss_scale / share)).backward()
+            return loss
+
+        loss = microbatch.fit(accumulate, state.optimizer.zero_grad)
+        average_gradients(parameters, world)
 
         # Mask, and step: where masks move, that takes the place of the optimizer's step.
         sanitise(parameters, 1 / training.loss_scale)
@@ -179,7 +184,7 @@ def train(
 
         state.step += 1
         state.images += total
-        yield Step(state.step, state.images, loss / share)
+        yield Step(state.step, state.images, loss / share, microbatch.size)
 
 
 def steps_of(training: Training) -> int:
@@ -272,16 +277,26 @@ def _new_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Opti
     )
 
 
-def _prepare(
-    network: nn.Module, compiled: bool, device: torch.device, world: int
-) -> tuple[nn.Module, Callable[[], AbstractContextManager[None]]]:
-    """Return what a step calls for the network, and the context in which gradients are not averaged over ranks."""
-    unaveraged = nullcontext
-    if world > 1:
-        devices = [device] if device.type == "cuda" else None
-        network = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-        unaveraged = network.no_sync
-    return (cast(nn.Module, torch.compile(network)) if compiled else network), unaveraged
+def parts(share: int, size: int) -> list[slice]:
+    """Cut a rank's share of a batch into parts of at most so many images."""
+    return [slice(first, min(first + size, share)) for first in range(0, share, size)]
+
+
+def average_gradients(parameters: Sequence[Tensor], world: int) -> None:
+    """Replace gradients by their mean over the ranks, once a step, in one exchange.
+
+    Not by DistributedDataParallel, which averages while the last backward pass runs: a rank that runs out of memory
+    there could not compute its step again without the others.
+    """
+    if world == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world
+    means = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def scaled(pixels: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Dropout that does not hold up a CPU."""
+"""Dropout whose masks belong to the images, and that does not hold up a CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -9,21 +12,53 @@ VALUES = 2**16
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, with masks that cost a CPU a third.
+    """`nn.Dropout`, with masks that cost a CPU a third, and that can belong to the images of a whole step.
 
-    PyTorch draws them an element at a time and on one core, which is a tenth of a training step of DDPM's network on
+    PyTorch draws masks an element at a time and on one core, which is a tenth of a training step of DDPM's network on
     two. Here one draw of 64 bits serves four elements. The share dropped is rounded to a multiple of 1/65536, and what
     is kept is scaled by what that leaves, so that the mean stays what it was.
     """
 
+    rows: int | None = None
+    """Images of the step that the input is a part of; none where the input is all there is."""
+    first: int = 0
+    """Position of the input's first image among them."""
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- the name that nn.Dropout gives it
         """Drop elements at random while training, in any shape; scale what is kept."""
         dropped = round(self.p * VALUES)
-        if not self.training or not 0 < dropped < VALUES or input.device.type != "cpu":
+        if not self.training or not 0 < dropped < VALUES:
             return F.dropout(input, self.p, self.training)
-        bits = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: input.numel()].view(input.shape) >= dropped - VALUES // 2
+
+        # Bits for the whole step, of which a part takes its own rows.
+        count = len(input) if input.ndim else 1
+        elements = input.numel() // max(1, count)
+        shape = (self.rows or count, (elements + 3) // 4)
+        bits = torch.empty(shape, dtype=torch.int64, device=input.device).random_(-(2**63), None).view(torch.int16)
+        own = bits[self.first : self.first + count, :elements]
+        kept = own.reshape(input.shape) >= dropped - VALUES // 2
         return input * kept.to(input.dtype).mul_(VALUES / (VALUES - dropped))
+
+
+@contextmanager
+def of_step(network: nn.Module, rows: int, first: int, seed: int) -> Iterator[None]:
+    """Let the network drop of some images of a step what it would drop of them if it saw all `rows` at once.
+
+    `first` is the position of the first of these images in the step. So a mask belongs to its image, into however
+    many parts and over however many ranks a step is cut.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Dropout) and module.p > 0]
+    if layers:
+        torch.manual_seed(seed)
+    for layer in layers:
+        layer.rows = rows
+        layer.first = first
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.rows = None
+            layer.first = 0
 
 
 def replace(network: nn.Module) -> None:

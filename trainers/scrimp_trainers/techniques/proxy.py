@@ -17,13 +17,15 @@ from scrimp_trainers.data.loading import Batch, batches
 from scrimp_trainers.diffusion.process import process_of, seed_of
 from scrimp_trainers.errors import Diverged
 from scrimp_trainers.export import load_model
+from scrimp_trainers.microbatch import Microbatch
+from scrimp_trainers.networks import dropout
 from scrimp_trainers.networks.unet import UNet
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.run import run
 from scrimp_trainers.sections import EDM
 from scrimp_trainers.techniques.reweighting import excess, relative, shares, step
 from scrimp_trainers.techniques.settings import Reweighting
-from scrimp_trainers.train import State, autocast, learning_rate, sanitise, scaled, start
+from scrimp_trainers.train import State, autocast, learning_rate, parts, sanitise, scaled, start
 
 REFERENCE_SEED, PROXY_SEED = 0, 1
 """All repeats share the two, whatever their own seeds."""
@@ -88,8 +90,10 @@ def train_proxy(
     state.network.train()
     order = {"batch_size": training.batch_size, "seed": PROXY_SEED, "flip": training.flip, "kept": kept}
     drawn = batches(dataset, **order, device=device, start=state.step)
+    microbatch = Microbatch(training, training.batch_size)
+    eta = settings.eta / steps
     while state.step < steps:
-        take_step(recipe, state, weighing, reference, next(drawn), settings.eta / steps, settings.smoothing)
+        take_step(recipe, state, weighing, reference, next(drawn), microbatch, eta, settings.smoothing)
         if state.step % max(1, steps // PATH_POINTS) == 0:
             weighing.path.append([state.step, *weighing.alpha.tolist()])
         if state.step % LOOK_STEPS == 0 or state.step == steps:
@@ -115,6 +119,7 @@ def take_step(
     weighing: Weighing,
     reference: UNet | None,
     batch: Batch,
+    microbatch: Microbatch,
     eta: float,
     smoothing: float,
 ) -> None:
@@ -128,24 +133,30 @@ def take_step(
     generator = torch.Generator(images.device).manual_seed(seed_of("step", state.seed, state.step))
     levels = process_of(settings).levels(settings, len(images), generator)
     noise = torch.randn(images.shape, generator=generator, device=images.device)
-    if recipe.network.dropout > 0:
-        torch.manual_seed(seed_of("dropout", state.seed, state.step))
-    values = _losses(recipe, state.network, images, noise, levels, labels)
-    theirs = torch.zeros_like(values)
-    if reference is not None:
-        with torch.no_grad():
-            theirs = _losses(recipe, reference, images, noise, levels, labels)
-
-    ours = values.detach()
-    if state.step == 0:  # a class counts as an average one until it is seen
-        weighing.last = (ours - theirs).clamp(min=0).mean().double().expand(len(weighing.alpha))
-    weighing.last = excess(ours, theirs, labels, weighing.last)
-    weighing.alpha = step(weighing.alpha, relative(weighing.last), eta, smoothing)
-    weighing.total += weighing.alpha
-
-    factors = shares(weighing.alpha, labels, grouped=reference is None).to(values.dtype)
+    dropped = seed_of("dropout", state.seed, state.step)
     elements = images[0].numel() if isinstance(settings, EDM) else 1  # as in the training loop
-    (factors @ values * (elements * training.loss_scale)).backward()
+
+    def compute(size: int) -> tuple[Tensor, Tensor]:
+        """Leave the proxy's gradients; return what becomes of the excess losses and of the class weights."""
+        values = _losses(recipe, state.network, size, dropped, images, noise, levels, labels)
+        theirs = torch.zeros_like(values)
+        if reference is not None:
+            with torch.no_grad():
+                theirs = _losses(recipe, reference, size, dropped, images, noise, levels, labels)
+
+        ours = values.detach()
+        last = weighing.last
+        if state.step == 0:  # a class counts as an average one until it is seen
+            last = (ours - theirs).clamp(min=0).mean().double().expand(len(weighing.alpha))
+        last = excess(ours, theirs, labels, last)
+        alpha = step(weighing.alpha, relative(last), eta, smoothing)
+
+        factors = shares(alpha, labels, grouped=reference is None).to(values.dtype)
+        (factors @ values * (elements * training.loss_scale)).backward()
+        return last, alpha
+
+    weighing.last, weighing.alpha = microbatch.fit(compute, state.optimizer.zero_grad)
+    weighing.total += weighing.alpha
     sanitise(list(state.network.parameters()), 1 / training.loss_scale)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optimizer, state.images + len(images))
@@ -155,22 +166,36 @@ def take_step(
     state.images += len(images)
 
 
-def _losses(recipe: Recipe, network: UNet, *seen: Tensor) -> Tensor:
-    """Return a network's loss on each image [b], computed for as many at a time as the recipe allows."""
-    parts = list(zip(*(tensor.split(recipe.training.microbatch or len(tensor)) for tensor in seen), strict=True))
-    if len(parts) == 1:
-        return _part_losses(recipe, network, *seen)
+def _losses(recipe: Recipe, network: UNet, size: int, dropped: int, *seen: Tensor) -> Tensor:
+    """Return a network's loss on each image [b], computed for `size` at a time; `dropped` is the seed of dropout."""
+    count = len(seen[0])
+    if size >= count:
+        return _part_losses(recipe, network, count, 0, dropped, *seen)
     # All losses are needed before the first backward pass, which therefore computes a part's activations anew.
-    losses = [recomputed(_part_losses, recipe, network, *part, use_reentrant=False) for part in parts]
+    losses = [
+        recomputed(
+            _part_losses, recipe, network, count, part.start, dropped, *(tensor[part] for tensor in seen),
+            use_reentrant=False,
+        )
+        for part in parts(count, size)
+    ]  # fmt: skip
     return torch.cat(cast(list[Tensor], losses))
 
 
 def _part_losses(
-    recipe: Recipe, network: UNet, images: Tensor, noise: Tensor, levels: Tensor, labels: Tensor
+    recipe: Recipe,
+    network: UNet,
+    count: int,
+    first: int,
+    dropped: int,
+    images: Tensor,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor,
 ) -> Tensor:
     settings, process = recipe.diffusion, process_of(recipe.diffusion)
     noisy = process.add_noise(settings, images, noise, levels)
-    with autocast(recipe, images.device):
+    with autocast(recipe, images.device), dropout.of_step(network, count, first, dropped):
         estimate = process.denoise(settings, network, noisy, levels, labels=labels if network.classes else None)
     return process.losses(settings, estimate, images, noise, levels, labels).values
 
