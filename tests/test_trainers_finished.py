@@ -1,6 +1,8 @@
 """A finished run: it is scored later, made longer, or left as it is."""
 
 import json
+from importlib import metadata
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import load_file
 from trainers_small import small
 
 from scrimp_platform import commands
-from scrimp_trainers import lines
+from scrimp_trainers import environment, lines
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.export import load_model
 from scrimp_trainers.run import run
@@ -95,3 +97,29 @@ def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path,
         command("later", "classifier", samples=128)
     state = json.loads((tmp_path / "later" / "checkpoint" / "last" / "state.json").read_text())
     assert state["extra"]["lines"][-1] == later
+
+
+def environments(folder):
+    return json.loads((folder / "environments.json").read_text())
+
+
+def test_other_code_or_torch_on_resume_is_named_and_recorded(digits_dataset, tmp_path, monkeypatch):
+    train(digits_dataset, tmp_path, recipe())
+    (first,) = environments(tmp_path)
+    assert first["images"] == 0
+    assert first["torch"] == version("torch")
+    assert first["dataset"] == digits_dataset.manifest.content_hash
+    assert len(first["code"]) == 64
+
+    monkeypatch.setattr(environment, "_code", lambda: "c0de" * 16)
+    monkeypatch.setattr(metadata, "version", lambda name: {"torch": "9.9"}.get(name, first["diffusers"]))
+    assert "note" not in train(digits_dataset, tmp_path, recipe())[0]  # nothing is left to train
+    assert environments(tmp_path) == [first]
+    note, *_ = train(digits_dataset, tmp_path, recipe(training__kimg=LONGER))
+    code = first["code"][:12]
+    was = f"code c0dec0dec0de (was {code}), torch 9.9 (was {first['torch']})"
+    assert note["note"] == f"changed since the last attempt: {was}"
+    other = first | {"images": 64, "code": "c0de" * 16, "torch": "9.9"}
+    assert environments(tmp_path) == [first, other]
+    state = json.loads((tmp_path / "checkpoint" / "last" / "state.json").read_text())
+    assert state["extra"]["environments"] == [first, other]

@@ -1,6 +1,7 @@
 """One repeat while it is trained: its state, its clock and its files. `run.py` tells the story."""
 
 import io
+import json
 import math
 import shutil
 import time
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scrimp_trainers import checkpoint, lines, memory, watchdog
+from scrimp_trainers import checkpoint, environment, lines, memory, watchdog
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
@@ -54,6 +55,8 @@ class Progress:
     """Their number."""
     lines: list[Line] = field(default_factory=list)
     """What metrics.jsonl held."""
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    """What trained each attempt, from which `images` on."""
 
 
 class Repeat:
@@ -95,7 +98,10 @@ class Repeat:
             self.scorer = Scorer(dataset, scoring, self.device, self.rank, self.world)
 
     def resume(self) -> str:
-        """Load the last sound checkpoint if there is one, and forget the lines after it; say what was damaged."""
+        """Load the last sound checkpoint if there is one, and forget the lines after it.
+
+        Returns what a person should hear of it: what was damaged, or that other code or libraries train from here on.
+        """
         checkpoints = [self.folder / "checkpoint" / name for name in ("last", "previous", "best")]
         saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
         self.sound = not damage
@@ -103,6 +109,7 @@ class Repeat:
         self.progress = Progress(**saved or {})
         spent = [line["seconds"] for line in lines.read(self._metrics)]
         self.progress.seconds = max([self.progress.seconds, *spent])
+        other = self._note_environment()
         if self.rank == 0:
             write_atomic(self.folder / "recipe.yaml", self.recipe.to_yaml())
             lines.rewrite(self._metrics, self.progress.lines)
@@ -113,7 +120,7 @@ class Repeat:
             self._agree()  # rank 0 may write the next checkpoint only when all have read this one
         self.told = self.state.images, time.monotonic()
         watchdog.rest()  # the caller hears first of what is behind
-        return damage
+        return "; ".join(part for part in (damage, other) if part)
 
     def steps(self) -> Iterator[Step]:
         """Train from the state on."""
@@ -317,6 +324,18 @@ class Repeat:
         kimg = recipe["training"].pop("kimg")
         moving = {MASK_SCHEDULE: kimg} if self.recipe.sparsity.moves else {}
         return {**recipe, **moving, "dataset": content, "seed": self.state.seed}
+
+    def _note_environment(self) -> str:
+        """Record what trains from here on, and say what is not as it was."""
+        if self.state.step == steps_of(self.recipe.training):
+            return ""
+        now = environment.describe(self.dataset.manifest.content_hash)
+        earlier = self.progress.environments
+        changes = environment.changes(earlier[-1], now) if earlier else ""
+        earlier.append({"images": self.state.images, **now})
+        if self.rank == 0:
+            write_atomic(self.folder / "environments.json", json.dumps(earlier, indent=2) + "\n")
+        return f"changed since the last attempt: {changes}" if changes else ""
 
     def _refuse_longer(self) -> None:
         training = self.recipe.training

@@ -35,15 +35,16 @@ def run(
 
     A line is due at every tick and at every rung; at a rung it holds the scores and, as `rung`, its kimg, and is on
     disk with a checkpoint before it is yielded. A repeat that is continued first yields again the lines of the rungs
-    behind it; where a checkpoint was damaged, the very first line holds as `note` what is wrong with it and where
-    training resumes, and nothing else. A finished repeat that was trained without scores is scored if `scoring` asks
+    behind it; where a checkpoint was damaged, or other code or libraries go on, the very first line says so as
+    `note`, and holds nothing else. A finished repeat that was trained without scores is scored if `scoring` asks
     for it; one whose recipe is longer now, and otherwise the same, is continued. In a process group every rank runs
     this, and rank 0 writes.
 
     Parameters
     ----------
     folder
-        Gets recipe.yaml, metrics.jsonl, checkpoint/, samples/, samples.png and neighbours.png, and model/ at the end.
+        Gets recipe.yaml, environments.json, metrics.jsonl, checkpoint/, samples/, samples.png and neighbours.png, and
+        model/ at the end.
     rungs_kimg
         Where the model is scored. The end of the recipe's training always is one.
     objective, direction
@@ -61,8 +62,8 @@ def run(
         If the loss is no longer finite or has exploded.
     """
     repeat = Repeat(recipe, dataset, folder, seed, scoring, device, alone)
-    if damage := repeat.resume():
-        yield {"note": damage}
+    if note := repeat.resume():
+        yield {"note": note}
     known = repeat.progress.lines
     yield from [line for line in known if "rung" in line]
     written = known[-1]["images"] if known else -1
