@@ -6,7 +6,6 @@
 import csv
 import heapq
 import itertools
-import json
 import math
 import random
 import sys
@@ -85,7 +84,7 @@ def train(files: RepeatFolder, curve: Sequence[Line]) -> Iterator[Line]:
     for end, line in enumerate(curve, 1):
         if "rung" in line:
             with files.metrics.open("a") as file:
-                file.writelines(json.dumps(one) + "\n" for one in curve[begun:end])
+                file.writelines(lines.text_of(one) for one in curve[begun:end])
             begun = end
             yield line
 
@@ -114,7 +113,7 @@ def record(sweep: Path) -> None:
     from scrimp_platform import records
 
     folder = SweepFolder(sweep)
-    finished = [repeat for trial in records.read(folder) for repeat in trial.repeats if repeat.status == "finished"]
+    finished = [repeat for repeat in records.read(folder).repeats if repeat.status == "finished"]
     with CURVES.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -1,6 +1,5 @@
 """Sweeps whose curves are made up, run through the real ledger: real records, rules and journal, no training."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from scrimp_platform.records import Repeat
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
+from scrimp_trainers import lines
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest, Split
 
@@ -79,6 +79,7 @@ def write_sweep(
     fate: Callable[[Repeat], str] = lambda repeat: "",
     most: int = 1000,
     reason: str = "complete",
+    seed: int = 5,
 ) -> SweepFolder:
     """Write the folder of a sweep.
 
@@ -92,23 +93,29 @@ def write_sweep(
     folder = SweepFolder(path)
     dataset = make_dataset(path.parent / "datasets" / "digits")
     facts = manifest.load(dataset)
-    record = {"name": path.name, "space": space.model_dump(mode="json"), "seed": 5, "versions": {"scrimp": "0.1.0"}}
-    record |= {"space_name": "made-up", "started": time.time()}
+    record = {"name": path.name, "space": space.model_dump(mode="json"), "seed": seed, "versions": {"scrimp": "0.1.0"}}
+    record |= {"id": path.name, "space_name": "made-up", "started": time.time(), "driver_started": time.time()}
     record["dataset"] = {"name": facts.name, "content_hash": facts.content_hash, "folder": str(dataset)}
     store.write_json(folder.sweep, record)
-    ledger = Ledger(folder, space, 5, 1, lambda decision: None)
+    ledger = Ledger(folder, space, seed, 1, lambda decision: None)
     handed = 0
     while handed < most and (repeat := ledger.propose()):
         handed += 1
         failure = fate(repeat) or ("cut off" if handed == most else "")
         _train(ledger, repeat, failure)
-    store.write_json(folder.outcome, {"reason": reason, "ended": time.time()})
+    store.write_json(folder.outcome, {"reason": reason, "ended": time.time(), "trials": len(folder.trial_numbers())})
     return folder
+
+
+def train_all(ledger: Ledger) -> None:
+    """Train whatever a ledger has to do."""
+    while repeat := ledger.propose():
+        _train(ledger, repeat, "")
 
 
 def _train(ledger: Ledger, repeat: Repeat, failure: str) -> None:
     files = ledger.folder.repeat(repeat.trial, repeat.repeat)
-    params = ledger.trials[repeat.trial].params
+    params = next(trial.params for trial in ledger.trials if trial.number == repeat.trial)
     files.metrics.unlink(missing_ok=True)
     for line in curve(ledger.space, params, repeat.seed):
         if failure and line["kimg"] > ledger.space.budget.rungs_kimg[-1] * 0.1:
@@ -116,7 +123,7 @@ def _train(ledger: Ledger, repeat: Repeat, failure: str) -> None:
                 ledger.finish(repeat, failure)
             return
         with files.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(lines.text_of(line))
         if "rung" in line:
             paint(files, line)
             if not ledger.report(repeat, line):

@@ -106,7 +106,7 @@ def leaderboard(folder: SweepFolder) -> list[dict[str, str]]:
 
 def assert_whole(folder: SweepFolder) -> None:
     """Whether every repeat of both arms is there once, each line of it once, and nothing is left to do."""
-    trials = records.read(folder)
+    trials = records.read(folder).trials
     assert [len(trial.repeats) for trial in trials] == [2, 2]
     assert {repeat.status for trial in trials for repeat in trial.repeats} == {"finished"}
     for files in folder.repeats():
@@ -170,7 +170,7 @@ def test_a_full_disk_stops_a_sweep_until_there_is_room_and_changes_nothing(start
     assert sweep.driver.returncode == 0, output
     assert "Traceback" not in output
     assert "No space left on device" in sweep.folder.log.read_text()
-    assert {repeat.attempt for trial in records.read(sweep.folder) for repeat in trial.repeats} == {1}
+    assert {repeat.attempt for trial in records.read(sweep.folder).trials for repeat in trial.repeats} == {1}
     assert_whole(sweep.folder)
     assert leaderboard(sweep.folder) == leaderboard(calm.folder)
 

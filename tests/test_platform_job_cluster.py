@@ -96,7 +96,7 @@ def story(environment, scored_digits, terminals, tmp_path_factory) -> dict:
     folder = Storage(work / "two runs").sweep("lab-digits")
 
     def scored(count: int) -> bool:
-        return sum(len(repeat.scores) for trial in records.read(folder) for repeat in trial.repeats) >= count
+        return sum(len(repeat.scores) for trial in records.read(folder).trials for repeat in trial.repeats) >= count
 
     terminals.append(Terminal(work, scored_digits.folder, environment, "first"))
     wait_for(lambda: scored(1) or terminals[0].process.poll() is not None, 400)
@@ -148,7 +148,7 @@ def test_the_next_job_goes_on_to_the_end(story):
     assert "(goes on)" in third.text
     assert "wins" in third.text or "leads" in third.text
     assert store.read_json(folder.outcome)["reason"] == "complete"
-    trials = records.read(folder)
+    trials = records.read(folder).trials
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(repeat.status in ("finished", "stopped") for trial in trials for repeat in trial.repeats)
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 from made_up_sweep import make_space, write_sweep
 
-from scrimp_platform import estimate, records, status, store, terminal
+from scrimp_platform import estimate, records, standings, status, store, terminal
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 
@@ -33,7 +33,7 @@ def running(folder: SweepFolder) -> list[store.RepeatFolder]:
 
 def shown(storage: Storage, capsys, width: int = 100) -> list[str]:
     before, terminal.console.width = terminal.console.width, width
-    terminal.show_standings(*status.unfinished(storage))
+    standings.show(*status.unfinished(storage))
     terminal.console.width = before
     return capsys.readouterr().out.splitlines()
 
@@ -43,7 +43,7 @@ def test_a_sweep_that_runs_is_shown_with_its_repeats_and_their_nodes(storage, he
     folder.outcome.unlink()
     (files,) = running(folder)
     held(folder.lock, files.lock)
-    (standing,), complete = status.unfinished(storage)
+    (standing,), complete, _ = status.unfinished(storage)
     (training,) = standing.running
     assert complete == []
     assert standing.node == training.node == os.uname().nodename
@@ -74,7 +74,7 @@ def test_a_sweep_whose_driver_has_gone_waits_and_says_why(storage, capsys, reaso
     folder = write_sweep(storage.path / "lab", make_space(), most=9, reason=reason)
     if not reason:
         folder.outcome.unlink()
-    (standing,), _ = status.unfinished(storage)
+    (standing,), *_ = status.unfinished(storage)
     assert standing.running == []
     assert standing.hours_left is None
     text = "\n".join(shown(storage, capsys))
@@ -85,7 +85,7 @@ def test_a_sweep_whose_driver_has_gone_waits_and_says_why(storage, capsys, reaso
 def test_the_race_and_what_failed_in_it_are_told(storage, capsys):
     fate = {"race": "CUDA out of memory"}
     write_sweep(storage.path / "lab", make_space(), lambda repeat: fate.get(repeat.phase, ""), 17, "interrupted")
-    (standing,), _ = status.unfinished(storage)
+    (standing,), *_ = status.unfinished(storage)
     assert standing.phase == "race"
     assert "14, all begun" in "\n".join(shown(storage, capsys))
 
@@ -149,20 +149,20 @@ def test_looking_disturbs_neither_a_driver_that_starts_nor_one_that_runs(tmp_pat
 
 def test_a_trial_that_begins_while_the_records_are_read_does_no_harm(tmp_path):
     class Growing(SweepFolder):
-        def trial_records(self):
-            found = super().trial_records()
-            Trial(len(found), {}).save(self)
-            Repeat(len(found), 0, 0, "search", "running").save(self.repeat(len(found), 0))
-            return found
+        def trial_numbers(self):
+            numbers = super().trial_numbers()
+            Trial(len(numbers), {}).save(self)
+            Repeat(len(numbers), 0, 0, "search", "running").save(self.repeat(len(numbers), 0))
+            return numbers
 
     folder = Growing(tmp_path)
-    assert [[trial.number for trial in records.read(folder)] for _ in range(3)] == [[], [0], [0, 1]]
+    assert [[trial.number for trial in records.read(folder).trials] for _ in range(3)] == [[], [0], [0, 1]]
 
 
 def test_the_time_left_is_that_of_all_repeats_at_the_pace_so_far(storage):
     space = make_space(budget={"trials": 4, "rungs_kimg": [10, 40], "reduction": 2, "leaders": 2, "repeats": 3})
     folder = write_sweep(storage.path / "lab", space, most=1)
-    trials = records.read(folder)
+    trials = records.read(folder).trials
     (repeat,) = trials[0].repeats
     repeat.scores = {10.0: {"kimg": 10.0, "seconds": 20.0}}
     # Each of three more trials goes to 10 kimg, and half of them on to 40; then four repeats of 40 in the race.

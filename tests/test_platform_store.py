@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from scrimp_platform import store, sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
 from scrimp_platform.store import SweepFolder
+from scrimp_trainers import lines
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +45,12 @@ def tide(small_disk):
 def run_all(ledger: Ledger) -> list:
     while repeat := ledger.propose():
         params = next(trial for trial in ledger.trials if trial.number == repeat.trial).params
+        metrics = ledger.folder.repeat(repeat.trial, repeat.repeat).metrics
+        written = []
         for rung in RUNGS:
-            if not ledger.report(repeat, score(repeat, rung, params)):
+            written.append(score(repeat, rung, params))
+            store.patiently(partial(lines.rewrite, metrics, written), ledger.say)
+            if not ledger.report(repeat, written[-1]):
                 break
         ledger.finish(repeat)
     return [(trial.params, trial.status, len(trial.repeats)) for trial in ledger.trials]

@@ -54,7 +54,7 @@ def killed_and_resumed(tmp_path_factory, scored_digits) -> dict:
     with (work / "first.log").open("w") as log:
         driver = subprocess.Popen(arguments, cwd=work, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 300
-    while not any(repeat.status == "finished" for trial in records.read(folder) for repeat in trial.repeats):
+    while not any(repeat.status == "finished" for trial in records.read(folder).trials for repeat in trial.repeats):
         assert driver.poll() is None, (work / "first.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -88,7 +88,7 @@ def test_finished_repeats_are_not_touched_and_none_is_missing(killed_and_resumed
     assert before
     for label, stat in before.items():
         assert (after[label].st_ino, after[label].st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
-    trials = records.read(folder)
+    trials = records.read(folder).trials
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(repeat.status in ("finished", "stopped") for trial in trials for repeat in trial.repeats)
     for files in folder.repeats():
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_it_cleanly_with_what_is_known(scored_digits, tmp_path):
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     deadline = time.monotonic() + 200
-    while not any(repeat.scores for trial in records.read(folder) for repeat in trial.repeats):
+    while not any(repeat.scores for trial in records.read(folder).trials for repeat in trial.repeats):
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -39,14 +39,14 @@ def test_a_space_of_arms_is_read_back_unchanged():
 
 def test_every_arm_is_tried_once_and_has_all_repeats_however_bad_it_is(tmp_path):
     folder = write_sweep(tmp_path / "sweep", parse())
-    trials = records.read(folder)
+    trials = records.read(folder).trials
     assert [trial.params for trial in trials] == list(parse().arms.values())
     assert [len(records.counted(trial, parse(), 60.0)) for trial in trials] == [5, 5, 5]
 
 
 def test_an_arm_whose_training_fails_is_not_tried_again_and_stops_no_other(tmp_path):
     folder = write_sweep(tmp_path / "sweep", parse(), lambda repeat: "too hot" if repeat.trial == 1 else "")
-    assert [trial.status for trial in records.read(folder)] == ["complete", "failed", "complete"]
+    assert [trial.status for trial in records.read(folder).trials] == ["complete", "failed", "complete"]
 
 
 def test_a_proposal_lost_in_a_kill_is_made_again(tmp_path):

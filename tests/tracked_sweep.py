@@ -1,7 +1,6 @@
 """A sweep's folder as MLflow is to show it, without a sweep."""
 
 import itertools
-import json
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from test_platform_race import make_space
 from scrimp_platform import store
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
+from scrimp_trainers import lines
 
 RUNGS = [20.0, 60.0]  # as make_space has them
 NUMBERS = itertools.count()
@@ -36,7 +36,11 @@ def ended_sweep(where: Path) -> SweepFolder:
 def description(folder: SweepFolder) -> dict:
     return {
         "name": folder.path.name,
+        "id": folder.path.name,
+        "space_name": "tracked",
+        "versions": {},
         "started": time.time() - 1000,
+        "driver_started": time.time() - 1000,
         "seed": 5,
         "dataset": {"name": f"data-{folder.path.name}", "content_hash": "c0ffee", "folder": "/data"},
         "space": make_space(constraints={"memorized_fraction": {"max": 0.05}}).model_dump(mode="json"),
@@ -47,9 +51,10 @@ def add_repeat(folder: SweepFolder, repeat: Repeat, rungs: list[float]) -> None:
     repeat.started = time.time() - 900
     repeat.ended = None if repeat.open else repeat.started + 300
     files = folder.repeat(repeat.trial, repeat.repeat)
-    repeat.save(files)
-    files.recipe.write_text("about: a recipe\n")
+    store.write_atomic(files.recipe, "about: a recipe\n")
     add_lines(folder, repeat, range(4, int(max(rungs, default=8)) + 1, 4), rungs)
+    repeat.scores = {line["rung"]: line for line in lines.read(files.metrics) if "rung" in line}
+    repeat.save(files)
     if repeat.status == "finished":
         for file in ("last/network.safetensors", "best/network.safetensors"):
             store.write_atomic(files.checkpoint / file, f"weights of {files.label}")
@@ -62,9 +67,9 @@ def add_lines(folder: SweepFolder, repeat: Repeat, ticks, rungs: list[float]) ->
     with files.metrics.open("a") as file:
         for kimg in ticks:
             tick = {"kimg": kimg + 0.064, "loss": 1 / kimg, "grad_norm": float("nan"), "seconds": kimg * 2.0}
-            file.write(json.dumps(tick) + "\n")
+            file.write(lines.text_of(tick))
             if float(kimg) in rungs:
                 scores = {"fd_classifier": 100 / kimg + repeat.repeat, "extractor": "classifier"}
-                file.write(json.dumps({**tick, "rung": float(kimg), **scores, "memorized_fraction": 0.0}) + "\n")
+                file.write(lines.text_of({**tick, "rung": float(kimg), **scores, "memorized_fraction": 0.0}))
                 files.samples.mkdir(exist_ok=True)
                 PIL.Image.new("L", (16, 16), kimg).save(files.samples / f"{kimg:g}.png")

@@ -1,5 +1,6 @@
 """What a claim's sweep has measured so far, read from its folder, or from what was kept of it."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def read(claim: Claim, size: Size, storage: Storage) -> Outcome | None:
     sweep = store.read_json(folder.sweep)
     if sweep is None:
         return None
-    machines = store.read_json(folder.path / MACHINE) or ["not known"]
-    return _outcome(claim, size, sweep | {"machines": machines}, records.read(folder))
+    machines = (store.read_json(folder.path / MACHINE) or {"names": ["not known"]})["names"]
+    return _outcome(claim, size, sweep | {"machines": machines}, records.read(folder).trials)
 
 
 def keep(claim: Claim, size: Size, outcome: Outcome) -> None:
@@ -80,14 +81,14 @@ def keep(claim: Claim, size: Size, outcome: Outcome) -> None:
     space = outcome.space.model_dump(mode="json")
     dataset = {name: outcome.dataset[name] for name in ("name", "content_hash")}
     record = {"space": space, "dataset": dataset, "machines": outcome.machines, "trials": trials}
-    store.write_json(_kept_file(claim, size), record)
+    store.write_atomic(_kept_file(claim, size), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def kept(claim: Claim, size: Size) -> Outcome | None:
     """Read what was kept of a claim's sweep; none if nothing was, or it is of what the claim's file once said."""
-    record = store.read_json(_kept_file(claim, size))
-    if record is None:
+    if not _kept_file(claim, size).exists():
         return None
+    record = json.loads(_kept_file(claim, size).read_text())
     return _outcome(claim, size, record, TypeAdapter(list[Trial]).validate_python(record["trials"]))
 
 
@@ -105,6 +106,6 @@ def _kept_file(claim: Claim, size: Size) -> Path:
 
 def note_machine(folder: SweepFolder, machine: str) -> None:
     """Keep in the sweep's folder on which machines it ran."""
-    known = store.read_json(folder.path / MACHINE) or []
+    known = (store.read_json(folder.path / MACHINE) or {"names": []})["names"]
     if machine not in known:
-        store.write_json(folder.path / MACHINE, [*known, machine])
+        store.write_json(folder.path / MACHINE, {"names": [*known, machine]})

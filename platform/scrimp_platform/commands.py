@@ -18,7 +18,6 @@ from scrimp_platform import records, store, terminal
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
-from scrimp_spaces.space import Space
 from scrimp_trainers import fit, lines
 from scrimp_trainers import recipe as recipes
 from scrimp_trainers.data import manifest
@@ -192,37 +191,31 @@ def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> Non
 def report(sweep: Path) -> None:
     """Write a sweep's leaderboard and report anew from what is on disk."""
     folder = SweepFolder(sweep)
-    space = _space_of(folder)
+    space = records.space_of(folder)
     from scrimp_platform.sweep import conclude
 
-    outcome = store.read_json(folder.outcome) or {"reason": "not over yet"}
-    conclude(folder, records.look(folder), space, outcome["reason"])
+    outcome = store.read_sound(folder.outcome) or {"reason": "not over yet"}
+    conclude(folder, space, outcome["reason"])
 
 
 def rank_again(sweep: Path, objectives: Sequence[str], constraints: Sequence[str]) -> None:
     """Print how a sweep's trials rank by other objectives or constraints; nothing is trained or written."""
     folder = SweepFolder(sweep)
-    trials = records.look(folder)
-    space = goals.replaced(_space_of(folder), objectives, constraints)
-    goals.require_measured(space, trials)
-    terminal.show_ranking(folder, leaderboard.rank(trials, space), space)
-
-
-def _space_of(folder: SweepFolder) -> Space:
-    sweep = store.read_json(folder.sweep)
-    if sweep is None:
-        raise UserError(f"{folder.path}: not the folder of a sweep (no {folder.sweep.name})")
-    return Space.model_validate(sweep["space"])
+    space = goals.replaced(records.space_of(folder), objectives, constraints)
+    known = records.look(folder)
+    goals.require_measured(space, known.trials)
+    terminal.show_ranking(folder, leaderboard.rank(known.trials, space), space)
+    terminal.show_problems(known.problems)
 
 
 def status(storage: Path) -> None:
     """Print how the sweeps of a storage folder stand."""
-    from scrimp_platform import status
+    from scrimp_platform import standings, status
 
     folder = Storage(storage.expanduser())
     if not folder.sweeps():
         raise UserError(f"--storage {storage}: no sweep there; name the folder that holds them, or set SCRIMP_STORAGE")
-    terminal.show_standings(*status.unfinished(folder))
+    standings.show(*status.unfinished(folder))
 
 
 def ui(storage: Path, service: bool) -> None:

@@ -33,13 +33,13 @@ def _key(plan: Plan, gpus: int) -> str:
 
 def last(plan: Plan, gpus: int) -> Speed | None:
     """Return what the last sweep like this one measured on this machine."""
-    known = (store.read_json(plan.storage.speeds) or {}).get(_key(plan, gpus))
+    known = (store.read_sound(plan.storage.speeds) or {}).get(_key(plan, gpus))
     return Speed(**known) if known else None
 
 
 def save(plan: Plan, gpus: int, speed: Speed) -> None:
     """Keep a measurement for the next plan."""
-    speeds = store.read_json(plan.storage.speeds) or {}
+    speeds = store.read_sound(plan.storage.speeds) or {}
     store.write_json(plan.storage.speeds, speeds | {_key(plan, gpus): dataclasses.asdict(speed)})
 
 

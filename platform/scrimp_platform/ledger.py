@@ -16,6 +16,7 @@ from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_platform.study import Study
 from scrimp_spaces.space import Space
+from scrimp_trainers import checksums
 from scrimp_trainers.errors import UserError
 
 Say = Callable[[str], None]
@@ -47,10 +48,13 @@ class Ledger:
         self._seed = seed
         self._devices = devices
         self.say = say
-        self._study = Study(folder.journal, folder.path.name, space, seed, say)
-        self.trials = records.read(folder)
         self._base = space.base()
-        self._recover()
+        known = records.read(folder)
+        self.trials = known.trials
+        for problem in known.problems:
+            say(problem)
+        self._study = Study(folder.journal, space, seed, say)
+        self._recover(known.skipped)
 
     @property
     def repeats(self) -> list[Repeat]:
@@ -75,8 +79,9 @@ class Ledger:
         return ""
 
     def warm_start(self, values: dict[str, Any]) -> None:
-        """Propose these values of searched fields first."""
-        self._study.enqueue(values)
+        """Propose these values of searched fields next, unless a trial has them."""
+        if not any(values.items() <= trial.params.items() for trial in self.trials):
+            self._study.enqueue(values)
 
     def propose(self) -> Repeat | None:
         """Decide on the next repeat and hand it out: an interrupted one, a new trial's, or one of the race.
@@ -136,21 +141,32 @@ class Ledger:
         """Pass on what a repeat has to say."""
         self.say(f"repeat {self._label(repeat)}: {text}")
 
-    def _recover(self) -> None:
-        """Take back what a killed driver had handed out, and fail proposals that it did not get to write down."""
-        for repeat in self.running:
+    def _recover(self, skipped: list[Trial]) -> None:
+        """Take back what a killed driver had handed out, and have trained again what is damaged."""
+        for trial in self.trials:
+            if trial.status in ("running", "complete"):
+                self._mend(trial)
+        self.rebuilt = self._study.match(sorted([*self.trials, *skipped], key=lambda trial: trial.number))
+
+    def _mend(self, trial: Trial) -> None:
+        """Train a trial's damaged repeats again; what halving stopped is not worth it, and stays left out by name."""
+        for damaged in [repeat for repeat in trial.repeats if repeat.status == "damaged"]:
+            repeat = self._new_repeat(trial, damaged.repeat, damaged.phase)
+            repeat.spent = damaged.spent
+            if trial.status == "complete":
+                repeat.passed = self.space.budget.rungs_kimg[-1]  # halving has let it go on
+            trial.repeats[repeat.repeat] = repeat
+            self.say(f"repeat {self._label(repeat)} is trained again, from its last checkpoint")
+        for repeat in [repeat for repeat in trial.repeats if repeat.open]:
             repeat.status = "waiting"
+            self._write_recipe(trial, repeat)
             self._save(repeat)
-        known = {trial.number: trial for trial in self.trials}
-        for frozen in self._study.trials():
-            trial = known.get(frozen.number)
-            if trial is None and frozen.state.name == "RUNNING":
-                self._study.fail(frozen.number)
-            elif trial and trial.repeats and not trial.repeats[0].open:
-                self._tell(trial)
+        if trial.repeats and trial.status != (status := _status(trial)):
+            trial.status = status
+            self._write(partial(trial.save, self.folder))
 
     def _interrupted(self) -> Repeat | None:
-        bare = next((trial for trial in self.trials if not trial.repeats), None)
+        bare = next((trial for trial in self.trials if trial.status == "running" and not trial.repeats), None)
         if bare:
             return self._add(bare, "search")
         repeat = next((repeat for repeat in self.repeats if repeat.status == "waiting"), None)
@@ -160,12 +176,13 @@ class Ledger:
 
     def _search(self) -> Repeat | None:
         budget = self.space.budget.trials
-        while len(self.trials) < budget and len(self._study.trials()) < MOST_PROPOSALS * budget:
+        while len(self._sound()) < budget and len(self._study.trials()) < MOST_PROPOSALS * budget:
             number, params = self._study.ask(self._next_arm())
             try:
                 self._base.replace(params)
             except UserError as refusal:  # a contradiction that no condition of the space excludes
-                self._study.prune(number)  # unlike a failure it teaches the sampler to look elsewhere
+                self._write(partial(Trial(number, params, "skipped").save, self.folder))
+                self._study.prune(number)
                 self.say(f"proposal {number:04d} is passed over: {refusal}")
                 continue
             trial = Trial(number, params)
@@ -174,8 +191,11 @@ class Ledger:
             return self._add(trial, "search")
         return None
 
+    def _sound(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.status != "damaged"]
+
     def _next_arm(self) -> dict[str, Any] | None:
-        tried = [trial.params for trial in self.trials]
+        tried = [trial.params for trial in self._sound()]
         return next((arm for arm in self.space.arms.values() if arm not in tried), None)
 
     def _race(self) -> Repeat | None:
@@ -185,16 +205,24 @@ class Ledger:
         return self._add(trial, "race") if trial else None
 
     def _add(self, trial: Trial, phase: records.Phase) -> Repeat:
-        number = len(trial.repeats)
-        digest = hashlib.sha256(f"{self._seed}/{trial.number}/{number}".encode()).digest()
-        repeat = Repeat(trial.number, number, int.from_bytes(digest[:4], "big") >> 1, phase, devices=self._devices)
-        files = self.folder.repeat(trial.number, number)
-        self._write(partial(write_atomic, files.recipe, self._base.replace(trial.params).to_yaml()))
+        repeat = self._new_repeat(trial, len(trial.repeats), phase)
         trial.repeats.append(repeat)
         self._save(repeat)
+        self._write(partial(trial.save, self.folder))
         values = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
         self.say(f"repeat {self._label(repeat)} of the {phase}: {values}")
         return repeat
+
+    def _new_repeat(self, trial: Trial, number: int, phase: records.Phase) -> Repeat:
+        digest = hashlib.sha256(f"{self._seed}/{trial.number}/{number}".encode()).digest()
+        repeat = Repeat(trial.number, number, int.from_bytes(digest[:4], "big") >> 1, phase, devices=self._devices)
+        self._write_recipe(trial, repeat)
+        return repeat
+
+    def _write_recipe(self, trial: Trial, repeat: Repeat) -> None:
+        recipe = self._base.replace(trial.params).to_yaml()
+        repeat.recipe = checksums.of_text(recipe)
+        self._write(partial(write_atomic, self.folder.repeat(trial.number, repeat.repeat).recipe, recipe))
 
     def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:
         """Write down a repeat's end, then the trial's, then tell Optuna: a kill in between is mended by `_recover`."""
@@ -212,10 +240,8 @@ class Ledger:
 
     def _tell(self, trial: Trial) -> None:
         first = trial.repeats[0]
-        outcome: dict[str, records.TrialStatus] = {"finished": "complete", "stopped": "pruned", "failed": "failed"}
-        if trial.status == "running":
-            trial.status = outcome[first.status]
-            self._write(partial(trial.save, self.folder))
+        trial.status = _status(trial)
+        self._write(partial(trial.save, self.folder))
         if self._study.trials()[trial.number].state.is_finished():
             return
         if trial.status == "complete":
@@ -237,6 +263,17 @@ class Ledger:
 
     def _label(self, repeat: Repeat) -> str:
         return self.folder.repeat(repeat.trial, repeat.repeat).label
+
+
+def _status(trial: Trial) -> records.TrialStatus:
+    """Return what the end of a trial's first repeat makes of the trial."""
+    first: records.RepeatStatus = trial.repeats[0].status
+    ends: dict[records.RepeatStatus, records.TrialStatus] = {
+        "finished": "complete",
+        "stopped": "pruned",
+        "failed": "failed",
+    }
+    return ends.get(first, "running")
 
 
 def _short(value: Any) -> str:

@@ -77,7 +77,7 @@ class Runs:
         self._client = MlflowClient(uri)
         self._sweep = sweep
         self._path = progress
-        self._progress: dict[str, Any] = store.read_json(progress) or {"runs": {}}
+        self._progress: dict[str, Any] = store.read_sound(progress) or {"runs": {}}
         self.experiment = self._find_experiment(experiment)
         self._progress |= {"uri": uri, "experiment": self.experiment}
         self._seldom, self._saved = Seldom(), True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_cluster.facts import code, versions
-from scrimp_platform import mlflow_server, store
+from scrimp_platform import mlflow_server, records, store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
@@ -97,7 +97,7 @@ def check(options: Options) -> Space:
     if options.tracking_uri is not None:
         mlflow_server.check_address(options.tracking_uri)
     for path in options.warm_start:
-        _space_of(SweepFolder(path))
+        _require_sound(SweepFolder(path))
     return space
 
 
@@ -138,30 +138,34 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
     return folder
 
 
+def _require_sound(earlier: SweepFolder) -> None:
+    try:
+        records.space_of(earlier)
+    except UserError as error:
+        raise UserError(f"--warm-start {error}") from None
+    if problems := records.read(earlier).problems:
+        raise UserError(f"--warm-start {problems[0]}; resume that sweep first, which trains again what is damaged")
+
+
 def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
     """Yield the values of an earlier sweep's leaders, as far as this space searches them too.
 
     Only values are taken over, not scores: on another dataset those would mean something else.
     """
-    from scrimp_platform import race, records  # they import optuna, which only a warm start needs here
+    from scrimp_platform import race  # it imports optuna, which only a warm start needs here
 
-    for trial in race.leaders(records.read(earlier), _space_of(earlier)):
+    for trial in race.leaders(records.read(earlier).trials, records.space_of(earlier)):
         known = {path: value for path, value in trial.params.items() if path in space.search}
         yield {path: value for path, value in known.items() if space.search[path].allows(value)}
 
 
-def _space_of(earlier: SweepFolder) -> Space:
-    old = store.read_json(earlier.sweep)
-    if old is None:
-        raise UserError(f"--warm-start {earlier.path}: not the folder of a sweep (no {earlier.sweep.name})")
-    return Space.model_validate(old["space"])
-
-
 def record(plan: Plan) -> dict[str, Any]:
     """Return what `sweep.json` says of the sweep."""
-    earlier = store.read_json(plan.folder.sweep) or {}
+    earlier, now = store.read_json(plan.folder.sweep) or {}, time.time()
     return {
         "name": plan.folder.path.name,
+        # MLflow knows the sweep by this, also when its folder has been renamed.
+        "id": earlier.get("id", f"{plan.folder.path.name} {now:.3f}"),
         "space_name": Path(plan.options.space).stem,
         "space": plan.space.model_dump(mode="json"),
         "dataset": {
@@ -170,7 +174,8 @@ def record(plan: Plan) -> dict[str, Any]:
             "folder": str(plan.dataset),
         },
         "seed": plan.options.seed,
-        "started": earlier.get("started", time.time()),
+        "started": earlier.get("started", now),
+        "driver_started": now,
         "versions": {package: version for package, version in versions().items() if version},
         "code": code(),
     }
@@ -203,9 +208,9 @@ LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gp
 
 def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int) -> bool:
     """Whether the folder holds this very sweep already; one of another space or dataset is refused."""
-    old = store.read_json(folder.sweep)
-    if old is None:
+    if not folder.sweep.exists() and not folder.trial_numbers():
         return False
+    old = records.describe(folder)
     now = {"space": space.model_dump(mode="json"), "seed": seed}
     before, after = (_flatten({"space": tree["space"], "seed": tree["seed"]}) for tree in (old, now))
     before["dataset"], after["dataset"] = old["dataset"]["content_hash"][:12], facts.content_hash[:12]

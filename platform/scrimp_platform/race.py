@@ -40,7 +40,7 @@ def survives(scores: Mapping[str, Any], others: Sequence[Mapping[str, Any]], spa
 def leaders(trials: Sequence[Trial], space: Space) -> list[Trial]:
     """Return the trials that enter the race: the best of the search, by their first repeat at the last rung."""
     rung = space.budget.rungs_kimg[-1]
-    complete = [trial for trial in trials if trial.status == "complete"]
+    complete = [trial for trial in trials if trial.status == "complete" and rung in trial.repeats[0].scores]
     ranking = order([trial.repeats[0].scores[rung] for trial in complete], space)
     return [complete[i] for i in ranking[: space.budget.leaders]]
 

@@ -11,6 +11,7 @@ from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers import lines
+from scrimp_trainers.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Standing:
     """Where its driver runs; empty if it does not."""
     reason: str
     """Why its last driver ended, if that could say."""
+    problems: list[str]
+    """Its records that are damaged or missing."""
 
     @property
     def repeats(self) -> list[Repeat]:
@@ -71,16 +74,22 @@ class Standing:
         return seconds and seconds / len(self.running) / 3600
 
 
-def unfinished(storage: Storage) -> tuple[list[Standing], list[str]]:
-    """Return how each sweep stands that is not complete, and the names of those that are."""
-    standings, complete = [], []
+def unfinished(storage: Storage) -> tuple[list[Standing], list[str], list[str]]:
+    """Return how each sweep stands that is not complete, the names of those that are, and what cannot be read."""
+    standings, complete, problems = [], [], []
     for folder in storage.sweeps():
-        node, reason = node_of(folder.lock), _reason(folder)
-        if reason == "complete" and not node:
-            complete.append(folder.path.name)
-        else:
-            standings.append(_read(folder, node, reason))
-    return standings, complete
+        try:
+            sweep, node = records.describe(folder), node_of(folder.lock)
+            reason = _reason(folder, sweep)
+            if reason == "complete" and not node:
+                complete.append(folder.path.name)
+            else:
+                standings.append(_read(folder, sweep, node, reason))
+        except UserError as error:
+            problems.append(str(error))
+        except OSError as error:  # it belongs to somebody else, or its disk fails
+            problems.append(f"{error.filename or folder.path}: cannot be read ({error.strerror})")
+    return standings, complete, problems
 
 
 def node_of(lock: Path) -> str:
@@ -88,19 +97,17 @@ def node_of(lock: Path) -> str:
     return store.holder(lock).rpartition(" on ")[2]
 
 
-def _reason(folder: SweepFolder) -> str:
-    """Say why the last driver ended; empty if it could not tell, or has not ended: each writes sweep.json first."""
-    outcome = store.read_json(folder.outcome)
-    ended = outcome and folder.outcome.stat().st_mtime >= folder.sweep.stat().st_mtime
-    return outcome["reason"] if ended else ""
+def _reason(folder: SweepFolder, sweep: dict[str, Any]) -> str:
+    """Say why the last driver ended; empty if it could not tell, or has not ended."""
+    outcome = store.read_sound(folder.outcome)
+    return outcome["reason"] if outcome and outcome["ended"] >= sweep["driver_started"] else ""
 
 
-def _read(folder: SweepFolder, node: str, reason: str) -> Standing:
-    sweep = store.read_json(folder.sweep)
-    trials = records.look(folder)
-    handed_out = [repeat for trial in trials for repeat in trial.repeats if repeat.status == "running"]
+def _read(folder: SweepFolder, sweep: dict[str, Any], node: str, reason: str) -> Standing:
+    known = records.look(folder)
+    handed_out = [repeat for repeat in known.repeats if repeat.status == "running"]
     running = [_training(repeat, folder.repeat(repeat.trial, repeat.repeat)) for repeat in handed_out]
-    return Standing(folder, sweep, Space.model_validate(sweep["space"]), trials, running, node, reason)
+    return Standing(folder, sweep, records.space_of(folder), known.trials, running, node, reason, known.problems)
 
 
 def _training(repeat: Repeat, files: RepeatFolder) -> Training:

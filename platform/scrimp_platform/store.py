@@ -8,13 +8,14 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from scrimp_platform import interrupt
-from scrimp_trainers.errors import UserError
+from scrimp_trainers import checksums
+from scrimp_trainers.errors import DamagedRecord, UserError
 from scrimp_trainers.files import no_room, write_atomic
 
 TRIAL_FILE = "trial.json"
@@ -25,17 +26,33 @@ ROOM = 5.0
 Result = TypeVar("Result")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a record as indented JSON with its checksum, atomically."""
+    write_atomic(path, json.dumps(checksums.seal(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; none if it does not exist."""
+    """Read a record that `write_json` has written; none if it does not exist.
+
+    Raises
+    ------
+    DamagedRecord
+        If it cannot be read or is not what was written; names the file.
+    """
     try:
-        return json.loads(path.read_text())
+        return checksums.unseal(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise DamagedRecord(f"{path}: cannot be read ({error.strerror})") from None
+    except DamagedRecord as error:
+        raise DamagedRecord(f"{path}: {error}") from None
+
+
+def read_sound(path: Path) -> Any:
+    """Read a record that can be done without; none if it does not exist or is damaged."""
+    with contextlib.suppress(DamagedRecord):
+        return read_json(path)
 
 
 def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Result:
@@ -242,18 +259,30 @@ class SweepFolder:
         """Folder of one repeat."""
         return RepeatFolder(self.trial(trial) / f"repeat-{repeat}", trial, repeat)
 
-    def trial_records(self) -> list[dict[str, Any]]:
-        """Return what every trial's `trial.json` says, in order."""
-        return [read_json(path) for path in sorted((self.path / "trials").glob(f"*/{TRIAL_FILE}"))]
+    def trial_numbers(self) -> list[int]:
+        """Return the numbers of all trials, in order; one of which nothing is on disk yet is not among them."""
+        folders = (self.path / "trials").glob("[0-9]*")
+        numbers = sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
+        # The newest one's folder is made an instant before its record.
+        if numbers and not _holds_records(self.trial(numbers[-1])):
+            numbers.pop()
+        return numbers
+
+    def repeat_numbers(self, trial: int) -> list[int]:
+        """Return the numbers of a trial's repeats that are on disk."""
+        records = self.trial(trial).glob("repeat-*/repeat.json")
+        names = [record.parent.name.removeprefix("repeat-") for record in records]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def repeats(self) -> Iterator[RepeatFolder]:
         """Every repeat that was decided on, in order."""
-        for record in sorted((self.path / "trials").glob("*/repeat-*/repeat.json"), key=_order):
-            yield self.repeat(*_order(record))
+        for trial in self.trial_numbers():
+            for repeat in self.repeat_numbers(trial):
+                yield self.repeat(trial, repeat)
 
 
-def _order(record: Path) -> tuple[int, int]:
-    return int(record.parent.parent.name), int(record.parent.name.removeprefix("repeat-"))
+def _holds_records(trial: Path) -> bool:
+    return (trial / TRIAL_FILE).exists() or any(trial.glob("repeat-*/repeat.json"))
 
 
 @dataclass(frozen=True)
@@ -267,8 +296,9 @@ class Storage:
         return SweepFolder(self.path / name)
 
     def sweeps(self) -> list[SweepFolder]:
-        """Every sweep, by name."""
-        return [SweepFolder(file.parent) for file in sorted(self.path.glob(f"*/{SWEEP_FILE}"))]
+        """Every sweep, by name, also one that has lost its `sweep.json`."""
+        folders = {file.parent for name in (SWEEP_FILE, "trials") for file in self.path.glob(f"*/{name}")}
+        return [SweepFolder(folder) for folder in sorted(folders)]
 
     def dataset(self, name: str) -> Path:
         """Folder of a dataset that a sweep prepared by itself."""

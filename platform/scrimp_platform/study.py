@@ -1,14 +1,15 @@
 """The sweep's Optuna study: proposals, what became of them, and a journal that optuna-dashboard opens.
 
 Only the driver writes it. Proposals are a function of the seed, the trial's number and the study's history, so a
-resumed sweep proposes what an undisturbed one would have.
+resumed sweep proposes what an undisturbed one would have. The history is that of the trials on disk: a journal that
+is lost, damaged or of something else is made anew from them.
 """
 
 import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,26 @@ import optuna
 from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from scrimp_platform import store
+from scrimp_platform.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+NAME = "scrimp"
+"""The study's name in its journal: the sweep's folder may be renamed."""
 MIN_STARTUP, MAX_STARTUP = 4, 10
+STATES = {
+    "running": TrialState.RUNNING,
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "skipped": TrialState.PRUNED,  # unlike a failure it teaches the sampler to look elsewhere
+    "failed": TrialState.FAIL,
+    "damaged": TrialState.FAIL,
+}
 
 
 class Journal(JournalFileBackend):
@@ -52,16 +64,66 @@ class Journal(JournalFileBackend):
 class Study:
     """Ask for recipes and tell what came of them."""
 
-    def __init__(self, journal: Path, name: str, space: Space, seed: int, say: Callable[[str], object]) -> None:
+    def __init__(self, journal: Path, space: Space, seed: int, say: Callable[[str], object]) -> None:
+        self._journal = journal
         self._space = space
         self._seed = seed
-        self._study = optuna.create_study(
-            storage=JournalStorage(Journal(journal, say)),
-            study_name=name,
-            directions=list(space.objectives.values()),
+        self._say = say
+        try:
+            self._study = self._open()
+        except OSError:
+            raise
+        except Exception:  # Optuna checks nothing: a damaged journal fails anywhere
+            self._put_aside()
+            self._study = self._open()
+
+    def _open(self) -> optuna.Study:
+        study = optuna.create_study(
+            storage=JournalStorage(Journal(self._journal, self._say)),
+            study_name=NAME,
+            directions=list(self._space.objectives.values()),
             load_if_exists=True,
         )
-        self._study.set_metric_names(list(space.objectives))
+        study.set_metric_names(list(self._space.objectives))
+        return study
+
+    def _put_aside(self) -> None:
+        self._journal.replace(self._journal.with_name(f"{self._journal.name}.old"))
+
+    def match(self, records: Sequence[Trial]) -> bool:
+        """Make the study that of the trials on disk, numbered without gaps; whether it had to be made anew for that.
+
+        What a killed driver did not get to tell is told now. What was enqueued and not proposed yet is lost only
+        where the study is made anew.
+        """
+        expected = [frozen(trial, self._space) for trial in records]
+        if self._holds(expected):
+            return False
+        if self.trials():
+            self._put_aside()
+            self._study = self._open()
+        self._study.add_trials(expected)
+        self._say(f"{self._journal.name} does not hold the trials on disk: made anew from them")
+        return True
+
+    def _holds(self, expected: Sequence[FrozenTrial]) -> bool:
+        directions = [direction.name.lower() for direction in self._study.directions]
+        known = self.trials()
+        more = [trial for trial in known[len(expected) :] if trial.state is not TrialState.WAITING]
+        if directions != list(self._space.objectives.values()) or len(known) < len(expected) or more:
+            return False
+        for number, (trial, ended) in enumerate(zip(known, expected, strict=False)):
+            if trial.state is TrialState.RUNNING and ended.state.is_finished() and trial.params == ended.params:
+                self._catch_up(number, ended)
+        return all(map(_agree, self.trials(), expected))
+
+    def _catch_up(self, number: int, ended: FrozenTrial) -> None:
+        if ended.state is not TrialState.COMPLETE:
+            self._study.tell(number, state=ended.state)
+            return
+        for name, excess in ended.constraints.items():
+            self._trial(number).set_constraint(name, excess)
+        self._study.tell(number, ended.values)
 
     def trials(self) -> list[FrozenTrial]:
         """Return every trial that the study knows."""
@@ -105,8 +167,8 @@ class Study:
         if not all(math.isfinite(value) for value in values):
             self.fail(number)
             return
-        for name, excess in excesses(self._space, scores).items():
-            self._trial(number).set_constraint(name, min(excess, 1e30))
+        for name, excess in _limited(self._space, scores).items():
+            self._trial(number).set_constraint(name, excess)
         self._study.tell(number, values)
 
     def prune(self, number: int) -> None:
@@ -121,6 +183,60 @@ class Study:
         return optuna.trial.Trial(self._study, self.trials()[number]._trial_id)
 
 
+def in_memory(trials: Sequence[Trial], space: Space) -> optuna.Study:
+    """Return a study of these trials that is written nowhere."""
+    study = optuna.create_study(directions=list(space.objectives.values()))
+    study.add_trials([frozen(trial, space) for trial in trials])
+    return study
+
+
+def frozen(trial: Trial, space: Space) -> FrozenTrial:
+    """Return what Optuna knows of a trial: its proposal, the scores of its first repeat, and its state."""
+    params = {path: _encode(space.search[path], value) for path, value in trial.params.items()}
+    proposal = FixedTrial(params)
+    for path in params:
+        _suggest(proposal, path, space.search[path])
+    first = trial.repeats[0] if trial.repeats else None
+    state = STATES[trial.status]
+    scores = first.last if first and state is TrialState.COMPLETE else {}
+    values = [float(scores.get(name, math.nan)) for name in space.objectives]
+    if state is TrialState.COMPLETE and not all(math.isfinite(value) for value in values):
+        state = TrialState.FAIL
+
+    complete = state is TrialState.COMPLETE
+    return create_trial(
+        state=state,
+        params=params,
+        distributions=proposal.distributions,
+        values=values if complete else None,
+        constraints=_limited(space, scores) if complete else None,
+        intermediate_values=_at_rungs(first, space) if first else {},
+    )
+
+
+def _at_rungs(repeat: Repeat, space: Space) -> dict[int, float]:
+    """Return the objective by images seen; Optuna keeps none where there are several objectives (optuna#3450)."""
+    if len(space.objectives) > 1:
+        return {}
+    name = next(iter(space.objectives))
+    values = {round(rung * 1000): float(scores.get(name, math.nan)) for rung, scores in repeat.scores.items()}
+    return {images: value for images, value in values.items() if math.isfinite(value)}
+
+
+def _agree(known: FrozenTrial, expected: FrozenTrial) -> bool:
+    """Whether a trial of the study is what the records say, as far as it matters to a sampler."""
+    names = ["state", "params", "distributions"]
+    if expected.state is TrialState.PRUNED:
+        names.append("intermediate_values")
+    if expected.state is TrialState.COMPLETE:
+        names += ["values", "constraints"]
+    return all(getattr(known, name) == getattr(expected, name) for name in names)
+
+
+def _limited(space: Space, scores: Mapping[str, Any]) -> dict[str, float]:
+    return {name: min(excess, 1e30) for name, excess in excesses(space, scores).items()}
+
+
 def excesses(space: Space, scores: Mapping[str, Any]) -> dict[str, float]:
     """By how much each constraint is broken; infinite where its score is missing or no number."""
     result = {}
@@ -130,7 +246,7 @@ def excesses(space: Space, scores: Mapping[str, Any]) -> dict[str, float]:
     return result
 
 
-def _suggest(trial: optuna.trial.Trial, path: str, span: Range) -> Any:
+def _suggest(trial: optuna.trial.BaseTrial, path: str, span: Range) -> Any:
     if span.uniform:
         return trial.suggest_float(path, *span.uniform)
     if span.loguniform:

@@ -9,14 +9,13 @@ import time
 from collections.abc import Sequence
 
 from scrimp_cluster import doctor
-from scrimp_platform import cluster, estimate, interrupt, job, plan, store, terminal
+from scrimp_platform import cluster, estimate, interrupt, job, plan, records, store, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.crew import Crew
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
 from scrimp_platform.pace import Seldom
 from scrimp_platform.plan import Options, Plan
-from scrimp_platform.records import Trial
 from scrimp_platform.report import leaderboard
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.tracking import Tracker
@@ -107,7 +106,7 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
 
         # Report.
         store.patiently(lambda: keep_outcome(ledger, the_plan, placement, reason), terminal.say)
-        store.patiently(lambda: conclude(folder, ledger.trials, ledger.space, reason), terminal.say)
+        store.patiently(lambda: conclude(folder, ledger.space, reason), terminal.say)
         patience = 60.0
     finally:
         tracker.stop(patience)
@@ -128,7 +127,7 @@ def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
             leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
 
     ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
-    if not ledger.trials:
+    if not ledger.trials or ledger.rebuilt:
         for values in the_plan.warm_start:
             ledger.warm_start(values)
     return ledger
@@ -150,20 +149,23 @@ def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
 
 def keep_outcome(ledger: Ledger, the_plan: Plan, placement: Placement, reason: str) -> None:
     """Write down why the sweep has ended, and how fast it was, for the next plan."""
-    store.write_json(ledger.folder.outcome, {"reason": reason, "ended": time.time()})
+    trials = len(ledger.folder.trial_numbers())
+    store.write_json(ledger.folder.outcome, {"reason": reason, "ended": time.time(), "trials": trials})
     if speed := estimate.measured(ledger.folder, ledger.repeats):
         estimate.save(the_plan, placement.gpus_per_repeat, speed)
 
 
-def conclude(folder: SweepFolder, trials: Sequence[Trial], space: Space, reason: str) -> None:
+def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
     """Write the leaderboard, the winning recipe and the report, and print what a person wants to know."""
     from scrimp_platform.report import page
 
-    rows = leaderboard.rank(trials, space)
+    known = records.look(folder)
+    rows = leaderboard.rank(known.trials, space)
     leaderboard.write_csv(rows, space, folder)
     if best := leaderboard.best(rows):
-        store.write_atomic(folder.best_recipe, folder.repeat(best.number, 0).recipe.read_text())
+        store.write_atomic(folder.best_recipe, folder.repeat(best.number, best.counted[0].repeat).recipe.read_text())
     else:
         folder.best_recipe.unlink(missing_ok=True)  # an earlier end's
     page.write_report(folder)
     terminal.show_result(folder, rows, space, reason)
+    terminal.show_problems(known.problems)

@@ -1,11 +1,10 @@
 """What a person sees in the terminal."""
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,7 +16,6 @@ from scrimp_platform import estimate
 from scrimp_platform.cluster import Placement
 from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Plan
-from scrimp_platform.records import RepeatStatus
 from scrimp_platform.report import leaderboard, words
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Range, Space, value_of
@@ -26,7 +24,6 @@ from scrimp_trainers.data.manifest import Manifest
 if TYPE_CHECKING:
     from scrimp_cluster.doctor import Report, Visit
     from scrimp_cluster.judge import Fault
-    from scrimp_platform.status import Standing
     from scrimp_trainers.techniques.coreset import Scored
 
 console = Console(highlight=False)
@@ -151,55 +148,10 @@ def show_list(entries: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def show_standings(standings: Sequence["Standing"], complete: Sequence[str]) -> None:
-    """Print how each unfinished sweep stands, and which are complete."""
-    for standing in standings:
-        show_standing(standing)
-    if complete:
-        say(f"complete: {', '.join(complete)}")
-
-
-def show_standing(one: "Standing") -> None:
-    """Print what of a sweep is done and left, its best so far, and a line for each repeat that runs."""
-    budget, counts = one.space.budget, Counter(repeat.status for repeat in one.repeats)
-    left, to_come = budget.trials - len(one.trials), estimate.races_left(one.trials, one.space)
-    stands = f"runs on {one.node}, {one.phase}" if one.node else f"does not run: {one.reason or 'its driver is gone'}"
-    since = time.strftime("%d %b %H:%M", time.localtime(one.sweep["started"]))
-    limit = f" of at most {budget.max_gpu_hours:g}" if budget.max_gpu_hours else ""
-    rows = {
-        one.folder.path.name: stands,
-        "of": f"space {one.sweep.get('space_name', '')}, dataset {one.sweep['dataset']['name']}, since {since}",
-        "trials": f"{len(one.trials)} begun, {left} to come" if left else f"{len(one.trials)}, all begun",
-        "repeats": ", ".join(f"{counts[status]} {status}" for status in get_args(RepeatStatus) if counts[status])
-        + f"; in the race at most {to_come} more" * (to_come > 0),
-        "best": leaderboard.verdict(leaderboard.rank(one.trials, one.space), one.space),
-        "spent": f"{words.number(one.device_hours)} device-hours{limit}",
-        "left": f"about {words.duration(one.hours_left)}" if one.hours_left else "",
-        **{f"failed {count}": cause for cause, count in one.failures.most_common(3)},
-    }
-    show_list({name: text for name, text in rows.items() if text})
-    if one.running:
-        console.print(_trainings(one))
-    console.print()
-
-
-def _trainings(one: "Standing") -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for heading in ("repeat", "phase", "node"):
-        table.add_column(heading, no_wrap=heading != "node", overflow="fold")
-    for heading in ("kimg", "rung", "images/s", "last heard of"):
-        table.add_column(heading, justify="right")
-    for training in one.running:
-        table.add_row(
-            training.label,
-            training.repeat.phase,
-            escape(training.node) or "starting",
-            f"{training.kimg:,.0f} of {one.space.budget.rungs_kimg[-1]:,g}",
-            f"{max(training.repeat.scores, default=0):g}",
-            words.number(training.images_per_second) if training.images_per_second else "",
-            "" if training.heard is None else f"{words.duration(training.heard / 3600)} ago",
-        )
-    return table
+def show_problems(problems: Sequence[str]) -> None:
+    """Print a line for each record that is damaged or missing."""
+    for problem in problems:
+        say(f"damaged      {problem}")
 
 
 def show_report(report: "Report") -> None:

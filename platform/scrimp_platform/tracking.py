@@ -16,7 +16,7 @@ from typing import Any
 from scrimp_platform import mlflow_server, records, stats, store
 from scrimp_platform.mlflow_runs import PARENT, Run, Runs
 from scrimp_platform.mlflow_server import Server
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.records import Records, Repeat, Trial
 from scrimp_platform.report import leaderboard
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
@@ -45,7 +45,7 @@ class Mirror:
         self._folder = folder
         self.uri = uri
         self._runs: Runs | None = None
-        self._trials: list[Trial] = []
+        self._known: Records | None = None
 
     @property
     def link(self) -> str:
@@ -62,9 +62,7 @@ class Mirror:
             return
         try:
             if self._runs is None:
-                # The time tells this sweep from an earlier one of the same name.
-                name = f"{sweep['name']} {sweep['started']:.3f}"
-                self._runs = Runs(self.uri, sweep["dataset"]["name"], name, self._folder.tracking)
+                self._runs = Runs(self.uri, sweep["dataset"]["name"], sweep["id"], self._folder.tracking)
             try:
                 self._send(self._runs, sweep, outcome)
             finally:
@@ -77,13 +75,14 @@ class Mirror:
     def _send(self, runs: Runs, sweep: dict[str, Any], outcome: str) -> None:
         parent = runs.get("", sweep["name"], sweep["started"])
         space = Space.model_validate(sweep["space"])
-        trials = self._trials = records.read(self._folder, self._trials)
+        self._known = records.read(self._folder, self._known)
+        trials = [trial for trial in self._known.trials if trial.status != "damaged"]
         over = bool(outcome)
         if not over:
             self._tell_sweep(runs, parent, sweep, space, "RUNNING")
         for trial in trials:
             child = runs.get(str(trial.number), f"trial {trial.number}", _started(trial, sweep["started"]))
-            for repeat in trial.repeats:
+            for repeat in (repeat for repeat in trial.repeats if repeat.status != "damaged"):
                 self._send_repeat(runs, child, trial, repeat, over)
             self._tell_trial(runs, parent, child, trial, space, over)
         for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
@@ -257,7 +256,7 @@ class Tracker:
         return server.uri
 
     def _outcome(self) -> str:
-        outcome = store.read_json(self._folder.outcome)
+        outcome = store.read_sound(self._folder.outcome)
         return outcome["reason"] if outcome and outcome["ended"] >= self._began else CRASHED
 
     def _explain(self, error: Exception) -> str:

@@ -21,5 +21,9 @@ class TooLarge(UserError, Final):
     """The device has too little memory for what the recipe trains at once."""
 
 
+class DamagedRecord(UserError):
+    """A record on disk is not what was written there."""
+
+
 class NoRoom(UserError):
     """A disk is full or read-only. With room there, the same goes on."""

@@ -107,8 +107,8 @@ class Repeat:
         self.sound = not damage
         self._refuse_longer()
         self.progress = Progress(**saved or {})
-        spent = [line["seconds"] for line in lines.read(self._metrics)]
-        self.progress.seconds = max([self.progress.seconds, *spent])
+        written, lost = lines.scan(self._metrics)
+        self.progress.seconds = max([self.progress.seconds, *(line["seconds"] for line in written)])
         other = self._note_environment()
         if self.rank == 0:
             write_atomic(self.folder / "recipe.yaml", self.recipe.to_yaml())
@@ -120,7 +120,7 @@ class Repeat:
             self._agree()  # rank 0 may write the next checkpoint only when all have read this one
         self.told = self.state.images, time.monotonic()
         watchdog.rest()  # the caller hears first of what is behind
-        return "; ".join(part for part in (damage, other) if part)
+        return "; ".join(part for part in (damage, lost, other) if part)
 
     def steps(self) -> Iterator[Step]:
         """Train from the state on."""

@@ -22,7 +22,8 @@ from scrimp_spaces.space import Space
 
 __all__ = ["Row", "best", "chosen", "rank", "score", "status", "table", "verdict", "write_csv"]
 
-_STYLES = {"winner": "bold green", "leader": "bold green", "front": "bold green", "tied": "green", "failed": "red"}
+_GOOD, _BAD = "bold green", "red"
+_STYLES = {"winner": _GOOD, "leader": _GOOD, "front": _GOOD, "tied": "green", "failed": _BAD, "damaged": _BAD}
 
 
 def verdict(rows: Sequence[Row], space: Space) -> str:
@@ -139,9 +140,15 @@ def chosen(row: Row, objective: str) -> str:
 
 
 def status(row: Row) -> str:
-    """Say a row's status, and how many repeats failed where others did not."""
-    failed = f" ({words.counted(row.failed, 'repeat')} failed)" if row.failed and row.status != "failed" else ""
-    return row.status + failed
+    """Say a row's status, and how many repeats failed or are damaged where others are not."""
+    exceptions = [f" ({words.counted(count, 'repeat')} {name})" for name, count in _exceptions(row).items()]
+    return row.status + "".join(exceptions)
+
+
+def _exceptions(row: Row) -> dict[str, int]:
+    """Return how many repeats failed or are damaged, where that is not the trial's own status."""
+    counts = {"failed": row.failed, "damaged": row.damaged}
+    return {name: count for name, count in counts.items() if count and name != row.status}
 
 
 def _cell(value: Any) -> Any:
@@ -178,7 +185,7 @@ def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False)
             str(row.rank),
             str(row.number),
             row.status,
-            f"{row.repeats}" + (f"\n{row.failed} failed" if row.failed and row.status != "failed" else ""),
+            "\n".join([f"{row.repeats}", *(f"{count} {name}" for name, count in _exceptions(row).items())]),
             *[score(row, name) for name in space.objectives],
             *[chosen(row, first) for _ in chosen_at],
             *[words.number(mean) for mean in row.constraints.values()],

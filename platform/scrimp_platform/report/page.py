@@ -27,7 +27,7 @@ from scrimp_spaces.space import Space
 from scrimp_trainers import lines
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.errors import DamagedRecord, UserError
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -44,11 +44,10 @@ class Plot:
 
 def write_report(folder: SweepFolder) -> None:
     """Write a sweep's `report.html` from what is on disk."""
-    sweep = store.read_json(folder.sweep)
-    space = Space.model_validate(sweep["space"])
-    trials = records.look(folder)
+    sweep, space, known = records.describe(folder), records.space_of(folder), records.look(folder)
+    trials, problems = known.trials, known.problems
     rows = leaderboard.rank(trials, space)
-    repeats = [repeat for trial in trials for repeat in trial.repeats]
+    repeats = known.repeats
     best = leaderboard.best(rows)
     facts = _manifest(sweep)
     by_class = classwise.gather(rows, plots.leaders(rows), facts.classes if facts else None)
@@ -58,6 +57,7 @@ def write_report(folder: SweepFolder) -> None:
         name=sweep["name"],
         verdict=leaderboard.verdict(rows, space),
         ending=_ending(folder),
+        problems=problems,
         facts=_facts(sweep, space, repeats, rows),
         space=space,
         rows=rows,
@@ -70,8 +70,8 @@ def write_report(folder: SweepFolder) -> None:
         interval=words.interval,
         class_plots=_class_plots(by_class, rows),
         training=_training_plots(folder, trials, rows, space),
-        search=_search_plots(folder, trials, rows, space),
-        samples=_samples(folder, rows, space),
+        search=_search_plots(trials, rows, space),
+        samples=_samples(folder, rows, space, problems),
         use=_use(folder, sweep, best, space) if best else None,
         failures=[(r, _cause(folder, r)) for r in repeats if r.attempt > 1 or r.status == "failed"],
         origin=_origin(sweep),
@@ -86,12 +86,12 @@ def _cause(folder: SweepFolder, repeat: Repeat) -> str:
     if repeat.status in ("failed", "waiting"):
         return repeat.cause
     error = folder.repeat(repeat.trial, repeat.repeat).error
-    lines = error.read_text().split("\n") if error.exists() else []
+    lines = error.read_text(errors="replace").split("\n") if error.exists() else []
     return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def _ending(folder: SweepFolder) -> str:
-    outcome = store.read_json(folder.outcome)
+    outcome = store.read_sound(folder.outcome)
     if outcome is None:
         return "Not ended: this is what is known so far"
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(outcome["ended"]))
@@ -178,11 +178,11 @@ def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence
     return [*result, _plot("Training loss", "Every repeat of the leading trials.", losses, "No leader yet.")]
 
 
-def _search_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[Row], space: Space) -> list[Plot]:
+def _search_plots(trials: Sequence[Trial], rows: Sequence[Row], space: Space) -> list[Plot]:
     first, none = next(iter(space.objectives)), "Nothing has been scored yet."
     caption = "The first repeat of each trial. Scores of trials that were stopped are those of an earlier rung."
     result = [_plot(f"{name} by trial", caption, plots.history(trials, space, name), none) for name in space.objectives]
-    shares = importance.importances(folder.journal)
+    shares = importance.importances(trials, space)
     if isinstance(shares, str):
         result.append(Plot("What mattered", shares, None))
     else:
@@ -201,17 +201,25 @@ def _plot(title: str, caption: str, figure: go.Figure, missing: str, wide: bool 
     return Plot(title, caption, Markup(body), wide)  # noqa: S704 - plotly escapes what is in the figure
 
 
-def _samples(folder: SweepFolder, rows: Sequence[Row], space: Space) -> dict[str, list[pictures.Picture]]:
+def _samples(
+    folder: SweepFolder, rows: Sequence[Row], space: Space, problems: list[str]
+) -> dict[str, list[pictures.Picture]]:
     """Return the grids of the three best, how the best came along, and its nearest training images."""
+
+    def read(path: Path, caption: str) -> pictures.Picture | None:
+        try:
+            return pictures.read(path, caption)
+        except DamagedRecord as damage:
+            problems.append(f"{damage}; the picture is left out")
+            return None
+
     kimg = space.budget.rungs_kimg[-1]
     typical = {row.number: _typical(folder, row, space) for row in rows if row.finished}
     named = {f"Trial {trial}, repeat {files.repeat}": files for trial, files in list(typical.items())[:3]}
-    grids = [pictures.read(files.samples_png, f"{title}, {kimg:g} kimg") for title, files in named.items()]
+    grids = [read(files.samples_png, f"{title}, {kimg:g} kimg") for title, files in named.items()]
     best = next(iter(typical.values()), None)
-    steps = [
-        pictures.read(best.samples / f"{rung:g}.png", f"{rung:g} kimg") for rung in space.budget.rungs_kimg if best
-    ]
-    pairs = [pictures.read(best.neighbours_png, _copies(rows[0]))] if best else []
+    steps = [read(best.samples / f"{rung:g}.png", f"{rung:g} kimg") for rung in space.budget.rungs_kimg if best]
+    pairs = [read(best.neighbours_png, _copies(rows[0]))] if best else []
     shown = {"best": grids, "steps": steps, "neighbours": pairs}
     return {name: [picture for picture in group if picture] for name, group in shown.items()}
 
@@ -239,7 +247,7 @@ def _use(folder: SweepFolder, sweep: dict[str, Any], best: Row, space: Space) ->
     """Return what to type to train and to sample the winner."""
     files = _typical(folder, best, space)
     card = files.model / "README.md"
-    code = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL) if card.exists() else None
+    code = re.search(r"```python\n(.*?)```", card.read_text(errors="replace"), re.DOTALL) if card.exists() else None
     train = ["scrimp", "train", str(folder.best_recipe), sweep["dataset"]["folder"], "OUT", "--seed", "1"]
     return {
         "train": shlex.join(train),

@@ -11,7 +11,9 @@ from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.stats import Summary
 from scrimp_spaces.space import Space
 
-Status = Literal["winner", "leader", "front", "tied", "beaten", "single", "infeasible", "running", "pruned", "failed"]
+Status = Literal[
+    "winner", "leader", "front", "tied", "beaten", "single", "infeasible", "running", "pruned", "failed", "damaged"
+]
 
 MEANINGS: dict[Status, str] = {
     "winner": "best mean over fresh seeds; no other trial's 95% interval overlaps its own",
@@ -24,8 +26,9 @@ MEANINGS: dict[Status, str] = {
     "running": "its first repeat has not ended",
     "pruned": "stopped early, with the score of the rung it reached",
     "failed": "its training came to nothing",
+    "damaged": "its records are damaged or missing, so it is left out",
 }
-_ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "pruned", "failed")
+_ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "pruned", "failed", "damaged")
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Row:
     counted: list[Repeat]
     chosen: dict[str, float]
     failed: int
+    damaged: int
     summaries: dict[str, Summary]
     constraints: dict[str, float]
     excess: float
@@ -72,7 +76,7 @@ class Row:
     @property
     def finished(self) -> bool:
         """Whether it was trained to the end at least once."""
-        return self.status not in ("running", "pruned", "failed")
+        return self.status not in ("running", "pruned", "failed", "damaged")
 
 
 def rank(trials: Sequence[Trial], space: Space) -> list[Row]:
@@ -90,8 +94,15 @@ def rank(trials: Sequence[Trial], space: Space) -> list[Row]:
         row.rank = ranks[places[row.number]]
     first, direction = next(iter(space.objectives.items()))
     rows.sort(key=lambda row: (row.rank, cost(row.summaries[first].mean, direction), row.number))
-    _judge(rows, space, over=not any(repeat.open for trial in trials for repeat in trial.repeats))
+    _judge(rows, space, over=not any(map(_undecided, trials)))
     return rows
+
+
+def _undecided(trial: Trial) -> bool:
+    """Whether a trial has something to train yet, or scores that are lost and might change the verdict."""
+    lost = trial.status == "damaged" or any(repeat.status == "damaged" for repeat in trial.repeats)
+    in_contention = trial.status not in ("pruned", "failed")
+    return (lost and in_contention) or any(repeat.open for repeat in trial.repeats)
 
 
 def best(rows: Sequence[Row]) -> Row | None:
@@ -111,11 +122,14 @@ def _row(trial: Trial, space: Space) -> Row:
 
     constraints = {name: stats.summarize(records.values(counted, name, kimg)).mean for name in space.constraints}
     excess = sum(violation(space, name, mean) for name, mean in constraints.items()) if done else 0.0
-    status: Status = "failed" if trial.status == "complete" else trial.status
+    damaged = sum(repeat.status == "damaged" for repeat in trial.repeats)
+    status: Status = "failed" if trial.status in ("complete", "skipped") else trial.status
     if done and excess > 0:
         status = "infeasible"
     elif done:
         status = "beaten" if fresh else "single"
+    elif damaged and trial.status == "complete":
+        status = "damaged"
 
     judged = [repeat for repeat in trial.repeats if repeat.phase == "search" and not space.arms]
     spent = [hours for repeat in counted or trial.repeats if (hours := repeat.device_hours)]
@@ -126,6 +140,7 @@ def _row(trial: Trial, space: Space) -> Row:
         counted=counted,
         chosen={name: stats.summarize(records.values(judged, name, kimg)).mean for name in space.objectives},
         failed=sum(repeat.status == "failed" for repeat in trial.repeats),
+        damaged=damaged,
         summaries={name: stats.summarize(records.values(counted, name, kimg)) for name in space.objectives},
         constraints=constraints,
         excess=excess,
