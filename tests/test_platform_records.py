@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from made_up_sweep import make_space, train_all, write_sweep
 
-from scrimp_platform import records, store
+from scrimp_platform import commands, records, status, store
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.report import leaderboard
-from scrimp_platform.store import SweepFolder
+from scrimp_platform.store import Storage, SweepFolder
 from scrimp_trainers.errors import DamagedRecord
 
 BUDGET = {"trials": 12, "leaders": 2, "repeats": 3, "rungs_kimg": [10, 20]}
@@ -180,3 +180,15 @@ def test_a_sweep_without_its_description_is_not_begun_anew(folder):
     folder.sweep.unlink()
     with pytest.raises(DamagedRecord, match=r"sweep\.json: missing; restore it"):
         records.describe(folder)
+
+
+@pytest.mark.parametrize("foreign", ['{"name": "somebody else\'s"}', "[1]", "{", '{"crc32": "a3"}'])
+def test_a_foreign_sweep_stops_no_other(folder, foreign):
+    strange = SweepFolder(folder.path.parent / "strange")
+    strange.path.mkdir()
+    strange.sweep.write_text(foreign)
+    standings, complete, problems = status.unfinished(Storage(folder.path.parent))
+    assert (standings, complete) == ([], ["sweep"])
+    assert [problem.partition(": ")[0] for problem in problems] == [str(strange.sweep)]
+    with pytest.raises(DamagedRecord, match=r"strange/sweep\.json"):
+        commands.report(strange.path)

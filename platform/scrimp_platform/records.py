@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from scrimp_platform import store
 from scrimp_platform.store import RepeatFolder, SweepFolder
-from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers import checksums, lines
 from scrimp_trainers.errors import DamagedRecord, UserError
@@ -158,7 +159,10 @@ def describe(folder: SweepFolder) -> dict[str, Any]:
 
 def space_of(folder: SweepFolder) -> Space:
     """Return the space of a sweep; raises as `describe` does."""
-    return spaces.parse(describe(folder)["space"], str(folder.sweep))
+    try:
+        return Space.model_validate(describe(folder)["space"])
+    except ValidationError:
+        raise DamagedRecord(f"{folder.sweep}: its space is not one of this version") from None
 
 
 def read(folder: SweepFolder, earlier: Records | None = None) -> Records:
