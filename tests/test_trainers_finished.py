@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from trainers_small import small
 
 from scrimp_platform import commands
-from scrimp_trainers import environment, lines
+from scrimp_trainers import checksums, environment, lines
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.export import load_model
 from scrimp_trainers.run import run
@@ -100,7 +100,7 @@ def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path,
 
 
 def environments(folder):
-    return json.loads((folder / "environments.json").read_text())
+    return checksums.unseal((folder / "environments.json").read_bytes())["attempts"]
 
 
 def test_other_code_or_torch_on_resume_is_named_and_recorded(digits_dataset, tmp_path, monkeypatch):

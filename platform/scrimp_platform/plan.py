@@ -13,7 +13,7 @@ from scrimp_platform import mlflow_server, records, store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
-from scrimp_trainers import fit
+from scrimp_trainers import environment, fit
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
@@ -162,6 +162,7 @@ def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
 def record(plan: Plan) -> dict[str, Any]:
     """Return what `sweep.json` says of the sweep."""
     earlier, now = store.read_json(plan.folder.sweep) or {}, time.time()
+    software = _software()
     return {
         "name": plan.folder.path.name,
         # MLflow knows the sweep by this, also when its folder has been renamed.
@@ -176,9 +177,38 @@ def record(plan: Plan) -> dict[str, Any]:
         "seed": plan.options.seed,
         "started": earlier.get("started", now),
         "driver_started": now,
-        "versions": {package: version for package, version in versions().items() if version},
-        "code": code(),
+        **software,
+        "earlier": _earlier_software(plan.folder, earlier, software),
     }
+
+
+def changes(description: dict[str, Any]) -> str:
+    """Say what of the software that a sweep runs with is not as it was when it was last run; empty if all is."""
+    before, now = _flat_software(description), _flat_software(_software())
+    return environment.changes(before, now) if before else ""
+
+
+def _software() -> dict[str, Any]:
+    return {"versions": {package: version for package, version in versions().items() if version}, "code": code()}
+
+
+def _flat_software(description: dict[str, Any]) -> dict[str, str]:
+    return {"code": description["code"], **description["versions"]} if "code" in description else {}
+
+
+def _earlier_software(folder: SweepFolder, description: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """List what the sweep ran with before, each with the repeats that ended then; attempts are in their own folders."""
+    known: list[dict[str, Any]] = description.get("earlier", [])
+    before = {name: description.get(name) for name in now}
+    if not description or before == now:
+        return known
+    listed = {label for entry in known for label in entry["repeats"]}
+    ended = [
+        folder.repeat(repeat.trial, repeat.repeat).label
+        for repeat in records.read(folder).repeats
+        if repeat.status in ("finished", "stopped", "failed")
+    ]
+    return [*known, before | {"repeats": [label for label in ended if label not in listed]}]
 
 
 def _check_name(name: str) -> None:

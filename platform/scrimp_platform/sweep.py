@@ -96,12 +96,15 @@ def examine(nodes: Sequence[Node], the_plan: Plan) -> doctor.Report:
 def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
     """Search, race and report; MLflow hears of it as it happens."""
     folder = the_plan.folder
+    changes = plan.changes(store.read_json(folder.sweep) or {})
     store.write_json(folder.sweep, plan.record(the_plan))
     tracker.start()
     patience = 2.0  # seconds for MLflow if this is cut short
     try:
         # Search and race: until the ledger has nothing left to do, or a limit is reached.
         ledger = open_ledger(the_plan, placement)
+        if changes:
+            ledger.say(f"changed since the last run: {changes}; sweep.json lists which repeats ended before")
         reason = run(ledger, the_plan, placement)
 
         # Report.

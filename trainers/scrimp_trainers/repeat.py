@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scrimp_trainers import checkpoint, environment, lines, memory, watchdog
+from scrimp_trainers import checkpoint, checksums, environment, lines, memory, watchdog
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
@@ -334,7 +334,8 @@ class Repeat:
         changes = environment.changes(earlier[-1], now) if earlier else ""
         earlier.append({"images": self.state.images, **now})
         if self.rank == 0:
-            write_atomic(self.folder / "environments.json", json.dumps(earlier, indent=2) + "\n")
+            record = checksums.seal({"attempts": earlier})
+            write_atomic(self.folder / "environments.json", json.dumps(record, indent=2) + "\n")
         return f"changed since the last attempt: {changes}" if changes else ""
 
     def _refuse_longer(self) -> None:

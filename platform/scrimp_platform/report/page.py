@@ -266,4 +266,15 @@ def _origin(sweep: dict[str, Any]) -> dict[str, str]:
         "Dataset": f"{data['name']}, content {data['content_hash']}",
         "Dataset's folder": data["folder"],
         "Packages": versions,
+        **_earlier(sweep),
     }
+
+
+def _earlier(sweep: dict[str, Any]) -> dict[str, str]:
+    """Say which repeats ended with other code or packages, if any did."""
+    texts = []
+    for entry in sweep.get("earlier", []):
+        if entry["repeats"]:
+            software = f"torch {entry['versions'].get('torch', 'unknown')}, code {entry['code'][:12]}"
+            texts.append(f"{', '.join(entry['repeats'])} with {software}")
+    return {"Repeats that ended with other code or packages": "; ".join(texts)} if texts else {}
