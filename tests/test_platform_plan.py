@@ -1,6 +1,9 @@
 """Plans: what the command line changes, what a name may resume, what is refused, what it will cost."""
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -12,6 +15,7 @@ from scrimp_platform.cluster import Node, place
 from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Options
 from scrimp_platform.store import Storage
+from scrimp_trainers.data import prepare
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
 
@@ -157,3 +161,23 @@ def test_a_warm_start_takes_the_leaders_values_that_this_space_allows(options, t
 def test_a_warm_start_from_no_sweep_is_refused(options, tmp_path):
     with pytest.raises(UserError, match="not the folder of a sweep"):
         plan.make(change(options, warm_start=(tmp_path,)))
+
+
+def test_the_second_of_two_first_sweeps_waits_until_the_first_has_prepared_the_digits(tmp_path, monkeypatch, capsys):
+    storage, begun, prepared = Storage(tmp_path / "runs"), threading.Event(), []
+
+    def slowly(data, folder, _options):
+        prepared.append(data)
+        begun.set()
+        time.sleep(1)
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr(prepare, "prepare", slowly)
+    with ThreadPoolExecutor(2) as sweeps:
+        first = sweeps.submit(plan.resolve_dataset, "digits", storage)
+        begun.wait(10)
+        second = sweeps.submit(plan.resolve_dataset, "digits", storage)
+        assert first.result(10) == second.result(10) == storage.dataset("digits")
+    assert prepared == ["digits"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == f"waiting for dataset digits to be prepared: process {os.getpid()} on {os.uname().nodename} has it"

@@ -1,5 +1,6 @@
 """The plan of a sweep: everything checked and resolved before anything starts."""
 
+import math
 import os
 import re
 import time
@@ -131,10 +132,16 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
     if Path(data, manifest.FILE).is_file():
         return Path(data).absolute()
     folder = storage.dataset(data)
-    if not folder.exists():
-        from scrimp_trainers.data import prepare
+    if folder.exists():
+        return folder
+    from scrimp_platform import terminal
+    from scrimp_trainers.data import prepare
 
-        prepare.prepare(data, folder, prepare.Options())
+    # Of two first sweeps in a storage one prepares the digits.
+    lock = folder.with_name(f"{data}.lock")
+    with store.exclusive(lock, f"dataset {data} to be prepared", patience=math.inf, say=terminal.say):
+        if not folder.exists():
+            prepare.prepare(data, folder, prepare.Options())
     return folder
 
 

@@ -84,8 +84,10 @@ def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Resu
 
 
 @contextlib.contextmanager
-def exclusive(lock: Path, what: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock file, which a killed process gives up by itself.
+def exclusive(
+    lock: Path, what: str, patience: float = 0.0, say: Callable[[str], object] = lambda _: None
+) -> Iterator[None]:
+    """Hold a lock file, which a killed process gives up by itself; `say` is told what is waited for.
 
     Raises
     ------
@@ -93,16 +95,20 @@ def exclusive(lock: Path, what: str, patience: float = 0.0) -> Iterator[None]:
         If another process still holds it after `patience` seconds.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience
+    deadline, waits = time.monotonic() + patience, False
     with lock.open("a+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                file.seek(0)
+                other = file.read() or "unknown"
                 if time.monotonic() >= deadline:
-                    file.seek(0)
-                    raise UserError(f"{what}: another process has it, {file.read() or 'unknown'}") from None
+                    raise UserError(f"{what}: another process has it, {other}") from None
+                if not waits:
+                    say(f"waiting for {what}: {other} has it")
+                waits = True
                 time.sleep(0.5)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
@@ -270,8 +276,7 @@ class SweepFolder:
 
     def repeat_numbers(self, trial: int) -> list[int]:
         """Return the numbers of a trial's repeats that are on disk."""
-        records = self.trial(trial).glob("repeat-*/repeat.json")
-        names = [record.parent.name.removeprefix("repeat-") for record in records]
+        names = (file.parent.name.removeprefix("repeat-") for file in self.trial(trial).glob("repeat-*/repeat.json"))
         return sorted(int(name) for name in names if name.isdecimal())
 
     def repeats(self) -> Iterator[RepeatFolder]:
