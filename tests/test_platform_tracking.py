@@ -24,6 +24,7 @@ from scrimp_trainers import lines
 def uri(tmp_path_factory):
     server = mlflow_server.ensure(Storage(tmp_path_factory.mktemp("storage")))
     server.wait()
+    server.log_in()
     yield server.uri
     server.stop()
 
@@ -334,3 +335,23 @@ def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):
     tracker.stop(deadline=60)
     run = runs_of(client, folder)[folder.path.name]
     assert (run.info.status, run.data.tags["scrimp.outcome"]) == ("FAILED", "crashed")
+
+
+def test_a_line_of_more_numbers_than_a_request_may_have_is_sent_in_parts(uri, client, folder):
+    wide = {f"score_{i:04d}": float(i) for i in range(2500)}
+    files = folder.repeat(0, 1)
+    lines.append(files.metrics, {"kimg": 64.0, "seconds": 20.0, **wide})
+    Mirror(folder, uri).sync("complete")
+    run = runs_of(client, folder)["repeat 0.1"]
+    assert {name: value for name, value in run.data.metrics.items() if name.startswith("score_")} == wide
+    assert curve(client, run, "fd_classifier")[-1][0] == 60
+
+
+def test_a_line_that_the_server_refuses_holds_up_nothing_else(uri, client, folder):
+    files = folder.repeat(0, 1)
+    lines.append(files.metrics, {"kimg": 64.0, "seconds": 20.0, "a name : that * is not allowed": 1.0})
+    lines.append(files.metrics, {"kimg": 68.0, "seconds": 21.0, "loss": 0.25})
+    mirror = Mirror(folder, uri)
+    mirror.sync("complete")
+    assert curve(client, runs_of(client, folder)["repeat 0.1"], "loss")[-1] == (68, 0.25)
+    assert mirror.refused

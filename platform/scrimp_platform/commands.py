@@ -231,11 +231,13 @@ def ui(storage: Path, service: bool) -> None:
         return
     from scrimp_platform import mlflow_server
 
+    mlflow_server.check_storage(storage.absolute())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = mlflow_server.ensure(Storage(storage.absolute()))
     try:
         server.wait()
         terminal.say(f"MLflow serves {storage} at {server.uri} until Ctrl-C")
+        terminal.say(f"user name {mlflow_server.USER}, password in {server.folder / mlflow_server.PASSWORD}")
         server.watch(terminal.say)
     except KeyboardInterrupt:
         pass

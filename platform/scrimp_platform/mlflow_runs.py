@@ -22,8 +22,9 @@ SWEEP = "scrimp.sweep"
 KEY = "scrimp.key"
 PARENT = "mlflow.parentRunId"
 TERMINAL = ("FINISHED", "FAILED", "KILLED")
-METRICS_A_REQUEST = 1000  # MLflow's own limit
+METRICS_A_REQUEST, PARAMS_A_REQUEST, TAGS_A_REQUEST = 1000, 100, 100  # MLflow's own limits
 VALUE_LENGTH = 5000
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 AXES = ("rung", "images", "step")  # kimg in other words; kimg itself tells in a table how far a repeat is
 
 # Retries are ours, with the sweep's folder as the queue; MLflow's would go on for minutes.
@@ -75,6 +76,7 @@ class Runs:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(uri)
+        self.refused: list[str] = []
         self._sweep = sweep
         self._path = progress
         self._progress: dict[str, Any] = store.read_sound(progress) or {"runs": {}}
@@ -111,8 +113,8 @@ class Runs:
         new_metrics = {name: value for name, value in (metrics or {}).items() if run.metrics.get(name) != value}
         now = _milliseconds(ended or time.time())
         if new_params or new_tags or new_metrics:
-            self._client.log_batch(
-                run.id,
+            self._log(
+                run,
                 [Metric(name, value, now, step) for name, value in new_metrics.items()],
                 [Param(name, value) for name, value in new_params.items()],
                 [RunTag(name, value) for name, value in new_tags.items()],
@@ -130,12 +132,10 @@ class Runs:
     def draw(self, run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
         """Send what is new of a repeat's curves: every number of a line of `metrics.jsonl`, at the line's kimg."""
         fresh = [line for line in lines if position(line) > run.curve]
-        size = METRICS_A_REQUEST // max(map(len, fresh), default=1)
+        size = max(1, METRICS_A_REQUEST // max(map(len, fresh), default=1))
         for first in range(0, len(fresh), size):
             part = fresh[first : first + size]
-            self._client.log_batch(
-                run.id, list(itertools.chain.from_iterable(points(line, run.start) for line in part))
-            )
+            self._log(run, list(itertools.chain.from_iterable(points(line, run.start) for line in part)))
             run.curve[:] = position(part[-1])
             self._save()
 
@@ -159,6 +159,23 @@ class Runs:
         if not self._saved:
             store.write_json(self._path, self._progress)
             self._saved = True
+
+    def _log(self, run: Run, metrics: Sequence[Any], params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
+        """Send these in as many requests as MLflow's limits ask for.
+
+        What the server refuses as invalid is noted in `refused` and left out: it would be refused for ever.
+        """
+        from mlflow.exceptions import MlflowException
+
+        limits = (METRICS_A_REQUEST, PARAMS_A_REQUEST, TAGS_A_REQUEST)
+        parts = [_cut(values, limit) for values, limit in zip((metrics, params, tags), limits, strict=True)]
+        for batch in itertools.zip_longest(*parts, fillvalue=()):
+            try:
+                self._client.log_batch(run.id, *batch)
+            except MlflowException as error:
+                if error.error_code not in REFUSALS:
+                    raise
+                self.refused.append(" ".join(str(error).split())[:200])
 
     @contextlib.contextmanager
     def _sending(self, run: Run, name: str, file: Path) -> Iterator[bool]:
@@ -234,6 +251,10 @@ def points(line: Mapping[str, Any], start: int) -> list[Any]:
         for name, value in line.items()
         if name not in AXES and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     ]
+
+
+def _cut(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[first : first + size] for first in range(0, len(values), size)]
 
 
 def _milliseconds(seconds: float) -> int:

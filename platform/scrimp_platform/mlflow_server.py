@@ -2,16 +2,22 @@
 
 A storage has one, shared by the sweeps that use it at the same time; the last to leave stops it. Locks say what is
 alive, since the system gives up those of a killed process: the server inherits `server.lock`, whoever uses it holds
-`users.lock`. They are for one machine, that of the driver: on a network file system locks are not to be relied on.
+`users.lock`, and when nobody does it ends by itself. They are for one machine, that of the driver: on a network file
+system locks are not to be relied on.
+
+It asks for a password (mlflow_app.py), which is made once, in a file that its owner alone can read.
 """
 
 import contextlib
 import fcntl
 import os
+import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -24,6 +30,8 @@ from scrimp_platform import mlflow_database, store
 from scrimp_platform.store import Storage
 from scrimp_trainers.errors import UserError
 
+USER = "scrimp"
+PASSWORD = "password"  # noqa: S105 -- the name of a file
 HOST = "127.0.0.1"
 PORT = 5000
 HEADER = "X-Scrimp-Storage"
@@ -96,6 +104,11 @@ class Server:
                     say(str(error))
             time.sleep(WATCH)
 
+    def log_in(self) -> None:
+        """Let MLflow's client in this process give the password with every request."""
+        os.environ["MLFLOW_TRACKING_USERNAME"] = USER
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = password(self.folder)
+
     def stop(self) -> None:
         """Leave the server; if nobody else uses it, it ends, and the database is backed up.
 
@@ -129,6 +142,7 @@ def ensure(storage: Storage) -> Server:
     """
     folder = storage.mlflow
     folder.mkdir(parents=True, exist_ok=True)
+    password(folder)
     seat = (folder / "users.lock").open("a")
     fcntl.flock(seat, fcntl.LOCK_SH)
     with store.exclusive(folder / "start.lock", f"MLflow server of {folder}", PATIENCE):
@@ -137,6 +151,48 @@ def ensure(storage: Storage) -> Server:
     if facts["host"] != os.uname().nodename:
         raise UserError(f"the MLflow server of {folder} runs on {facts['host']}; use that, or name a --tracking-uri")
     return Server(folder, f"http://{HOST}:{facts['port']}", process, seat)
+
+
+def password(folder: Path) -> str:
+    """Return the password of a storage's server, made now if there is none.
+
+    Raises
+    ------
+    UserError
+        If its file belongs to somebody else, or others could read it.
+    """
+    file = folder / PASSWORD
+    with contextlib.suppress(FileExistsError):
+        # Of its owner alone from the first moment; whole under its name or not there at all.
+        made = folder / f".{PASSWORD}.{os.getpid()}.{threading.get_ident()}"
+        with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as secret:  # noqa: PTH123
+            secret.write(secrets.token_urlsafe(24))
+        try:
+            os.link(made, file)
+        finally:
+            made.unlink()
+    try:
+        facts = file.stat()
+        secret = file.read_text()
+    except PermissionError:
+        raise UserError(
+            f"{file}: the MLflow server of this storage is another account's; name a --tracking-uri"
+        ) from None
+    if stat.S_IMODE(facts.st_mode) & 0o077:
+        raise UserError(f"{file}: others can read this password; remove the file, and a new one is made")
+    return secret
+
+
+def check_storage(path: Path) -> None:
+    """Refuse a folder whose name MLflow would take apart as an address.
+
+    Raises
+    ------
+    UserError
+        If there is `?`, `#` or `%` in it.
+    """
+    if odd := [character for character in "?#%" if character in str(path)]:
+        raise UserError(f"--storage {path}: {odd[0]} in its name leads MLflow's database elsewhere; use another folder")
 
 
 def answers(uri: str, identity: str | None = None) -> bool:
@@ -178,7 +234,7 @@ def ui_link(uri: str, experiment: str) -> str:
 def _start(folder: Path) -> subprocess.Popen[bytes]:
     database, port = mlflow_database.prepare(folder), _free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database]
+    command += ["--app-name", "scrimp", "--backend-store-uri", database]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     command += ["--uvicorn-opts", f"--no-access-log --header {HEADER}:{mlflow_database.identity(folder)}"]
     # Settings of the user's own MLflow are not meant for this server. Its job runners are eight processes for nothing.

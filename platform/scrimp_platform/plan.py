@@ -97,6 +97,8 @@ def check(options: Options) -> Space:
     _check_storage(options.storage.expanduser().absolute())
     if options.tracking_uri is not None:
         mlflow_server.check_address(options.tracking_uri)
+    else:
+        mlflow_server.check_storage(options.storage.expanduser().absolute())
     for path in options.warm_start:
         _require_sound(SweepFolder(path))
     return space

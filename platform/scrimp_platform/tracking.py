@@ -52,6 +52,11 @@ class Mirror:
         """Where a person looks at it; empty before the server was reached."""
         return mlflow_server.ui_link(self.uri, self._runs.experiment) if self._runs else ""
 
+    @property
+    def refused(self) -> list[str]:
+        """What the server has refused as invalid, and never gets."""
+        return self._runs.refused if self._runs else []
+
     def sync(self, outcome: str = "") -> None:
         """Send what the server does not have yet; with its outcome once the sweep has ended.
 
@@ -253,6 +258,7 @@ class Tracker:
                 server.stop()
                 self._server = None
             raise
+        server.log_in()
         return server.uri
 
     def _outcome(self) -> str:
