@@ -26,6 +26,9 @@ class Embedded:
         if self.uri == "killed":
             raise UserError("it has ended")
 
+    def log_in(self):
+        pass
+
     def stop(self):
         pass
 

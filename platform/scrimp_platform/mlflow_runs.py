@@ -161,21 +161,29 @@ class Runs:
             self._saved = True
 
     def _log(self, run: Run, metrics: Sequence[Any], params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        """Send these in as many requests as MLflow's limits ask for.
-
-        What the server refuses as invalid is noted in `refused` and left out: it would be refused for ever.
-        """
-        from mlflow.exceptions import MlflowException
-
+        """Send these in as many requests as MLflow's limits ask for."""
         limits = (METRICS_A_REQUEST, PARAMS_A_REQUEST, TAGS_A_REQUEST)
         parts = [_cut(values, limit) for values, limit in zip((metrics, params, tags), limits, strict=True)]
         for batch in itertools.zip_longest(*parts, fillvalue=()):
-            try:
-                self._client.log_batch(run.id, *batch)
-            except MlflowException as error:
-                if error.error_code not in REFUSALS:
-                    raise
+            self._log_batch(run, [(kind, value) for kind, values in enumerate(batch) for value in values])
+
+    def _log_batch(self, run: Run, values: Sequence[tuple[int, Any]]) -> None:
+        """Send one request of metrics (0), parameters (1) and tags (2).
+
+        Where the server refuses it as invalid, its halves are sent: what is valid arrives, and the rest never would.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(run.id, *([value for kind, value in values if kind == k] for k in range(3)))
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            if len(values) == 1:
                 self.refused.append(" ".join(str(error).split())[:200])
+                return
+            for half in _cut(values, -(-len(values) // 2)):
+                self._log_batch(run, half)
 
     @contextlib.contextmanager
     def _sending(self, run: Run, name: str, file: Path) -> Iterator[bool]:
