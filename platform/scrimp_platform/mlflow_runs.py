@@ -174,8 +174,9 @@ class Runs:
         """
         from mlflow.exceptions import MlflowException
 
+        metrics, params, tags = ([value for kind, value in values if kind == wanted] for wanted in range(3))
         try:
-            self._client.log_batch(run.id, *([value for kind, value in values if kind == k] for k in range(3)))
+            self._client.log_batch(run.id, metrics, params, tags)
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
