@@ -125,9 +125,10 @@ def test_the_checksums_are_those_of_sha256sum(two_checkpoints):
     assert answer.returncode == 0
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
-    state = small_state(small())
-    checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 1})
+@pytest.mark.parametrize("kept", [None, "previous"])
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, kept):
+    state, previous = small_state(small()), kept and tmp_path / kept
+    checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 1}, previous)
 
     rename = Path.rename
 
@@ -138,12 +139,12 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", die)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 2})
+        checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 2}, previous)
     monkeypatch.undo()
-    assert checkpoint.restore([tmp_path / "last"], state, IDENTITY) == ({"number": 1}, "")
-    checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 3})
+    assert checkpoint.restore([tmp_path / "last", tmp_path / "previous"], state, IDENTITY) == ({"number": 1}, "")
+    checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 3}, previous)
     assert checkpoint.load(tmp_path / "last", state, IDENTITY) == {"number": 3}
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    assert {path.name for path in tmp_path.iterdir()} == {"last"} | ({kept} if kept else set())
 
 
 def test_what_was_not_finished_is_not_found(tmp_path):

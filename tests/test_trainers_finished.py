@@ -1,6 +1,7 @@
 """A finished run: it is scored later, made longer, or left as it is."""
 
 import json
+import shutil
 from importlib import metadata
 from importlib.metadata import version
 
@@ -89,14 +90,23 @@ def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path,
     assert timeless(later) == timeless(scored)
     card = (tmp_path / "later" / "model" / "README.md").read_text()
     assert f"| fd_classifier | {scored['fd_classifier']:.6g} |" in card
-    assert "finished at 0.064 kimg; nothing is left to train" in capsys.readouterr().out
+    assert "finished already" not in capsys.readouterr().out
 
     assert command("later", "classifier") == later
+    assert "was finished already; nothing was left to train or to score" in capsys.readouterr().out
     assert command("later", None) == later
     with pytest.raises(UserError, match=r"scored by 64 samples with extractor classifier; use `scrimp evaluate "):
         command("later", "classifier", samples=128)
     state = json.loads((tmp_path / "later" / "checkpoint" / "last" / "state.json").read_text())
     assert state["extra"]["lines"][-1] == later
+
+
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(digits_dataset, tmp_path):
+    (whole,) = train(digits_dataset, tmp_path, recipe())
+    shutil.rmtree(tmp_path / "checkpoint")
+    note, again = train(digits_dataset, tmp_path, recipe())
+    assert note == {"note": f"{tmp_path / 'checkpoint'}: no checkpoint is left; training starts again"}
+    assert timeless(again) == timeless(whole)
 
 
 def environments(folder):

@@ -23,6 +23,7 @@ from scrimp_trainers import recipe as recipes
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.lines import Line
 from scrimp_trainers.metrics import settings
 from scrimp_trainers.metrics.settings import Scoring
 from scrimp_trainers.techniques.settings import Codec, Coreset
@@ -73,14 +74,18 @@ def train(
     from scrimp_trainers.run import run
 
     total = the_recipe.training.kimg
-    _look_for_finished(out, data, total, scoring)
-    line: dict[str, Any] = {}
+    earlier = lines.read(out / "metrics.jsonl")
+    if scoring:
+        _refuse_second_score(earlier, out, data, total, scoring)
+    line: Line = {}
     with terminal.progress("kimg") as progress:
         for line in run(the_recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring):
             if "note" in line:
                 terminal.say(line["note"])
             else:
                 progress(line["kimg"], total)
+    if lines.read(out / "metrics.jsonl") == earlier:
+        terminal.say(f"{out}: was finished already; nothing was left to train or to score")
     if the_recipe.sparsity.on:
         with (out / "layers.csv").open(newline="") as file:
             terminal.show_layers(csv.DictReader(file))
@@ -88,14 +93,12 @@ def train(
     terminal.say(f"model in {out / 'model'}")
 
 
-def _look_for_finished(out: Path, data: Path, kimg: float, scoring: Scoring | None) -> None:
-    """Say that a run is finished; refuse to score it in a second way, since its lines and its card hold one score."""
-    last = (lines.read(out / "metrics.jsonl") or [{}])[-1]
-    if "rung" not in last or last["images"] < kimg * 1000:
+def _refuse_second_score(earlier: list[Line], out: Path, data: Path, kimg: float, scoring: Scoring) -> None:
+    """Refuse to score a finished run in another way: its last line and its model card hold one score."""
+    last = earlier[-1] if earlier else {}
+    if "extractor" not in last or last["images"] < kimg * 1000:
         return
-    if not scoring or "extractor" not in last:
-        terminal.say(f"{out}: finished at {last['kimg']:g} kimg; nothing is left to train")
-    elif (last["extractor"], last["samples"]) != (scoring.extractor, scoring.samples):
+    if (last["extractor"], last["samples"]) != (scoring.extractor, scoring.samples):
         raise UserError(
             f"{out}: finished, and scored by {last['samples']:g} samples with extractor {last['extractor']}; "
             f"use `scrimp evaluate {out / 'model'} {data}` for other scores"

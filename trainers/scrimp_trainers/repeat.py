@@ -109,6 +109,8 @@ class Repeat:
         self.progress = Progress(**saved or {})
         written, lost = lines.scan(self._metrics)
         self.progress.seconds = max([self.progress.seconds, *(line["seconds"] for line in written)])
+        if not saved and not damage and any("rung" in line for line in written):
+            damage = f"{self.folder / 'checkpoint'}: no checkpoint is left; training starts again"
         other = self._note_environment()
         if self.rank == 0:
             write_atomic(self.folder / "recipe.yaml", self.recipe.to_yaml())
