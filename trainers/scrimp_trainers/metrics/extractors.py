@@ -7,6 +7,7 @@ TorchScript can run code, so of that form only CLIP's published file is accepted
 
 import hashlib
 import io
+import pickle
 import re
 import socket
 import warnings
@@ -169,9 +170,17 @@ def _sha256(path: Path) -> str:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a file is a TorchScript archive is refused, too
-        return torch.load(path, map_location="cpu", weights_only=True)
+    """Read a file of tensors. torch's own errors advise to load what it has refused, code and all."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that a file is a TorchScript archive
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError("damaged, or more than tensors, which could run code") from None
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise
+        raise UserError("TorchScript, which can run code; save the tensors alone, as a state dict") from None
 
 
 def _rewritten(path: Path) -> io.BytesIO:
@@ -213,12 +222,7 @@ def _clip_state(path: Path) -> dict[str, Tensor]:
     content = path.read_bytes()  # what is loaded is what was hashed
     if hashlib.sha256(content).hexdigest() == published_hash(source("clip")[1]):
         return dict(torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict())
-    try:
-        return _state(path)
-    except RuntimeError as error:
-        if "TorchScript" not in str(error):
-            raise
-    raise UserError("a TorchScript archive can run code, and this is not the published one; give a state dict instead")
+    return _state(path)
 
 
 def _dinov2(path: Path) -> tuple[nn.Module, str]:
