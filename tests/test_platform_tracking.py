@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 import requests
 from tracked_sweep import RUNGS, add_lines, add_repeat, ended_sweep
 
-from scrimp_platform import mlflow_server, store
+from scrimp_platform import cli, mlflow_server, store, tracking
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import Mirror, Tracker
@@ -320,7 +321,7 @@ def test_what_a_server_missed_while_it_was_away_arrives_later(uri, client, folde
     assert said[1].startswith(f"MLflow: {door.uri}/#/experiments/")
     assert said[2] == "MLflow is back, and has heard what it missed"
     finish(folder)
-    tracker.stop(deadline=60)
+    tracker.stop(patience=60)
     runs = runs_of(client, folder)
     assert len(runs) == 9
     assert runs[folder.path.name].info.status == "FINISHED"
@@ -332,7 +333,7 @@ def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):
     finish(folder)
     store.write_json(folder.outcome, {"reason": "complete", "ended": time.time() - 5000})  # of an earlier start
     tracker.start()
-    tracker.stop(deadline=60)
+    tracker.stop(patience=60)
     run = runs_of(client, folder)[folder.path.name]
     assert (run.info.status, run.data.tags["scrimp.outcome"]) == ("FAILED", "crashed")
 
@@ -355,3 +356,45 @@ def test_a_line_that_the_server_refuses_holds_up_nothing_else(uri, client, folde
     mirror.sync("complete")
     assert (68, 0.25) in curve(client, runs_of(client, folder)["repeat 0.1"], "loss")
     assert mirror.refused
+
+
+class Slow:
+    """A server's client that takes its time for every request."""
+
+    def __init__(self, seconds: float):
+        self._send, self._seconds = requests.Session.send, seconds
+
+    def __call__(self, session, request, **settings):
+        time.sleep(self._seconds)
+        return self._send(session, request, **settings)
+
+
+def test_the_end_waits_for_a_slow_server_as_long_as_it_gets_on_and_shows_how_far(uri, client, folder, monkeypatch):
+    monkeypatch.setattr(tracking, "SHOW_INTERVAL_S", 0.1)
+    slow = Slow(0.05)
+    monkeypatch.setattr(requests.Session, "send", lambda session, request, **how: slow(session, request, **how))
+    said: list[str] = []
+    tracker = Tracker(folder, Storage(folder.path.parent), uri, said.append)
+    tracker.start()
+    finish(folder)
+    tracker.stop(patience=5)
+    shown = r"MLflow: \d of 8 runs are up to date; Ctrl-C leaves the rest for later"
+    assert [line for line in said if re.fullmatch(shown, line)], said
+    assert not any("not up to date" in line for line in said)
+    assert len(runs_of(client, folder)) == 9
+
+
+def test_what_the_end_left_out_is_sent_by_scrimp_sync(uri, client, folder, capsys):
+    finish(folder)
+    cli.main(["sync", str(folder.path), "--tracking-uri", uri])
+    runs = runs_of(client, folder)
+    assert len(runs) == 9
+    assert runs[folder.path.name].info.status == "FINISHED"
+    assert f"{uri}/#/experiments/" in capsys.readouterr().out
+
+
+def test_a_sweep_that_runs_is_not_sent_by_another_hand(uri, folder, capsys):
+    with store.exclusive(folder.lock, "sweep"), pytest.raises(SystemExit) as ending:
+        cli.main(["sync", str(folder.path), "--tracking-uri", uri])
+    assert ending.value.code == 2
+    assert "sends MLflow everything by itself" in capsys.readouterr().err

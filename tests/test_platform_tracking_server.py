@@ -67,11 +67,11 @@ def test_no_server_is_started_after_the_end(folder, monkeypatch):
     tracker.start()
     while not started:
         time.sleep(0.01)
-    tracker.stop(deadline=0.1)
+    tracker.stop(patience=0.1)
     tracker._thread.join(60)
     assert not tracker._thread.is_alive()
     assert len(started) == 1
-    assert said == ["MLflow has not heard everything (it is slow); the same command again sends the rest"]
+    assert said == [f"MLflow is not up to date (it is slow); `scrimp sync {folder.path}` sends the rest"]
 
 
 def test_a_server_that_never_answers_holds_up_nothing(folder):
@@ -84,9 +84,9 @@ def test_a_server_that_never_answers_holds_up_nothing(folder):
         )
         tracker.start()
         began = time.monotonic()
-        tracker.stop(deadline=1)
+        tracker.stop(patience=1)
         assert time.monotonic() - began < 3
-    assert said == ["MLflow has not heard everything (it is slow); the same command again sends the rest"]
+    assert said == [f"MLflow is not up to date (it is slow); `scrimp sync {folder.path}` sends the rest"]
 
 
 @pytest.mark.parametrize("uri", ["localhost:5000", "mlruns", "file:///tmp/mlruns", "http://", "http://[x"])

@@ -172,6 +172,16 @@ def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...
 
 
 @scrimp.command()
+@click.argument("sweep", type=FOLDER)
+@click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: that of SWEEP's storage]")
+def sync(sweep: Path, tracking_uri: str | None) -> None:
+    """Send MLflow what it does not have of SWEEP, which must have ended."""
+    from scrimp_platform import commands
+
+    commands.sync(sweep, tracking_uri)
+
+
+@scrimp.command()
 @STORAGE
 def status(storage: Path) -> None:
     """Print what runs, what is done and what is left of the sweeps in a storage folder."""
@@ -245,11 +255,13 @@ def rejoined(words: Sequence[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
     """Run a command; a user's mistake is one line and exit status 2, Ctrl-C one and 130, SIGTERM one and 143."""
+    from scrimp_cluster import proxies
     from scrimp_platform import interrupt
     from scrimp_trainers.errors import Diverged, UserError
     from scrimp_trainers.files import no_room
 
     interrupt.listen()
+    proxies.bypass()
     try:
         command.main(arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

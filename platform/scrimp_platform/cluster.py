@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_cluster import nodes as cluster_nodes
-from scrimp_cluster import token
+from scrimp_cluster import proxies, token
 from scrimp_cluster.nodes import Node
 from scrimp_platform import interrupt
 from scrimp_trainers.errors import UserError
@@ -130,6 +130,7 @@ def _join() -> bool:
     where = address()
     if not where:
         return False
+    proxies.bypass([proxies.host_of(where)])
     from ray.exceptions import AuthenticationError
 
     try:

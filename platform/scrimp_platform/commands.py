@@ -211,6 +211,17 @@ def rank_again(sweep: Path, objectives: Sequence[str], constraints: Sequence[str
     terminal.show_problems(known.problems)
 
 
+def sync(sweep: Path, tracking_uri: str | None) -> None:
+    """Send MLflow what it does not have of a sweep that has ended."""
+    from scrimp_platform import tracking
+
+    folder = SweepFolder(sweep.expanduser().absolute())
+    records.space_of(folder)
+    with terminal.progress("runs") as progress:
+        link = tracking.sync(folder, Storage(folder.path.parent), tracking_uri, progress)
+    terminal.say(f"MLflow: {link}")
+
+
 def status(storage: Path) -> None:
     """Print how the sweeps of a storage folder stand."""
     from scrimp_platform import standings, status

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scrimp_cluster import proxies
 from scrimp_platform import terminal
 from scrimp_platform.plan import Plan
 from scrimp_spaces import space as spaces
@@ -59,6 +60,7 @@ def connect(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError, RayError
     from ray.job_submission import JobSubmissionClient
 
+    proxies.bypass([proxies.host_of(address)])
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # it tells of each socket
     try:
         return JobSubmissionClient(address)

@@ -99,7 +99,7 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
     changes = plan.changes(store.read_json(folder.sweep) or {})
     store.write_json(folder.sweep, plan.record(the_plan))
     tracker.start()
-    patience = 2.0  # seconds for MLflow if this is cut short
+    cut_short = True
     try:
         # Search and race: until the ledger has nothing left to do, or a limit is reached.
         ledger = open_ledger(the_plan, placement)
@@ -110,9 +110,12 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
         # Report.
         store.patiently(lambda: keep_outcome(ledger, the_plan, placement, reason), terminal.say)
         store.patiently(lambda: conclude(folder, ledger.space, reason), terminal.say)
-        patience = 60.0
+        cut_short = False
     finally:
-        tracker.stop(patience)
+        if cut_short:
+            tracker.stop(patience=2.0, most=2.0)
+        else:
+            tracker.stop(patience=60.0)
 
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:

@@ -4,6 +4,7 @@ Everything that MLflow shows is on disk first, so the folder is the queue: whate
 found there later, by this process or by the next. A thread does it, and the sweep waits for it only at its end.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -24,6 +25,7 @@ from scrimp_trainers import lines
 from scrimp_trainers.errors import UserError
 
 EVERY = 5.0  # seconds between two looks at the folder
+SHOW_INTERVAL_S = 10.0  # seconds between two lines about how far the end is
 AWAY = 60.0  # seconds between two attempts at a server that stays away, at most
 CRASHED = "crashed"  # the outcome of a sweep that could not say any
 
@@ -41,8 +43,9 @@ STATUS = {
 class Mirror:
     """Shows a sweep's folder in MLflow: the sweep as a run, its trials below it, their repeats below them."""
 
-    def __init__(self, folder: SweepFolder, uri: str) -> None:
+    def __init__(self, folder: SweepFolder, uri: str, progress: Callable[[int, int], object] = lambda *_: None) -> None:
         self._folder = folder
+        self._progress = progress  # called with how many runs are up to date, of how many
         self.uri = uri
         self._runs: Runs | None = None
         self._known: Records | None = None
@@ -85,11 +88,14 @@ class Mirror:
         over = bool(outcome)
         if not over:
             self._tell_sweep(runs, parent, sweep, space, "RUNNING")
+        sent, count = 0, sum(1 + len(trial.repeats) for trial in trials)
         for trial in trials:
             child = runs.get(str(trial.number), f"trial {trial.number}", _started(trial, sweep["started"]))
             for repeat in (repeat for repeat in trial.repeats if repeat.status != "damaged"):
                 self._send_repeat(runs, child, trial, repeat, over)
+                self._progress(sent := sent + 1, count)
             self._tell_trial(runs, parent, child, trial, space, over)
+            self._progress(sent := sent + 1, count)
         for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.put(parent, file)
         if over:
@@ -187,6 +193,8 @@ class Tracker:
         self._stopped = False
         self._mirror: Mirror | None = None
         self._link = ""
+        self._refused = 0
+        self._sent: tuple[int, int] | None = None
         self._failures, self._cause = 0, "it is slow"
         self._began = time.time()
         self._over = threading.Event()
@@ -196,12 +204,18 @@ class Tracker:
         """Start the thread, and in it the embedded server if that is wanted; returns at once."""
         self._thread.start()
 
-    def stop(self, deadline: float) -> None:
-        """Send the rest, for at most `deadline` seconds; what is left arrives when the sweep's command runs again."""
+    def stop(self, patience: float, most: float = math.inf) -> None:
+        """Send the rest, while more of it arrives every `patience` seconds, and for at most `most` seconds in all.
+
+        Ctrl-C ends that, too. What is left is sent by `scrimp sync`, or when the sweep's command runs again.
+        """
         self._over.set()
-        self._thread.join(deadline)
+        try:
+            self._wait(patience, most)
+        except KeyboardInterrupt:
+            self._cause = "interrupted"
         if self._thread.is_alive() or self._failures:
-            self._say(f"MLflow has not heard everything ({self._cause}); the same command again sends the rest")
+            self._say(f"MLflow is not up to date ({self._cause}); `scrimp sync {self._folder.path}` sends the rest")
         say, self._say = self._say, lambda _: None
         with self._hand:
             self._stopped = True
@@ -210,6 +224,23 @@ class Tracker:
                     self._server.stop()
                 except UserError as error:
                     say(str(error))
+
+    def _wait(self, patience: float, most: float) -> None:
+        """Wait for the thread as long as it gets on; say now and then how far it is."""
+        began = moved = shown = time.monotonic()
+        before = self._sent
+        while self._thread.is_alive() and time.monotonic() < min(moved + patience, began + most):
+            self._thread.join(0.1)
+            if self._sent != before:
+                before = self._sent
+                moved = time.monotonic()
+            if self._sent and time.monotonic() > shown + SHOW_INTERVAL_S:
+                shown = time.monotonic()
+                sent, count = self._sent
+                self._say(f"MLflow: {sent} of {count} runs are up to date; Ctrl-C leaves the rest for later")
+
+    def _note_sent(self, sent: int, count: int) -> None:
+        self._sent = (sent, count)
 
     def _follow(self) -> None:
         over, pause = False, 0.0
@@ -228,13 +259,17 @@ class Tracker:
             if self._failures > 1:
                 self._say("MLflow is back, and has heard what it missed")
             self._failures = 0
+            refused = self._mirror.refused if self._mirror else []
+            for line in refused[self._refused :]:
+                self._say(f"MLflow refuses a value, which stays out of it: {line}")
+            self._refused = len(refused)
             # On a small machine the server needs the cores that train.
             pause = max(self._every, 3 * (time.monotonic() - began))
 
     def _sync(self, outcome: str) -> None:
         uri = self._uri or self._embedded()
         if self._mirror is None or self._mirror.uri != uri:
-            self._mirror = Mirror(self._folder, uri)
+            self._mirror = Mirror(self._folder, uri, self._note_sent)
         self._mirror.sync(outcome)
         if self._link != self._mirror.link:
             self._link = self._mirror.link
@@ -271,6 +306,34 @@ class Tracker:
         if self._mirror and not mlflow_server.answers(self._mirror.uri):
             return f"the server at {self._mirror.uri} does not answer"
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def sync(folder: SweepFolder, storage: Storage, uri: str | None, progress: Callable[[int, int], object]) -> str:
+    """Send MLflow what it does not have of a sweep that does not run; return the address to look at.
+
+    Raises
+    ------
+    UserError
+        If the sweep runs, which sends by itself, or no server can be reached.
+    """
+    if holder := store.holder(folder.lock):
+        raise UserError(f"{folder.path}: the sweep runs ({holder}) and sends MLflow everything by itself")
+    outcome = store.read_sound(folder.outcome)
+    with contextlib.ExitStack() as stack:
+        if uri is None:
+            mlflow_server.check_storage(storage.path)
+            server = mlflow_server.ensure(storage)
+            stack.callback(server.stop)
+            server.wait()
+            server.log_in()
+            address = server.uri
+        else:
+            address = mlflow_server.check_address(uri)
+        if not mlflow_server.answers(address):
+            raise UserError(f"the MLflow server at {address} does not answer")
+        mirror = Mirror(folder, address, progress)
+        mirror.sync(outcome["reason"] if outcome else CRASHED)
+    return mirror.link
 
 
 def winner(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
