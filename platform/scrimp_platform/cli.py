@@ -257,6 +257,7 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
     """Run a command; a user's mistake is one line and exit status 2, Ctrl-C one and 130, SIGTERM one and 143."""
     from scrimp_cluster import proxies
     from scrimp_platform import interrupt
+    from scrimp_platform.storage_loss import StorageLost
     from scrimp_trainers.errors import Diverged, UserError
     from scrimp_trainers.files import no_room
 
@@ -270,6 +271,10 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
         _leave(error.format_message(), 2)
     except UserError as error:
         _leave(str(error), 2)
+    except PermissionError as error:
+        _leave(f"{error}; ask its owner, or name another place", 2)
+    except StorageLost as error:
+        _leave(str(error), 1)
     except Diverged as error:
         _leave(f"training diverged: {error}", 1)
     except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from scrimp_platform import race, records, store
+from scrimp_platform import race, records, storage_loss, store
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_platform.study import Study
@@ -259,7 +259,11 @@ class Ledger:
         self._write(partial(repeat.save, self.folder.repeat(repeat.trial, repeat.repeat)))
 
     def _write(self, write: Callable[[], None]) -> None:
-        store.patiently(write, self.say)
+        def write_there() -> None:
+            storage_loss.require(self.folder.journal)
+            write()
+
+        store.patiently(write_there, self.say)
 
     def _label(self, repeat: Repeat) -> str:
         return self.folder.repeat(repeat.trial, repeat.repeat).label

@@ -124,6 +124,10 @@ class Server:
                 fcntl.flock(self._seat, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
+            if not self.folder.is_dir():  # the storage is gone
+                if self.process:
+                    _kill(self.process)
+                return
             pid = (store.read_json(self.folder / "server.json") or {}).get("pid")
             if pid and _alive(self.folder):
                 _end(pid, self.folder)
@@ -274,6 +278,12 @@ def _alive(folder: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _end(pid: int, folder: Path) -> None:

@@ -247,6 +247,8 @@ LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gp
 
 def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int) -> bool:
     """Whether the folder holds this very sweep already; one of another space or dataset is refused."""
+    if folder.path.exists() and not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise UserError(f"{folder.path}: belongs to another user, and cannot be written; use another --name")
     if not folder.sweep.exists() and not folder.trial_numbers():
         return False
     old = records.describe(folder)

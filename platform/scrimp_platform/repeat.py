@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-from scrimp_platform import cluster, store
+from scrimp_platform import cluster, storage_loss, store
 from scrimp_platform.search import FAILURE, FINAL, NODE, NOTE, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers import watchdog
@@ -65,6 +65,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
             line = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
             if not isinstance(cause, NoRoom) and not no_room(cause):
                 with contextlib.suppress(OSError):
+                    storage_loss.require(folder.record)
                     store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
                 line = watchdog.verdict(folder.stacks) or line
                 tune.report({FAILURE: line, FINAL: isinstance(cause, Final), NODE: vars(cause).get(NODE)})
@@ -157,6 +158,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             objective=objective,
             direction=direction,
         ):
+            storage_loss.require(folder.record)
             if "rung" in line or NOTE in line:
                 report(line)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from scrimp_cluster import doctor
-from scrimp_platform import cluster, estimate, interrupt, job, plan, records, store, terminal
+from scrimp_platform import cluster, estimate, interrupt, job, plan, records, storage_loss, store, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.crew import Crew
 from scrimp_platform.ledger import Ledger
@@ -55,7 +55,8 @@ def sweep(options: Options) -> None:
         placement = place(nodes, the_plan)
         terminal.show_plan(the_plan, placement, estimate.last(the_plan, placement.gpus_per_repeat))
         # `scrimp status` holds the lock for an instant when it looks.
-        with store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}", patience=1.0):
+        alone = store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}", patience=1.0)
+        with alone, storage_loss.explained(the_plan.folder):
             carry_out(the_plan, placement, tracker)
 
     if number := interrupt.requested():
@@ -129,7 +130,7 @@ def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
             seldom(write_leaderboard)
 
     def write_leaderboard() -> None:
-        if ledger:  # it has things to say already while it is opened
+        if ledger and the_plan.folder.journal.exists():  # it has things to say already while it is opened
             leaderboard.write_csv(leaderboard.rank(ledger.trials, the_plan.space), the_plan.space, the_plan.folder)
 
     ledger = Ledger(the_plan.folder, the_plan.space, the_plan.options.seed, placement.devices, say)
