@@ -91,7 +91,7 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
         tracker = Tracker(folder, the_plan.storage, the_plan.options.tracking_uri, terminal.say)
         tracker.start()
         ledger = sweep.open_ledger(the_plan, Placement((), 0, nodes))
-        replay(folder, RepeatSearcher(ledger, lambda: nodes, list, str), nodes, asked)
+        replay(folder, RepeatSearcher(ledger, lambda: nodes, list, str, _raise), nodes, asked)
         store.write_json(folder.outcome, {"reason": "complete", "ended": time.time()})
 
         rows = board(leaderboard.rank, ledger.trials, ledger.space)
@@ -127,3 +127,7 @@ class Stopwatch:
         self.seconds.append(time.perf_counter() - began)
         self.cpu += time.thread_time() - cpu
         return answer
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_up_sweep import make_space, write_sweep
 
-from scrimp_platform import cli, plan, storage_loss, store
+from scrimp_platform import cli, plan, search, storage_loss, store
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.data import manifest
@@ -52,6 +52,21 @@ def test_a_storage_that_goes_in_the_middle_ends_the_sweep_with_one_line_and_is_n
         f"scrimp: the storage is gone: {folder.path}: No such file or directory; "
         "with it back, the same command resumes\n"
     )
+    assert not folder.path.exists()
+
+
+def test_a_ledger_that_cannot_write_ends_the_search(folder):
+    ledger = Ledger(folder, make_space(budget={"trials": 3}), 5, 1, lambda _: None)
+    limits = search.Limits(ledger)
+    searcher = search.RepeatSearcher(ledger, lambda: 2, list, str, limits.fail)
+    handed_out = searcher.suggest("tune")
+    assert isinstance(handed_out, dict)
+    assert not limits.stop_all()
+    shutil.rmtree(folder.path)
+    assert searcher.suggest("another") is None
+    searcher.on_trial_complete("tune", {search.FAILURE: "its worker died"})
+    assert limits.stop_all()
+    assert isinstance(limits.failure, FileNotFoundError)
     assert not folder.path.exists()
 
 

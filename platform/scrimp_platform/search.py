@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune
 from ray.air.execution._internal import RayActorManager
@@ -27,6 +27,8 @@ from scrimp_trainers import watchdog
 # What a Tune function reports besides a rung's scores (see repeat.py).
 FAILURE, FINAL, NOTE, NODE, WORKING = "failure", "final", "note", "node", "working"
 
+Decision = TypeVar("Decision")
+
 
 class RepeatSearcher(Searcher):
     """Proposes the ledger's next repeat whenever a place is free.
@@ -41,6 +43,8 @@ class RepeatSearcher(Searcher):
         Returns the ids of the nodes that are not to train what is handed out now.
     blame : Callable
         Told the id of a node on which a repeat has failed that is tried again.
+    fail : Callable
+        Called with why the ledger cannot write what it decides.
     """
 
     def __init__(
@@ -49,12 +53,14 @@ class RepeatSearcher(Searcher):
         places: Callable[[], int],
         avoided: Callable[[], list[str]],
         blame: Callable[[str], object],
+        fail: Callable[[OSError], object],
     ) -> None:
         super().__init__()
         self._ledger = ledger
         self._places = places
         self._avoided = avoided
         self._blame = blame
+        self._fail = fail
         self._live: dict[str, Repeat] = {}
         self._tune: dict[str, Any] = {}
 
@@ -63,7 +69,7 @@ class RepeatSearcher(Searcher):
         self._give_up_lost()
         if len(self._live) >= self._places():
             return None
-        repeat = self._ledger.propose()
+        repeat = self._decide(self._ledger.propose, None)
         if repeat is None:
             return None if self._live else Searcher.FINISHED
         self._live[trial_id] = repeat
@@ -80,6 +86,17 @@ class RepeatSearcher(Searcher):
 
     def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take what a repeat reported; false if it is to stop."""
+        return self._decide(lambda: self._judge(trial_id, result), False)
+
+    def _decide(self, decide: Callable[[], Decision], otherwise: Decision) -> Decision:
+        """Let the ledger decide; where it cannot write, the sweep ends. Tune would log a traceback and carry on."""
+        try:
+            return decide()
+        except OSError as error:
+            self._fail(error)
+            return otherwise
+
+    def _judge(self, trial_id: str, result: dict[str, Any]) -> bool:
         if NOTE in result:
             self._ledger.note(self._live[trial_id], result[NOTE])
         if WORKING in result:
@@ -98,7 +115,7 @@ class RepeatSearcher(Searcher):
             files = self._ledger.folder.repeat(repeat.trial, repeat.repeat)
             died = f"its process died, or Ray ended it to free memory; see {files.path}"
             failure = watchdog.verdict(files.stacks) or died
-        self._ledger.finish(repeat, failure, final=bool(result.get(FINAL)))
+        self._decide(lambda: self._ledger.finish(repeat, failure, final=bool(result.get(FINAL))), None)
         if failure and not result.get(FINAL) and result.get(NODE):
             self._blame(result[NODE])
 
@@ -157,6 +174,11 @@ class Limits(Stopper):
         self._ledger = ledger
         self._deadline = time.monotonic() + hours * 3600 if hours else None
         self._limit = ""
+        self.failure: OSError | None = None
+
+    def fail(self, error: OSError) -> None:
+        """End the sweep because its ledger cannot write."""
+        self.failure = error
 
     @property
     def reached(self) -> str:
@@ -177,7 +199,7 @@ class Limits(Stopper):
             self._limit = self._ledger.exhausted()
             if self._deadline and time.monotonic() > self._deadline:
                 self._limit = f"max_hours {self._ledger.space.budget.max_hours:g} reached"
-        return bool(self.reached)
+        return bool(self.reached or self.failure)
 
 
 def run(
@@ -208,9 +230,14 @@ def run(
         Told the id of a node on which a repeat has failed that is tried again.
     reuse : bool
         Whether Tune keeps a process for its next repeat, which needs a function that ends as soon as it is stopped.
+
+    Raises
+    ------
+    OSError
+        If the ledger cannot write.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # a sweep has its own
-    searcher = RepeatSearcher(ledger, places, avoided, blame)
+    searcher = RepeatSearcher(ledger, places, avoided, blame, limits.fail)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _place),
         param_space=config,
@@ -226,6 +253,8 @@ def run(
         ),
     )
     tuner.fit()
+    if limits.failure:
+        raise limits.failure
 
 
 def _place(config: dict[str, Any]) -> tune.PlacementGroupFactory:

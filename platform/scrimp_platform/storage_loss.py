@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,9 +39,18 @@ def explained(folder: SweepFolder) -> Iterator[None]:
         yield
     except Exception as error:
         if cause := _cause(folder, error):
+            _clear(folder)
             line = f"the storage is gone: {folder.path}: {cause}; with it back, the same command resumes"
             raise StorageLost(line) from error
         raise
+
+
+def _clear(folder: SweepFolder) -> None:
+    """Remove what Ray has made anew where the folder was."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder.ray, ignore_errors=True)
+        folder.path.rmdir()
+        folder.path.parent.rmdir()
 
 
 def _cause(folder: SweepFolder, error: Exception) -> str:

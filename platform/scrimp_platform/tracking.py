@@ -267,6 +267,8 @@ class Tracker:
             pause = max(self._every, 3 * (time.monotonic() - began))
 
     def _sync(self, outcome: str) -> None:
+        if not self._folder.sweep.exists():
+            return  # The storage is gone; a server would be started in another one of its name.
         uri = self._uri or self._embedded()
         if self._mirror is None or self._mirror.uri != uri:
             self._mirror = Mirror(self._folder, uri, self._note_sent)
