@@ -1,13 +1,15 @@
 """From any image file to a grey or RGB square of uint8, and from there to PNG bytes and back."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from scrimp_trainers.errors import DamagedData, UserError
 
@@ -16,51 +18,118 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 GREY = frozenset({"1", "L", "LA", "La"})
 DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+BITS_PER_SAMPLE = 258
+"""TIFF's tag."""
+PNM_HEADER = re.compile(rb"P[2356](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)")
+"""Its group is the largest value."""
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError)
 """What Pillow raises for files that are not sound images; each of its decoders has its own habit."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What to do with images that cannot be had as 8-bit grey or RGB without a decision."""
+
+    scale_depth: bool = False
+    """Scale 16-bit images to 8 bits: 65,535 becomes 255. Otherwise they are refused."""
+    background: str | None = None
+    """Colour on which transparent images are put, a CSS name or #rrggbb; otherwise they are refused."""
+
+
 @contextmanager
-def no_bombs() -> Iterator[None]:
-    """Turn Pillow's warning of an image with too many pixels into an error, in all threads."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+def no_bombs(max_pixels: int | None = None) -> Iterator[None]:
+    """Refuse images with more than `max_pixels` pixels (default: Pillow's limit), in all threads."""
+    usual = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels or usual
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
 
 
 def decode(file: BinaryIO, where: str) -> Image.Image:
     """Decode the first frame of an image file, turned upright as its EXIF data says.
 
+    `info["depth"]` of the image is the bits a channel that the file has: of 16-bit colour Pillow keeps 8.
+
     Raises
     ------
     UserError
-        If it is no image, is cut short, or has more pixels than Pillow holds to be safe.
+        If it is no image, is cut short, or has too many pixels.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return ImageOps.exif_transpose(image)
+            depth = stored_depth(image, file)
+            upright = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UserError(f"{where}: has more than {Image.MAX_IMAGE_PIXELS:,} pixels, a decompression bomb?") from None
+        raise UserError(
+            f"{where}: has more than {Image.MAX_IMAGE_PIXELS:,} pixels; if that is right, allow it with --max-pixels"
+        ) from None
     except BROKEN as error:
         raise UserError(f"{where}: not an image, or cut short ({type(error).__name__})") from None
+    upright.info["depth"] = depth
+    return upright
 
 
-def plain(image: Image.Image, where: str) -> Image.Image:
+def stored_depth(image: Image.Image, file: BinaryIO) -> int:
+    """Return the bits a channel of an opened image's file, read from its header."""
+    place = file.tell()
+    try:
+        if image.format == "PNG":
+            file.seek(len(b"\x89PNG\r\n\x1a\n") + len(b"....IHDR") + 8)
+            return file.read(1)[0]
+        if image.format == "TIFF":
+            return max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
+        if image.format == "PPM":
+            file.seek(0)
+            header = PNM_HEADER.match(file.read(1024))
+            return 16 if header and int(header[1]) > 255 else 8
+        return 8
+    finally:
+        file.seek(place)
+
+
+def plain(image: Image.Image, where: str, reading: Reading = Reading()) -> Image.Image:  # noqa: B008
     """Convert to 8-bit grey (`L`) or RGB: palettes, CMYK and the like become RGB, opaque alpha is dropped.
+
+    Grey values of 16 bits become round(value / 257). Pillow gives 16-bit colour of PNG and TIFF files as value // 256,
+    which differs by 1 at most; values of PNM files are first scaled from their own maximum.
 
     Raises
     ------
     UserError
-        If pixels are transparent, so that there is no telling their colour, or have more than 8 bits.
+        If pixels are transparent or have more than 8 bits, and `reading` does not say what to do.
     """
+    image = _shallow(image, where, reading)
     grey = image.mode in GREY
-    if image.mode in DEEP:
-        raise UserError(f"{where}: has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first")
+
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            raise UserError(f"{where}: has transparent pixels; put it on a background first")
+            if reading.background is None:
+                raise UserError(f"{where}: has transparent pixels; give the --background to put it on, such as white")
+            colour = ImageColor.getrgb(reading.background)[:3]
+            grey = grey and len(set(colour)) == 1
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*colour, 255)), image)
     return image.convert("L" if grey else "RGB")
+
+
+def _shallow(image: Image.Image, where: str, reading: Reading) -> Image.Image:
+    """Scale an image of 16 bits a channel to 8, if that is asked for."""
+    depth = image.info.get("depth", 8)
+    if image.mode not in DEEP and depth <= 8:
+        return image
+    if depth > 16 or image.mode == "F":
+        raise UserError(f"{where}: has {max(depth, 32)} bits a channel (mode {image.mode}); convert it to 8 bits first")
+    if not reading.scale_depth:
+        raise UserError(f"{where}: has 16 bits a channel; --depth16 scale makes 8 of them, 65,535 becomes 255")
+    if image.mode not in DEEP:
+        return image  # Pillow has kept the upper 8 bits
+
+    values = np.asarray(image).astype(np.float64).clip(0, 65_535)
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 def square(image: Image.Image, size: int | None, where: str) -> Image.Image:
