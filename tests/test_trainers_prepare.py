@@ -28,7 +28,7 @@ from scrimp_trainers.data.subsets import choose
 from scrimp_trainers.errors import UserError
 
 
-def made(out: Path, source: str = "digits", classifier: bool = False, **options: Any) -> Manifest:
+def made(out: Path, source: str = "digits", classifier: bool | None = False, **options: Any) -> Manifest:
     return prepare(source, out, Options(classifier=classifier, **options))
 
 
@@ -78,9 +78,9 @@ def test_plain_webdataset_reads_the_shards(digits_dataset: Dataset):
 
 
 def test_same_input_and_options_give_the_same_bytes(tmp_path: Path):
-    made(tmp_path / "a", workers=1, classifier=True, limit=100)
+    made(tmp_path / "a", workers=1, classifier=True, limit=100, name="digits")
     time.sleep(1.1)  # a time stamp would show
-    made(tmp_path / "elsewhere" / "b", workers=3, classifier=True, limit=100)
+    made(tmp_path / "elsewhere" / "b", workers=3, classifier=True, limit=100, name="digits")
     assert contents(tmp_path / "a") == contents(tmp_path / "elsewhere" / "b")
 
 

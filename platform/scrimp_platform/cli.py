@@ -68,9 +68,24 @@ def sweep_command(context: click.Context, **options: Any) -> None:
 @click.option("--per-class", type=click.IntRange(1), help="Training images of each class to keep.")
 @click.option("--holdout", type=click.FloatRange(0), help="Images never trained on: a count, or a share below 1.")
 @click.option("--reference", metavar="SOURCE", help="Images that scores compare with.  [default: the training set]")
-@click.option("--name", help="Name in reports.  [default: SOURCE's]")
+@click.option("--name", help="Name in reports.  [default: OUT's]")
+@click.option(
+    "--near",
+    type=click.FloatRange(0, 255),
+    default=8,
+    show_default=True,
+    help="Largest mean difference, of 255, of images that are kept on one side of the split; 0: equal ones alone.",
+)
+@click.option("--depth16", type=click.Choice(["scale"]), help="Scale 16-bit images to 8 bits: 65,535 becomes 255.")
+@click.option("--background", metavar="COLOUR", help="Put transparent images on this: a name or #rrggbb.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Pixels that an image may have.  [default: 89,478,485]")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used; dataset.json lists them.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
-@click.option("--classifier/--no-classifier", default=True, show_default=True, help="Train a small CNN on the labels.")
+@click.option(
+    "--classifier/--no-classifier",
+    default=None,
+    help="Train a small CNN on the labels.  [default: train it; scores use it if it is better than chance]",
+)
 @click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Encode the images, too, for training on latents.")
 @click.option("--encoder", metavar="FOLDER|ID", help="The autoencoder that encodes.  [default: sd-vae-ft-mse]")
 def prepare(source: str, out: Path, **options: Any) -> None:

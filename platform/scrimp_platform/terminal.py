@@ -16,7 +16,7 @@ from scrimp_platform import estimate
 from scrimp_platform.cluster import Placement
 from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Plan
-from scrimp_platform.report import leaderboard, words
+from scrimp_platform.report import dataset, leaderboard, words
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Range, Space, value_of
 from scrimp_trainers.data.manifest import Manifest
@@ -219,8 +219,8 @@ def show_dataset(folder: Path, facts: Manifest) -> None:
     splits = ", ".join(f"{split.count:,} {name}" for name, split in facts.splits.items())
     classes = f"{len(facts.classes)} classes" if facts.classes else "no classes"
     say(f"{folder}: {splits}; {facts.size}x{facts.size}x{facts.channels}, {classes}")
-    if facts.classifier:
-        say(f"classifier: {facts.classifier.accuracy:.1%} of the held-out images are right")
+    for line in dataset.lines(facts):
+        say(line)
     say(f"content {facts.content_hash}")
 
 

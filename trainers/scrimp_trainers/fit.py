@@ -23,6 +23,11 @@ def check(recipe: Recipe, facts: Manifest) -> None:
     scored = recipe.coreset.on and recipe.coreset.score != "random"
     if scored and recipe.coreset.features == "classifier" and not facts.classifier:
         raise UserError(f"coreset.features: dataset {facts.name} has no classifier; use another surrogate")
+    if scored and recipe.coreset.features == "classifier" and facts.classifier and not facts.classifier.usable:
+        raise UserError(
+            f"coreset.features: the classifier of dataset {facts.name} is no better than always naming the largest "
+            "class; use another surrogate, or prepare the dataset with --classifier to use it all the same"
+        )
     latents = autoencoder.latent_shape(recipe.codec, facts.size) if recipe.codec.on else None
     side, halvings = latents[1] if latents else facts.size, len(recipe.network.multipliers) - 1
     if recipe.codec.on and not latents:

@@ -107,12 +107,12 @@ def _linked(
 
 def _candidates(pixels: np.ndarray, first: np.ndarray, most: int) -> Iterator[np.ndarray]:
     """Yield int64 [k, 2]: pairs i < j of distinct images whose block sums differ by at most `most`."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     coarse, fine = _blocks(pixels, first, COARSE), _blocks(pixels, first, FINE)
-    tree = cKDTree(coarse)
+    tree = KDTree(coarse)
     for start in range(0, len(first), ROWS):
-        rows = cKDTree(coarse[start : start + ROWS])
+        rows = KDTree(coarse[start : start + ROWS])
         # The sums are whole numbers, so half of one allows for rounding and adds no pair.
         entries = rows.sparse_distance_matrix(tree, most + 0.5, p=1, output_type="ndarray")
         pairs = np.stack([entries["i"] + start, entries["j"]], axis=1)

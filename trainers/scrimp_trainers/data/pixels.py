@@ -65,7 +65,7 @@ def decode(file: BinaryIO, where: str) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
-            f"{where}: has more than {Image.MAX_IMAGE_PIXELS:,} pixels; if that is right, allow it with --max-pixels"
+            f"{where}: has more than {Image.MAX_IMAGE_PIXELS:,} pixels, a decompression bomb? If not, give --max-pixels"
         ) from None
     except BROKEN as error:
         raise UserError(f"{where}: not an image, or cut short ({type(error).__name__})") from None
@@ -91,7 +91,7 @@ def stored_depth(image: Image.Image, file: BinaryIO) -> int:
         file.seek(place)
 
 
-def plain(image: Image.Image, where: str, reading: Reading = Reading()) -> Image.Image:  # noqa: B008
+def plain(image: Image.Image, where: str, reading: Reading = Reading()) -> Image.Image:
     """Convert to 8-bit grey (`L`) or RGB: palettes, CMYK and the like become RGB, opaque alpha is dropped.
 
     Grey values of 16 bits become round(value / 257). Pillow gives 16-bit colour of PNG and TIFF files as value // 256,
@@ -116,11 +116,16 @@ def plain(image: Image.Image, where: str, reading: Reading = Reading()) -> Image
     return image.convert("L" if grey else "RGB")
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether the file of a decoded image had more than 8 bits a channel."""
+    return image.mode in DEEP or image.info.get("depth", 8) > 8
+
+
 def _shallow(image: Image.Image, where: str, reading: Reading) -> Image.Image:
     """Scale an image of 16 bits a channel to 8, if that is asked for."""
-    depth = image.info.get("depth", 8)
-    if image.mode not in DEEP and depth <= 8:
+    if not is_deep(image):
         return image
+    depth = image.info.get("depth", 16)
     if depth > 16 or image.mode == "F":
         raise UserError(f"{where}: has {max(depth, 32)} bits a channel (mode {image.mode}); convert it to 8 bits first")
     if not reading.scale_depth:

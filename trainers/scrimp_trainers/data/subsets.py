@@ -107,7 +107,8 @@ def _stratified(labels: np.ndarray, groups: np.ndarray, number: int) -> np.ndarr
         else:
             waiting.append(place)
     for place in waiting:
-        if np.abs(left - needs[place]).sum() < np.abs(left).sum():
+        nearer = np.abs(left - needs[place]).sum() < np.abs(left).sum()
+        if nearer and len(chosen) + 1 < len(members):
             chosen.append(members[place])
             left = left - needs[place]
 
@@ -124,9 +125,7 @@ def _members(groups: np.ndarray) -> list[np.ndarray]:
     return sorted(members, key=lambda positions: positions[0])
 
 
-def _of_each_class(
-    order: np.ndarray, labels: np.ndarray | None, number: int, classes: list[str] | None
-) -> np.ndarray:
+def _of_each_class(order: np.ndarray, labels: np.ndarray | None, number: int, classes: list[str] | None) -> np.ndarray:
     if labels is None:
         raise UserError("--per-class: the images have no classes")
     chosen = [order[labels[order] == label][:number] for label in range(int(labels.max()) + 1)]

@@ -103,6 +103,11 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
                 f"extractor classifier: dataset {manifest.name} has none, because it has no labels or was prepared "
                 "without one; prepare it again with labels, or use inception"
             )
+        if not manifest.classifier.usable:
+            raise UserError(
+                f"extractor classifier: that of dataset {manifest.name} is no better than always naming the largest "
+                "class; use inception, or prepare the dataset with --classifier to use it all the same"
+            )
         if scoring.weights is not None:
             raise UserError(f"weights {scoring.weights}: the classifier is the dataset's own; leave `weights` out")
     count = manifest.splits[manifest.reference].count

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,10 @@ class Source:
     """Names of the classes; none without labels."""
     test: np.ndarray | None = None
     """bool [count]: the images that the source itself sets apart for testing, if it does."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Files that are not taken as images: the reason, and how many."""
+    notes: list[str] = field(default_factory=list)
+    """What else the reader noticed, a line each."""
 
 
 def arrays(
