@@ -1,6 +1,7 @@
 """Plans: what the command line changes, what a name may resume, what is refused, what it will cost."""
 
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from scrimp_platform import estimate, plan, store
+from scrimp_platform import estimate, plan, records, store
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Options
@@ -161,6 +162,16 @@ def test_a_warm_start_takes_the_leaders_values_that_this_space_allows(options, t
 def test_a_warm_start_from_no_sweep_is_refused(options, tmp_path):
     with pytest.raises(UserError, match="not the folder of a sweep"):
         plan.make(change(options, warm_start=(tmp_path,)))
+
+
+def test_a_dataset_in_the_storage_moves_with_its_sweep(options, scored_digits, tmp_path):
+    runs = tmp_path / "runs"
+    inside = shutil.copytree(scored_digits.folder, runs / "datasets" / "mine")
+    near = begin(change(options, data=str(inside), storage=runs, name="near"))
+    far = begin(change(options, storage=runs, name="far"))
+    moved = Storage(runs.rename(tmp_path / "moved"))
+    assert records.describe(moved.sweep(near.folder.path.name))["dataset"]["folder"] == str(moved.dataset("mine"))
+    assert records.describe(moved.sweep(far.folder.path.name))["dataset"]["folder"] == str(scored_digits.folder)
 
 
 def test_the_second_of_two_first_sweeps_waits_until_the_first_has_prepared_the_digits(tmp_path, monkeypatch, capsys):

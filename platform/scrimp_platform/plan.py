@@ -181,7 +181,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "dataset": {
             "name": plan.manifest.name,
             "content_hash": plan.manifest.content_hash,
-            "folder": str(plan.dataset),
+            "folder": _portable(plan),
         },
         "seed": plan.options.seed,
         "started": earlier.get("started", now),
@@ -218,6 +218,13 @@ def _earlier_software(folder: SweepFolder, description: dict[str, Any], now: dic
         if repeat.status in ("finished", "stopped", "failed")
     ]
     return [*known, before | {"repeats": [label for label in ended if label not in listed]}]
+
+
+def _portable(plan: Plan) -> str:
+    """Return the dataset's folder; one in the storage as seen from the sweep, so that both may be moved together."""
+    if plan.dataset.is_relative_to(plan.storage.path):
+        return os.path.relpath(plan.dataset, plan.folder.path)
+    return str(plan.dataset)
 
 
 def _check_name(name: str) -> None:

@@ -1,6 +1,7 @@
 """Trials and repeats as the sweep's folder records them: what happened, for the search, the race and the report."""
 
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -140,7 +141,7 @@ def values(repeats: Iterable[Repeat], name: str, kimg: float) -> list[float]:
 
 
 def describe(folder: SweepFolder) -> dict[str, Any]:
-    """Return what `sweep.json` says.
+    """Return what `sweep.json` says; the dataset's folder, if that is in the storage, as it is called by now.
 
     Raises
     ------
@@ -154,6 +155,8 @@ def describe(folder: SweepFolder) -> dict[str, Any]:
         raise UserError(f"{folder.path}: not the folder of a sweep (no {folder.sweep.name})")
     if missing := REQUIRED - description.keys():
         raise DamagedRecord(f"{folder.sweep}: not a sweep of this version (no {', '.join(sorted(missing))})")
+    dataset = description["dataset"]
+    dataset["folder"] = os.path.normpath(folder.path.absolute() / dataset["folder"])
     return description
 
 
