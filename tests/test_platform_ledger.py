@@ -334,3 +334,48 @@ def test_after_a_killed_driver_its_last_scores_tell_the_device_time(folder, cloc
     again.clock(repeat, working=True)
     clock.hours += 1
     assert again.device_hours == pytest.approx(1 + 20 / 3600)
+
+
+def fail_next(ledger, cause: str) -> None:
+    repeat = ledger.propose()
+    assert repeat
+    ledger.finish(repeat, cause, final=True)
+
+
+def test_three_trials_that_fail_alike_end_the_sweep_and_say_why(folder):
+    ledger = open_ledger(folder)
+    for _ in range(2):
+        fail_next(ledger, "DamagedData: shard 3 is damaged")
+    assert ledger.exhausted() == ""
+    fail_next(ledger, "DamagedData: shard 3 is damaged")
+    assert ledger.exhausted() == "3 trials in a row failed alike (DamagedData: shard 3 is damaged)"
+    assert ledger.in_vain
+    resumed = open_ledger(folder)  # once its cause has been repaired
+    assert resumed.exhausted() == ""
+    assert train(folder, resumed, resumed.propose())
+    assert not resumed.in_vain
+
+
+@pytest.mark.parametrize("between", ["another cause", "a trial that ends well"])
+def test_failures_that_are_not_alike_or_not_in_a_row_end_nothing(folder, between):
+    ledger = open_ledger(folder)
+    for _ in range(2):
+        fail_next(ledger, "DamagedData: shard 3 is damaged")
+    if between == "another cause":
+        fail_next(ledger, "UserError: no weights")
+    else:
+        assert train(folder, ledger, ledger.propose())
+    fail_next(ledger, "DamagedData: shard 3 is damaged")
+    assert ledger.exhausted() == ""
+
+
+def test_recipes_that_diverge_end_no_search(folder):
+    ledger = open_ledger(folder)
+    for _ in range(4):
+        fail_next(ledger, "Diverged: step 16: loss is nan")
+    assert ledger.exhausted() == ""
+    assert ledger.in_vain  # so far all have failed
+
+
+def test_a_sweep_without_a_trial_is_in_vain(folder):
+    assert open_ledger(folder).in_vain

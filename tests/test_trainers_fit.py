@@ -69,3 +69,13 @@ def test_the_share_that_is_named_is_allowed(share, halvings, times):
         check(share)
     except UserError as error:
         check(float(str(error).rsplit(" ", 1)[1]))
+
+
+def test_images_that_are_streamed_cannot_be_drawn_by_chance():
+    """Said before the reference is trained, which takes hours."""
+    large = manifest(1024).model_copy(update={"splits": {"train": Split(count=2049, per_class=None, shards=[])}})
+    weighed = recipe(reweighting__method="dro", reweighting__recipe="tiny-edm", reweighting__enters="sampling")
+    with pytest.raises(UserError, match=r"^reweighting.enters: dataset made is too large .*; use `loss`$"):
+        fit.check(weighed, large)
+    fit.check(weighed.replace({"reweighting.enters": "loss"}), large)
+    fit.check(weighed, manifest(1024))

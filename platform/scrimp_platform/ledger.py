@@ -17,10 +17,12 @@ from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_platform.study import Study
 from scrimp_spaces.space import Space
 from scrimp_trainers import checksums
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.errors import Diverged, UserError
 
 Say = Callable[[str], None]
 
+MOST_ALIKE = 3
+"""Trials that fail for good in a row, for the same cause, before a sweep ends: the fault is not their recipes'."""
 MOST_PROPOSALS = 10
 """Proposals a trial, at most: where a space proposes little else than contradictions, its search ends early."""
 
@@ -48,6 +50,7 @@ class Ledger:
         self._seed = seed
         self._devices = devices
         self.say = say
+        self._alike: dict[int, str] = {}
         self._base = space.base()
         known = records.read(folder)
         self.trials = known.trials
@@ -71,11 +74,18 @@ class Ledger:
         """Device-hours that the sweep has spent so far."""
         return sum(repeat.device_hours for repeat in self.repeats)
 
+    @property
+    def in_vain(self) -> bool:
+        """Whether there is nothing to show: no trial began, or all failed, or too many failed alike."""
+        return len(self._alike) >= MOST_ALIKE or all(trial.status == "failed" for trial in self.trials)
+
     def exhausted(self) -> str:
         """Say which limit of the budget has been reached; empty while there is none."""
         limit = self.space.budget.max_gpu_hours
         if limit is not None and self.device_hours >= limit:
             return f"max_gpu_hours {limit:g} reached"
+        if len(self._alike) >= MOST_ALIKE:
+            return f"{len(self._alike)} trials in a row failed alike ({next(iter(self._alike.values()))})"
         return ""
 
     def warm_start(self, values: dict[str, Any]) -> None:
@@ -227,6 +237,7 @@ class Ledger:
     def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:
         """Write down a repeat's end, then the trial's, then tell Optuna: a kill in between is mended by `_recover`."""
         repeat.status, repeat.cause, repeat.ended = status, cause, time.time()
+        self._compare(repeat)
         repeat.stop_clock()
         self._save(repeat)
         if repeat.phase == "search":
@@ -237,6 +248,19 @@ class Ledger:
         self.say(
             f"repeat {self._label(repeat)} {status}" + (f" ({cause})" if cause else "") + f": {scores or 'no score'}"
         )
+
+    def _compare(self, repeat: Repeat) -> None:
+        """Collect the trials in a row that fail alike, in this run of the sweep.
+
+        A training that diverges says something of its recipe, and counts neither way.
+        """
+        if repeat.status == "failed" and repeat.cause.startswith(Diverged.__name__):
+            return
+        alike = set(self._alike.values())
+        if repeat.status != "failed" or alike - {repeat.cause}:
+            self._alike.clear()
+        if repeat.status == "failed":
+            self._alike[repeat.trial] = repeat.cause
 
     def _tell(self, trial: Trial) -> None:
         first = trial.repeats[0]

@@ -33,7 +33,7 @@ def sweep(options: Options) -> None:
     UserError
         If what was asked for cannot be done; nothing has been started then.
     SystemExit
-        If the sweep was interrupted, or ran elsewhere, as a job, and did not end well.
+        If the sweep was interrupted or in vain, or ran elsewhere, as a job, and did not end well.
     """
     # Plan: whatever can be refused is refused here, and before digits are prepared on first use.
     plan.check(options)
@@ -57,10 +57,12 @@ def sweep(options: Options) -> None:
         # `scrimp status` holds the lock for an instant when it looks.
         alone = store.exclusive(the_plan.folder.lock, f"sweep {the_plan.folder.path.name}", patience=1.0)
         with alone, storage_loss.explained(the_plan.folder):
-            carry_out(the_plan, placement, tracker)
+            in_vain = carry_out(the_plan, placement, tracker)
 
     if number := interrupt.requested():
         raise SystemExit(128 + number)
+    if in_vain:
+        raise SystemExit(1)
 
 
 def place(nodes: tuple[Node, ...], the_plan: Plan) -> Placement:
@@ -94,8 +96,8 @@ def examine(nodes: Sequence[Node], the_plan: Plan) -> doctor.Report:
     return doctor.examine(nodes, the_plan.storage.path, the_plan.dataset, together)
 
 
-def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
-    """Search, race and report; MLflow hears of it as it happens."""
+def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> bool:
+    """Search, race and report; MLflow hears of it as it happens. Return whether that was in vain."""
     folder = the_plan.folder
     changes = plan.changes(store.read_json(folder.sweep) or {})
     store.write_json(folder.sweep, plan.record(the_plan))
@@ -112,6 +114,7 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> None:
         store.patiently(lambda: keep_outcome(ledger, the_plan, placement, reason), terminal.say)
         store.patiently(lambda: conclude(folder, ledger.space, reason), terminal.say)
         cut_short = False
+        return ledger.in_vain
     finally:
         if cut_short:
             tracker.stop(patience=2.0, most=2.0)

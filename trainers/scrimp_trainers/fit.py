@@ -1,6 +1,6 @@
 """Whether a recipe fits a dataset: what can be known before anything starts, and without torch."""
 
-from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.manifest import RESIDENT, Manifest
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.techniques import autoencoder, reference
@@ -18,6 +18,12 @@ def check(recipe: Recipe, facts: Manifest) -> None:
     if recipe.conditioning.classes and not facts.classes:
         raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
     reference.check(recipe.reweighting, facts)
+    by_chance = recipe.reweighting.on and recipe.reweighting.enters == "sampling"
+    if by_chance and not recipe.codec.on and facts.train_bytes > RESIDENT:
+        raise UserError(
+            f"reweighting.enters: dataset {facts.name} is too large to draw its images by chance, more than "
+            f"{RESIDENT >> 30} GiB; use `loss`"
+        )
     if recipe.reweighting.on:
         check(reference.recipe_of(recipe.reweighting), facts)
     scored = recipe.coreset.on and recipe.coreset.score != "random"

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.data.manifest import RESIDENT
 from scrimp_trainers.errors import UserError
-
-RESIDENT = 2 * 2**30
-"""Bytes: a dataset of up to 10,922 RGB images of 256x256, or 174,762 of 64x64, stays on the device."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def batches(
     device = torch.device(device)
     manifest = dataset.manifest
     count = manifest.splits["train"].count
-    if count * manifest.channels * manifest.size**2 <= room:
+    if manifest.train_bytes <= room:
         drawn = draws(
             count, batch_size, seed, device, flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances
         )

@@ -15,6 +15,8 @@ FILE_NAME = r"^[A-Za-z0-9_-]+\.(tar|safetensors)$"
 LONGEST_NAME = 100
 LARGEST_SIZE = 4096
 LONGEST_MESSAGE = 300
+RESIDENT = 2 * 2**30
+"""Training images of at most so many bytes are kept in memory; larger datasets are streamed from their shards."""
 SplitName = Literal["train", "holdout", "reference"]
 
 
@@ -121,6 +123,11 @@ class Manifest(Part):
     """What was understood of the sources."""
     provenance: dict[str, str | int | float | bool | None]
     """Source and options that made the dataset."""
+
+    @property
+    def train_bytes(self) -> int:
+        """Size of the training images in memory, as uint8."""
+        return self.splits["train"].count * self.channels * self.size**2
 
     def to_json(self) -> str:
         """Return the text of `dataset.json`."""
