@@ -88,6 +88,7 @@ def _linked(
     most = int(near * pixels[0].size)
     at_once = max(1, CHUNK_BYTES // pixels[0].size)
     group = np.arange(len(first))
+    fine = _blocks(pixels, first, FINE)
 
     def matters(pairs: np.ndarray) -> np.ndarray:
         """Which pairs would, if near, link two groups or mark a further image."""
@@ -95,9 +96,11 @@ def _linked(
         across = (has_test[pairs] & unmarked[pairs[:, ::-1]]).any(axis=1)
         return across | (group[pairs[:, 0]] != group[pairs[:, 1]])
 
-    for pairs in _candidates(pixels, first, most):
+    for pairs in _candidates(_blocks(pixels, first, COARSE), most):
+        # Of many images that are all near each other, most pairs no longer matter once the first are compared.
         while len(pairs := pairs[matters(pairs)]):
             part, pairs = pairs[:at_once], pairs[at_once:]
+            part = part[np.abs(fine[part[:, 0]] - fine[part[:, 1]]).sum(axis=1) <= most]
             part = part[_distance(pixels[first[part[:, 0]]], pixels[first[part[:, 1]]]) <= most]
             beside[part[:, ::-1][has_test[part]]] = True
             graph = sparse.coo_array((np.ones(len(part), dtype=bool), group[part].T), shape=(len(first),) * 2)
@@ -105,28 +108,25 @@ def _linked(
     return group
 
 
-def _candidates(pixels: np.ndarray, first: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Yield int64 [k, 2]: pairs i < j of distinct images whose block sums differ by at most `most`."""
+def _candidates(coarse: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Yield int64 [k, 2]: pairs i < j of images whose block sums [n, d] differ by at most `most`."""
     from scipy.spatial import KDTree
 
-    coarse, fine = _blocks(pixels, first, COARSE), _blocks(pixels, first, FINE)
     tree = KDTree(coarse)
-    for start in range(0, len(first), ROWS):
+    for start in range(0, len(coarse), ROWS):
         rows = KDTree(coarse[start : start + ROWS])
         # The sums are whole numbers, so half of one allows for rounding and adds no pair.
         entries = rows.sparse_distance_matrix(tree, most + 0.5, p=1, output_type="ndarray")
         pairs = np.stack([entries["i"] + start, entries["j"]], axis=1)
-        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-        for part in np.array_split(pairs, -(-len(pairs) * fine.shape[1] * 8 // CHUNK_BYTES) or 1):
-            yield part[np.abs(fine[part[:, 0]] - fine[part[:, 1]]).sum(axis=1) <= most]
+        yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def _blocks(pixels: np.ndarray, first: np.ndarray, side: int) -> np.ndarray:
-    """Return the sums of the blocks of each image, int64 [n, side * side or less]."""
+    """Return the sums of the blocks of each image, int32 [n, side * side or less]."""
     height, width = pixels.shape[1:3]
     channels = pixels[0].size // (height * width)
     rows, columns = (np.unique(np.arange(side) * length // side) for length in (height, width))
-    sums = np.empty((len(first), len(rows) * len(columns)), dtype=np.int64)
+    sums = np.empty((len(first), len(rows) * len(columns)), dtype=np.int32)
     step = max(1, CHUNK_BYTES // (pixels[0].size * 8))
     for start in range(0, len(first), step):
         part = pixels[first[start : start + step]].reshape(-1, height, width, channels).sum(axis=3, dtype=np.int64)
@@ -138,4 +138,4 @@ def _blocks(pixels: np.ndarray, first: np.ndarray, side: int) -> np.ndarray:
 def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the sums of absolute differences of images, [k]."""
     larger, smaller = np.maximum(one, other), np.minimum(one, other)
-    return (larger - smaller).reshape(len(one), -1).sum(axis=1, dtype=np.int64)
+    return (larger - smaller).sum(axis=tuple(range(1, one.ndim)), dtype=np.int64)

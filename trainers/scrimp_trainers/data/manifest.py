@@ -10,7 +10,7 @@ from scrimp_trainers.errors import UserError
 from scrimp_trainers.recipe import explain
 
 FILE = "dataset.json"
-FILE_NAME = r"^[A-Za-z0-9_-]+\.(tar|safetensors)$"
+FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 """Files lie in the dataset's folder itself."""
 LONGEST_NAME = 100
 LARGEST_SIZE = 4096
