@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_up_sweep import make_space, train_all, write_sweep
 
-from scrimp_platform import commands, records, status, store
+from scrimp_platform import commands, records, status, store, sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.report import leaderboard
 from scrimp_platform.store import Storage, SweepFolder
@@ -150,6 +150,19 @@ def test_a_damaged_repeat_is_named_and_left_out_until_it_is_trained_again(folder
     assert said[1] == f"repeat {best}.{number} is trained again, from its last checkpoint"
     train_all(ledger)
     assert answer(folder) == (rows, verdict, [])
+
+
+def test_the_recipe_of_the_winner_stays_while_its_records_are_damaged(folder):
+    space = records.space_of(folder)
+    sweep.conclude(folder, space, "complete")
+    before = folder.best_recipe.read_bytes()
+    best = answer(folder)[0][0][0]
+    for number in range(3):
+        shutil.rmtree(folder.repeat(best, number).path)
+    sweep.conclude(folder, space, "complete")
+    assert answer(folder)[0][0][0] != best
+    assert folder.best_recipe.read_bytes() == before
+    assert f"repeat {best}.0 is left out" in folder.report.read_text()
 
 
 def test_a_damaged_trial_is_named_left_out_and_replaced(folder):

@@ -230,7 +230,8 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
         # Its seed follows from its numbers (ledger.py).
         return Repeat(files.trial, files.repeat, 0, "race" if files.repeat else "search", "damaged")
 
-    sound, damages = _scan(files, rungs)
+    # An open repeat writes again what is missing, on its way from the checkpoint.
+    sound, damages = _scan(files, [] if repeat.open else rungs)
     recipe = _text(files.recipe)
     if repeat.recipe and (recipe is None or checksums.of_text(recipe) != repeat.recipe):
         damages.append(f"{files.recipe}: {'missing' if recipe is None else 'not what was written'}")

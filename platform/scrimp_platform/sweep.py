@@ -172,10 +172,18 @@ def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
     known = records.look(folder)
     rows = leaderboard.rank(known.trials, space)
     leaderboard.write_csv(rows, space, folder)
-    if best := leaderboard.best(rows):
-        store.write_atomic(folder.best_recipe, folder.repeat(best.number, best.counted[0].repeat).recipe.read_text())
-    else:
-        folder.best_recipe.unlink(missing_ok=True)  # an earlier end's
+    # While records are damaged that may be the winner's, another trial does not take its place.
+    if not any(map(leaderboard.lost, known.trials)):
+        keep_recipe(folder, leaderboard.best(rows))
     page.write_report(folder)
     terminal.show_result(folder, rows, space, reason)
     terminal.show_problems(known.problems)
+
+
+def keep_recipe(folder: SweepFolder, best: leaderboard.Row | None) -> None:
+    """Write the recipe of the best trial; where there is none, an earlier end's goes."""
+    if best:
+        recipe = folder.repeat(best.number, best.counted[0].repeat).recipe
+        store.write_atomic(folder.best_recipe, recipe.read_text())
+    else:
+        folder.best_recipe.unlink(missing_ok=True)

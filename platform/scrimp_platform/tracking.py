@@ -99,7 +99,7 @@ class Mirror:
         for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.put(parent, file)
         if over:
-            self._send_winner(runs, parent, trials, space)
+            self._send_winner(runs, parent, self._known.trials, space)
             status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
             self._tell_sweep(runs, parent, sweep, space, status, outcome)
 
@@ -341,7 +341,7 @@ def sync(folder: SweepFolder, storage: Storage, uri: str | None, progress: Calla
 def winner(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
     """Return the model of the winning trial's repeat that is nearest to its mean: the typical one, as in the report."""
     best = leaderboard.best(leaderboard.rank(trials, space))
-    if best is None:
+    if best is None or any(map(leaderboard.lost, trials)):
         return None
     name = next(iter(space.objectives))
     typical = min(best.counted, key=lambda repeat: abs(repeat.scores[best.kimg][name] - best.summaries[name].mean))

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from scrimp_platform import store
 from scrimp_platform.report import words
-from scrimp_platform.report.ranking import Row, best, cost, rank, violation
+from scrimp_platform.report.ranking import Row, best, cost, lost, rank, violation
 from scrimp_platform.stats import Direction
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
-__all__ = ["Row", "best", "chosen", "rank", "score", "status", "table", "verdict", "write_csv"]
+__all__ = ["Row", "best", "chosen", "lost", "rank", "score", "status", "table", "verdict", "write_csv"]
 
 _GOOD, _BAD = "bold green", "red"
 _STYLES = {"winner": _GOOD, "leader": _GOOD, "front": _GOOD, "tied": "green", "failed": _BAD, "damaged": _BAD}

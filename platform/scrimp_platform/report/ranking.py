@@ -94,15 +94,14 @@ def rank(trials: Sequence[Trial], space: Space) -> list[Row]:
         row.rank = ranks[places[row.number]]
     first, direction = next(iter(space.objectives.items()))
     rows.sort(key=lambda row: (row.rank, cost(row.summaries[first].mean, direction), row.number))
-    _judge(rows, space, over=not any(map(_undecided, trials)))
+    _judge(rows, space, over=not any(lost(trial) or any(repeat.open for repeat in trial.repeats) for trial in trials))
     return rows
 
 
-def _undecided(trial: Trial) -> bool:
-    """Whether a trial has something to train yet, or scores that are lost and might change the verdict."""
-    lost = trial.status == "damaged" or any(repeat.status == "damaged" for repeat in trial.repeats)
-    in_contention = trial.status not in ("pruned", "failed")
-    return (lost and in_contention) or any(repeat.open for repeat in trial.repeats)
+def lost(trial: Trial) -> bool:
+    """Whether records of a trial that might be the best are damaged, so that another would take its place."""
+    damaged = trial.status == "damaged" or any(repeat.status == "damaged" for repeat in trial.repeats)
+    return damaged and trial.status not in ("pruned", "failed")
 
 
 def best(rows: Sequence[Row]) -> Row | None:
