@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrimp_trainers.data import duplicates
+from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.duplicates import Duplicates, search
+from scrimp_trainers.data.prepare import Options, prepare
 from scrimp_trainers.data.subsets import choose
 from scrimp_trainers.errors import UserError
 
@@ -111,3 +115,31 @@ def test_images_that_all_repeat_each_other_cannot_be_held_out():
     assert (len(train), len(held)) == (20, 0)
     with pytest.raises(UserError, match="--near 0"):
         choose(20, None, None, seed=0, holdout=2, duplicates=same)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_copies_in_the_source_do_not_hide_memorisation(copies: bool, tmp_path: Path):
+    import torch
+    from sklearn.datasets import load_digits
+
+    from scrimp_trainers.metrics.score import Scorer
+    from scrimp_trainers.metrics.settings import Scoring
+
+    digits: Any = load_digits()
+    images, labels = (digits.images[:600] * 255 / 16).astype(np.uint8), digits.target[:600]
+    if copies:
+        images, labels = np.concatenate([images, images[::6]]), np.concatenate([labels, labels[::6]])
+    np.savez(tmp_path / "digits.npz", images=images, labels=labels)
+    prepare(str(tmp_path / "digits.npz"), tmp_path / "out", Options())
+
+    dataset = open_dataset(tmp_path / "out")
+    rng = np.random.default_rng(0)
+    training = dataset.images("train")[0]
+    near = training[rng.permutation(len(training))[:200]] + rng.integers(-8, 9, (200, 1, 8, 8))
+    samples = np.concatenate([near.clip(0, 255), rng.integers(0, 256, (200, 1, 8, 8))]).astype(np.uint8)
+    values = Scorer(dataset, Scoring(extractor="classifier"), "cpu").score([torch.from_numpy(samples)]).values
+
+    # With copies among the held-out images the threshold is 1, and the fraction 0.
+    assert float(values["similarity_threshold"]) < 0.9999
+    assert values["memorized_fraction"] == pytest.approx(0.475, abs=0.05)
+    assert dataset.manifest.summary.equal == (100 if copies else 0)

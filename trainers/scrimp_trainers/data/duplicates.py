@@ -13,7 +13,7 @@ import numpy as np
 
 COARSE, FINE = 4, 8
 """Blocks a side: of the search tree, and of the test that each candidate must pass before pixels are read."""
-ROWS = 128
+ROWS = 256
 """Images whose neighbours are looked for at once."""
 CHUNK_BYTES = 2**26
 """Bytes of pixels compared at once."""
