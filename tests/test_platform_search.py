@@ -18,7 +18,6 @@ from test_platform_race import make_space
 from scrimp_platform import cluster, interrupt, search, store
 from scrimp_platform.repeat import tune_repeat
 from scrimp_platform.store import SweepFolder
-from scrimp_trainers import lines
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def pretend():
         from scrimp_trainers import watchdog
 
         with Path(config["pids"]).open("a") as file:
-            file.write(f'{{"pid": {os.getpid()}}}\n')
+            file.write(f"{os.getpid()}\n")
         if config["trial"] == 1:
             os._exit(9)
         if config["trial"] == 2:
@@ -66,7 +65,7 @@ def sweep(ray_here, pretend, tmp_path_factory):
     pids = folder.path / "pids"
     config = {"pids": str(pids), "stacks": str(folder.repeat(3, 0).stacks)}
     search.run(ledger, pretend, config, places=lambda: 2, limits=search.Limits(ledger))
-    return ledger, [line["pid"] for line in lines.read(pids)], said
+    return ledger, list(map(int, pids.read_text().split())), said
 
 
 def test_tune_runs_the_search_and_the_race_to_the_end(sweep):
