@@ -4,10 +4,15 @@ import itertools
 
 import pytest
 import yaml
+from optuna.trial import FixedTrial
 
+from scrimp_platform.study import _suggest
 from scrimp_spaces import space as spaces
+from scrimp_trainers import recipe as recipes
 from scrimp_trainers.errors import UserError
+from scrimp_trainers.sections import DDPM
 
+CHANNELS = {"network.channels": {"choice": [16, 24, 32]}}
 GOOD = {
     "recipe": "tiny-edm",
     "search": {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}},
@@ -114,3 +119,95 @@ def test_the_base_recipe_is_as_long_as_the_last_rung_and_has_the_overrides():
 def test_a_bound_says_by_how_much_it_is_broken():
     bound = spaces.Bound(min=1.0, max=3.0)
     assert [bound.excess(value) for value in (0.5, 1.0, 2.0, 3.0, 5.0)] == [0.5, 0.0, -1.0, 0.0, 2.0]
+
+
+def test_a_section_in_override_keeps_the_recipes_other_fields():
+    base = recipes.load("tiny-edm")
+    for override in ({"optimizer": {"lr": 0.002}}, {"optimizer.lr": 0.002}):
+        optimizer = spaces.parse(GOOD | {"search": CHANNELS, "override": override}, "space").base().optimizer
+        assert (optimizer.lr, optimizer.warmup_kimg) == (0.002, 2.0)
+        assert optimizer == base.optimizer.model_copy(update={"lr": 0.002})
+
+
+def test_a_section_in_an_arm_or_a_choice_keeps_the_other_fields():
+    arms = {"a": {"optimizer": {"lr": 0.002}}, "b": {"optimizer.lr": 0.004}}
+    tree = {name: value for name, value in GOOD.items() if name != "search"}
+    space = spaces.parse(tree | {"arms": arms}, "space")
+    assert space.arms == {"a": {"optimizer.lr": 0.002}, "b": {"optimizer.lr": 0.004}}
+
+    space = spaces.parse(GOOD | {"search": {"optimizer": {"choice": [{"lr": 0.002}, {"lr": 0.004}]}}}, "space")
+    assert space.base().replace({"optimizer": {"lr": 0.004}}).optimizer.warmup_kimg == 2.0
+
+
+def test_a_field_that_is_set_twice_is_refused():
+    override = {"optimizer": {"lr": 0.002}, "optimizer.lr": 0.003}
+    with pytest.raises(UserError, match=r"optimizer\.lr: is set twice"):
+        spaces.parse(GOOD | {"override": override}, "space")
+
+
+def test_another_process_takes_its_own_defaults_and_nothing_of_the_other():
+    recipe = recipes.load("tiny-edm").replace({"diffusion": {"kind": "ddpm", "timesteps": 500}, "sampler.kind": "ddim"})
+    assert recipe.diffusion == DDPM(kind="ddpm", timesteps=500)
+    assert recipes.load("tiny-edm").replace({"diffusion.p_mean": -1.0}).diffusion.kind == "edm"
+
+
+@pytest.mark.parametrize(
+    ("path", "span", "values"),
+    [
+        ("training.batch_size", {"loguniform": [16, 64]}, range(16, 65)),
+        ("training.batch_size", {"uniform": [16, 20]}, range(16, 21)),
+        ("network.channels", {"int": [16, 64]}, range(16, 65, 8)),
+        ("network.channels", {"loguniform": [16, 64]}, range(16, 65, 8)),
+    ],
+)
+def test_whole_numbers_are_searched_in_whole_numbers_and_steps(path, span, values):
+    space = spaces.parse(GOOD | {"search": {path: span}}, "space")
+    searched = space.search[path]
+    assert searched.int == (values[0], values[-1])
+    assert searched.log is ("loguniform" in span)
+    proposed = {_suggest(FixedTrial({path: value // searched.step}), path, searched) for value in values}
+    assert proposed == set(values)
+    for value in values:
+        space.base().replace({path: value})
+    assert spaces.parse(space.model_dump(mode="json"), "space") == space
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"network.channels": {"int": [16, 60]}}, "takes a multiple of 8, so the bound 60 is never reached"),
+        ({"training.batch_size": {"uniform": [1.5, 4]}}, "takes a whole number, so the bound 1.5"),
+        ({"network.dropout": {"uniform": [0, float("inf")]}}, "finite number"),
+        ({"network.dropout": {"uniform": [0, float("nan")]}}, "finite number"),
+    ],
+)
+def test_ranges_of_which_some_values_cannot_be_are_refused(search, message):
+    with pytest.raises(UserError, match=message):
+        spaces.parse(GOOD | {"search": search}, "space")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"constraints": {"memorized_fraction": {"max": float("nan")}}},
+        {"constraints": {"memorized_fraction": {"max": float("inf")}}},
+        {"budget": {"rungs_kimg": [1, float("nan")]}},
+        {"budget": {"rungs_kimg": [1, float("inf")]}},
+        {"budget": {"max_gpu_hours": float("inf")}},
+        {"override": {"optimizer.lr": float("nan")}},
+    ],
+)
+def test_no_limit_or_field_is_nan_or_infinite(changes):
+    with pytest.raises(UserError, match="finite number"):
+        spaces.parse(GOOD | changes, "space")
+
+
+def test_the_samplers_highest_churn_may_be_infinite():
+    assert recipes.load("tiny-edm").replace({"sampler.s_max": float("inf")}).sampler.s_max == float("inf")
+
+
+def test_a_file_with_a_key_twice_is_refused(tmp_path):
+    file = tmp_path / "lab.yaml"
+    file.write_text(spaces.text("quickstart") + "search:\n  optimizer.lr: {loguniform: [1.0e-4, 1.0e-3]}\n")
+    with pytest.raises(UserError, match="search stands twice, in lines"):
+        spaces.load(file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_cluster.facts import code, versions
-from scrimp_platform import mlflow_server, records, store
+from scrimp_platform import feasibility, mlflow_server, records, store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
@@ -79,6 +79,7 @@ def make(options: Options) -> Plan:
     settings.check_classes(judged, space.scoring, facts, base.conditioning.classes)
     for values in [{}, *space.corners()]:
         fit.check(base.replace(values), facts)
+    space = feasibility.resolve(space, facts)
     folder = _folder(options, storage, facts)
     resumed = _check_resume(folder, space, facts, options.seed)
     warm_start = tuple(values for path in options.warm_start for values in best_values(SweepFolder(path), space))

@@ -252,13 +252,17 @@ def _suggest(trial: optuna.trial.BaseTrial, path: str, span: Range) -> Any:
     if span.loguniform:
         return trial.suggest_float(path, *span.loguniform, log=True)
     if span.int:
-        return trial.suggest_int(path, *span.int)
+        # Optuna takes no steps on a log scale: it proposes how many steps.
+        low, high = (bound // span.step for bound in span.int)
+        return trial.suggest_int(path, low, high, log=span.log) * span.step
     options = {_encode(span, value): value for value in span.choice or ()}
     return options[trial.suggest_categorical(path, list(options))]
 
 
 def _encode(span: Range, value: Any) -> Any:
-    """Optuna's choices are scalars: lists travel as JSON text."""
+    """Optuna's choices are scalars: lists travel as JSON text. Of whole numbers it counts the steps."""
+    if span.int:
+        return value // span.step
     return json.dumps(value) if span.choice and isinstance(value, list | tuple | dict) else value
 
 

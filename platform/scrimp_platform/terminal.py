@@ -60,7 +60,8 @@ def describe(span: Range) -> str:
     if span.choice:
         return _either(span.choice)
     if span.int:
-        return f"whole numbers {span.int[0]} to {span.int[1]}"
+        steps = f" in steps of {span.step}" if span.step > 1 else ""
+        return f"whole numbers {span.int[0]} to {span.int[1]}{steps}" + ", log scale" * span.log
     low, high = span.uniform or span.loguniform or (0.0, 0.0)
     return f"{low:g} to {high:g}" + (", log scale" if span.loguniform else "")
 

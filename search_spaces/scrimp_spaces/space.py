@@ -6,6 +6,7 @@ two ranges whose ends contradict each other are refused when the space is loaded
 
 import importlib.resources
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from scrimp_trainers import recipe as recipes
+from scrimp_trainers import yaml_files
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics.settings import Scoring, require_objectives
 from scrimp_trainers.recipe import Recipe, explain
@@ -23,6 +25,8 @@ SPACES = importlib.resources.files("scrimp_spaces")
 Bounds = tuple[float, float]
 Whole = int  # `Range.int` hides the type's own name
 WholeBounds = tuple[Whole, Whole]
+EXAMPLES = 33
+"""Values of a range that are tried on the field before a sweep."""
 
 
 class Range(Section):
@@ -33,7 +37,12 @@ class Range(Section):
     loguniform: Bounds | None = None
     """Any number between the two bounds, evenly over orders of magnitude."""
     int: WholeBounds | None = None
-    """Any whole number between the two bounds, both included."""
+    """Any whole number between the two bounds, both included. What is searched of a field of whole numbers is one of
+    these, also where the space says `uniform` or `loguniform`."""
+    log: bool = False
+    """Whole numbers evenly over orders of magnitude."""
+    step: Annotated[Whole, Field(ge=1)] = 1
+    """Only multiples of this, as the field asks for."""
     choice: Annotated[list[Any], Field(min_length=2)] | None = None
     """One of these values."""
     when: dict[str, list[Any]] = {}
@@ -51,6 +60,10 @@ class Range(Section):
             raise ValueError(f"the lower bound {bounds[0]} is not below the upper {bounds[1]}")
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform needs bounds above 0, not {self.loguniform[0]}")
+        if self.log and (not self.int or self.int[0] < 1):
+            raise ValueError("log needs an int range of numbers above 0")
+        if self.int and any(bound % self.step for bound in self.int):
+            raise ValueError(f"the bounds {list(self.int)} are no multiples of {self.step}")
         return self
 
     def extremes(self) -> list[Any]:
@@ -62,7 +75,22 @@ class Range(Section):
         if self.choice:
             return value in self.choice
         low, high = self.uniform or self.loguniform or self.int or (0, 0)
+        if self.int and (not isinstance(value, Whole) or value % self.step):
+            return False
         return isinstance(value, (float, Whole)) and low <= value <= high
+
+    def examples(self) -> list[Any]:
+        """Return values from all over the range: all of them where they are few, else as many as show what it holds."""
+        if self.choice:
+            return list(self.choice)
+        if self.int:
+            numbers = range(self.int[0], self.int[1] + 1, self.step)
+            return list(numbers) if len(numbers) <= EXAMPLES else [numbers[i] for i in _spread(len(numbers))]
+        low, high = self.uniform or self.loguniform or (0.0, 0.0)
+        shares = [i / (EXAMPLES - 1) for i in range(EXAMPLES)]
+        if self.loguniform:
+            return [low, *(low * (high / low) ** share for share in shares[1:-1]), high]
+        return [low, *(low + (high - low) * share for share in shares[1:-1]), high]
 
 
 class Bound(Section):
@@ -72,12 +100,27 @@ class Bound(Section):
     """Largest value allowed."""
     min: float | None = None
     """Smallest value allowed."""
+    max_ratio: Positive | None = None
+    """Largest value allowed, as a multiple of what the base recipe costs on the sweep's dataset; the plan turns it into
+    `max`."""
+    min_ratio: Positive | None = None
+    """Smallest value allowed, likewise."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> "Bound":
-        if self.max is None and self.min is None:
-            raise ValueError("a constraint needs max, min or both")
+        if all(value is None for value in (self.max, self.min, self.max_ratio, self.min_ratio)):
+            raise ValueError("a constraint needs max, min, max_ratio or min_ratio")
         return self
+
+    @property
+    def relative(self) -> bool:
+        """Whether a limit is a multiple of what the base recipe costs."""
+        return self.max_ratio is not None or self.min_ratio is not None
+
+    def resolved(self, cost: float) -> "Bound":
+        """Return the bound with its ratios as limits, given the base recipe's cost."""
+        limits = {"max": self.max_ratio, "min": self.min_ratio}
+        return self.model_copy(update={side: ratio * cost for side, ratio in limits.items() if ratio is not None})
 
     def excess(self, value: float) -> float:
         """By how much a value breaks the limit; 0 or less where it is kept."""
@@ -147,7 +190,8 @@ class Space(Section):
 
     def base(self) -> Recipe:
         """Return the recipe that every trial starts from, as long as the last rung."""
-        return recipes.load(self.recipe).replace({**self.override, "training.kimg": self.budget.rungs_kimg[-1]})
+        base = recipes.load(self.recipe).replace(self.override)
+        return base.replace({"training.kimg": self.budget.rungs_kimg[-1]})
 
     def active(self, values: dict[str, Any]) -> list[str]:
         """Return the searched fields whose conditions hold, given the values chosen so far."""
@@ -198,7 +242,7 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in SPACES.iterdir() if entry.name.endswith(".yaml"))
 
 
-def text(name: str | Path) -> str:
+def text(name: str) -> str:
     """Return the YAML of a space that comes with Scrimp, or of a file.
 
     Raises
@@ -206,10 +250,10 @@ def text(name: str | Path) -> str:
     UserError
         If there is neither.
     """
-    if str(name) in names():
+    if name in names():
         return (SPACES / f"{name}.yaml").read_text()
-    if Path(name).is_file():
-        return Path(name).read_text()
+    if Path(name).expanduser().is_file():
+        return Path(name).expanduser().read_text()
     raise UserError(f"space {name!s}: no such space or file; spaces are {', '.join(names())}")
 
 
@@ -221,11 +265,10 @@ def load(name: str | Path) -> Space:
     UserError
         If there is no such space, or something in it is not allowed.
     """
-    try:
-        tree = yaml.safe_load(text(name))
-    except yaml.YAMLError as error:
-        raise UserError(f"space {name}: not YAML: {' '.join(str(error).split())}") from None
-    return parse(tree, f"space {name}")
+    file = Path(name).expanduser()
+    if str(name) not in names() and file.is_file():
+        return parse(yaml_files.read(file, f"space {name}"), f"space {name}")
+    return parse(yaml_files.load(text(str(name)), f"space {name}"), f"space {name}")
 
 
 def parse(tree: Any, where: str) -> Space:
@@ -238,8 +281,10 @@ def parse(tree: Any, where: str) -> Space:
         require_objectives([*space.objectives, *space.constraints], space.scoring)
         if space.arms:
             return _of_arms(space)
+        space = _of_whole_numbers(space)
         for path, span in space.search.items():
             _check_conditions(space, path, span)
+            _check_values(space, path, span)
         _check_corners(space)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -265,13 +310,15 @@ def value_of(recipe: Recipe, path: str) -> Any:
 def _of_arms(space: Space) -> Space:
     """Give each arm a value of every field that any of them sets, and the space the search and budget that follow."""
     base = space.base()
+    given = {}
     for name, arm in space.arms.items():
         try:
+            given[name] = recipes.flattened(arm)
             base.replace(arm)
         except UserError as error:
             raise UserError(f"arms.{name}: {error}") from None
-    default = {path: value_of(base, path) for arm in space.arms.values() for path in arm}
-    arms = {name: default | arm for name, arm in space.arms.items()}
+    default = {path: value_of(base, path) for arm in given.values() for path in arm}
+    arms = {name: default | arm for name, arm in given.items()}
     if any(one == other for one, other in itertools.combinations(arms.values(), 2)):
         raise UserError("arms: two of them are the same")
     search = {}
@@ -285,6 +332,36 @@ def _of_arms(space: Space) -> Space:
         raise UserError("a space has either search or arms")
     budget = space.budget.model_copy(update={"trials": len(arms), "leaders": len(arms), "reduction": 1.0})
     return space.model_copy(update={"arms": arms, "search": search, "budget": budget})
+
+
+def _of_whole_numbers(space: Space) -> Space:
+    """Search the fields of whole numbers in whole numbers, in the steps that the field asks for."""
+    search = {}
+    for path, span in space.search.items():
+        bounds = span.uniform or span.loguniform or span.int
+        value_of(space.base(), path)  # refuses a path that does not exist
+        is_whole, multiple = recipes.whole(path)
+        if not bounds or not is_whole:
+            search[path] = span
+            continue
+        step = math.lcm(span.step, multiple)
+        odd = [bound for bound in bounds if bound % step]
+        if odd:
+            what = "a whole number" if step == 1 else f"a multiple of {step}"
+            raise UserError(f"search.{path}: takes {what}, so the bound {odd[0]:g} is never reached; choose another")
+        whole = {"int": (int(bounds[0]), int(bounds[1])), "log": span.log or bool(span.loguniform), "step": step}
+        search[path] = span.model_copy(update={"uniform": None, "loguniform": None, **whole})
+    return space.model_copy(update={"search": search})
+
+
+def _check_values(space: Space, path: str, span: Range) -> None:
+    """Refuse a range within which a field allows some values and not others."""
+    base = space.base()
+    for value in span.examples():
+        try:
+            recipes.check_field(base, path, value)
+        except UserError as error:
+            raise UserError(f"search.{path}: {value!r} may be proposed, but {error}") from None
 
 
 def _check_conditions(space: Space, path: str, span: Range) -> None:
@@ -306,3 +383,8 @@ def _check_corners(space: Space) -> None:
             changed = {path: value for path, value in values.items() if value != value_of(base, path)}
             given = ", ".join(f"{path} {value}" for path, value in changed.items())
             raise UserError(f"search: {given} may be proposed, but {error}") from None
+
+
+def _spread(count: int) -> list[int]:
+    """Return positions from the first to the last of so many, evenly."""
+    return sorted({round(i * (count - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)})

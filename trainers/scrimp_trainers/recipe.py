@@ -5,12 +5,14 @@ A recipe is frozen and refuses what it does not know, so a typing mistake is fou
 """
 
 import importlib.resources
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from scrimp_trainers import yaml_files
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.sections import DDPM, EDM, EMA, Conditioning, Network, Optimizer, Sampler, Section, Training
 from scrimp_trainers.techniques.settings import (
@@ -86,27 +88,99 @@ class Recipe(Section):
         return evaluations * (1 if self.sampler.guidance == 1 else 2)
 
     def replace(self, values: dict[str, Any]) -> "Recipe":
-        """Return the recipe with the fields at these dotted paths set, validated anew.
+        """Return the recipe with these fields set, validated anew.
+
+        A field is named by its dotted path (`optimizer.lr: 0.002`), or inside its section (`optimizer: {lr: 0.002}`),
+        which leaves the section's other fields as they are. Another `diffusion.kind` has other fields: those that
+        are not set take their defaults.
 
         Raises
         ------
         UserError
-            If a path does not exist or a value is not allowed.
+            If a path does not exist, is set twice, or a value is not allowed.
         """
         tree = self.model_dump()
-        for path, value in values.items():
-            *parents, leaf = path.split(".")
-            node = tree
-            for name in parents:
-                node = node.get(name) if isinstance(node, dict) else None
-            if not isinstance(node, dict) or leaf not in node:
+        fields = flattened(values)
+        if "diffusion.kind" in fields and fields["diffusion.kind"] != self.diffusion.kind:
+            tree["diffusion"] = {}
+        for path, value in fields.items():
+            section, _, leaf = path.rpartition(".")
+            if path not in PATHS:
                 raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
+            node = tree[section] if section else tree
             node[leaf] = value
         return parse(tree, "recipe")
 
     def to_yaml(self) -> str:
         """Return the whole recipe as YAML that `load` reads back unchanged."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of fields by dotted path, where a section may stand as a mapping.
+
+    Raises
+    ------
+    UserError
+        If a field is set twice, once inside its section and once by its path.
+    """
+    flat: dict[str, Any] = {}
+    for path, value in values.items():
+        is_section = path in Recipe.model_fields and isinstance(value, Mapping)
+        parts = {f"{path}.{name}": part for name, part in value.items()} if is_section else {path: value}
+        for part, given in parts.items():
+            if part in flat:
+                raise UserError(f"{part}: is set twice, inside its section and by its path")
+            flat[part] = given
+    return flat
+
+
+def _paths() -> frozenset[str]:
+    """Return the dotted paths of all fields that a recipe can have."""
+    paths = set()
+    for name, field in Recipe.model_fields.items():
+        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
+        paths |= {f"{name}.{leaf}" for section in sections for leaf in section.model_fields} or {name}
+    return frozenset(paths)
+
+
+def _is_section(kind: Any) -> TypeGuard[type[Section]]:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+PATHS = _paths()
+
+
+def whole(path: str) -> tuple[bool, int]:
+    """Return whether a field takes whole numbers, and of what it wants multiples."""
+    name, _, leaf = path.partition(".")
+    section = Recipe.model_fields[name].annotation
+    kinds = [section, *get_args(section)]
+    field = next(kind.model_fields[leaf] for kind in kinds if _is_section(kind) and leaf in kind.model_fields)
+    parts = [field, *(part for part in get_args(field.annotation))]
+    types = {field.annotation, *get_args(field.annotation)}
+    types |= {get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated}
+    limits = [limit for part in parts for limit in (*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()))]
+    multiple = next((limit.multiple_of for limit in limits if hasattr(limit, "multiple_of")), 1)
+    return int in types and float not in types and get_origin(field.annotation) is not tuple, int(multiple)
+
+
+def check_field(recipe: Recipe, path: str, value: Any) -> None:
+    """Refuse a value that its own field does not allow, whatever other fields are.
+
+    Raises
+    ------
+    UserError
+        Names the value and what is allowed.
+    """
+    section, _, leaf = path.partition(".")
+    kind = type(getattr(recipe, section))
+    if not leaf or not _is_section(kind) or leaf not in kind.model_fields:
+        return
+    try:
+        kind.__pydantic_validator__.validate_assignment(kind.model_construct(), leaf, value)
+    except ValidationError as error:
+        raise UserError(f"{section}.{explain(error)}") from None
 
 
 def parse(tree: Any, where: str) -> Recipe:
@@ -142,13 +216,9 @@ def load(name: str | Path) -> Recipe:
         If there is neither, or the file is not a valid recipe.
     """
     if str(name) in presets():
-        text = (PRESETS / f"{name}.yaml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text()
+        tree = yaml_files.load((PRESETS / f"{name}.yaml").read_text(), f"recipe {name}")
+    elif Path(name).expanduser().is_file():
+        tree = yaml_files.read(Path(name).expanduser(), f"recipe {name}")
     else:
         raise UserError(f"recipe {name!s}: no such preset or file; presets are {', '.join(presets())}")
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {name}: not YAML: {' '.join(str(error).split())}") from None
     return parse(tree or {}, f"recipe {name}")

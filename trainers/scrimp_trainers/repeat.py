@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scrimp_trainers import checkpoint, checksums, environment, lines, memory, watchdog
+from scrimp_trainers import checkpoint, checksums, environment, expected, lines, memory, watchdog
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
@@ -28,10 +28,9 @@ from scrimp_trainers.metrics import cost
 from scrimp_trainers.metrics.settings import Scoring
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.sample import GRID, generate, grid
-from scrimp_trainers.techniques import patches, sparsity
+from scrimp_trainers.techniques import sparsity
 from scrimp_trainers.techniques.prepared import leave, prepare
-from scrimp_trainers.techniques.sparsity import Row
-from scrimp_trainers.train import State, Step, learning_rate, read_losses, refuse_explosion, start, steps_of, train
+from scrimp_trainers.train import Step, learning_rate, read_losses, refuse_explosion, start, steps_of, train
 
 MASK_SCHEDULE = "training.kimg, which sets the masks' schedule,"
 """How a checkpoint names the length of a training of which anything but its end depends on it."""
@@ -90,7 +89,7 @@ class Repeat:
             seed=seed,
             device=self.device,
         )
-        self.dense_flops, self.flops, self.layers = _flops(recipe, self.state)
+        self.dense_flops, self.flops, self.layers = expected.flops(recipe, self.state.network)
         self.scorer = None
         if scoring:
             from scrimp_trainers.metrics.score import Scorer  # its extractors take seconds to import
@@ -309,16 +308,7 @@ class Repeat:
         return self.progress.seconds + time.monotonic() - self.began
 
     def _train_flops(self) -> float:
-        recipe, state = self.recipe, self.state
-        spent = cost.training_flops(
-            recipe.sparsity,
-            self.dense_flops,
-            self.flops,
-            steps=state.step,
-            total_steps=steps_of(recipe.training),
-            batch_size=recipe.training.batch_size,
-        )
-        return spent * patches.mean_area(recipe.patches, state.network.shape[-1])
+        return expected.train_flops(self.recipe, self.state.network, self.dense_flops, self.flops, self.state.step)
 
     def _identity(self) -> dict[str, Any]:
         """Return what must stay the same. A run may become longer, unless a schedule is spread over its length."""
@@ -353,18 +343,6 @@ class Repeat:
             content = io.BytesIO()
             grid(images).save(content, "PNG")
             write_atomic(path, content.getvalue())
-
-
-def _flops(recipe: Recipe, state: State) -> tuple[int, int, list[Row]]:
-    """Count the FLOPs of a forward pass on one whole image, without masks and with them, and say where masks are."""
-    labels = torch.zeros(1, dtype=torch.long) if state.network.classes else None
-    inputs = torch.zeros(1, *state.network.shape), torch.zeros(1), labels
-    dense = cost.forward_flops(state.network, *inputs)
-    if not recipe.sparsity.on:
-        return dense, dense, []
-    layers = cost.layer_flops(state.network, *inputs)
-    sparse = cost.sparse_flops(dense, layers, sparsity.densities(recipe.sparsity, state.network))
-    return dense, sparse, sparsity.table(recipe.sparsity, state.network, layers)
 
 
 def _keep_first(drawn: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to fields that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class EDM(Section):
@@ -137,7 +137,7 @@ class Sampler(Section):
     """Stochasticity of Heun (S_churn); 0 is deterministic."""
     s_min: NonNegative = 0.0
     """Lowest noise level at which Heun adds noise (S_min)."""
-    s_max: NonNegative = float("inf")
+    s_max: Annotated[float, Field(ge=0, allow_inf_nan=True)] = float("inf")
     """Highest noise level at which Heun adds noise (S_max)."""
     s_noise: Positive = 1.0
     """Inflation of the noise that Heun adds (S_noise)."""

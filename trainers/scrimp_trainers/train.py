@@ -64,7 +64,7 @@ class Step:
 
 def start(recipe: Recipe, *, image_size: int, channels: int, classes: int, seed: int, device: torch.device) -> State:
     """Make the state before the first step: the same weights for the same seed on every rank and machine."""
-    network = _new_network(recipe, image_size, channels, classes, seed).to(device)
+    network = new_network(recipe, image_size, channels, classes, seed).to(device)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = _new_optimizer(recipe.optimizer, network)
     masks = None
@@ -248,7 +248,8 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, kind, enabled=kind != torch.float32)
 
 
-def _new_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> UNet:
+def new_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> UNet:
+    """Make the recipe's network, with weights that depend on the seed `number` alone."""
     if recipe.conditioning.classes and not classes:
         raise UserError(
             "conditioning.classes: the dataset has no labels; prepare it from labelled images or turn it off"

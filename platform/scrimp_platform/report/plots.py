@@ -162,7 +162,7 @@ def _height(span: Range, value: Any) -> float | None:
     if span.choice:
         return span.choice.index(value) / (len(span.choice) - 1)
     low, high = span.uniform or span.loguniform or span.int or (0, 1)
-    if span.loguniform:
+    if span.loguniform or span.log:
         low, high, value = math.log(low), math.log(high), math.log(value)
     return (value - low) / (high - low)
 

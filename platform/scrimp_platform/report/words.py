@@ -21,8 +21,14 @@ def number(value: Any) -> str:
 
 def limit(bound: Bound) -> str:
     """Say what a constraint asks for."""
-    bounds = (("at least", bound.min), ("at most", bound.max))
-    return " and ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
+    parts = []
+    for word, value, ratio in (("at least", bound.min, bound.min_ratio), ("at most", bound.max, bound.max_ratio)):
+        shares = "" if ratio is None else f"{ratio:g} of the base recipe's"
+        if value is not None:
+            parts.append(f"{word} {value:.4g}" + (f" ({shares})" if shares else ""))
+        elif shares:
+            parts.append(f"{word} {shares}")
+    return " and ".join(parts)
 
 
 def short(value: float) -> str:

@@ -1,0 +1,89 @@
+"""Constraints on costs that are known before a sweep: made absolute, or refused with the cheapest recipe's cost."""
+
+import pytest
+from test_trainers_fit import manifest
+
+from scrimp_platform import feasibility
+from scrimp_platform.report import words
+from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Bound
+from scrimp_trainers import expected
+from scrimp_trainers.errors import UserError
+
+TREE = {
+    "recipe": "tiny-edm",
+    "search": {
+        "network.channels": {"choice": [16, 24, 32]},
+        "sparsity.method": {"choice": ["dense", "static"]},
+        "sparsity.level": {"uniform": [0.1, 0.5], "when": {"sparsity.method": ["static"]}},
+        "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+    },
+    "objectives": {"fd_classifier": "minimize"},
+    "scoring": {"extractor": "classifier"},
+    "budget": {"rungs_kimg": [5]},
+}
+
+
+def make(**constraints):
+    return spaces.parse(TREE | {"constraints": constraints}, "space")
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_a_ratio_is_that_of_the_base_recipe_on_this_dataset(size):
+    facts = manifest(size)
+    space = make(train_flops={"max_ratio": 0.9})
+    base = expected.costs(space.base(), facts, space.scoring.samples)
+    assert base is not None
+    bound = feasibility.resolve(space, facts).constraints["train_flops"]
+    assert bound.max == pytest.approx(0.9 * base["train_flops"])
+    assert words.limit(bound) == f"at most {bound.max:.4g} (0.9 of the base recipe's)"
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_some_recipes_of_scrimp_small_keep_its_constraint_and_the_base_does_not(size):
+    facts = manifest(size, [str(label) for label in range(10)])
+    space = feasibility.resolve(spaces.load("scrimp-small"), facts)
+    bound = space.constraints["train_flops"]
+    base = expected.costs(space.base(), facts, 1000)
+    sparse = expected.costs(space.base().replace({"sparsity.method": "static", "sparsity.level": 0.8}), facts, 1000)
+    assert base
+    assert sparse
+    assert bound.excess(sparse["train_flops"]) < 0 < bound.excess(base["train_flops"])
+
+
+def test_a_constraint_that_no_recipe_keeps_is_refused_with_the_cheapest():
+    facts = manifest(8)
+    space = make(train_flops={"max": 1e6})
+    cheapest = space.base().replace({"network.channels": 16, "sparsity.method": "static", "sparsity.level": 0.5})
+    costs = expected.costs(cheapest, facts, space.scoring.samples)
+    assert costs is not None
+    with pytest.raises(UserError) as caught:
+        feasibility.resolve(space, facts)
+    text = str(caught.value)
+    assert text.startswith("constraints.train_flops: no recipe of this space keeps at most 1e+06 on dataset made; ")
+    assert f"the least is {costs['train_flops']:.4g}, with network.channels 16" in text
+    assert "sparsity.level 0.5" in text
+    just = {"max": costs["train_flops"] * 1.001}
+    assert feasibility.resolve(make(train_flops=just), facts).constraints["train_flops"] == Bound(**just)
+
+
+def test_a_lower_limit_that_no_recipe_reaches_is_refused():
+    with pytest.raises(UserError, match="the most is"):
+        feasibility.resolve(make(parameters={"min": 1e9}), manifest(8))
+
+
+def test_a_ratio_of_what_is_measured_is_refused():
+    with pytest.raises(UserError, match="a ratio needs a cost that is counted"):
+        feasibility.resolve(make(memorized_fraction={"max_ratio": 0.5}), manifest(8))
+
+
+def test_what_is_expected_is_what_a_repeat_reports(digits_dataset, tmp_path):
+    from scrimp_trainers.run import run
+
+    changes = {"sparsity.method": "static", "training.kimg": 0.2, "network.channels": 16}
+    recipe = make(parameters={"min": 1}).base().replace(changes)
+    line = list(run(recipe, digits_dataset, tmp_path / "run", 1, rungs_kimg=[]))[-1]
+    costs = expected.costs(recipe, digits_dataset.manifest, 64)
+    assert costs is not None
+    for name in expected.KNOWN:
+        assert costs[name] == pytest.approx(line[name], rel=1e-6), name
