@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scrimp_platform import cli, commands
+from scrimp_trainers import recipe
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "sklearn", "torch_fidelity")
 PROBE = """
@@ -189,3 +190,34 @@ def test_the_doctors_exit_status_says_whether_a_sweep_can_run(monkeypatch, well,
     with contextlib.nullcontext() if well else pytest.raises(SystemExit) as left:
         cli.main(["doctor"])
     assert getattr(left and left.value, "code", None) == status
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "--max-gpu-hours"], ["sweep", "--rungs"], ["prepare", "digits", "OUT", "--holdout"],
+        ["train", "tiny-edm", "DATA", "OUT", "--kimg"], ["evaluate", "MODEL", "DATA", "--threshold"],
+    ],
+)  # fmt: skip
+def test_a_number_that_is_not_finite_is_refused_in_a_line(arguments, value, capsys):
+    with pytest.raises(SystemExit) as ending:
+        cli.main([*arguments, value])
+    assert ending.value.code == 2
+    assert "finite" in (text := capsys.readouterr().err)
+    assert text.count("\n") == 1
+
+
+def test_the_home_folder_is_meant_wherever_a_path_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "lab.yaml").write_text(
+        "recipe: ~/base.yaml\nsearch: {network.channels: {choice: [16, 24]}}\n"
+        "objectives: {fd_classifier: minimize}\nscoring: {extractor: classifier}\n"
+    )
+    (tmp_path / "base.yaml").write_text("codec: {kind: kl, encoder: ~/vae, decoder: ~/vae}\n")
+    cli.main(["spaces", "~/lab.yaml"])
+    assert "16 or 24" in capsys.readouterr().out
+    assert recipe.load("~/base.yaml").codec.encoder == str(tmp_path / "vae")
+    with pytest.raises(SystemExit):
+        cli.main(["status", "--storage=~/runs"])
+    assert str(tmp_path / "runs") in capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_a_space_that_ships_loads_and_survives_a_round_trip(name):
         ({"search": {}}, "a space needs fields to search, or arms to compare"),
         ({"objectives": {"fid": "minimize"}}, "fid: is measured with extractor inception"),
         ({"objectives": {"beauty": "maximize"}}, "beauty: no such score"),
-        ({"constraints": {"memorized_fraction": {}}}, "a constraint needs max, min or both"),
+        ({"constraints": {"memorized_fraction": {}}}, "a constraint needs max, min, max_ratio or min_ratio"),
         ({"budget": {"rungs_kimg": [4, 2]}}, "rungs_kimg must rise"),
         ({"recipe": "nonsense"}, "recipe nonsense: no such preset or file"),
         ({"override": {"sampler.kind": "ddim"}}, "sampler.kind: 'ddim' cannot sample 'edm'"),

@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs only when it runs: `--help` and mistakes answer at once."""
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,35 @@ def _rungs(_context: click.Context, _parameter: click.Parameter, text: str | Non
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 250,1000,4000") from None
 
 
-FOLDER = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, exists=True)
+class _Path(click.Path):
+    """A path in which `~` is the home folder, also where the shell leaves it alone, as in `--storage=~/runs`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(str(Path(value).expanduser()), param, ctx)
+
+
+class _Name(click.ParamType[str]):
+    """A name, or a path as above."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
+class _Number(click.FloatRange):
+    """A finite number: `nan` lies in every range and `inf` in most."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+FOLDER = _Path(path_type=Path)
+FILE = _Path(path_type=Path, exists=True)
+NAME = _Name()
 STORAGE = click.option(
     "--storage",
     type=FOLDER,
@@ -35,8 +63,10 @@ STORAGE = click.option(
 
 
 @scrimp.command("sweep", context_settings={"allow_extra_args": True})
-@click.option("--space", default="quickstart", show_default=True, help="What to search: a name or a YAML file.")
-@click.option("--data", default="digits", show_default=True, help="A prepared dataset, or digits.")
+@click.option(
+    "--space", type=NAME, default="quickstart", show_default=True, help="What to search: a name or a YAML file."
+)
+@click.option("--data", type=NAME, default="digits", show_default=True, help="A prepared dataset, or digits.")
 @click.option("--trials", type=click.IntRange(1), help="Recipes to try.")
 @click.option("--repeats", type=click.IntRange(1), help="Seeds that a leader gets, the one of the search included.")
 @click.option("--rungs", metavar="KIMG,..", callback=_rungs, help="Marks at which repeats are scored.")
@@ -44,7 +74,7 @@ STORAGE = click.option(
 @STORAGE
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: one of its own]")
 @click.option("--warm-start", type=FILE, multiple=True, metavar="SWEEP_DIR", help="Try this sweep's leaders first.")
-@click.option("--max-gpu-hours", type=click.FloatRange(0, min_open=True), help="Device-hours to spend at most.")
+@click.option("--max-gpu-hours", type=_Number(0, min_open=True), help="Device-hours to spend at most.")
 @click.option("--gpus-per-repeat", type=click.IntRange(1), help="GPUs of one repeat.  [default: all of a node]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost; start nothing.")
 @click.option("--fresh", is_flag=True, help="Start anew beside an earlier sweep of this name.")
@@ -61,17 +91,17 @@ def sweep_command(context: click.Context, **options: Any) -> None:
 
 
 @scrimp.command()
-@click.argument("source")
+@click.argument("source", type=NAME)
 @click.argument("out", type=FOLDER)
 @click.option("--size", type=click.IntRange(1), help="Height and width: centre crop, then Lanczos.")
 @click.option("--limit", type=click.IntRange(1), help="Training images to keep, drawn at random.")
 @click.option("--per-class", type=click.IntRange(1), help="Training images of each class to keep.")
-@click.option("--holdout", type=click.FloatRange(0), help="Images never trained on: a count, or a share below 1.")
-@click.option("--reference", metavar="SOURCE", help="Images that scores compare with.  [default: the training set]")
+@click.option("--holdout", type=_Number(0), help="Images never trained on: a count, or a share below 1.")
+@click.option("--reference", type=NAME, metavar="SOURCE", help="Images to compare with.  [default: the training set]")
 @click.option("--name", help="Name in reports.  [default: OUT's]")
 @click.option(
     "--near",
-    type=click.FloatRange(0, 255),
+    type=_Number(0, 255),
     default=8,
     show_default=True,
     help="Largest mean difference, of 255, of images that are kept on one side of the split; 0: equal ones alone.",
@@ -87,7 +117,7 @@ def sweep_command(context: click.Context, **options: Any) -> None:
     help="Train a small CNN on the labels.  [default: train it; scores use it if it is better than chance]",
 )
 @click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Encode the images, too, for training on latents.")
-@click.option("--encoder", metavar="FOLDER|ID", help="The autoencoder that encodes.  [default: sd-vae-ft-mse]")
+@click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Its autoencoder.  [default: sd-vae-ft-mse]")
 def prepare(source: str, out: Path, **options: Any) -> None:
     """Make a dataset of SOURCE: a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or digits."""
     from scrimp_platform import commands
@@ -96,12 +126,12 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 
 
 @scrimp.command()
-@click.argument("recipe")
+@click.argument("recipe", type=NAME)
 @click.argument("data", type=FOLDER)
 @click.argument("out", type=FOLDER)
 @click.option(
     "--kimg",
-    type=click.FloatRange(0, min_open=True),
+    type=_Number(0, min_open=True),
     help="Length, in thousands of images, and the most that reweighting's reference and proxy get.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
@@ -137,7 +167,7 @@ def sample(model: Path, out: Path, **options: Any) -> None:
 @click.option("--extractor", default="inception", show_default=True, help="The feature extractor.")
 @click.option("--samples", type=click.IntRange(1), default=50_000, show_default=True, help="Images to score.")
 @click.option("--weights", type=FILE, help="The extractor's weight file.")
-@click.option("--threshold", type=float, help="Similarity above which a sample counts as memorised.")
+@click.option("--threshold", type=_Number(), help="Similarity above which a sample counts as memorised.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--grid", type=FOLDER, help="Write samples beside their nearest training images here (PNG).")
@@ -154,7 +184,7 @@ def evaluate(model: Path, data: Path, **options: Any) -> None:
 @click.option("--weights", type=FILE, help="The surrogate's weight file.")
 @click.option("--score", default="gaussian", show_default=True, help="gaussian, ppca, knn, moderate, closest, random.")
 @click.option("--covariance", default="ridge", show_default=True, help="Of the Gaussian: ridge, or shrunk.")
-@click.option("--keep", type=float, default=0.1, show_default=True, help="Share of the images to keep.")
+@click.option("--keep", type=_Number(), default=0.1, show_default=True, help="Share of the images to keep.")
 @click.option("--per-class/--global", default=True, show_default=True, help="The same share of every class, or not.")
 @click.option("--side", default="high", show_default=True, help="Keep the high scores or the low ones.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the score random.")
@@ -228,7 +258,7 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:
 
 
 @scrimp.command("spaces")
-@click.argument("name", required=False)
+@click.argument("name", type=NAME, required=False)
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, to start your own from.")
 def spaces_command(name: str | None, as_yaml: bool) -> None:
     """List the search spaces, or print the space NAME as a table."""
@@ -241,7 +271,7 @@ def spaces_command(name: str | None, as_yaml: bool) -> None:
 
 
 @scrimp.command("recipes")
-@click.argument("name", required=False)
+@click.argument("name", type=NAME, required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors.")
 def recipes_command(name: str | None, schema: bool) -> None:
     """List the presets, or print the recipe NAME as YAML with all its fields."""

@@ -15,6 +15,7 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers import environment, fit
+from scrimp_trainers import recipe as recipes
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
@@ -115,7 +116,7 @@ def resolve_space(options: Options) -> Space:
         "max_gpu_hours": options.max_gpu_hours,
     }
     budget = space.budget.model_dump() | {name: value for name, value in asked.items() if value is not None}
-    override = space.override | _absolute_files(space)
+    override = recipes.flattened(space.override) | _absolute_files(space)
     return spaces.parse(space.model_dump() | {"budget": budget, "override": override}, f"space {options.space}")
 
 

@@ -357,7 +357,7 @@ def _of_whole_numbers(space: Space) -> Space:
 def _check_values(space: Space, path: str, span: Range) -> None:
     """Refuse a range within which a field allows some values and not others."""
     base = space.base()
-    for value in span.examples():
+    for value in [*span.extremes(), *span.examples()]:
         try:
             recipes.check_field(base, path, value)
         except UserError as error:

@@ -154,6 +154,8 @@ PATHS = _paths()
 def whole(path: str) -> tuple[bool, int]:
     """Return whether a field takes whole numbers, and of what it wants multiples."""
     name, _, leaf = path.partition(".")
+    if not leaf:
+        return False, 1
     section = Recipe.model_fields[name].annotation
     kinds = [section, *get_args(section)]
     field = next(kind.model_fields[leaf] for kind in kinds if _is_section(kind) and leaf in kind.model_fields)

@@ -1,13 +1,17 @@
 """The sections of a recipe that every training run has: process, network, optimizer, length, sampler."""
 
+import os.path
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+FileName = Annotated[str, AfterValidator(os.path.expanduser)]
+FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class Section(BaseModel):

@@ -5,14 +5,13 @@ formulas bear its name: `fd_classifier`, `kd_dinov2`.
 """
 
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.errors import UserError
-from scrimp_trainers.sections import Section
+from scrimp_trainers.sections import FilePath, Section
 
 Extractor = Literal["inception", "clip", "dinov2", "vgg16", "resnet18", "classifier"]
 
@@ -61,7 +60,7 @@ class Scoring(Section):
     """The feature extractor: `inception` for FID, `classifier` for the dataset's own small CNN."""
     samples: Annotated[int, Field(ge=SMALLEST)] = 1000
     """Images that are sampled for one score."""
-    weights: Path | None = None
+    weights: FilePath | None = None
     """The extractor's weight file; none looks in torch's cache and then downloads it."""
     threshold: Annotated[float, Field(gt=-1, lt=1)] | None = None
     """Cosine similarity to a training image above which a sample counts as memorised. None: 0.9 for `dinov2`, as in

@@ -1,11 +1,10 @@
 """The techniques' sections of a recipe. All are off by default; each names its paper."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scrimp_trainers.sections import Count, NonNegative, Positive, Probability, Section
+from scrimp_trainers.sections import Count, FileName, FilePath, NonNegative, Positive, Probability, Section
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -15,9 +14,9 @@ class Codec(Section):
 
     kind: Literal["none", "kl", "tiny"] = "none"
     """None, or one of diffusers' autoencoders: AutoencoderKL, AutoencoderTiny."""
-    encoder: str = "stabilityai/sd-vae-ft-mse"
+    encoder: FileName = "stabilityai/sd-vae-ft-mse"
     """Folder or hub id of the autoencoder that encodes."""
-    decoder: str = "stabilityai/sd-vae-ft-ema"
+    decoder: FileName = "stabilityai/sd-vae-ft-ema"
     """Folder or hub id of the autoencoder that decodes."""
 
     @property
@@ -154,7 +153,7 @@ class Coreset(Section):
     of distances to the class's median (Moderate-DS), the closest to it, or chance."""
     features: Literal["inception", "resnet18", "clip", "dinov2", "classifier"] = "inception"
     """The surrogate whose features are scored."""
-    weights: Path | None = None
+    weights: FilePath | None = None
     """The surrogate's weight file; none looks in torch's cache and then downloads it."""
     covariance: Literal["ridge", "shrunk"] = "ridge"
     """The Gaussian's: with 1e-5 on its diagonal as in instance selection, or shrunk besides as Ledoit and Wolf (2004)
@@ -178,7 +177,7 @@ class Reweighting(Section):
     classes or inverted."""
     enters: Literal["loss", "sampling"] = "loss"
     """Whether weights scale the losses or the chances to be drawn."""
-    recipe: str = "ddpm"
+    recipe: FileName = "ddpm"
     """Preset or path of the recipe, without techniques, of reference and proxy, which all trials on a dataset share."""
     kimg: Positive = 1000.0
     """Length of the training of each of the two."""
