@@ -97,6 +97,13 @@ def sweep_command(context: click.Context, **options: Any) -> None:
 @click.option("--limit", type=click.IntRange(1), help="Training images to keep, drawn at random.")
 @click.option("--per-class", type=click.IntRange(1), help="Training images of each class to keep.")
 @click.option("--holdout", type=_Number(0), help="Images never trained on: a count, or a share below 1.")
+@click.option(
+    "--labels", type=NAME, metavar="none|folder|FILE", help="Where classes come from.  [default: what is found]"
+)
+@click.option("--flat", is_flag=True, help="Take all images, at whatever depth, without classes of folders.")
+@click.option(
+    "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames of a file to take."
+)
 @click.option("--reference", type=NAME, metavar="SOURCE", help="Images to compare with.  [default: the training set]")
 @click.option("--name", help="Name in reports.  [default: OUT's]")
 @click.option(

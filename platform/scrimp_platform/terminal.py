@@ -20,6 +20,7 @@ from scrimp_platform.report import dataset, leaderboard, words
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Range, Space, value_of
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.errors import printable
 
 if TYPE_CHECKING:
     from scrimp_cluster.doctor import Report, Visit
@@ -212,7 +213,7 @@ def show_values(values: Mapping[str, Any]) -> None:
 
 def say(text: str) -> None:
     """Print a line as it is, unbroken, so that paths can be copied."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print("\n".join(map(printable, text.split("\n"))), soft_wrap=True, markup=False)
 
 
 def show_dataset(folder: Path, facts: Manifest) -> None:

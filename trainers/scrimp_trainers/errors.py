@@ -1,8 +1,17 @@
 """Errors that are for people: the command line prints their one line and exits with status 2."""
 
 
+def printable(text: str) -> str:
+    """Return a text with control characters written out: the name of a file must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(Exception):
     """A mistake that its user can mend. The message is one line: what is wrong, where, and what to do."""
+
+    def __str__(self) -> str:
+        """Return the message, safe to print."""
+        return printable(super().__str__())
 
 
 class Final(Exception):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -13,9 +14,16 @@ from PIL import Image, ImageColor, ImageOps
 
 from scrimp_trainers.errors import DamagedData, UserError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""Files with these endings are images; others in a folder are passed over."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
+SUFFIXES = frozenset(ENDINGS.split(" "))
+"""Files with these endings are images."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
+"""The last two where Pillow, or a plugin that is loaded, reads them."""
+BEGINNINGS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-6][\s#]|.{4}ftyp(avif|heic|heix|mif1)",
+    re.DOTALL,
+)
+"""How the files of these formats begin."""
 GREY = frozenset({"1", "L", "LA", "La"})
 DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 BITS_PER_SAMPLE = 258
@@ -49,8 +57,28 @@ def no_bombs(max_pixels: int | None = None) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = usual
 
 
-def decode(file: BinaryIO, where: str) -> Image.Image:
-    """Decode the first frame of an image file, turned upright as its EXIF data says.
+def is_image_data(head: bytes) -> bool:
+    """Whether a file that begins so is an image."""
+    return BEGINNINGS.match(head) is not None
+
+
+def frames(file: BinaryIO) -> int:
+    """Return how many pages or frames an image file has; 1 where it cannot be read."""
+    try:
+        with Image.open(file, formats=_formats()) as image:
+            return getattr(image, "n_frames", 1)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, *BROKEN):
+        return 1
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def decode(file: BinaryIO, where: str, frame: int = 0) -> Image.Image:
+    """Decode one frame of an image file, turned upright as its EXIF data says.
 
     `info["depth"]` of the image is the bits a channel that the file has: of 16-bit colour Pillow keeps 8.
 
@@ -60,8 +88,10 @@ def decode(file: BinaryIO, where: str) -> Image.Image:
         If it is no image, is cut short, or has too many pixels.
     """
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=_formats()) as image:
             depth = stored_depth(image, file)
+            if frame:
+                image.seek(frame)
             upright = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(

@@ -25,9 +25,9 @@ from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
 from scrimp_trainers.data.pixels import Reading, is_deep, no_bombs, plain, square, to_png
 from scrimp_trainers.data.shards import Sample, write_shards
 from scrimp_trainers.data.sources import open_source
-from scrimp_trainers.data.sources.source import Source
+from scrimp_trainers.data.sources.source import Layout, Source
 from scrimp_trainers.data.subsets import choose
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.errors import UserError, printable
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -77,6 +77,12 @@ class Options:
     """Pixels that an image may have before it is resized; by default what Pillow holds to be safe."""
     skip_bad: bool = False
     """Prepare the rest where some images cannot be used."""
+    labels: str | None = None
+    """Where classes come from: `none`, `folder`, or a file that lists them; None: whatever is found."""
+    flat: bool = False
+    """Take all images at whatever depth, without classes of folders."""
+    frames: Literal["first", "all"] = "first"
+    """Pages or frames to take of a file that has several."""
     workers: int | None = None
     """Threads; by default one a core."""
 
@@ -141,12 +147,13 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         If the source, an image in it, or an option is unfit. Nothing is left behind then.
     """
     _check(options)
+    layout = Layout(options.labels, options.flat, options.frames)
     with aside(out) as folder, no_bombs(options.max_pixels):
         scratch = folder / "scratch"
         scratch.mkdir()
-        sources: dict[SplitName, Source] = {"train": open_source(source, scratch)}
+        sources: dict[SplitName, Source] = {"train": open_source(source, scratch, layout)}
         if options.reference is not None:
-            sources["reference"] = open_source(options.reference, scratch)
+            sources["reference"] = open_source(options.reference, scratch, layout)
         parts = _read(sources, scratch, options, progress)
 
         images = parts["train"]
@@ -500,7 +507,7 @@ def _save(path: Path, data: bytes) -> None:
 
 
 def _name(out: Path) -> str:
-    return out.absolute().name[: manifests.LONGEST_NAME]
+    return printable(out.absolute().name)[: manifests.LONGEST_NAME]
 
 
 def _provenance(source: str, images: Source, options: Options) -> dict[str, str | int | float | bool | None]:

@@ -12,8 +12,9 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
@@ -26,6 +27,8 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplemen
 
 MOST_BYTES = 2**28
 """An image file, label file or batch of images may be this large."""
+DEEPEST = 100
+"""Folders inside each other."""
 FREE_BYTES = 2**30
 MOST_RATIO = 100
 """What unpacks to more than `FREE_BYTES` may be at most `MOST_RATIO` times its packed size: no images pack better."""
@@ -45,6 +48,8 @@ class Tree:
     """A folder for temporary files; its owner removes it when nothing is read any more."""
     is_archive: bool = False
     """Whether the files are members of an archive, and so have no path of their own."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """What is no file that could be read, by kind, and how many."""
 
     def where(self, name: str) -> str:
         """Name a file for an error message."""
@@ -53,6 +58,14 @@ class Tree:
     def file(self, name: str) -> Path:
         """Path of a file that is not inside an archive."""
         return self.path / name if self.path.is_dir() else self.path
+
+    def head(self, name: str, size: int) -> bytes:
+        """Read the beginning of a file; nothing where it cannot be read."""
+        try:
+            with self.open(name) as file:
+                return file.read(size)
+        except DAMAGED:
+            return b""
 
     def read(self, name: str) -> bytes:
         """Read a whole small file.
@@ -113,22 +126,39 @@ def open_tree(path: Path, scratch: Path) -> Tree:
 
 
 def _folder(path: Path, scratch: Path) -> Tree:
-    return Tree(path, sorted(_walk(path, path, set())), lambda name: (path / name).open("rb"), scratch)
+    skipped: Counter[str] = Counter()
+    names = sorted(_walk(path, path, set(), skipped))
+    return Tree(path, names, lambda name: (path / name).open("rb"), scratch, skipped=dict(skipped))
 
 
-def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: Path, root: Path, above: set[tuple[int, int]], skipped: Counter[str]) -> Iterator[str]:
     """Follow links, as folders of images are often made of them, but none into a folder that we are in."""
     status = folder.stat()
     here = above | {(status.st_dev, status.st_ino)}
     if len(here) == len(above):
         return
+    if len(here) > DEEPEST:
+        raise UserError(f"{root}: folders lie more than {DEEPEST} deep in each other; name one further down")
     for entry in folder.iterdir():
         if entry.name.startswith("."):
+            skipped["hidden files and folders"] += 1
             continue
+        _require_text(entry.name, str(folder))
         if entry.is_dir():
-            yield from _walk(entry, root, here)
-        else:
+            yield from _walk(entry, root, here, skipped)
+        elif entry.is_file() or not entry.exists():  # a link to nothing is named where it is read
             yield entry.relative_to(root).as_posix()
+        else:  # a pipe would be waited for
+            skipped["no file, such as a pipe"] += 1
+
+
+def _require_text(name: str, where: str) -> None:
+    """Refuse a name that is not UTF-8: no manifest could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise UserError(f"{where}: the name {shown} is not UTF-8 text; rename it") from None
 
 
 def _zip(path: Path, scratch: Path) -> Tree:
@@ -155,6 +185,7 @@ def _zip(path: Path, scratch: Path) -> Tree:
 
 def _take(members: dict[str, Member], name: str, member: Member, path: Path) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
+    _require_text(name, str(path))
     if parts.is_absolute() or ".." in parts.parts or "\0" in name:
         raise UserError(f"{path}: {name!r}: climbs out of the archive")
     if str(parts) in members:

@@ -4,9 +4,25 @@ import bisect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the user says of how image files are laid out."""
+
+    labels: str | None = None
+    """`none`, `folder`, or a file that lists them; None: whatever is found."""
+    flat: bool = False
+    """Take all images at whatever depth, without classes of folders."""
+    frames: Literal["first", "all"] = "first"
+    """Pages or frames to take of a file that has several."""
+
+
+AS_FOUND = Layout()
 
 
 @dataclass(frozen=True)

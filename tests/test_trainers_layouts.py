@@ -1,0 +1,287 @@
+"""Image files as people keep them: which folders are classes, which are splits, and what is left out."""
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scrimp_platform import cli
+from scrimp_trainers.data.dataset import open_dataset
+from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.errors import UserError, printable
+
+
+def draw(path: Path, seed: int, side: int = 8, form: str = "PNG") -> None:
+    """Write an image of colour noise, which no other seed has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, form)
+
+
+def fill(root: Path, *folders: str, count: int = 6, ending: str = "png") -> Path:
+    """Write images into folders, each with a seed of its own."""
+    for folder in folders:
+        for i in range(count):
+            draw(root / folder / f"{i}.{ending}", zlib.crc32(folder.encode()) + i)
+    return root
+
+
+def made(source: Path, out: Path, **options) -> Manifest:
+    return prepare(str(source), out, Options(**{"classifier": False, "near": 0, **options}))
+
+
+def counts(manifest: Manifest) -> dict[str, int]:
+    return {str(name): split.count for name, split in manifest.splits.items()}
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("test", ["test", "val", "VALID", "validation", "dev", "eval"])
+def test_folders_of_splits_are_no_classes(train, test, tmp_path):
+    fill(tmp_path / "in", f"{train}/cat", f"{train}/dog")
+    fill(tmp_path / "in", f"{test}/cat", f"{test}/dog", count=2)
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.classes == ["cat", "dog"]
+    assert counts(manifest) == {"train": 12, "holdout": 4}
+    assert f"held out: {test}/ (4 images)" in manifest.summary.notes
+
+
+def test_tiny_imagenet_as_downloaded(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    for number, name in enumerate(("n01443537", "n01629819")):
+        for i in range(5):
+            draw(root / "train" / name / "images" / f"{name}_{i}.JPEG", 10 * number + i, form="JPEG")
+        (root / "train" / name / f"{name}_boxes.txt").write_text("n01443537_0.JPEG\t0\t10\t63\t58\n")
+    lines = []
+    for i in range(4):
+        draw(root / "val" / "images" / f"val_{i}.JPEG", 100 + i, form="JPEG")
+        lines.append(f"val_{i}.JPEG\t{('n01443537', 'n01629819')[i % 2]}\t0\t32\t44\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    for i in range(3):
+        draw(root / "test" / "images" / f"test_{i}.JPEG", 200 + i, form="JPEG")
+    (root / "wnids.txt").write_text("n01443537\nn01629819\n")
+
+    manifest = made(root, tmp_path / "out")
+    assert manifest.classes == ["n01443537", "n01629819"]
+    assert counts(manifest) == {"train": 10, "holdout": 4}
+    assert manifest.splits["holdout"].per_class == [2, 2]
+    assert manifest.summary.skipped == {"not an image (.txt)": 3, "in test/, which has no labels": 3}
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "metadata.jsonl"])
+def test_a_hugging_face_imagefolder(table, tmp_path):
+    for split, count in (("train", 6), ("test", 2)):
+        rows = []
+        for i in range(count):
+            draw(tmp_path / "in" / split / f"{i}.png", (0 if split == "train" else 50) + i)
+            rows.append({"file_name": f"{i}.png", "label": ("even", "odd")[i % 2]})
+        lines = [json.dumps(row) for row in rows]
+        if table.endswith(".csv"):
+            lines = ["file_name,label", *(f"{row['file_name']},{row['label']}" for row in rows)]
+        (tmp_path / "in" / split / table).write_text("\n".join(lines) + "\n")
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.classes == ["even", "odd"]
+    assert counts(manifest) == {"train": 6, "holdout": 2}
+    assert manifest.splits["train"].per_class == [3, 3]
+
+
+def test_ffhq_is_one_class_without_its_thumbnails(tmp_path):
+    fill(tmp_path / "ffhq", "images1024x1024/00000", "images1024x1024/01000", count=5)
+    fill(tmp_path / "ffhq", "thumbnails128x128/00000", count=5)
+    manifest = made(tmp_path / "ffhq", tmp_path / "out", holdout=2)
+    assert manifest.classes is None
+    assert counts(manifest) == {"train": 8, "holdout": 2}
+    assert manifest.summary.skipped == {"in thumbnails128x128/": 5}
+    assert any("only number images" in note for note in manifest.summary.notes)
+    assert made(tmp_path / "ffhq", tmp_path / "folders", labels="folder").classes == ["00000", "01000"]
+
+
+def edm_zip(path: Path, labels: object, root: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(8):
+            image = io.BytesIO()
+            pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(image, "PNG")
+            archive.writestr(f"{root}{i // 4:05d}/img{i:08d}.png", image.getvalue())
+        archive.writestr(f"{root}dataset.json", labels if isinstance(labels, str) else json.dumps({"labels": labels}))
+    return path
+
+
+LABELS = [[f"{i // 4:05d}/img{i:08d}.png", i % 4] for i in range(8)]
+
+
+@pytest.mark.parametrize("root", ["", "mydata/", "a/b/"])
+def test_an_edm_zip_has_the_classes_of_its_list_wherever_its_root_is(root, tmp_path):
+    manifest = made(edm_zip(tmp_path / "in.zip", LABELS, root), tmp_path / "out", holdout=0)
+    assert manifest.classes == ["0", "1", "2", "3"]
+    assert manifest.splits["train"].per_class == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([*LABELS[:7], [LABELS[7][0], 1.5]], "its label 1.5 is no whole number"),
+        ([*LABELS[:7], [LABELS[7][0], True]], "its label True is no whole number"),
+        ('{"labels": [["00000/img00000000.png", 1e999]]}', "its label inf is no whole number"),
+        ('{"labels": [["00000/img00000000.png", NaN]]}', "its label nan is no whole number"),
+        ([*LABELS, [LABELS[0][0], 3]], "has two labels, 0 and 3"),
+        (LABELS[:7], "has no label"),
+        ("[" * 100_000, "not a list of labels"),
+    ],
+)
+def test_a_list_of_labels_that_makes_no_sense_is_refused(labels, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        made(edm_zip(tmp_path / "in.zip", labels), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_are_known_by_their_content_and_others_are_counted(tmp_path):
+    for i, name in enumerate(("a.jpg", "b.jfif", "c", "d.dat")):
+        draw(tmp_path / "in" / name, i, form="JPEG")
+    (tmp_path / "in" / "notes.txt").write_text("hello")
+    (tmp_path / "in" / "clip.mp4").write_bytes(b"\0" * 100)
+    (tmp_path / "in" / "README").write_text("no ending")
+    (tmp_path / "in" / ".DS_Store").write_bytes(b"x")
+    manifest = made(tmp_path / "in", tmp_path / "out", holdout=0)
+    assert counts(manifest) == {"train": 4}
+    assert manifest.summary.skipped == {
+        "not an image (.txt)": 1,
+        "not an image (.mp4)": 1,
+        "not an image (no ending)": 1,
+        "hidden files and folders": 1,
+    }
+
+
+def test_pages_and_frames_are_counted_and_taken_on_request(tmp_path):
+    pages = [Image.fromarray(np.full((8, 8), 25 * i, dtype=np.uint8)) for i in range(9)]
+    (tmp_path / "in").mkdir()
+    pages[0].save(tmp_path / "in" / "stack.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "in" / "one.png")
+    first = made(tmp_path / "in", tmp_path / "first", holdout=0)
+    assert counts(first) == {"train": 2}
+    assert first.summary.skipped == {"further pages or frames of a file (--frames all takes them)": 8}
+    every = made(tmp_path / "in", tmp_path / "every", holdout=0, frames="all")
+    images, _, _ = open_dataset(tmp_path / "every").images("train")
+    assert counts(every) == {"train": 10}
+    assert sorted(set(images[:, 0, 0, 0].tolist())) == [25 * i for i in range(9)]
+
+
+def test_labels_in_a_table_above_the_images(tmp_path):
+    rows = ["file_name,label"]
+    for i in range(12):
+        draw(tmp_path / "in" / "images" / f"{i}.png", i)
+        rows.append(f"{i}.png,{('even', 'odd')[i % 2]}")
+    (tmp_path / "in" / "labels.csv").write_text("\n".join(rows))
+    manifest = made(tmp_path / "in", tmp_path / "out", holdout=0)
+    assert manifest.classes == ["even", "odd"]
+    assert manifest.splits["train"].per_class == [6, 6]
+    assert made(tmp_path / "in", tmp_path / "none", labels="none").classes is None
+
+    given = tmp_path / "mine.csv"
+    given.write_text("\n".join(["path,class", *(f"images/{i}.png,{'low' if i < 3 else 'high'}" for i in range(12))]))
+    assert made(tmp_path / "in", tmp_path / "mine", labels=str(given)).classes == ["high", "low"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name,label\n0.png,a\n", "1.png has no label"),
+        ("file_name,label\n0.png,a\n1.png,b\n2.png,c\n", "2.png is not there"),
+        ("file_name,label\n0.png,a\n1.png,\n", "neither a text nor a whole number"),
+        ("file_name,label\n0.png,a\n0.png,b\n1.png,a\n", "has two labels, a and b"),
+    ],
+)
+def test_a_table_that_does_not_match_the_images_is_refused(text, message, tmp_path):
+    for i in range(2):
+        draw(tmp_path / "in" / f"{i}.png", i)
+    (tmp_path / "in" / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        made(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_table_without_labels_is_named(tmp_path):
+    fill(tmp_path / "in", "cat", "dog")
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,text\ncat/0.png,a cat\n")
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.classes == ["cat", "dog"]
+    assert any(note.startswith("metadata.csv is not used") for note in manifest.summary.notes)
+
+
+def test_images_at_mixed_depths_are_taken_with_flat_alone(tmp_path):
+    fill(tmp_path / "in", "cat", "dog")
+    draw(tmp_path / "in" / "loose.png", 999)
+    with pytest.raises(UserError, match=r"loose\.png: lies beside folders of images.*--flat"):
+        made(tmp_path / "in", tmp_path / "out")
+    manifest = made(tmp_path / "in", tmp_path / "flat", flat=True, holdout=0)
+    assert (manifest.classes, counts(manifest)) == (None, {"train": 13})
+
+
+def test_a_folder_beside_those_of_splits_is_refused(tmp_path):
+    fill(tmp_path / "in", "train/cat", "train/dog", "test/cat", "extra/cat")
+    with pytest.raises(UserError, match="extra/: lies beside test/, which is a split"):
+        made(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_held_out_class_that_is_never_trained_on_is_refused(tmp_path):
+    fill(tmp_path / "in", "train/cat", "train/dog", "test/bird")
+    with pytest.raises(UserError, match="test/: class bird is none of the training images'"):
+        made(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("aside", ["_thumbs", "@eaDir", "thumbnails", "Thumbs", "cache"])
+def test_folders_of_copies_and_of_programs_are_no_classes(aside, tmp_path):
+    fill(tmp_path / "in", "cat", "dog", aside, count=3)
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.classes == ["cat", "dog"]
+    assert manifest.summary.skipped == {f"in {aside}/": 3}
+
+
+def test_numbers_of_classes_are_in_their_order(tmp_path):
+    fill(tmp_path / "in", *(str(i) for i in range(12)), count=1)
+    assert made(tmp_path / "in", tmp_path / "out", holdout=0).classes == [str(i) for i in range(12)]
+
+
+def test_what_is_no_file_is_never_opened(tmp_path):
+    fill(tmp_path / "in", "cat", "dog")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.summary.skipped == {"no file, such as a pipe": 1}
+
+
+def test_folders_without_end_are_refused_in_a_line(tmp_path):
+    here = os.open(tmp_path, os.O_RDONLY)
+    start = here
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=here)
+        here = os.open("d", os.O_RDONLY, dir_fd=here)
+    with pytest.raises(UserError, match="more than 100 deep"):
+        made(tmp_path, tmp_path.with_name("out"))
+    os.close(start)
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_read(tmp_path):
+    folder = os.fsencode(tmp_path / "in") + b"/caf\xe9"
+    os.makedirs(folder)  # noqa: PTH103 -- a name that no Path holds
+    (tmp_path / "in" / "a.png").write_text("would be refused later")
+    with pytest.raises(UserError, match=r"in: the name caf\\xe9 is not UTF-8 text; rename it"):
+        made(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_do_not_steer_the_terminal(tmp_path, capsys):
+    fill(tmp_path / "in", "\x1b[31mred", "dog")
+    cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--no-classifier"])
+    assert "\x1b" not in capsys.readouterr().out
+    (tmp_path / "in" / "dog" / "\x1b]0;title\x07.png").write_text("no image")
+    with pytest.raises(SystemExit):
+        cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "bad")])
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert r"\x1b]0;title\x07.png" in error
+    assert printable("naïve 画像.png") == "naïve 画像.png"
