@@ -19,8 +19,9 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    """Leave neither handlers nor a noted signal behind."""
+    """Leave neither handlers nor a noted signal behind; in the background a shell lets SIGINT be ignored."""
     handlers = {number: signal.getsignal(number) for number in STATUS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(interrupt, "_requested", None)
     yield
     for number, handler in handlers.items():

@@ -32,7 +32,7 @@ def test_a_constraint_makes_trials_infeasible_and_names_the_best_of_the_others(f
     text = report(capsys, folder, "--constraint", f"fd_classifier>={limit}")
     assert contents(folder) == before
     assert " infeasible " in text
-    assert f"minimize fd_classifier, fd_classifier at least {limit:g}" in text
+    assert f"minimize fd_classifier, fd_classifier at least {limit:.4g}" in text
     assert text.endswith(f"recipe {folder.repeat(second.number, 0).recipe}")
 
 

@@ -71,7 +71,7 @@ def test_a_resumed_sweep_names_what_has_changed(folder, software, changed, monke
     monkeypatch.setattr(sweep, "run", lambda *_: "complete")
     for name in ("keep_outcome", "conclude"):
         monkeypatch.setattr(sweep, name, lambda *_: None)
-    tracker = cast(Tracker, SimpleNamespace(start=lambda: None, stop=lambda _: None))
+    tracker = cast(Tracker, SimpleNamespace(start=lambda: None, stop=lambda **_: None))
     sweep.carry_out(plan_of(folder), place((Node("here", 2, 0),), None), tracker)
     said = " ".join(capsys.readouterr().out.split())
     line = "changed since the last run: code 4e34e34e34e3 (was 01d01d01d01d), torch 2.9.1 (was 2.8.0);"
