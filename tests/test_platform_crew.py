@@ -121,3 +121,26 @@ def test_the_last_node_that_is_fit_never_rests(gather, cluster):
 def test_cpu_workers_have_one_repeat_waiting(gather):
     crew, _, _ = gather(gpus=0)
     assert crew.places() == 33
+
+
+def test_a_node_that_has_joined_gets_nothing_before_the_doctor_has_seen_it(gather, cluster):
+    crew, asked, _ = gather()
+    cluster.append(THIRD)
+    assert (crew.avoided(), asked) == ([THIRD.id], [])
+    crew.places()
+    assert (crew.avoided(), asked) == ([], [[THIRD]])
+
+
+def test_a_note_with_other_figures_is_not_repeated_when_a_node_returns(cluster):
+    said: list[str] = []
+    free = iter(["3.1 GiB", "2.9 GiB"])
+
+    def examine(nodes):
+        fault = Fault(THIRD.name, f"only {next(free)} are free", "make room", stops=False)
+        return Report([], [Visit(node, None, [fault]) for node in nodes])
+
+    crew = Crew(place((FIRST, SECOND), None), examine, said.append)
+    for node in (THIRD, dataclasses.replace(THIRD, id="again")):
+        cluster[2:] = [node]
+        crew.places()
+    assert [line for line in said if "free" in line] == [f"{THIRD.name}: only 3.1 GiB are free; make room"]

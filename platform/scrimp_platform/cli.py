@@ -307,7 +307,7 @@ def rejoined(words: Sequence[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
     """Run a command; a user's mistake is one line and exit status 2, Ctrl-C one and 130, SIGTERM one and 143."""
-    from scrimp_cluster import proxies
+    from scrimp_cluster import proxies, temporary
     from scrimp_platform import interrupt
     from scrimp_platform.storage_loss import StorageLost
     from scrimp_trainers.errors import Diverged, UserError
@@ -315,6 +315,7 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
 
     interrupt.listen()
     proxies.bypass()
+    temporary.shorten(lambda line: click.echo(f"scrimp: {line}", err=True))
     try:
         command.main(arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -4,13 +4,13 @@ A node on which repeats fail is free again at once, and would be given the next,
 """
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from scrimp_cluster import nodes as cluster_nodes
 from scrimp_cluster.doctor import Report
-from scrimp_cluster.judge import Fault
 from scrimp_cluster.nodes import Node
 from scrimp_platform.cluster import Placement
 
@@ -41,7 +41,7 @@ class Crew:
         self._places = placement.places
         self._examine = examine
         self._say = say
-        self._noted: set[Fault] = set()
+        self._noted: set[str] = set()
         self._failed: dict[str, float] = {}
         self._resting: dict[str, float] = {}
         self._rests: Counter[str] = Counter()
@@ -58,7 +58,8 @@ class Crew:
 
     def avoided(self) -> list[str]:
         """Return the ids of the nodes on which nothing is to train now."""
-        return sorted(self._sick.keys() | self._at_rest())
+        unseen = {node.id for node in cluster_nodes.alive()} - self._fit.keys()  # the doctor has not been there yet
+        return sorted(self._sick.keys() | self._at_rest() | unseen)
 
     def blame(self, failed: str) -> None:
         """Take note that a repeat has failed on the node with this id, and that it may not be the recipe's fault."""
@@ -88,9 +89,11 @@ class Crew:
             for visit in report.visits:
                 (self._sick if visit.sick else self._fit)[visit.node.id] = visit.node
             for fault in report.faults:
-                if fault.stops or fault not in self._noted:  # a node that comes back still has what is worth knowing
+                # A node that comes back still has what is worth knowing, with other figures.
+                kind = re.sub(r"\d+(\.\d+)?", "#", str(fault))
+                if fault.stops or kind not in self._noted:
                     self._say(str(fault))
-            self._noted.update(report.faults)
+                self._noted.add(kind)
         places = sum(node.places(self._gpus) for node in nodes if node.id in self._fit)
         if places != self._places:
             self._say(f"{len(nodes)} nodes: {places} repeats at once from now on")
