@@ -98,9 +98,11 @@ def test_who_beats_every_other_trial_of_the_race_wins():
 
 
 def test_the_only_trial_with_fresh_seeds_leads_without_winning():
-    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(1, 4.5))
+    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(1, 5.5))
     assert summary(rows) == [(1, 0, "leader"), (2, 1, "single")]
-    assert leaderboard.verdict(rows, space).startswith("Trial 0 leads so far: ")
+    assert leaderboard.verdict(rows, space) == (
+        "Trial 0 leads: fd_classifier 5.20 [4.70, 5.70] over 3 fresh seeds, which no other trial got."
+    )
 
 
 def test_with_two_repeats_there_is_one_fresh_seed_and_no_interval():

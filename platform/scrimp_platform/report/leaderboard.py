@@ -55,6 +55,8 @@ def _single_verdict(rows: Sequence[Row], first: Row, name: str, space: Space) ->
             f"No winner: trial {first.number} has the best mean, {score} over {seeds}, "
             f"but its 95% interval overlaps that of {words.listed(others)}"
         )
+    if not any(row.raced for row in rows if row is not first):
+        return f"Trial {first.number} leads: {score} over {seeds}, which no other trial got"
     text = f"Trial {first.number} leads so far: {score} over {seeds}"
     if ties:
         text += f"; {_trials([row.number for row in ties])} cannot be told from it yet (intervals overlap)"
