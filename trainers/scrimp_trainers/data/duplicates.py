@@ -1,8 +1,9 @@
 """Equal and nearly equal images of a source, which must not be on both sides of a split.
 
 Two images are near if their mean absolute difference is at most `near`. Candidates come from sums over blocks of
-pixels: the absolute differences of two images' block sums add up to no more than those of their pixels, so a search
-with that radius in L1 misses no pair. Candidates are then compared pixel by pixel.
+pixels: the absolute differences of two images' block sums add up to no more than those of their pixels, and no sum of
+them with signs is larger than that. So a search among signed sums, each to within that radius, misses no pair.
+Candidates are then compared pixel by pixel.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import numpy as np
 
 COARSE, FINE = 4, 8
 """Blocks a side: of the search tree, and of the test that each candidate must pass before pixels are read."""
-ROWS = 256
+ROWS = 512
 """Images whose neighbours are looked for at once."""
 CHUNK_BYTES = 2**26
 """Bytes of pixels compared at once."""
@@ -109,14 +110,18 @@ def _linked(
 
 
 def _candidates(coarse: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Yield int64 [k, 2]: pairs i < j of images whose block sums [n, d] differ by at most `most`."""
+    """Yield int64 [k, 2]: pairs i < j of images, with all whose block sums [n, d] differ by at most `most` in L1."""
+    from scipy.linalg import hadamard
     from scipy.spatial import KDTree
 
-    tree = KDTree(coarse)
-    for start in range(0, len(coarse), ROWS):
-        rows = KDTree(coarse[start : start + ROWS])
+    # Signs as in a Hadamard matrix: images that differ at all differ in some of these sums, and a tree prunes by each.
+    size = 1 << (coarse.shape[1] - 1).bit_length()
+    signed = coarse @ hadamard(size)[: coarse.shape[1]]
+    tree = KDTree(signed)
+    for start in range(0, len(signed), ROWS):
+        rows = KDTree(signed[start : start + ROWS])
         # The sums are whole numbers, so half of one allows for rounding and adds no pair.
-        entries = rows.sparse_distance_matrix(tree, most + 0.5, p=1, output_type="ndarray")
+        entries = rows.sparse_distance_matrix(tree, most + 0.5, p=np.inf, output_type="ndarray")
         pairs = np.stack([entries["i"] + start, entries["j"]], axis=1)
         yield pairs[pairs[:, 0] < pairs[:, 1]]
 
