@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from scrimp_platform.report import dataset as words
 from scrimp_trainers.data import duplicates
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.duplicates import Duplicates, search
@@ -143,3 +145,21 @@ def test_copies_in_the_source_do_not_hide_memorisation(copies: bool, tmp_path: P
     assert float(values["similarity_threshold"]) < 0.9999
     assert values["memorized_fraction"] == pytest.approx(0.475, abs=0.05)
     assert dataset.manifest.summary.equal == (100 if copies else 0)
+
+
+def test_a_large_group_of_near_images_is_pointed_out(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    drawing = np.full((16, 16), 255, dtype=np.uint8)
+    for i in range(60):
+        image = drawing.copy()
+        image[rng.integers(16), rng.integers(16)] = 0  # one dark pixel of 256: a mean difference of 2
+        Image.fromarray(image).save(folder / f"{i}.png")
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(folder / f"noise{i}.png")
+    manifest = prepare(str(folder), tmp_path / "near", Options())
+    assert manifest.summary.largest_group == 60
+    assert any(line.startswith("WARNING: 60 images are linked") for line in words.lines(manifest))
+    apart = prepare(str(folder), tmp_path / "apart", Options(near=0.5))
+    assert not any(line.startswith("WARNING") for line in words.lines(apart))

@@ -6,6 +6,8 @@ from scrimp_trainers.data.manifest import Classifier, Manifest, Summary
 
 MOST_NAMED = 20
 """Classes and unusable images that are named."""
+LARGE_GROUP, LARGE_SHARE = 20, 0.01
+"""A group of near images with more than both is pointed out."""
 DARK = 64
 """Scaled 16-bit images whose largest value is below this probably hold fewer bits."""
 
@@ -25,6 +27,11 @@ def lines(facts: Manifest) -> Iterator[str]:
     if summary.brightest_of_16_bits is not None:
         yield f"16-bit images: scaled to 8 bits; {_brightest(summary.brightest_of_16_bits)}"
     yield f"duplicates: {_duplicates(summary)}"
+    if summary.largest_group > max(LARGE_GROUP, LARGE_SHARE * summary.images):
+        yield (
+            f"WARNING: {summary.largest_group:,} images are linked by such pairs, so all of them are held out or none. "
+            "If they are not copies of each other, choose a smaller --near."
+        )
     if facts.classifier:
         yield from _classifier(facts.classifier)
 

@@ -33,6 +33,11 @@ class Duplicates:
     near: int
     """Distinct images less the groups: in a pair of near images one counts."""
 
+    @property
+    def largest(self) -> int:
+        """Images in the largest group."""
+        return int(np.bincount(self.group).max())
+
 
 def search(pixels: np.ndarray, near: float, test: np.ndarray | None = None) -> Duplicates:
     """Find the duplicates among images.

@@ -94,6 +94,8 @@ class Summary(Part):
     """Images that equal an earlier one."""
     near: int = 0
     """Images that nearly equal others: in a pair one counts."""
+    largest_group: int = 1
+    """Images in the largest group of those that repeat each other."""
     beside_test: int = 0
     """Training images left out because they repeat one of the source's own test images."""
 

@@ -440,6 +440,7 @@ def _summary(parts: dict[SplitName, _Part], repeats: Duplicates, options: Option
         brightest_of_16_bits=max(depths, default=None),
         near_limit=options.near,
         equal=repeats.equal,
+        largest_group=repeats.largest,
         near=repeats.near,
         beside_test=int(repeats.beside_test.sum()),
     )
