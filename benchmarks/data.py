@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from scrimp_trainers.data.dataset import Dataset, open_dataset
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 
 
 def make_pictures(folder: Path, count: int, size: int, seed: int = 0) -> None:

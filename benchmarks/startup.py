@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks.measure import show_parts
 from scrimp_platform.store import Storage
 from scrimp_trainers import lines
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 
 SWEEP = Path(__file__).parents[1] / "sweep.py"
 PLAN = """

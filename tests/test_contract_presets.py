@@ -7,7 +7,8 @@ from techniques_small import autoencoder, plain_recipe
 from scrimp_platform import commands
 from scrimp_trainers import lines
 from scrimp_trainers import recipe as recipes
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 
 EVERY = pytest.mark.parametrize("name", recipes.presets())
 

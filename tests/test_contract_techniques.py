@@ -13,7 +13,8 @@ from techniques_worker import gradients
 
 from scrimp_trainers import techniques
 from scrimp_trainers.data.dataset import open_dataset
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.recipe import Recipe
 from scrimp_trainers.repeat import Repeat

@@ -25,7 +25,8 @@ from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.latents import Latents, latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.export import export, load_codec, load_model
 from scrimp_trainers.networks.unet import build

@@ -12,7 +12,8 @@ from scrimp_platform.report import dataset as words
 from scrimp_trainers.data import duplicates
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.duplicates import Duplicates, search
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.subsets import choose
 from scrimp_trainers.errors import UserError
 

@@ -14,7 +14,8 @@ from PIL import Image
 from scrimp_platform import cli
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.errors import UserError, printable
 
 

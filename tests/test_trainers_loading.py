@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scrimp_trainers.data import shards
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import RESIDENT, Batch, batches
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.streaming import extent, taken
 from scrimp_trainers.errors import DamagedData, UserError
 

@@ -10,7 +10,8 @@ from trainers_small import CPU, small
 from scrimp_platform import store
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.latents import open_latents
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.metrics.settings import Scoring
 from scrimp_trainers.run import run
 

@@ -23,7 +23,8 @@ from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data import shards
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.subsets import choose
 from scrimp_trainers.errors import UserError
 
@@ -279,7 +280,7 @@ def killed_at(out: Path, image: int) -> None:
     script = f"""if True:
         import os, signal
         from pathlib import Path
-        from scrimp_trainers.data.prepare import Options, prepare
+        from scrimp_trainers.data.options import Options; from scrimp_trainers.data.prepare import prepare
         def progress(done, total):
             if done == {image}:
                 os.kill(os.getpid(), signal.SIGKILL)

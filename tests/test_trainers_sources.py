@@ -35,7 +35,8 @@ from source_forms import (
 
 from scrimp_trainers.data import tree
 from scrimp_trainers.data.dataset import open_dataset
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.sources import formats
 from scrimp_trainers.errors import UserError
 

@@ -17,7 +17,8 @@ from scrimp_trainers import fit
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.data.prepare import Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import settings
 from scrimp_trainers.metrics.settings import Scoring

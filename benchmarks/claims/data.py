@@ -11,7 +11,8 @@ from PIL import Image
 from benchmarks.claims.claim import Data
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.aside import aside
-from scrimp_trainers.data.prepare import CLASSIFIER_FILE, Options, prepare
+from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.prepare import CLASSIFIER_FILE, prepare
 from scrimp_trainers.errors import UserError
 
 FOLDER = "SCRIMP_DATA_DIR"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **options: Any) -> None:
     """Make a dataset, and fill its cache of latents if an autoencoder is named."""
     from scrimp_trainers.data import prepare as preparing
+    from scrimp_trainers.data.options import Options
     from scrimp_trainers.techniques import autoencoder
 
     if encoder and not codec:
@@ -46,7 +47,7 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
     if the_codec.on:
         autoencoder.find(the_codec, "encoder")  # before the images are read, which can take long
     with terminal.progress() as progress:
-        made = preparing.prepare(source, out, preparing.Options(**options), progress)
+        made = preparing.prepare(source, out, Options(**options), progress)
     terminal.show_dataset(out, made)
     if the_codec.on:
         from scrimp_trainers.data.dataset import open_dataset

@@ -139,13 +139,13 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
     if folder.exists():
         return folder
     from scrimp_platform import terminal
-    from scrimp_trainers.data import prepare
+    from scrimp_trainers.data import options, prepare
 
     # Of two first sweeps in a storage one prepares the digits.
     lock = folder.with_name(f"{data}.lock")
     with store.exclusive(lock, f"dataset {data} to be prepared", patience=math.inf, say=terminal.say):
         if not folder.exists():
-            prepare.prepare(data, folder, prepare.Options())
+            prepare.prepare(data, folder, options.Options())
     return folder
 
 
