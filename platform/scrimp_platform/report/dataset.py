@@ -17,6 +17,7 @@ def lines(facts: Manifest) -> Iterator[str]:
     summary = facts.summary
     if facts.classes:
         yield f"classes: {_classes(facts)}"
+        yield from _untrained(facts)
     if summary.sizes:
         yield f"images: {_sizes(summary, facts.size)}"
     for reason, count in summary.skipped.items():
@@ -46,6 +47,14 @@ def _classes(facts: Manifest) -> str:
     own = [split.per_class or [] for name, split in facts.splits.items() if name != "reference"]
     counts = [sum(column) for column in zip(*own, strict=True)]
     return _some([f"{name} {count:,}" for name, count in zip(facts.classes or [], counts, strict=True)])
+
+
+def _untrained(facts: Manifest) -> Iterator[str]:
+    """Point out classes of which no image is trained on."""
+    per_class = facts.splits["train"].per_class or []
+    names = [name for name, count in zip(facts.classes or [], per_class, strict=True) if count == 0]
+    if names:
+        yield f"WARNING: no training images of {_some(names)}"
 
 
 def _sizes(summary: Summary, size: int) -> str:

@@ -101,15 +101,21 @@ def _check(options: Options) -> None:
     if not 0 <= options.near <= 255:
         raise UserError(f"near: must be a difference from 0 to 255, not {options.near}")
     if options.background is not None:
-        try:
-            ImageColor.getrgb(options.background)
-        except ValueError:
-            raise UserError(f"background: {options.background!r} is no colour; give a name or #rrggbb") from None
+        _check_background(options.background)
     if options.limit is not None and options.per_class is not None:
         raise UserError("--limit and --per-class exclude each other")
     held = options.holdout
     if held is not None and (held < 0 or (held >= 1 and held != int(held))):
         raise UserError(f"holdout: must be a whole number of images or a share below 1, not {held}")
+
+
+def _check_background(colour: str) -> None:
+    try:
+        channels = ImageColor.getrgb(colour)
+    except ValueError:
+        raise UserError(f"background: {colour!r} is no colour; give a name or #rrggbb") from None
+    if len(channels) > 3:
+        raise UserError(f"background: {colour!r} is transparent itself; give a name or #rrggbb")
 
 
 def _chosen(parts: dict[SplitName, Part], repeats: Duplicates, options: Options) -> dict[SplitName, np.ndarray]:

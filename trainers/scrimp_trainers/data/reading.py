@@ -91,7 +91,7 @@ def read_images(
         raise UserError(_listed(bad, sum(source.count for source in sources.values())))
     for name, part in parts.items():
         if not len(part.numbers):
-            raise UserError(f"{name}: no image can be used; {_listed(part.bad, part.source.count)}")
+            raise UserError(f"{name}: {_listed(part.bad, part.source.count, hint='no image can be used')}")
     return parts
 
 
@@ -188,16 +188,16 @@ def _side(source: Source, options: Options) -> int:
     return 1
 
 
-def _listed(bad: list[Bad], total: int) -> str:
+def _listed(bad: list[Bad], total: int, hint: str = "--skip-bad prepares the rest") -> str:
     """Name the images that cannot be used, by reason, in one line."""
     by_reason: dict[str, list[str]] = {}
     for image in bad[:MOST_NAMED]:
         by_reason.setdefault(image.reason, []).append(image.where)
     named = "; ".join(f"{', '.join(places)}: {reason}" for reason, places in by_reason.items())
     if len(bad) == 1:
-        return f"{named} (--skip-bad prepares the rest)"
+        return f"{named} ({hint})"
     rest = f"; and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
-    return f"{len(bad):,} of {total:,} images cannot be used (--skip-bad prepares the rest): {named}{rest}"
+    return f"{len(bad):,} of {total:,} images cannot be used ({hint}): {named}{rest}"
 
 
 def in_order(make: Callable[[int], T], numbers: Sequence[int] | np.ndarray, workers: int | None) -> Iterator[T]:

@@ -127,7 +127,8 @@ def open_tree(path: Path, scratch: Path) -> Tree:
 
 def _folder(path: Path, scratch: Path) -> Tree:
     skipped: Counter[str] = Counter()
-    names = sorted(_walk(path, path, set(), skipped))
+    beginning = scratch.parent.stat()  # what is being made may lie inside its source
+    names = sorted(_walk(path, path, {(beginning.st_dev, beginning.st_ino)}, skipped))
     return Tree(path, names, lambda name: (path / name).open("rb"), scratch, skipped=dict(skipped))
 
 
@@ -139,7 +140,10 @@ def _walk(folder: Path, root: Path, above: set[tuple[int, int]], skipped: Counte
         return
     if len(here) > DEEPEST:
         raise UserError(f"{root}: folders lie more than {DEEPEST} deep in each other; name one further down")
-    for entry in folder.iterdir():
+    entries = list(folder.iterdir())
+    if not entries:
+        skipped["empty folders"] += 1
+    for entry in entries:
         if entry.name.startswith("."):
             skipped["hidden files and folders"] += 1
             continue
@@ -180,7 +184,7 @@ def _zip(path: Path, scratch: Path) -> Tree:
         bounded(members[name].file_size, members[name].compress_size, f"{path}: {name}")
         return archive.open(members[name])  # type: ignore[return-value]
 
-    return Tree(path, _visible(members), unpack, scratch, is_archive=True)
+    return _archive(path, list(members), unpack, scratch)
 
 
 def _take(members: dict[str, Member], name: str, member: Member, path: Path) -> None:
@@ -193,9 +197,11 @@ def _take(members: dict[str, Member], name: str, member: Member, path: Path) -> 
     members[str(parts)] = member
 
 
-def _visible(names: dict[str, zipfile.ZipInfo] | dict[str, tarfile.TarInfo]) -> list[str]:
+def _archive(path: Path, members: list[str], unpack: Callable[[str], BinaryIO], scratch: Path) -> Tree:
     hidden = (".", "__MACOSX")
-    return sorted(name for name in names if not any(part.startswith(hidden) for part in name.split("/")))
+    names = sorted(name for name in members if not any(part.startswith(hidden) for part in name.split("/")))
+    skipped = {"hidden files and folders": len(members) - len(names)} if len(names) < len(members) else {}
+    return Tree(path, names, unpack, scratch, is_archive=True, skipped=skipped)
 
 
 def _is_tar(path: Path) -> bool:
@@ -244,4 +250,4 @@ def _tar(path: Path, plain: Path, scratch: Path) -> Tree:
             file.seek(member.offset_data)
             return io.BytesIO(file.read(member.size))
 
-    return Tree(path, _visible(members), unpack, scratch, is_archive=True)
+    return _archive(path, list(members), unpack, scratch)

@@ -41,7 +41,7 @@ def read(tree: Tree) -> Source:
             given.append(label)
     found = Source("webdataset", len(images), lambda i: load(*images[i]), lambda i: images[i][0].where(images[i][1]))
     if all(label is None for label in given):
-        return found
+        return replace(found, notes=["no class files (.cls) in the shards, so no classes"])
     if None in given:
         raise UserError(f"{found.where(given.index(None))}: has no class file, unlike others")
     if classes is None:
