@@ -173,6 +173,25 @@ def test_pages_and_frames_are_counted_and_taken_on_request(tmp_path):
     assert sorted(set(images[:, 0, 0, 0].tolist())) == [25 * i for i in range(9)]
 
 
+@pytest.mark.parametrize("name", ["moves.png", "moves.gif", "moves.webp", "moves.jpg", "moves"])
+def test_frames_are_told_by_content(name, tmp_path):
+    kind = name.partition(".")[2].upper() or "GIF"
+    kind = "GIF" if kind == "JPG" else kind
+    pictures = [Image.fromarray(np.full((8, 8), 60 * i, dtype=np.uint8)) for i in range(4)]
+    (tmp_path / "in").mkdir()
+    pictures[0].save(tmp_path / "in" / name, kind, save_all=True, append_images=pictures[1:], lossless=True)
+    pictures[0].save(tmp_path / "in" / "one.png")
+    first = made(tmp_path / "in", tmp_path / "first", holdout=0)
+    assert first.summary.skipped == {"further pages or frames of a file (--frames all takes them)": 3}
+    assert counts(made(tmp_path / "in", tmp_path / "every", holdout=0, frames="all")) == {"train": 5}
+
+
+def test_the_previews_in_a_jpeg_are_no_frames(tmp_path):
+    pictures = [Image.fromarray(np.full((8, 8), 60 * i, dtype=np.uint8)) for i in range(2)]
+    pictures[0].save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=pictures[1:])
+    assert counts(made(tmp_path / "photo.jpg", tmp_path / "out", holdout=0, frames="all")) == {"train": 1}
+
+
 def test_labels_in_a_table_above_the_images(tmp_path):
     rows = ["file_name,label"]
     for i in range(12):
@@ -214,6 +233,53 @@ def test_a_table_without_labels_is_named(tmp_path):
     assert any(note.startswith("metadata.csv is not used") for note in manifest.summary.notes)
 
 
+def test_a_table_above_the_splits_has_the_classes_of_all(tmp_path):
+    fill(tmp_path / "in", "train", "test", "more", count=4)
+    rows = [f"{split}/{i}.png,{('even', 'odd')[i % 2]}" for split in ("train", "test") for i in range(4)]
+    (tmp_path / "in" / "more").rename(tmp_path / "in" / "val")
+    (tmp_path / "in" / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert counts(manifest) == {"train": 4, "holdout": 4}
+    assert manifest.splits["holdout"].per_class == [2, 2]
+    assert manifest.summary.skipped == {"in val/, which has no labels": 4}
+    assert manifest.summary.notes == ["classes from metadata.csv", "held out: test/ (4 images)"]
+
+    given = tmp_path / "mine.csv"
+    (tmp_path / "in" / "metadata.csv").rename(given)
+    named = made(tmp_path / "in", tmp_path / "named", labels=str(given))
+    assert (counts(named), named.classes) == (counts(manifest), manifest.classes)
+    given.write_text("\n".join(["file_name,label", *rows[1:]]))
+    with pytest.raises(UserError, match=r"train/0\.png has no label"):
+        made(tmp_path / "in", tmp_path / "short", labels=str(given))
+
+
+def test_an_edm_list_in_each_split(tmp_path):
+    for split in ("train", "test"):
+        fill(tmp_path / "in", f"{split}/00000", count=4)
+        labels = [[f"00000/{i}.png", i % 2] for i in range(4)]
+        (tmp_path / "in" / split / "dataset.json").write_text(json.dumps({"labels": labels}))
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.classes == ["0", "1"]
+    assert manifest.splits["holdout"].per_class == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "text", ["file;label\n{a};x\n{b};y\n", "file\tlabel\n{a}\tx\n{b}\ty\n", "file, label\n{a}, x\n{b}, y\n"]
+)
+def test_tables_of_spreadsheets(text, tmp_path):
+    fill(tmp_path / "in", "one", "two", count=1)
+    (tmp_path / "in" / "labels.csv").write_text(text.format(a="one\\0.png", b="two\\0.png"))
+    assert made(tmp_path / "in", tmp_path / "out", holdout=0).classes == ["x", "y"]
+
+
+def test_a_line_without_a_label_is_named(tmp_path):
+    fill(tmp_path / "in", "", count=2)
+    lines = [{"file_name": "0.png"}, {"file_name": "1.png", "label": "x"}]
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(UserError, match=r"0\.png: the label None is neither a text nor a whole number"):
+        made(tmp_path / "in", tmp_path / "out")
+
+
 def test_images_at_mixed_depths_are_taken_with_flat_alone(tmp_path):
     fill(tmp_path / "in", "cat", "dog")
     draw(tmp_path / "in" / "loose.png", 999)
@@ -235,7 +301,87 @@ def test_a_held_out_class_that_is_never_trained_on_is_refused(tmp_path):
         made(tmp_path / "in", tmp_path / "out")
 
 
-@pytest.mark.parametrize("aside", ["_thumbs", "@eaDir", "thumbnails", "Thumbs", "cache"])
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("cat/train", "cat/test", "dog/train"), "cat/test/: a split inside another folder"),
+        (("pets/train/cat", "pets/test/cat", "cars/train/audi"), "prepare cars/ by itself"),
+        (("train/cat/val", "test/cat"), "train/cat/val/: a split inside another folder"),
+        (("images/train", "labels/train"), "images/train/: a split inside another folder"),
+        (("train2017", "val2017"), "train2017/, val2017/: classes or splits"),
+        (("trainA", "trainB", "testA", "testB"), "trainA/, testA/: classes or splits"),
+        (("train_images/cat", "test_images/cat"), "train_images/, test_images/: classes or splits"),
+        (("images", "masks"), "images/: holds images of no one class, and lies beside masks/"),
+        (("train/images", "train/masks", "test/images", "test/masks"), "train/: images/: holds images of no one class"),
+        (("images1024x1024", "images256x256"), "lies beside images256x256/"),
+    ],
+)
+def test_folders_of_which_it_is_not_plain_what_they_are(folders, message, tmp_path):
+    fill(tmp_path / "in", *folders, count=2)
+    with pytest.raises(UserError, match=message):
+        made(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert made(tmp_path / "in", tmp_path / "folders", labels="folder").classes
+    assert counts(made(tmp_path / "in", tmp_path / "flat", flat=True, holdout=0)) == {"train": 2 * len(folders)}
+
+
+def test_a_name_that_only_begins_like_a_split_is_a_class(tmp_path):
+    fill(tmp_path / "in", "train_station", "trainer", "validator")
+    assert made(tmp_path / "in", tmp_path / "out").classes == ["train_station", "trainer", "validator"]
+
+
+def test_folders_inside_those_of_classes_are_pointed_out(tmp_path):
+    fill(tmp_path / "in", "cat/2020", "cat/2021", "dog/images")
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.classes == ["cat", "dog"]
+    assert manifest.summary.notes == ["folders inside those of classes make no difference, such as cat/2020/"]
+
+
+def test_images_named_like_masks_are_pointed_out(tmp_path):
+    for i, name in enumerate(("a.jpg", "a_mask.png", "b.jpg", "b_mask.png", "lone_mask.png")):
+        draw(tmp_path / "in" / name, i, form="PNG")
+    notes = made(tmp_path / "in", tmp_path / "out", holdout=0).summary.notes
+    assert [note.partition(";")[0] for note in notes] == ["2 images are named like masks of others, such as a_mask"]
+
+
+@pytest.mark.parametrize("names", [("caf\u00e9", "cafe\u0301"), ("a\nb", "a\\nb")])
+def test_classes_that_look_the_same_are_refused(names, tmp_path):
+    fill(tmp_path / "in", *names)
+    with pytest.raises(UserError, match="two classes are both shown as"):
+        made(tmp_path / "in", tmp_path / "out")
+
+
+def test_empty_folders_are_counted_but_for_what_is_being_made(tmp_path):
+    fill(tmp_path / "in", "cat", "dog")
+    (tmp_path / "in" / "bird").mkdir()
+    assert made(tmp_path / "in", tmp_path / "in" / "out").summary.skipped == {"empty folders": 1}
+
+
+def test_classes_that_are_never_trained_on_are_pointed_out(tmp_path, capsys):
+    fill(tmp_path / "in", *(f"c{i}" for i in range(12)), count=1)
+    cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--no-classifier"])
+    assert "WARNING: no training images of c0\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("more.zip", r"1 x \.zip\); name one archive"), ("a.parquet", r"1 x \.parquet\); `scrimp prepare")],
+)
+def test_what_lies_there_instead_of_images_is_named(name, message, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=message):
+        made(tmp_path / "in", tmp_path / "out")
+
+
+def test_notes_and_kinds_are_one_line_each(tmp_path):
+    fill(tmp_path / "in", "cat/a\nb", "cat/c", "dog", "_x\n", count=1)
+    summary = made(tmp_path / "in", tmp_path / "out", holdout=0).summary
+    assert summary.notes == [r"folders inside those of classes make no difference, such as cat/a\nb/"]
+    assert summary.skipped == {r"in _x\n/": 1}
+
+
+@pytest.mark.parametrize("aside", ["_thumbs", "@eaDir", "thumbnails", "Thumbs", "cache", "$RECYCLE.BIN"])
 def test_folders_of_copies_and_of_programs_are_no_classes(aside, tmp_path):
     fill(tmp_path / "in", "cat", "dog", aside, count=3)
     manifest = made(tmp_path / "in", tmp_path / "out")

@@ -19,6 +19,8 @@ SUFFIXES = frozenset(ENDINGS.split(" "))
 """Files with these endings are images."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 """The last two where Pillow, or a plugin that is loaded, reads them."""
+SEVERAL = ("PNG", "WEBP", "GIF", "TIFF")
+"""Formats whose files may hold several pages or frames."""
 BEGINNINGS = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-6][\s#]|.{4}ftyp(avif|heic|heix|mif1)",
     re.DOTALL,
@@ -63,12 +65,20 @@ def is_image_data(head: bytes) -> bool:
 
 
 def frames(file: BinaryIO) -> int:
-    """Return how many pages or frames an image file has; 1 where it cannot be read."""
+    """Return how many pages or frames an image file has; 1 where it cannot be read.
+
+    Only the head of a PNG is read. The further images in a JPEG are previews and depth maps, so it has one.
+    """
     try:
-        with Image.open(file, formats=_formats()) as image:
+        with Image.open(file, formats=_several()) as image:
             return getattr(image, "n_frames", 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, *BROKEN):
         return 1
+
+
+@cache
+def _several() -> tuple[str, ...]:
+    return tuple(name for name in SEVERAL if name in _formats())
 
 
 @cache

@@ -7,8 +7,10 @@ asked in alphabetical order, and the first that recognises the files of a source
 import importlib
 import importlib.util
 import pkgutil
+import unicodedata
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from scrimp_trainers.data.sources.source import AS_FOUND, Layout, Source
@@ -16,9 +18,10 @@ from scrimp_trainers.data.tree import Tree, open_tree
 from scrimp_trainers.errors import UserError, printable
 
 DIGITS = "digits"
-
-
-HELPERS = ("source", "labels")
+HELPERS = ("source", "labels", "folders")
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".npz"})
+MOST_KINDS = 5
+"""Kinds of files that are named where there are no images."""
 
 
 def formats() -> list[str]:
@@ -47,9 +50,34 @@ def open_source(source: str, scratch: Path, layout: Layout = AS_FOUND) -> Source
         if reader.recognises(tree):
             images = _read(reader, tree, layout)
             if images.count:
-                classes = images.classes and [printable(name) for name in images.classes]
-                return replace(images, classes=classes)
-    raise UserError(f"{source}: no images found")
+                notes = [printable(note) for note in images.notes]
+                skipped = {printable(reason): count for reason, count in images.skipped.items()}
+                return replace(images, classes=_shown(images.classes, source), notes=notes, skipped=skipped)
+    raise UserError(f"{source}: no images found{_instead(tree)}")
+
+
+def _shown(classes: list[str] | None, source: str) -> list[str] | None:
+    """Return the names of the classes as they are shown: no two may look the same."""
+    if classes is None:
+        return None
+    shown = [unicodedata.normalize("NFC", printable(name)) for name in classes]
+    twice = [name for name, count in Counter(shown).items() if count > 1]
+    if twice:
+        raise UserError(f"{source}: two classes are both shown as {twice[0]}; rename one, or make them one")
+    return shown
+
+
+def _instead(tree: Tree) -> str:
+    """Say which other files lie there, and what may help."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in tree.names)
+    if not kinds:
+        return ""
+    found = ", ".join(f"{count:,} x {kind}" for kind, count in kinds.most_common(MOST_KINDS))
+    if kinds.keys() & ARCHIVES:
+        return (
+            f", but files of other kinds ({found}); name one archive of images, or unpack archives inside others first"
+        )
+    return f", but files of other kinds ({found}); `scrimp prepare --help` says what can be read"
 
 
 def _read(reader: ModuleType, tree: Tree, layout: Layout) -> Source:

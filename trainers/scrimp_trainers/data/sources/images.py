@@ -7,29 +7,22 @@ import io
 import os.path
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from scrimp_trainers.data.pixels import SUFFIXES, decode, frames, is_image_data
+from scrimp_trainers.data.sources import folders
 from scrimp_trainers.data.sources import labels as label_files
 from scrimp_trainers.data.sources.source import Layout, Source
-from scrimp_trainers.data.tree import Tree
+from scrimp_trainers.data.tree import DAMAGED, Tree
 from scrimp_trainers.errors import UserError
 
-TRAIN = frozenset({"train", "training"})
-HELD_OUT = frozenset({"val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"})
-"""Names of folders that are splits and never classes, in any case."""
-NUMBERING = re.compile(r"\d{5,}")
-"""Folders that only number images, as those of FFHQ (00000, 01000) and of EDM's dataset tool."""
-ASIDE = re.compile(r"[_@].*|thumb(nail)?s?(\d.*)?|cache", re.IGNORECASE)
-"""Folders of small copies and of programs' own files."""
-HOLDS_IMAGES = frozenset({"images", "image", "imgs", "img", "data"})
-"""Names of folders in a split that hold all of its images."""
-SEVERAL = frozenset({".tif", ".tiff", ".gif", ".webp"})
-"""Files that may hold several pages or frames."""
+MASK = re.compile(r"(.+)[-_ ](mask|masks|seg|segmentation|label|labels|gt|matte|trimap|depth)", re.IGNORECASE)
+"""Names, without endings, of images that are made of another one."""
 OTHER_ENDINGS = (
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .html .htm .pdf .mat .npz .npy .pkl .pickle .bin .h5 .hdf5 "
     ".parquet .arrow .tar .gz .tgz .zip .7z .rar .py .sh .cls .mp4 .mov .avi .mkv .webm .wav .mp3 .db .ini .log .svg"
@@ -84,7 +77,11 @@ def read(tree: Tree, layout: Layout) -> Source:
     above = os.path.commonpath([PurePosixPath(name).parent for name in names])
 
     groups = _groups(tree, names, above, layout, notes)
+    by_folder = any(group.folder for group in groups)
     groups = _labelled_alike(groups, skipped)
+    if by_folder:
+        notes.append(_held_out(groups))
+    notes.extend(_masks(names))
     groups = [_with_frames(tree, group, layout, skipped) for group in groups]
 
     items = [item for group in groups for item in group.items]
@@ -117,11 +114,10 @@ def _images(tree: Tree, skipped: Counter[str]) -> list[str]:
         elif PurePosixPath(name).name not in label_files.NAMES:
             skipped[f"not an image ({PurePosixPath(name).suffix.lower() or 'no ending'})"] += 1
 
-    proper = [name for name in names if not any(ASIDE.fullmatch(part) for part in PurePosixPath(name).parts[:-1])]
+    proper = [name for name in names if folders.aside(name) is None]
     if proper and len(proper) < len(names):
         for name in sorted(set(names) - set(proper)):
-            folder = next(part for part in PurePosixPath(name).parts if ASIDE.fullmatch(part))
-            skipped[f"in {folder}/"] += 1
+            skipped[f"in {folders.aside(name)}/"] += 1
         return proper
     return names
 
@@ -135,50 +131,25 @@ def _holds_image(tree: Tree, name: str) -> bool:
 
 def _groups(tree: Tree, names: list[str], above: str, layout: Layout, notes: list[str]) -> list[_Group]:
     """Sort the images into splits, each with its classes."""
-    if layout.flat or layout.labels not in (None, "folder", "none"):
+    by_split = None if layout.flat else folders.splits(names, above, layout)
+    if by_split is None:
         return [_group(tree, names, "", layout, notes)]
-    edm = label_files.edm(tree, above, names) if layout.labels is None else None
-    if edm is not None:
-        notes.append(f"classes from {label_files.EDM}")
-        return [_Group([_Item(name) for name in names], [edm[name] for name in names], held_out=False)]
 
-    splits = _splits(names, above)
-    if splits is None:
-        return [_group(tree, names, "", layout, notes)]
+    table = _table(tree, names, "", layout, notes)
+    listed = {folder for folder, members in by_split.items() if table and table.has_any(members)}
+    if table is not None:
+        table.check([name for folder in sorted(listed) for name in by_split[folder]])
+    # A list that the user names is all there is; one that lies there may be that of some of the splits.
+    unlisted = replace(layout, labels="none") if layout.labels not in (None, "folder") else layout
     groups = []
-    for folder, members in splits.items():
-        root = f"{above}/{folder}".lstrip("/")
-        group = _group(tree, members, root, layout, notes, f"{folder}/: ")
-        held_out = folder.lower() in HELD_OUT
-        groups.append(_Group(group.items, group.classes, held_out, folder))
-    held = [f"{group.folder}/ ({len(group.items):,} images)" for group in groups if group.held_out]
-    notes.append(f"held out: {', '.join(held)}" if held else "no split is held out")
+    for folder, members in by_split.items():
+        if table is not None and folder in listed:
+            group = _Group([_Item(name) for name in members], [table.given[name] for name in members], held_out=False)
+        else:
+            root = f"{above}/{folder}".lstrip("/")
+            group = _group(tree, members, root, unlisted, notes, f"{folder}/: ")
+        groups.append(replace(group, held_out=folders.is_held_out(folder), folder=folder))
     return groups
-
-
-def _splits(names: list[str], above: str) -> dict[str, list[str]] | None:
-    """Return the images by their folder of a split; none if there are no such folders.
-
-    Raises
-    ------
-    UserError
-        If other folders of images lie beside those of splits.
-    """
-    folders: dict[str, list[str]] = {}
-    for name in names:
-        parts = _inner(name, above)
-        folders.setdefault(parts[0] if len(parts) > 1 else "", []).append(name)
-    splits = {folder for folder in folders if folder.lower() in TRAIN | HELD_OUT}
-    if not splits:
-        return None
-    if others := sorted(set(folders) - splits):
-        other = f"{others[0]}/" if others[0] else PurePosixPath(folders[""][0]).name
-        raise UserError(
-            f"{other}: lies beside {sorted(splits)[0]}/, which is a split; move it, or take all images with --flat"
-        )
-    if not any(folder.lower() in TRAIN for folder in splits):
-        raise UserError(f"{', '.join(sorted(splits))}: there is no folder of training images; take all with --flat")
-    return dict(sorted(folders.items(), key=lambda entry: entry[0].lower() not in TRAIN))
 
 
 def _group(tree: Tree, names: list[str], top: str, layout: Layout, notes: list[str], where: str = "") -> _Group:
@@ -186,42 +157,26 @@ def _group(tree: Tree, names: list[str], top: str, layout: Layout, notes: list[s
     items = [_Item(name) for name in names]
     if layout.labels == "none" or (layout.flat and layout.labels is None):
         return _Group(items, None, held_out=False)
-    if layout.labels not in (None, "folder"):
-        found = label_files.from_file(layout.labels, names, top)
-        notes.append(f"{where}classes from {layout.labels}")
-        return _Group(items, [found[name] for name in names], held_out=False)
-    if layout.labels is None and (listed := label_files.beside(tree, top, names, notes)):
-        file, found = listed
-        notes.append(f"{where}classes from {PurePosixPath(file).name}")
-        return _Group(items, [found[name] for name in names], held_out=False)
-    return _Group(items, _from_folders(tree, names, top, layout, notes, where), held_out=False)
+    table = _table(tree, names, top, layout, notes, where)
+    if table is not None:
+        table.check(names)
+        return _Group(items, [table.given[name] for name in names], held_out=False)
+    return _Group(items, folders.classes(tree, names, top, layout, notes, where), held_out=False)
 
 
-def _from_folders(
-    tree: Tree, names: list[str], top: str, layout: Layout, notes: list[str], where: str
-) -> list[str] | None:
-    """Return the first folder that tells images apart, as the class of each."""
-    above = os.path.commonpath([PurePosixPath(name).parent for name in names])
-    if top:  # a single folder within a split is a class, unless it only holds the images
-        first = _inner(above, top)[:1]
-        above = "/".join((top, *(part for part in first if part.lower() in HOLDS_IMAGES)))
-    inner = [_inner(name, above) for name in names]
-    loose = [len(parts) == 1 for parts in inner]
-    if all(loose):
-        if layout.labels == "folder":
-            raise UserError(f"{where}--labels folder: all images lie in one folder")
+def _table(
+    tree: Tree, names: list[str], top: str, layout: Layout, notes: list[str], where: str = ""
+) -> label_files.Table | None:
+    """Read the list of labels that the user names, or that lies there."""
+    if layout.labels in ("none", "folder"):
         return None
-    if any(loose):
-        odd = tree.where(names[loose.index(True)])
-        raise UserError(
-            f"{odd}: lies beside folders of images; put every image into the folder of its class, or all into one, "
-            "or take all of them without classes: --flat"
-        )
-    folders = [parts[0] for parts in inner]
-    if layout.labels is None and all(NUMBERING.fullmatch(folder) for folder in folders):
-        notes.append(f"{where}folders such as {folders[0]}/ only number images; --labels folder makes classes of them")
-        return None
-    return folders
+    if layout.labels is not None:
+        table = label_files.from_file(layout.labels, names)
+    else:
+        table = label_files.beside(tree, top, names, notes)
+    if table is not None:
+        notes.append(f"{where}classes from {table.file}")
+    return table
 
 
 def _labelled_alike(groups: list[_Group], skipped: Counter[str]) -> list[_Group]:
@@ -247,6 +202,24 @@ def _labelled_alike(groups: list[_Group], skipped: Counter[str]) -> list[_Group]
     return kept
 
 
+def _held_out(groups: list[_Group]) -> str:
+    """Say which splits are held out."""
+    held = [f"{group.folder}/ ({len(group.items):,} images)" for group in groups if group.held_out]
+    return f"held out: {', '.join(held)}" if held else "no split is held out"
+
+
+def _masks(names: list[str]) -> Iterator[str]:
+    """Say so if images are named like masks of others."""
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
+    found = {stem: match[1] for stem in sorted(stems) if (match := MASK.fullmatch(stem))}
+    masks = [stem for stem, base in found.items() if base in stems]
+    if masks:
+        yield (
+            f"{len(masks):,} images are named like masks of others, such as {PurePosixPath(masks[0]).name}; "
+            "they are taken as images: move them away if that is wrong"
+        )
+
+
 def _with_frames(tree: Tree, group: _Group, layout: Layout, skipped: Counter[str]) -> _Group:
     """Take the further pages or frames of files too, if that is asked for; count them otherwise."""
     items, classes = [], []
@@ -262,7 +235,12 @@ def _with_frames(tree: Tree, group: _Group, layout: Layout, skipped: Counter[str
 
 
 def _frames(tree: Tree, name: str) -> int:
-    return frames(io.BytesIO(tree.read(name))) if PurePosixPath(name).suffix.lower() in SEVERAL else 1
+    """Return how many pages or frames a file has."""
+    try:
+        with tree.open(name) as file:
+            return frames(file)
+    except DAMAGED:  # it is named where its pixels are read
+        return 1
 
 
 def _numbered(groups: list[_Group]) -> tuple[list[str] | None, np.ndarray | None]:
@@ -278,7 +256,3 @@ def _numbered(groups: list[_Group]) -> tuple[list[str] | None, np.ndarray | None
 def _order(name: str) -> tuple[int, str]:
     """Sort whole numbers by value, before and apart from words."""
     return (int(name), "") if re.fullmatch(r"\d{1,9}", name) else (10**9, name)
-
-
-def _inner(name: str, above: str) -> tuple[str, ...]:
-    return PurePosixPath(name[len(above) :].lstrip("/")).parts
