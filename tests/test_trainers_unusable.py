@@ -299,6 +299,15 @@ def test_a_classifier_that_learnt_nothing_is_not_used_unless_asked_for(tmp_path:
     settings.check(Scoring(extractor="classifier"), asked)
 
 
+def test_one_right_answer_does_not_make_a_classifier_usable(tmp_path: Path):
+    for i in range(12):
+        save(tmp_path, f"{'ab'[i % 2]}/{i:03d}.png", np.full((8, 8), 250 * (i % 2) + i // 2, dtype=np.uint8))
+    manifest = made(tmp_path, classifier=None, near=0, holdout=1)
+    assert manifest.classifier is not None
+    assert (manifest.classifier.accuracy, manifest.classifier.baseline) == (1, 0)
+    assert not manifest.classifier.better_than_chance
+
+
 def test_a_classifier_that_works_is_used(scored_digits: Any):
     classifier = scored_digits.manifest.classifier
     assert classifier.better_than_chance

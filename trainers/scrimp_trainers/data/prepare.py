@@ -224,7 +224,9 @@ def _classifier(folder: Path, manifest: Manifest, classes: int, options: Options
     largest = int(np.bincount(labels).argmax())
     known = held[1] if len(held[1]) else labels
     baseline = float((known == largest).mean())
-    better = _better(accuracy, baseline, len(held[1]) or max(1, len(labels) // 10))
+    # Of few held-out images none may be of the largest class, and one right answer would do.
+    chance = max(baseline, 1 / classes)
+    better = _better(accuracy, chance, len(held[1]) or max(1, len(labels) // 10))
     return Classifier(
         file=CLASSIFIER_FILE,
         sha256=digest,
@@ -236,11 +238,11 @@ def _classifier(folder: Path, manifest: Manifest, classes: int, options: Options
     )
 
 
-def _better(accuracy: float, baseline: float, count: int) -> bool:
-    """Whether so many right answers of `count` are unlikely (5%) from always naming the largest class."""
+def _better(accuracy: float, chance: float, count: int) -> bool:
+    """Whether so many right answers of `count` are unlikely (5%) if each is right with this chance."""
     from scipy.stats import binom
 
-    return bool(binom.sf(round(accuracy * count) - 1, count, baseline) < CHANCE)
+    return bool(binom.sf(round(accuracy * count) - 1, count, chance) < CHANCE)
 
 
 def _labelled(dataset: Dataset, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
