@@ -1,5 +1,6 @@
 """The ledger against a fake engine: recorded curves instead of training, and kills at every point."""
 
+import json
 import math
 import random
 from types import SimpleNamespace
@@ -155,6 +156,18 @@ def test_a_failed_repeat_is_tried_again_so_often_and_then_counts_as_failed(folde
     assert (first.status, first.attempt, first.cause) == ("failed", 3, "the disk was full")
     assert ledger.trials[0].status == "failed"
     assert ledger.propose() is not first
+
+
+def test_a_repeat_that_has_not_begun_is_taken_back_and_handed_out_again_as_the_same_attempt(folder):
+    ledger = open_ledger(folder)
+    first = ledger.propose()
+    assert first
+    for _ in range(5):  # more often than it may be tried again
+        ledger.take_back(first)
+        assert not ledger.running
+        assert json.loads(folder.repeat(0, 0).record.read_text())["status"] == "waiting"
+        assert ledger.propose() is first
+    assert (first.status, first.attempt, first.cause, first.device_hours) == ("running", 1, "", 0.0)
 
 
 CONTRADICTION = {

@@ -132,6 +132,12 @@ class Ledger:
         else:  # perhaps for room on the disk, where this could not be written either
             repeat.stop_clock()
 
+    def take_back(self, repeat: Repeat) -> None:
+        """Let a repeat that was handed out and only waits be handed out again; that is no attempt."""
+        repeat.status = "waiting"
+        self._save(repeat)
+        self.say(f"repeat {self._label(repeat)} waits, and is handed out again for the nodes that are fit now")
+
     def finish(self, repeat: Repeat, failure: str = "", final: bool = False) -> None:
         """Take note that a repeat has ended: well, or with a failure that another attempt may mend unless `final`."""
         if not repeat.open:
