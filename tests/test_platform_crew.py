@@ -1,6 +1,7 @@
 """Nodes that come and go while a sweep runs: what changes, with a cluster and a doctor that are told what to say."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -12,6 +13,7 @@ from scrimp_platform.cluster import place
 from scrimp_platform.crew import Crew
 
 FIRST, SECOND, THIRD = (Node(f"ws{i}", 16, 2, f"id{i}", f"10.0.0.{i}") for i in range(3))
+BOTH = [FIRST.id, SECOND.id]
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def gather(cluster):
 
 def test_nodes_that_were_there_are_not_examined_again(gather):
     crew, asked, said = gather()
-    assert (crew.places(), crew.avoided(), asked, said) == (2, [], [], [])
+    assert (crew.places(), crew.fit_nodes(), asked, said) == (2, BOTH, [], [])
 
 
 def test_a_node_that_joins_is_examined_once_and_gets_repeats(gather, cluster):
@@ -60,7 +62,7 @@ def test_a_sick_node_that_joins_gets_none_and_is_named(gather, cluster):
     crew, asked, said = gather(sick=(THIRD,))
     cluster.append(THIRD)
     assert [crew.places(), crew.places()] == [2, 2]
-    assert crew.avoided() == [THIRD.id]
+    assert crew.fit_nodes() == BOTH
     assert len(asked) == 1
     assert said == ["ws2: no storage; mount it"]
 
@@ -88,14 +90,14 @@ def test_a_node_on_which_repeats_fail_rests_and_is_examined_then(gather, monkeyp
     now = [1000.0]
     monkeypatch.setattr(crew_module.time, "monotonic", lambda: now[0])
     crew.blame(FIRST.id)
-    assert (crew.places(), crew.avoided(), said) == (2, [], [])  # that may happen
+    assert (crew.places(), crew.fit_nodes(), said) == (2, BOTH, [])  # that may happen
     for minutes in (10, 20):
         crew.blame(FIRST.id)
-        assert (crew.places(), crew.avoided()) == (1, [FIRST.id])
+        assert (crew.places(), crew.fit_nodes()) == (1, [SECOND.id])
         assert f"rests for {minutes} minutes" in said[-2]
         now[0] += 60 * minutes
         examined = len(asked)
-        assert (crew.places(), crew.avoided()) == (2, [])
+        assert (crew.places(), crew.fit_nodes()) == (2, BOTH)
         assert asked[examined:] == [[FIRST]]
 
 
@@ -106,7 +108,7 @@ def test_two_failures_far_apart_are_no_reason_to_rest(gather, monkeypatch):
     for _ in range(3):
         crew.blame(FIRST.id)
         now[0] += crew_module.AGAIN + 1
-    assert crew.avoided() == []
+    assert crew.fit_nodes() == BOTH
 
 
 def test_the_last_node_that_is_fit_never_rests(gather, cluster):
@@ -114,7 +116,7 @@ def test_the_last_node_that_is_fit_never_rests(gather, cluster):
     for _ in range(3):
         crew.blame(FIRST.id)
         crew.blame(SECOND.id)
-    assert crew.avoided() == [FIRST.id]
+    assert crew.fit_nodes() == [SECOND.id]
     assert crew.places() == 1
 
 
@@ -123,12 +125,22 @@ def test_cpu_workers_have_one_repeat_waiting(gather):
     assert crew.places() == 33
 
 
-def test_a_node_that_has_joined_gets_nothing_before_the_doctor_has_seen_it(gather, cluster):
+def test_a_node_that_has_joined_gets_nothing_before_the_doctor_has_seen_it(gather, cluster, monkeypatch):
     crew, asked, _ = gather()
     cluster.append(THIRD)
-    assert (crew.avoided(), asked) == ([THIRD.id], [])
-    crew.places()
-    assert (crew.avoided(), asked) == ([], [[THIRD]])
+    monkeypatch.setattr(crew, "_due", math.inf)
+    assert (crew.fit_nodes(), asked) == (BOTH, [])
+    monkeypatch.setattr(crew, "_due", 0.0)
+    assert (crew.fit_nodes(), asked) == ([*BOTH, THIRD.id], [[THIRD]])  # also while no place is asked for
+
+
+def test_a_node_that_is_gone_changes_nothing_for_what_waits(gather, cluster):
+    """It might wait for another of its nodes, and what has the same nodes has the same processes."""
+    crew, _, _ = gather()
+    cluster.remove(SECOND)
+    assert crew.fit_nodes() == BOTH
+    cluster.remove(FIRST)
+    assert crew.fit_nodes() == BOTH
 
 
 def test_a_note_with_other_figures_is_not_repeated_when_a_node_returns(cluster):

@@ -17,10 +17,13 @@ from scrimp_spaces import space as spaces
 from scrimp_trainers import lines
 from scrimp_trainers.errors import Diverged
 
+GONE = "0" * 56
+"""The id of a node that is not there."""
 
-def avoided() -> list[str]:
-    """Name a node that is not there: what avoids it fits the one that is."""
-    return ["0" * 56]
+
+def fit_nodes() -> list[str]:
+    """Name the node that is there, and one that is not."""
+    return [GONE, ray.get_runtime_context().get_node_id()]
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     ledger, task = prepared(trials=3)
     folder = ledger.folder
     monkeypatch.setattr(race, "survives", lambda line, others, space: len(others) != 1)
-    search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), avoided, reuse=False)
+    search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), fit_nodes, reuse=False)
     first, second, third = (trial.repeats[0] for trial in ledger.trials)
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
     assert (second.status, third.status) == ("stopped", "finished")
@@ -82,6 +85,39 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     assert (folder.repeat(0, 0).model / "unet").is_dir()
     card = json.loads((folder.repeat(0, 0).checkpoint / "last" / "state.json").read_text())
     assert card["images"] == pytest.approx(600, abs=64)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+
+
+def test_a_repeat_that_waits_for_gpus_is_handed_out_again_when_other_nodes_are_fit(impatient, two_slots, prepared):
+    """What it had asked Ray for is gone then; else its successor would never have its GPUs."""
+    ledger, task = prepared(trials=1, rungs_kimg=[0.3])
+    other = ray.remote(lambda: time.sleep(300)).options(num_gpus=2).remote()
+    here = ray.get_runtime_context().get_node_id()
+    said: list[str] = []
+    waiting: list[dict] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "handed out again" in line:
+            ray.cancel(other, force=True)
+
+    def fit() -> list[str]:
+        for group in ray.util.placement_group_table().values():
+            if not waiting and group["state"] == "PENDING" and "GPU" in group["bundles"][0]:
+                waiting.append(group)
+        return [here, GONE] if waiting else [here]
+
+    ledger.say = say
+    search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), fit, reuse=False)
+    repeat = ledger.trials[0].repeats[0]
+    assert len([line for line in said if "handed out again" in line]) == 1
+    assert (repeat.status, repeat.attempt) == ("finished", 1), repeat.cause
+    groups = ray.util.placement_group_table()
+    assert groups[waiting[0]["placement_group_id"]]["state"] == "REMOVED"
 
 
 def kill(what: str, ledger: Ledger, attempt: int) -> int:
@@ -102,7 +138,7 @@ def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_
     with ThreadPoolExecutor(1) as killer:
         first = killer.submit(kill, "RayTrainWorker", ledger, 1)
         second = killer.submit(kill, "TrainController", ledger, 2)
-        search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), avoided, reuse=False)
+        search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), fit_nodes, reuse=False)
     assert 0 < first.result() < second.result()  # it went on from where it was
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("finished", 3), repeat.cause

@@ -12,12 +12,16 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import ray
 from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
 from scrimp_platform import cluster, interrupt, search, store
 from scrimp_platform.repeat import tune_repeat
 from scrimp_platform.store import SweepFolder
+
+GONE = "0" * 56
+"""The id of a node that is not there."""
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +137,7 @@ def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_di
     said: list[str] = []
     ledger = open_ledger(folder, space, say=said.append)
     store.write_json(folder.sweep, {"space": space.model_dump(mode="json")})
-    task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0, "avoided": []}
+    task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0}
     blamed: list[str] = []
     search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger), blame=blamed.append)
     repeat = ledger.trials[0].repeats[0]
@@ -145,7 +149,7 @@ def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_di
 def test_a_node_that_has_lost_the_storage_is_blamed(ray_here, tmp_path):
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), make_space(budget={"trials": 1, "retries": 1}))
     elsewhere = tmp_path / "not mounted"
-    task = {"sweep": str(elsewhere), "dataset": "", "gpus": 0, "avoided": []}
+    task = {"sweep": str(elsewhere), "dataset": "", "gpus": 0}
     blamed: list[str] = []
     search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger), blame=blamed.append)
     repeat = ledger.trials[0].repeats[0]
@@ -174,6 +178,85 @@ def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
     search.run(ledger, lingers, {}, lambda: 1, search.Limits(ledger))
     assert not ledger.running
     assert {repeat.status for repeat in ledger.repeats} == {"finished", "stopped"}
+
+
+def score(trial: int) -> dict[str, float]:
+    return {"rung": 20.0, "kimg": 20.0, "fd_classifier": float(trial), "seconds": 1.0}
+
+
+def one_rung(trials: int):
+    return make_space(budget={"trials": trials, "rungs_kimg": [20], "reduction": 2, "leaders": 1, "repeats": 1})
+
+
+def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray_here, tmp_path):
+    """Two run and a third waits when another node becomes fit. No place is lost: the two after them run together."""
+
+    def together(config: dict) -> None:
+        from ray import tune
+
+        begun = Path(config["begun"])
+        (begun / str(config["trial"])).write_text(" ".join(config["fit_nodes"]))
+        awaited = ["withdrawn"] if config["trial"] < 2 else ["2", "3"]
+        deadline = time.monotonic() + 60
+        while not all((begun / name).exists() for name in awaited):
+            if time.monotonic() > deadline:
+                tune.report({search.FAILURE: f"{awaited} have not all begun", search.FINAL: True})
+                return
+            time.sleep(0.1)
+        tune.report(config["score"] | {"fd_classifier": float(config["trial"])})
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "handed out again" in line:
+            (begun / "withdrawn").touch()
+
+    def fit_nodes() -> list[str]:
+        if len(ledger.trials) > 2 and (begun / "0").exists() and (begun / "1").exists():
+            asked.append(time.monotonic())
+        return [here, GONE] if asked and time.monotonic() > asked[0] + 1 else [here]
+
+    here = ray_here[0].id
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    said: list[str] = []
+    asked: list[float] = []
+    ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(4), say=say)
+    config = {"begun": str(begun), "score": score(0)}
+    all_but_two = ray.remote(lambda: time.sleep(300)).options(num_cpus=ray_here[0].cpus - 2).remote()
+    search.run(ledger, together, config, lambda: 3, search.Limits(ledger), fit_nodes)
+    ray.cancel(all_but_two, force=True)
+
+    assert [line for line in said if "handed out again" in line] == [
+        "repeat 2.0 waits, and is handed out again for the nodes that are fit now"
+    ]
+    assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)] * 4
+    assert [(begun / str(trial)).read_text() for trial in range(4)] == [here, here, *[f"{here} {GONE}"] * 2]
+
+
+def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ray_here, tmp_path):
+    def pretend(config: dict) -> None:
+        from ray import tune
+
+        while len(config["fit_nodes"]) < 2:
+            Path(config["asked"]).touch()
+            time.sleep(0.5)
+            tune.report({search.WORKING: False})
+        tune.report({search.WORKING: True})
+        Path(config["working"]).touch()
+        time.sleep(2)
+        tune.report(config["score"])
+
+    def fit_nodes() -> list[str]:
+        return [here] if (tmp_path / "asked").exists() == (tmp_path / "working").exists() else [here, GONE]
+
+    here = ray_here[0].id
+    said: list[str] = []
+    ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(1), say=said.append)
+    config = {"score": score(0)} | {name: str(tmp_path / name) for name in ("asked", "working")}
+    search.run(ledger, pretend, config, lambda: 1, search.Limits(ledger), fit_nodes, reuse=False)
+
+    assert len([line for line in said if "handed out again" in line]) == 1
+    assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)]
 
 
 def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_path):
@@ -243,8 +326,6 @@ def test_sigterm_is_the_sweeps_and_not_rays(ray_here):
 
 def test_the_processes_of_a_private_ray_know_which_one_it_is(ray_here):
     """Else those of Ray Train that free GPUs fail where the machine has another Ray."""
-    import ray
-
     told = ray.get(ray.remote(lambda: os.environ.get("RAY_ADDRESS")).remote())
     assert told == ray.get_runtime_context().gcs_address
     assert "RAY_ADDRESS" not in os.environ
@@ -252,8 +333,6 @@ def test_the_processes_of_a_private_ray_know_which_one_it_is(ray_here):
 
 @pytest.mark.parametrize("named", [False, True])
 def test_a_sweep_joins_the_ray_that_is_named_and_never_the_private_one_of_another(ray_here, named):
-    import ray
-
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     if named:
         environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

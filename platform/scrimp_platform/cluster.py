@@ -81,12 +81,13 @@ def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None, avoided: tuple[N
     return Placement(nodes, gpus_per_repeat, places, avoided)
 
 
-def labels_without(avoided: Sequence[str]) -> dict[str, str]:
-    """Return what Ray has to be told of the labels of a repeat's node, so that it is none of these (by id).
+def labels_of(nodes: Sequence[str]) -> dict[str, str]:
+    """Return the label selector with which Ray places a repeat on one of these nodes (by id); on any if none is named.
 
-    A node that comes back mended has another id, and is welcome.
+    It names the nodes that are allowed, not those that are not: Ray applies it when a place becomes free, which may be
+    on a node that was not there when it was written.
     """
-    return {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else {}
+    return {"ray.io/node-id": f"in({','.join(nodes)})"} if nodes else {}
 
 
 @contextlib.contextmanager

@@ -49,17 +49,18 @@ class Crew:
 
     def places(self) -> int:
         """Return how many repeats may be under way at once."""
-        if time.monotonic() >= self._due:
-            self._look()
-            self._due = time.monotonic() + LOOK
+        self._look_if_due()
         # One repeat more than there are places waits for a process to become free: Tune then keeps the process, and
         # with it some 15 s of imports. A Train run brings processes of its own.
         return self._places if self._gpus else self._places + 1
 
-    def avoided(self) -> list[str]:
-        """Return the ids of the nodes on which nothing is to train now."""
-        unseen = {node.id for node in cluster_nodes.alive()} - self._fit.keys()  # the doctor has not been there yet
-        return sorted(self._sick.keys() | self._at_rest() | unseen)
+    def fit_nodes(self) -> list[str]:
+        """Return the ids of the nodes that may train: those that the doctor found fit and that do not rest.
+
+        A node that is gone stays among them. There is always one, since the last one that is alive never rests.
+        """
+        self._look_if_due()
+        return sorted(self._fit)
 
     def blame(self, failed: str) -> None:
         """Take note that a repeat has failed on the node with this id, and that it may not be the recipe's fault."""
@@ -80,6 +81,11 @@ class Crew:
     def _at_rest(self) -> set[str]:
         now = time.monotonic()
         return {node for node, until in self._resting.items() if until > now}
+
+    def _look_if_due(self) -> None:
+        if time.monotonic() >= self._due:
+            self._look()
+            self._due = time.monotonic() + LOOK
 
     def _look(self) -> None:
         nodes = cluster_nodes.alive()

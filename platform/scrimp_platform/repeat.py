@@ -23,7 +23,7 @@ from scrimp_trainers.files import no_room
 PATIENCE = 60.0
 """Seconds in which the worker of a killed driver has to give its repeat up."""
 ROOM, AGAIN = 15.0, 600.0
-"""Seconds between two attempts on a full disk, and between two lines about it."""
+"""Seconds between two attempts where something is waited for, and between two lines about it."""
 
 
 class Task(TypedDict):
@@ -32,8 +32,8 @@ class Task(TypedDict):
     sweep: str
     dataset: str
     gpus: int
-    avoided: list[str]
-    """Ids of nodes that are not to train it."""
+    fit_nodes: list[str]
+    """Ids of the nodes that may train it."""
     trial: int
     repeat: int
 
@@ -42,7 +42,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
     """Train one repeat on this node: on its GPUs through Ray Train, or in this very process on the CPU.
 
     A failure is reported, not raised: the ledger decides what follows, and Tune keeps the process for the next. Only
-    a full disk is no failure: it is waited for.
+    a full disk and GPUs that are taken are no failures: they are waited for.
     """
     from ray import tune
 
@@ -63,19 +63,32 @@ def tune_repeat(config: dict[str, Any]) -> None:
         except Exception as error:
             cause = cause_of(error)
             line = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-            if not isinstance(cause, NoRoom) and not no_room(cause):
+            awaited = _awaited(cause, task)
+            if not awaited:
                 with contextlib.suppress(OSError):
                     storage_loss.require(folder.record)
                     store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
                 line = watchdog.verdict(folder.stacks) or line
                 tune.report({FAILURE: line, FINAL: isinstance(cause, Final), NODE: vars(cause).get(NODE)})
                 return
-        # Wait here, where it costs no attempt.
+        # Wait here, where it costs no attempt. While it waits, the driver may take it back for other nodes.
         tune.report({WORKING: False})
         if time.monotonic() > told + AGAIN:
-            tune.report({NOTE: f"waits for room in {folder.path}: {line}"})
+            tune.report({NOTE: f"waits for {awaited}: {line}"})
             told = time.monotonic()
         time.sleep(ROOM)
+
+
+def _awaited(cause: BaseException, task: Task) -> str:
+    """Say what has to be there before another try is worth while; empty if that is not all that went wrong."""
+    if isinstance(cause, NoRoom) or no_room(cause):
+        return f"room in {_folder(task).path}"
+    if task["gpus"]:
+        from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
+
+        if isinstance(cause, RETRYABLE_CONTROLLER_ERRORS):
+            return "GPUs"
+    return ""
 
 
 def _train(task: Task) -> None:
@@ -96,13 +109,16 @@ def _train(task: Task) -> None:
             num_workers=task["gpus"],
             use_gpu=True,
             placement_strategy="STRICT_PACK",
-            label_selector=cluster.labels_without(task["avoided"]) or None,
+            label_selector=cluster.labels_of(task["fit_nodes"]) or None,
         ),
         run_config=train.RunConfig(
             # Each attempt has its own: what Train finds under its name, which a kill may have cut, it would go on from.
             name=f"{folder.label}-{time.time_ns()}",
             storage_path=str(SweepFolder(Path(task["sweep"])).ray / "train"),
             callbacks=[TuneReportCallback()],
+            # If its GPUs are not there within a minute, it ends, instead of asking for the same again for ever. A Train
+            # run that is killed while it waits leaves behind what it has asked for, and GPUs with it (ray 2.60).
+            failure_config=train.FailureConfig(controller_failure_limit=0),
         ),
     ).fit()
 

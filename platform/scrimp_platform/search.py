@@ -9,12 +9,14 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import tune_controller
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
@@ -39,8 +41,8 @@ class RepeatSearcher(Searcher):
         Decides.
     places : Callable
         Returns how many repeats may be under way or waiting for their resources now.
-    avoided : Callable
-        Returns the ids of the nodes that are not to train what is handed out now.
+    fit_nodes : Callable
+        Returns the ids of the nodes that may train what is handed out now.
     blame : Callable
         Told the id of a node on which a repeat has failed that is tried again.
     fail : Callable
@@ -51,14 +53,14 @@ class RepeatSearcher(Searcher):
         self,
         ledger: Ledger,
         places: Callable[[], int],
-        avoided: Callable[[], list[str]],
+        fit_nodes: Callable[[], list[str]],
         blame: Callable[[str], object],
         fail: Callable[[OSError], object],
     ) -> None:
         super().__init__()
         self._ledger = ledger
         self._places = places
-        self._avoided = avoided
+        self._fit_nodes = fit_nodes
         self._blame = blame
         self._fail = fail
         self._live: dict[str, Repeat] = {}
@@ -73,11 +75,34 @@ class RepeatSearcher(Searcher):
         if repeat is None:
             return None if self._live else Searcher.FINISHED
         self._live[trial_id] = repeat
-        return {"trial": repeat.trial, "repeat": repeat.repeat, "avoided": self._avoided()}
+        return {"trial": repeat.trial, "repeat": repeat.repeat, "fit_nodes": self._fit_nodes()}
 
     def watch(self, trial: Any) -> None:
         """Take Tune's side of a repeat that was handed out."""
         self._tune[trial.trial_id] = trial
+
+    def withdraw(self, controller: Any) -> None:
+        """Take back what Tune has no process for yet, once the fit nodes are others; it is handed out again.
+
+        What works on a GPU has its process long before Ray Train has its GPUs: see `_judge`.
+        """
+        for trial in [trial for trial in self._tune.values() if self._outdated(trial)]:
+            if trial.status == Trial.PENDING and trial.temporary_state.ray_actor is None:
+                self._take_back(trial)
+                _stop_waiting(controller, trial)
+
+    def _outdated(self, trial: Any) -> bool:
+        """Whether a repeat was handed out for other nodes than those that are fit now.
+
+        Any change counts, which is simple and safe: a node that has joined may have a free place, one that rests is to
+        get nothing, and which of the others will have a place again, nobody knows. No work is lost by it.
+        """
+        return trial.config["fit_nodes"] != self._fit_nodes()
+
+    def _take_back(self, trial: Any) -> None:
+        del self._tune[trial.trial_id]
+        repeat = self._live.pop(trial.trial_id)
+        self._decide(partial(self._ledger.take_back, repeat), None)
 
     def _give_up_lost(self) -> None:
         # A process that Tune kept and that would not take its next repeat: Tune fails that one and tells nobody.
@@ -101,13 +126,18 @@ class RepeatSearcher(Searcher):
             self._ledger.note(self._live[trial_id], result[NOTE])
         if WORKING in result:
             self._ledger.clock(self._live[trial_id], result[WORKING])
+            if not result[WORKING] and self._outdated(self._tune[trial_id]):
+                self._take_back(self._tune[trial_id])
+                return False
         if "rung" in result:
             return self._ledger.report(self._live[trial_id], result)
         return True
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the ledger how a repeat ended."""
-        repeat = self._live.pop(trial_id)
+        """Tell the ledger how a repeat ended; of one that was withdrawn there is nothing to tell."""
+        repeat = self._live.pop(trial_id, None)
+        if repeat is None:
+            return
         self._tune.pop(trial_id, None)
         result = result or {}
         failure = result.get(FAILURE, "")
@@ -124,6 +154,18 @@ class RepeatSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: a resumed sweep starts a new Tune experiment from the ledger."""
+
+
+def _stop_waiting(controller: Any, trial: Any) -> None:
+    """Stop a trial for which Tune has no process yet.
+
+    Tune by itself would count on the process that it had asked for, and keep another one for it, and with that its
+    place, until the sweep ends (ray 2.60, `_staged_trials`). `request_stop_trial` does nothing there.
+    """
+    tune_itself = controller._tune_controller
+    if trial in tune_itself._staged_trials:
+        tune_itself._unstage_trial_with_resources(trial)
+    controller.stop_trial(trial)
 
 
 class ActorManager(RayActorManager):
@@ -150,7 +192,7 @@ logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITIC
 
 
 class RungScheduler(FIFOScheduler):
-    """Stops a repeat where the ledger says so."""
+    """Stops a repeat where the ledger says so, and where it waits for the wrong nodes."""
 
     def __init__(self, searcher: RepeatSearcher) -> None:
         super().__init__()
@@ -160,6 +202,14 @@ class RungScheduler(FIFOScheduler):
         """Let the ledger judge what a repeat reported."""
         go_on = self._searcher.judge(trial.trial_id, result)
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Choose as Tune does, from what still may go to the nodes for which it was handed out.
+
+        Tune asks this at every step; for another repeat it asks only while none waits.
+        """
+        self._searcher.withdraw(tune_controller)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Let the searcher see what becomes of a repeat."""
@@ -208,7 +258,7 @@ def run(
     config: dict[str, Any],
     places: Callable[[], int],
     limits: Limits,
-    avoided: Callable[[], list[str]] = list,
+    fit_nodes: Callable[[], list[str]] = list,
     blame: Callable[[str], object] = str,
     reuse: bool = True,
 ) -> None:
@@ -219,13 +269,13 @@ def run(
     trainable : Callable
         The Tune function that trains one repeat.
     config : dict
-        What every repeat is told besides its numbers and the nodes to avoid.
+        What every repeat is told besides its numbers and the nodes that may train it.
     places : Callable
         Returns how many repeats may be under way at once now.
     limits : Limits
         When to end early.
-    avoided : Callable, optional
-        Returns the ids of the nodes that are to run nothing now.
+    fit_nodes : Callable, optional
+        Returns the ids of the nodes that may train now; by default any may.
     blame : Callable, optional
         Told the id of a node on which a repeat has failed that is tried again.
     reuse : bool
@@ -237,7 +287,7 @@ def run(
         If the ledger cannot write.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # a sweep has its own
-    searcher = RepeatSearcher(ledger, places, avoided, blame, limits.fail)
+    searcher = RepeatSearcher(ledger, places, fit_nodes, blame, limits.fail)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _place),
         param_space=config,
@@ -258,5 +308,5 @@ def run(
 
 
 def _place(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    labels = cluster.labels_without(config["avoided"])
+    labels = cluster.labels_of(config["fit_nodes"])
     return tune.PlacementGroupFactory([{"CPU": 1}], bundle_label_selector=[labels] if labels else None)

@@ -153,7 +153,7 @@ def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
     crew = Crew(placement, lambda nodes: examine(nodes, the_plan), ledger.say)
     limits = search.Limits(ledger)
     with interrupt.deferred(lambda: terminal.say(ENDING)):
-        search.run(ledger, tune_repeat, task, crew.places, limits, crew.avoided, crew.blame, reuse=not gpus)
+        search.run(ledger, tune_repeat, task, crew.places, limits, crew.fit_nodes, crew.blame, reuse=not gpus)
     return limits.reached or "complete"
 
 
