@@ -188,7 +188,7 @@ def one_rung(trials: int):
     return make_space(budget={"trials": trials, "rungs_kimg": [20], "reduction": 2, "leaders": 1, "repeats": 1})
 
 
-def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray_here, tmp_path):
+def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray_here, tmp_path, capfd):
     """Two run and a third waits when another node becomes fit. No place is lost: the two after them run together."""
 
     def together(config: dict) -> None:
@@ -230,6 +230,7 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
         "repeat 2.0 waits, and is handed out again for the nodes that are fit now"
     ]
     assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)] * 4
+    assert not capfd.readouterr().out
     assert [(begun / str(trial)).read_text() for trial in range(4)] == [here, here, *[f"{here} {GONE}"] * 2]
 
 

@@ -160,12 +160,13 @@ def _stop_waiting(controller: Any, trial: Any) -> None:
     """Stop a trial for which Tune has no process yet.
 
     Tune by itself would count on the process that it had asked for, and keep another one for it, and with that its
-    place, until the sweep ends (ray 2.60, `_staged_trials`). `request_stop_trial` does nothing there.
+    place, until the sweep ends (ray 2.60, `_staged_trials`). Its `stop_trial` prints a line besides, and
+    `request_stop_trial` does nothing.
     """
     tune_itself = controller._tune_controller
     if trial in tune_itself._staged_trials:
         tune_itself._unstage_trial_with_resources(trial)
-    controller.stop_trial(trial)
+    tune_itself._schedule_trial_stop(trial)
 
 
 class ActorManager(RayActorManager):
