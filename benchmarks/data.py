@@ -7,7 +7,7 @@ from PIL import Image
 
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
+from scrimp_trainers.ingest import prepare
 
 
 def make_pictures(folder: Path, count: int, size: int, seed: int = 0) -> None:

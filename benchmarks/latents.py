@@ -1,6 +1,6 @@
 """A step's latents from the cache, against encoding its images at every step.
 
-Both pick the same images and draw fresh posterior samples of them. The autoencoder has the layers of Stable
+Both select_device the same images and draw fresh posterior samples of them. The autoencoder has the layers of Stable
 Diffusion's (84 million parameters) and random weights, which cost the same.
 """
 
@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.data import make_dataset
 from benchmarks.measure import Comparison, Side, console, interleave, settled, show
-from scrimp_trainers import device as devices
+from scrimp_trainers.codecs.autoencoder import open_codec
+from scrimp_trainers.codecs.cache import latent_batches, open_latents
+from scrimp_trainers.common import device as devices
 from scrimp_trainers.data.dataset import open_dataset
-from scrimp_trainers.data.latents import latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
-from scrimp_trainers.techniques.codec import open_codec
-from scrimp_trainers.techniques.settings import Codec
+from scrimp_trainers.recipe.techniques import Codec
 
 SIZES = {"cpu": (64, 4), "cuda": (256, 64)}
 """Pixels a side, and images a step: on a GPU those of LD-Diffusion."""
@@ -37,7 +37,7 @@ def main(device: str, threads: int, rounds: int, images: int = 64, widths: tuple
         make_dataset(folder, images, size)
         write_autoencoder(folder / "vae", widths)
         began = settled()
-        open_latents(open_dataset(folder / "dataset"), settings(folder), devices.pick(device))
+        open_latents(open_dataset(folder / "dataset"), settings(folder), devices.select_device(device))
         filled = settled() - began
         sides = Side(threads, ours, folder, device, batch_size), Side(threads, theirs, folder, device, batch_size)
         cached, encoded = interleave(*sides, min(rounds, MOST_ROUNDS[device]), 4)
@@ -52,7 +52,7 @@ def main(device: str, threads: int, rounds: int, images: int = 64, widths: tuple
 
 def ours(folder: Path, device: str, batch_size: int) -> Iterator[object]:
     """Draw from cached posteriors."""
-    where, codec = devices.pick(device), settings(folder)
+    where, codec = devices.select_device(device), settings(folder)
     opened, latents = open_codec(codec, where, 3), open_latents(open_dataset(folder / "dataset"), codec, where)
     for batch in latent_batches(latents, None, batch_size=batch_size, seed=0, device=where, flip=True):
         yield opened.draw(batch.images, partial(torch.randn, device=where))
@@ -60,7 +60,7 @@ def ours(folder: Path, device: str, batch_size: int) -> Iterator[object]:
 
 def theirs(folder: Path, device: str, batch_size: int) -> Iterator[object]:
     """Encode, and draw from the posteriors."""
-    where = devices.pick(device)
+    where = devices.select_device(device)
     opened = open_codec(settings(folder), where, 3)
     dataset = open_dataset(folder / "dataset")
     for batch in batches(dataset, batch_size=batch_size, seed=0, device=where, flip=True):

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from scrimp_platform.plan import Options, Plan
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces import space as spaces
-from scrimp_trainers import lines
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.metrics_log import Line
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.lines import Line
 
 if TYPE_CHECKING:
     from scrimp_platform.search import RepeatSearcher
@@ -84,7 +84,7 @@ def train(files: RepeatFolder, curve: Sequence[Line]) -> Iterator[Line]:
     for end, line in enumerate(curve, 1):
         if "rung" in line:
             with files.metrics.open("a") as file:
-                file.writelines(lines.text_of(one) for one in curve[begun:end])
+                file.writelines(metrics_log.text_of(one) for one in curve[begun:end])
             begun = end
             yield line
 
@@ -118,7 +118,7 @@ def record(sweep: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for number, repeat in enumerate(finished):
-            for line in lines.read(folder.repeat(repeat.trial, repeat.repeat).metrics):
+            for line in metrics_log.read(folder.repeat(repeat.trial, repeat.repeat).metrics):
                 short = {name: f"{value:.6g}" for name, value in line.items() if isinstance(value, int | float)}
                 writer.writerow(short | {"curve": number})
 

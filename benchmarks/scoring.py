@@ -17,14 +17,14 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from benchmarks.data import make_dataset
 from benchmarks.measure import Comparison, Side, interleave, show
-from scrimp_trainers import device as devices
+from scrimp_trainers.common import device as devices
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.metrics.score import Scorer
-from scrimp_trainers.metrics.settings import Scoring
 from scrimp_trainers.networks.unet import UNet
-from scrimp_trainers.recipe import Recipe, load
-from scrimp_trainers.sample import generate, save_images
-from scrimp_trainers.train import start
+from scrimp_trainers.recipe.recipe import Recipe, load
+from scrimp_trainers.recipe.scoring import Scoring
+from scrimp_trainers.sampling import generate, save_images
+from scrimp_trainers.training.state import start
 
 SIZE, BATCH = 32, 32
 STEPS = 2
@@ -52,7 +52,7 @@ def main(device: str, threads: int, rounds: int, count: int = 1000, images: int 
 
 def ours(folder: Path, device: str, count: int) -> Iterator[object]:
     """Score samples as a repeat does."""
-    network = model(devices.pick(device))
+    network = model(devices.select_device(device))
     scoring = Scoring(extractor="inception", weights=folder / "inception.pth", samples=count, batch_size=BATCH)
     scorer = Scorer(open_dataset(folder / "dataset"), scoring, device)
     for samples in chain([FEW], repeat(count)):

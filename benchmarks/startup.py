@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.measure import show_parts
 from scrimp_platform.store import Storage
-from scrimp_trainers import lines
+from scrimp_trainers.common import metrics_log
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
+from scrimp_trainers.ingest import prepare
 
 SWEEP = Path(__file__).parents[1] / "sweep.py"
 PLAN = """
@@ -52,11 +52,11 @@ def measure(data: Path, storage: Path) -> dict[str, float]:
         connected = until(folder.sweep.exists, driver) - began
         decided = until(first.record.exists, driver) - began
         imported = until(first.lock.exists, driver) - began
-        told = until(lambda: bool(lines.read(first.metrics)), driver) - began
+        told = until(lambda: bool(metrics_log.read(first.metrics)), driver) - began
     finally:
         driver.send_signal(signal.SIGINT)  # it ends what it started
         driver.wait(LIMIT)
-    line = lines.read(first.metrics)[0]
+    line = metrics_log.read(first.metrics)[0]
     trained = told - line["images"] / line["images_per_second"]
     return {
         "interpreter, imports, plan": planned,

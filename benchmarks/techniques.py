@@ -14,12 +14,13 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import Side, console, settled
-from scrimp_trainers import device as devices
-from scrimp_trainers.data.loading import Batch
-from scrimp_trainers.diffusion.process import process_of
-from scrimp_trainers.recipe import Recipe, load
+from scrimp_trainers.common import device as devices
+from scrimp_trainers.data.batch import Batch
+from scrimp_trainers.diffusion.choose import process_of
+from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.techniques import ambient, mafp, patches, sparsity
-from scrimp_trainers.train import State, start, train
+from scrimp_trainers.training.loop import train
+from scrimp_trainers.training.state import State, start
 
 PLAIN = {
     "codec.kind": "none", "mafp.p1": 0.0, "mafp.p2": 0.0, "patches.real_p": 1.0, "patches.coordinates": False,
@@ -84,7 +85,7 @@ def main(device: str, threads: int, rounds: int, cases: list[Case] = CASES) -> N
 
 def plain_steps(recipe: Recipe, channels: int, device: str) -> Iterator[object]:
     """Train without any technique, on noise for images."""
-    plain, where = recipe.replace(PLAIN), devices.pick(device)
+    plain, where = recipe.replace(PLAIN), devices.select_device(device)
     return train(plain, new_state(plain, channels, where), same_batch(plain, channels, where), device=where)
 
 
@@ -144,11 +145,11 @@ def _ambient(recipe: Recipe, images: Tensor, generator: torch.Generator) -> tupl
         copies = ambient.fixed_noise(keys, images.shape[1:])
         noisy, target = ambient.add_noise(recipe, images, copies, noise, levels)
         estimate = noisy.requires_grad_()
-        ambient.losses(recipe, estimate, target, noise, levels, None).values.sum().backward()
+        ambient.losses(recipe, estimate, target, noise, levels).sum().backward()
 
     def ordinary() -> None:
         estimate = process.add_noise(settings, images, noise, levels).requires_grad_()
-        process.losses(settings, estimate, images, noise, levels, None).values.sum().backward()
+        process.losses(settings, estimate, images, noise, levels).sum().backward()
 
     return hidden, ordinary
 

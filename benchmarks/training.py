@@ -28,11 +28,12 @@ from torchvision import transforms
 
 from benchmarks.data import make_dataset
 from benchmarks.measure import Clock, Comparison, Side, interleave, show, show_parts
-from scrimp_trainers import device as devices
+from scrimp_trainers.common import device as devices
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.loading import batches
-from scrimp_trainers.recipe import Recipe, load
-from scrimp_trainers.train import State, start, train
+from scrimp_trainers.recipe.recipe import Recipe, load
+from scrimp_trainers.training.loop import train
+from scrimp_trainers.training.state import State, start
 
 SIZE = 32
 IMAGES = 4096
@@ -124,7 +125,7 @@ def new_state(recipe: Recipe, device: str) -> State:
 
 def ours(recipe: Recipe, data: Path, device: str, clock: Clock | None = None) -> Iterator[object]:
     """Set our loop up as a repeat does."""
-    where, training = devices.pick(device), recipe.training
+    where, training = devices.select_device(device), recipe.training
     state = new_state(recipe, device)
     dataset = open_dataset(data / "dataset")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

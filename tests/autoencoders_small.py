@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from scrimp_trainers.techniques.settings import Codec
+from scrimp_trainers.recipe.techniques import Codec
 
 
 def new_autoencoder(kind: str, seed: int, **options: Any) -> Any:

@@ -36,7 +36,7 @@ def digits_dataset(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
     """scikit-learn's digits, prepared without the classifier."""
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.data.options import Options
-    from scrimp_trainers.data.prepare import prepare
+    from scrimp_trainers.ingest import prepare
 
     folder = tmp_path_factory.mktemp("datasets") / "digits"
     prepare("digits", folder, Options(classifier=False))
@@ -48,7 +48,7 @@ def scored_digits(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
     """scikit-learn's digits, prepared with the classifier that scores them."""
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.data.options import Options
-    from scrimp_trainers.data.prepare import prepare
+    from scrimp_trainers.ingest import prepare
 
     folder = tmp_path_factory.mktemp("scored") / "digits"
     prepare("digits", folder, Options())

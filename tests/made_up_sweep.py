@@ -14,7 +14,7 @@ from scrimp_platform.records import Repeat
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
-from scrimp_trainers import lines
+from scrimp_trainers.common import metrics_log
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest, Shard, Split
 
@@ -123,7 +123,7 @@ def _train(ledger: Ledger, repeat: Repeat, failure: str) -> None:
                 ledger.finish(repeat, failure)
             return
         with files.metrics.open("a") as file:
-            file.write(lines.text_of(line))
+            file.write(metrics_log.text_of(line))
         if "rung" in line:
             paint(files, line)
             if not ledger.report(repeat, line):

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from trainers_small import small
 
-from scrimp_trainers.recipe import Recipe
-from scrimp_trainers.techniques import settings
+from scrimp_trainers.common import ranks
+from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.precompute.prepare import prepare
+from scrimp_trainers.recipe import techniques
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.training.session import Session
 
-NAMES = [name for name, section in Recipe() if type(section).__module__ == settings.__name__]
-"""The techniques: the sections of a recipe that `techniques/settings.py` defines."""
+NAMES = [name for name, section in Recipe() if type(section).__module__ == techniques.__name__]
+"""The techniques: the sections of a recipe that `recipe/techniques.py` defines."""
 
 PAIRS = list(itertools.combinations(NAMES, 2))
 
@@ -62,3 +66,9 @@ def with_techniques(names: tuple[str, ...], folder: Path, preset: str = "tiny-ed
     base = {"training__kimg": 0.08, "training__flip": True, "sampler__steps": 2, "network__attention": []}
     base |= {"conditioning__classes": True, "conditioning__label_drop": 0.2}
     return small(preset, **base | values).replace(on)
+
+
+def session(recipe: Recipe, dataset: Dataset, folder: Path, seed: int = 3) -> Session:
+    """Prepare what the techniques need, and start a session without scores."""
+    device = torch.device("cpu")
+    return Session(recipe, dataset, folder, seed, prepare(recipe, dataset, seed, device, *ranks.place()), device=device)

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from techniques_small import NAMES, with_techniques
+from techniques_small import NAMES, session, with_techniques
 from torch import Tensor
 
 from scrimp_trainers.data.dataset import Dataset, open_dataset
-from scrimp_trainers.repeat import Repeat
 
 STEPS = 6
 """The last changes the masks."""
@@ -20,7 +19,7 @@ def gradients(name: str, dataset: Dataset, folder: Path, out: Path) -> dict[str,
     """Train some steps with a technique and return the gradients that the optimizer was given, and the masks."""
     size = {"training__batch_size": 16, "training__microbatch": 4, "training__kimg": 0.16}
     recipe = with_techniques((name,), folder, **size)
-    repeat = Repeat(recipe, dataset, out / name, 3, None, "cpu")
+    repeat = session(recipe, dataset, out / name)
     seen: dict[str, Tensor] = {}
 
     def look(*_: object) -> None:

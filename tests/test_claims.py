@@ -19,8 +19,8 @@ from benchmarks.claims import data, outcome, report
 from benchmarks.claims.claim import Claim, Comparison, Data
 from benchmarks.claims.verdict import combine, difference, judge
 from scrimp_platform.store import Storage
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest
-from scrimp_trainers.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 VALUES = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=3, max_size=6)

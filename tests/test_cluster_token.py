@@ -8,7 +8,7 @@ import pytest
 
 from scrimp_cluster import token
 from scrimp_platform import cluster
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 
 @pytest.fixture(params=[0o022, 0o000])

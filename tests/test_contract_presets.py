@@ -5,10 +5,10 @@ import yaml
 from techniques_small import autoencoder, plain_recipe
 
 from scrimp_platform import commands
-from scrimp_trainers import lines
-from scrimp_trainers import recipe as recipes
+from scrimp_trainers.common import metrics_log
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
+from scrimp_trainers.ingest import prepare
+from scrimp_trainers.recipe import recipe as recipes
 
 EVERY = pytest.mark.parametrize("name", recipes.presets())
 
@@ -40,7 +40,7 @@ def trained(recipe, files, folder, kimg=None):
     """Train as `scrimp train` does, and return the lines that were written."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     commands.train(str(folder / "recipe.yaml"), files / "digits", folder / "out", kimg, 0, None, 1000)
-    return lines.read(folder / "out" / "metrics.jsonl")
+    return metrics_log.read(folder / "out" / "metrics.jsonl")
 
 
 @EVERY

@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from techniques_small import NAMES, PAIRS, examples, with_techniques
+from techniques_small import NAMES, PAIRS, examples, session, with_techniques
 from techniques_worker import gradients
 
 from scrimp_trainers import techniques
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import Recipe
-from scrimp_trainers.repeat import Repeat
-from scrimp_trainers.sample import generate
+from scrimp_trainers.ingest import prepare
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.sampling import generate
 from scrimp_trainers.techniques.sparsity import layers
 
 FOLDER = Path(techniques.__file__).parent
@@ -42,12 +41,13 @@ def few_digits(files):
 
 
 def test_every_technique_has_a_file_and_every_file_is_used():
-    modules = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    folders = [FOLDER, FOLDER.parent / "precompute", FOLDER.parent / "codecs"]
     assert NAMES
-    assert set(NAMES) <= modules
+    assert set(NAMES) - {"codec"} <= {path.stem for folder in folders for path in folder.glob("*.py")}
     code = "".join(path.read_text() for root in ("trainers", "platform") for path in (ROOT / root).rglob("*.py"))
-    for name in modules:
-        assert re.search(rf"techniques(\.{name}| import [\w, ]*\b{name})\b", code), name
+    for path in (path for folder in folders for path in folder.glob("*.py") if path.stem != "__init__"):
+        used = rf"{path.parent.name}(\.{path.stem}| import [\w, ]*\b{path.stem})\b"
+        assert re.search(used, code), path
 
 
 def test_techniques_are_off_by_default_and_their_examples_turn_them_on(files):
@@ -75,7 +75,7 @@ def test_techniques_train_resume_bit_exactly_and_sample_together_or_are_refused(
     monkeypatch.setattr(
         "scrimp_trainers.metrics.cost.layer_flops", lambda network, *_: dict.fromkeys(layers(network), 1)
     )
-    whole, rest = (Repeat(recipe, few_digits, tmp_path / "run", 3, None, "cpu") for _ in range(2))
+    whole, rest = (session(recipe, few_digits, tmp_path / "run") for _ in range(2))
     steps = whole.steps()
     whole.train_to(40, steps, 1e9)  # masks change at the next step, and gradients for it are being added up
     whole.save("last")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scrimp_platform import cli, commands
-from scrimp_trainers import recipe
+from scrimp_trainers.recipe import recipe
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "sklearn", "torch_fidelity")
 PROBE = """

@@ -14,7 +14,7 @@ from ray.exceptions import AuthenticationError
 
 from scrimp_platform import cluster, interrupt
 from scrimp_platform.cluster import Node, place
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 WORKSTATIONS = tuple(Node(f"ws{i}", 16, 2) for i in range(10))
 

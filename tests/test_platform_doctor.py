@@ -15,7 +15,7 @@ from scrimp_platform import cluster, search, terminal
 from scrimp_platform import sweep as the_sweep
 from scrimp_platform.plan import Options
 from scrimp_platform.store import SweepFolder
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 WORKSTATIONS = tuple(Node(f"ws{number}", 16, 2, f"id{number}") for number in range(3))
 

@@ -17,7 +17,7 @@ from small_disk import SmallDisk
 
 from scrimp_platform import records, store
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder, read_json
-from scrimp_trainers import lines
+from scrimp_trainers.common import metrics_log
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,7 @@ def assert_whole(folder: SweepFolder) -> None:
     assert [len(trial.repeats) for trial in trials] == [2, 2]
     assert {repeat.status for trial in trials for repeat in trial.repeats} == {"finished"}
     for files in folder.repeats():
-        images = [line["images"] for line in lines.read(files.metrics)]
+        images = [line["images"] for line in metrics_log.read(files.metrics)]
         assert images == sorted(set(images))
         assert (files.model / "unet").is_dir()
 

@@ -12,8 +12,8 @@ from scrimp_platform import records, status
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.report import importance, leaderboard, page
 from scrimp_platform.store import Storage, SweepFolder
-from scrimp_trainers import lines
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import UserError
 
 SPACE = make_space(budget={"trials": 6, "leaders": 2, "repeats": 4, "rungs_kimg": [4, 8]})
 SEED, DAMAGES = 3, 1000
@@ -62,7 +62,7 @@ def report_answer(folder: SweepFolder) -> Answer:
         return [], [str(error)]
     known = records.look(folder)
     rows = leaderboard.rank(known.trials, space)
-    curves = [lines.read(folder.repeat(repeat.trial, repeat.repeat).metrics) for repeat in known.repeats]
+    curves = [metrics_log.read(folder.repeat(repeat.trial, repeat.repeat).metrics) for repeat in known.repeats]
     ranking = [(row.number, row.status, row.summaries) for row in rows]
     shares = importance.importances(known.trials, space)
     return [ranking, leaderboard.verdict(rows, space), curves, shares], known.problems

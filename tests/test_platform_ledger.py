@@ -15,7 +15,7 @@ from test_platform_race import make_space
 from scrimp_platform import records, sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.store import SweepFolder, write_atomic
-from scrimp_trainers import lines
+from scrimp_trainers.common import metrics_log
 
 RUNGS = (20.0, 60.0)
 
@@ -46,12 +46,12 @@ def train(folder, ledger, repeat, stop_before=math.inf) -> bool:
     """Do what a worker and Tune do for a repeat; return whether it came to its end."""
     params = {"optimizer.lr": 1e-3} | ledger.trials[[t.number for t in ledger.trials].index(repeat.trial)].params
     files = folder.repeat(repeat.trial, repeat.repeat)
-    done = {line["rung"] for line in lines.read(files.metrics)}
+    done = {line["rung"] for line in metrics_log.read(files.metrics)}
     for rung in RUNGS:
         line = score(repeat, rung, params)
         if rung not in done:
             with files.metrics.open("a") as file:
-                file.write(lines.text_of(line))
+                file.write(metrics_log.text_of(line))
         if rung >= stop_before:
             return False
         if not ledger.report(repeat, line):

@@ -17,7 +17,7 @@ import pytest
 from scrimp_platform import mlflow_server
 from scrimp_platform.mlflow_server import PASSWORD, USER, Server
 from scrimp_platform.store import Storage
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 NOBODY = 65534
 API = "/api/2.0/mlflow"

@@ -7,7 +7,7 @@ import pytest
 
 from scrimp_platform import mlflow_database, store
 from scrimp_platform.store import Storage
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 
 @pytest.fixture

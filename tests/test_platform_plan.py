@@ -16,9 +16,9 @@ from scrimp_platform.cluster import Node, place
 from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Options
 from scrimp_platform.store import Storage
-from scrimp_trainers.data import prepare
+from scrimp_trainers import ingest
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import UserError
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_the_second_of_two_first_sweeps_waits_until_the_first_has_prepared_the_d
         time.sleep(1)
         folder.mkdir(parents=True)
 
-    monkeypatch.setattr(prepare, "prepare", slowly)
+    monkeypatch.setattr(ingest, "prepare", slowly)
     with ThreadPoolExecutor(2) as sweeps:
         first = sweeps.submit(plan.resolve_dataset, "digits", storage)
         begun.wait(10)

@@ -11,7 +11,7 @@ from scrimp_platform import commands, records, status, store, sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.report import leaderboard
 from scrimp_platform.store import Storage, SweepFolder
-from scrimp_trainers.errors import DamagedRecord
+from scrimp_trainers.common.errors import DamagedRecord
 
 BUDGET = {"trials": 12, "leaders": 2, "repeats": 3, "rungs_kimg": [10, 20]}
 

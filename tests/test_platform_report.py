@@ -19,7 +19,7 @@ from scrimp_platform import commands, records, stats, store
 from scrimp_platform.report import classwise, importance, leaderboard, page, pictures, plots, words
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
-from scrimp_trainers.errors import DamagedRecord
+from scrimp_trainers.common.errors import DamagedRecord
 
 SECTIONS = ["leaderboard", "race", "samples", "training", "search", "use", "failures", "origin"]
 VOID = {"meta", "link", "img", "br"}

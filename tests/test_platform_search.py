@@ -38,7 +38,7 @@ def pretend():
         """Report two rungs at once; each process leaves its number behind."""
         from ray import tune
 
-        from scrimp_trainers import watchdog
+        from scrimp_trainers.common import heartbeat
 
         with Path(config["pids"]).open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -49,8 +49,8 @@ def pretend():
             return
         if config["trial"] == 3:
             tune.report({search.NOTE: "its checkpoint is damaged"})
-            with watchdog.watched(Path(config["stacks"]), 0.5):
-                watchdog.alive()
+            with heartbeat.watched(Path(config["stacks"]), 0.5):
+                heartbeat.beat()
                 time.sleep(60)
         for rung in (20.0, 60.0):
             tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})

@@ -16,7 +16,7 @@ from scrimp_platform import store, sweep
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
 from scrimp_platform.store import SweepFolder
-from scrimp_trainers import lines
+from scrimp_trainers.common import metrics_log
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def run_all(ledger: Ledger) -> list:
         written = []
         for rung in RUNGS:
             written.append(score(repeat, rung, params))
-            store.patiently(partial(lines.rewrite, metrics, written), ledger.say)
+            store.patiently(partial(metrics_log.rewrite, metrics, written), ledger.say)
             if not ledger.report(repeat, written[-1]):
                 break
         ledger.finish(repeat)

@@ -15,8 +15,8 @@ import pytest
 from scrimp_platform import records
 from scrimp_platform.store import Storage, SweepFolder, read_json
 from scrimp_spaces import space as spaces
-from scrimp_trainers import lines
-from scrimp_trainers import recipe as recipes
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.recipe import recipe as recipes
 
 ROOT = Path(__file__).parents[1]
 SPACE = """
@@ -93,7 +93,7 @@ def test_finished_repeats_are_not_touched_and_none_is_missing(killed_and_resumed
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(repeat.status in ("finished", "stopped") for trial in trials for repeat in trial.repeats)
     for files in folder.repeats():
-        marks = [line["images"] for line in lines.read(files.metrics)]
+        marks = [line["images"] for line in metrics_log.read(files.metrics)]
         assert marks == sorted(set(marks))
 
 

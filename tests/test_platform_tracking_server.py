@@ -10,7 +10,7 @@ from tracked_sweep import ended_sweep
 from scrimp_platform import mlflow_server
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import Tracker
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from scrimp_platform import records
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces import space as spaces
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 ARMS = {
     "plain": {},

@@ -8,9 +8,9 @@ from optuna.trial import FixedTrial
 
 from scrimp_platform.study import _suggest
 from scrimp_spaces import space as spaces
-from scrimp_trainers import recipe as recipes
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.sections import DDPM
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.sections import DDPM
 
 CHANNELS = {"network.channels": {"choice": [16, 24, 32]}}
 GOOD = {

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scrimp_trainers.diffusion.process import process_of
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.diffusion.choose import process_of
+from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import ambient
 
 SIGMA_N = 0.5
@@ -151,21 +151,19 @@ def test_without_hidden_noise_the_loss_is_the_process_own(process, weighting, si
     recipe = recipe_of(process, sigma_n, weighting)
     own, chain, levels = process_of(recipe.diffusion), recipe.diffusion, levels_of_all_kinds(recipe, 64)
     images, hidden, noise = (randn(64, 3, 8, 8, seed=seed) for seed in (1, 2, 3))
-    estimate, labels = randn(64, 3, 8, 8, seed=4).requires_grad_(), torch.arange(64)
+    estimate = randn(64, 3, 8, 8, seed=4).requires_grad_()
 
     noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    found = ambient.losses(recipe, estimate, target, noise, levels, labels)
-    expected = own.losses(chain, estimate, images, noise, levels, labels)
-    (slope,) = torch.autograd.grad(found.values.sum(), estimate)
-    (slope_expected,) = torch.autograd.grad(expected.values.sum(), estimate)
+    found = ambient.losses(recipe, estimate, target, noise, levels)
+    expected = own.losses(chain, estimate, images, noise, levels)
+    (slope,) = torch.autograd.grad(found.sum(), estimate)
+    (slope_expected,) = torch.autograd.grad(expected.sum(), estimate)
 
     error = 0 if sigma_n == 0 else 1e-3
     torch.testing.assert_close(noisy, own.add_noise(chain, images, noise, levels), rtol=error, atol=error)
     torch.testing.assert_close(target, images, rtol=error, atol=error)
-    torch.testing.assert_close(found.values, expected.values, rtol=error, atol=error)
+    torch.testing.assert_close(found, expected, rtol=error, atol=error)
     torch.testing.assert_close(slope, slope_expected, rtol=error, atol=error)
-    assert found.levels is levels
-    assert found.labels is labels
 
 
 @every_process
@@ -177,10 +175,10 @@ def test_below_sigma_n_training_is_ordinary_bit_for_bit(process, weighting):
     assert 0 < below.sum() < 64
     images, hidden, noise, estimate = (randn(64, 3, 8, 8, seed=seed) for seed in (1, 2, 3, 4))
     noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    found = ambient.losses(recipe, estimate, target, noise, levels, None).values
+    found = ambient.losses(recipe, estimate, target, noise, levels)
     assert torch.equal(noisy[below], own.add_noise(chain, images, noise, levels)[below])
     assert torch.equal(target[below], images[below])
-    assert torch.equal(found[below], own.losses(chain, estimate, images, noise, levels, None).values[below])
+    assert torch.equal(found[below], own.losses(chain, estimate, images, noise, levels)[below])
     assert torch.equal(target[~below], torch.addcmul(images, hidden, torch.tensor(SIGMA_N))[~below])
 
 
@@ -194,7 +192,7 @@ def test_from_sigma_n_on_the_loss_is_the_papers(process, weighting):
     above = sigma > SIGMA_N * 1.01
     images, hidden, noise, estimate = (randn(64, 3, 8, 8, seed=seed) for seed in (1, 2, 3, 4))
     noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    found = ambient.losses(recipe, estimate, target, noise, levels, None).values
+    found = ambient.losses(recipe, estimate, target, noise, levels)
 
     clean, x_sigma = as_clean_images(recipe, estimate, noisy, levels)
     r = (SIGMA_N / sigma)[:, None, None, None] ** 2
@@ -238,7 +236,7 @@ def test_the_conversion_is_exact_for_the_clean_image():
     images, hidden, noise = (randn(8, 1, 4, 4, seed=seed, dtype=torch.float64) for seed in (1, 2, 3))
     sigma = torch.linspace(0.6, 20, 8, dtype=torch.float64)
     _, target = ambient.add_noise(recipe, images, hidden, noise, sigma)
-    found = ambient.losses(recipe, images, target, noise, sigma, None).values
+    found = ambient.losses(recipe, images, target, noise, sigma)
     r = (SIGMA_N / sigma)[:, None, None, None] ** 2
     missed = (r - 1) * SIGMA_N * hidden + r * sigma[:, None, None, None] * (1 - r).sqrt() * noise
     torch.testing.assert_close(found, own_weight(recipe, sigma) * missed.square().mean((1, 2, 3)))
@@ -250,7 +248,7 @@ def slope_at(sigma, weighting):
     levels = torch.full((256,), sigma)
     estimate = torch.zeros_like(images, requires_grad=True)
     _, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    values = ambient.losses(recipe, estimate, target, noise, levels, None).values
+    values = ambient.losses(recipe, estimate, target, noise, levels)
     (slope,) = torch.autograd.grad(values.sum(), estimate)
     assert torch.isfinite(values).all()
     assert torch.isfinite(slope).all()
@@ -294,7 +292,7 @@ def test_on_gaussian_data_the_optimum_is_the_posterior_mean(process, weighting, 
 
     def loss(parameters):
         estimate = (inputs @ parameters.view(3, 2))[:, None, None, :]
-        return ambient.losses(recipe, estimate, target, noise, levels, None).values.mean()
+        return ambient.losses(recipe, estimate, target, noise, levels).mean()
 
     # The loss is quadratic in the parameters, so Newton's first step from anywhere is its minimum.
     start = torch.zeros(6, dtype=torch.float64, requires_grad=True)
@@ -331,5 +329,5 @@ def test_with_one_image_the_optimum_knows_its_noisy_copy_only(process):
         "epsilon": total,
         "v": signal * total - sigma * signal * clean,
     }[NAMES[PROCESSES.index(process)]]
-    found = ambient.losses(recipe, estimate, target, noise, levels, None).values
+    found = ambient.losses(recipe, estimate, target, noise, levels)
     assert found.max().item() < 1e-8

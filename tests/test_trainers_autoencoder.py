@@ -6,10 +6,10 @@ import pytest
 from autoencoders_small import settings_of
 from trainers_small import CPU
 
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.techniques.autoencoder import WEIGHTS
-from scrimp_trainers.techniques.codec import open_codec
-from scrimp_trainers.techniques.settings import Codec
+from scrimp_trainers.codecs.autoencoder import open_codec
+from scrimp_trainers.codecs.pretrained import WEIGHTS
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe.techniques import Codec
 
 
 def test_an_autoencoder_that_is_not_there_is_named_with_what_to_put_where(tmp_path):

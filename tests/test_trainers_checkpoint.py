@@ -8,9 +8,9 @@ import pytest
 import torch
 from trainers_small import CPU, random_batches, small, small_state
 
-from scrimp_trainers import checkpoint
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.train import train
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.training import checkpoint
+from scrimp_trainers.training.loop import train
 
 IDENTITY = {"optimizer": {"lr": 0.1}, "seed": 0}
 

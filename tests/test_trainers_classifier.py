@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Classifier, Manifest
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics.classifier import load_classifier, train_classifier
 
 Arrays = tuple[np.ndarray, np.ndarray]

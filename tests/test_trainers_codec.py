@@ -18,21 +18,21 @@ from autoencoders_small import settings_of
 from PIL import Image
 from trainers_small import CPU, small
 
-from scrimp_trainers import sample
-from scrimp_trainers.data import latents as caching
-from scrimp_trainers.data import latents as latents_module
+from scrimp_trainers import sampling
+from scrimp_trainers.codecs import cache as caching
+from scrimp_trainers.codecs import cache as latents_module
+from scrimp_trainers.codecs.autoencoder import OpenCodec, draw, open_codec
+from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
+from scrimp_trainers.codecs.pretrained import latent_shape
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
-from scrimp_trainers.data.latents import Latents, latent_batches, open_latents
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.export import export, load_codec, load_model
+from scrimp_trainers.ingest import prepare
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.run import run
-from scrimp_trainers.techniques.autoencoder import latent_shape
-from scrimp_trainers.techniques.codec import OpenCodec, draw, open_codec
 
 KINDS = ("kl", "tiny")
 COUNT, SIDE = 21, 32
@@ -114,7 +114,7 @@ def test_many_images_go_through_in_parts(autoencoders, monkeypatch):
     codec = open_codec(settings_of(autoencoders, "kl"), CPU, 3)
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     whole = codec.moments(images)
-    monkeypatch.setattr("scrimp_trainers.techniques.codec.PIXELS", 2 * 32**2)
+    monkeypatch.setattr("scrimp_trainers.codecs.autoencoder.PIXELS", 2 * 32**2)
     torch.testing.assert_close(codec.moments(images), whole)
     torch.testing.assert_close(codec.decode(whole[:, :4]), torch.cat([codec.decode(one[None, :4]) for one in whole]))
 
@@ -270,8 +270,8 @@ def test_images_that_are_no_multiple_of_a_cell_are_refused(autoencoders):
 def test_planning_needs_neither_torch_nor_the_hub(autoencoders):
     code = f"""
 import sys
-from scrimp_trainers.techniques.autoencoder import latent_shape
-from scrimp_trainers.techniques.settings import Codec
+from scrimp_trainers.codecs.pretrained import latent_shape
+from scrimp_trainers.recipe.techniques import Codec
 print(latent_shape(Codec(kind="kl", encoder={str(autoencoders / "kl")!r}), 64), latent_shape(Codec(kind="kl"), 64))
 print([name for name in ("torch", "diffusers", "huggingface_hub") if name in sys.modules])
 """
@@ -288,7 +288,7 @@ def test_samples_are_decoded(autoencoders, kind, channels):
     recipe = small(sampler__steps=2, codec__kind=kind)
     network = build(recipe.network, image_size=8, channels=4)
     codec = open_codec(settings_of(autoencoders, kind), CPU, channels)
-    images = torch.cat(list(sample.generate(network, recipe, 3, seed=0, batch_size=2, codec=codec)))
+    images = torch.cat(list(sampling.generate(network, recipe, 3, seed=0, batch_size=2, codec=codec)))
     assert images.shape == (3, channels, 64, 64)
     assert images.dtype == torch.uint8
 

@@ -20,13 +20,13 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import references
-from scrimp_trainers.techniques import coreset
-from scrimp_trainers.techniques.coreset_picture import picture
-from scrimp_trainers.techniques.coreset_scores import RIDGE, choose, scores
-from scrimp_trainers.techniques.settings import Coreset
+from scrimp_trainers.precompute import coreset
+from scrimp_trainers.precompute.coreset_picture import picture
+from scrimp_trainers.precompute.coreset_scores import RIDGE, choose, scores
+from scrimp_trainers.recipe.techniques import Coreset
 
 CPU = torch.device("cpu")
 LABELS = np.repeat([4, 0, 2], [30, 40, 25])[np.random.default_rng(1).permutation(95)]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.networks.unet import build
-from scrimp_trainers.sections import Network
+from scrimp_trainers.recipe.sections import Network
+from scrimp_trainers.recipe.techniques import Sparsity
 from scrimp_trainers.techniques import sparsity
-from scrimp_trainers.techniques.settings import Sparsity
 
 
 def small_network() -> nn.Sequential:

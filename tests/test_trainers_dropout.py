@@ -9,7 +9,7 @@ from torch import nn
 
 from scrimp_trainers.networks.dropout import Dropout, of_step, replace
 from scrimp_trainers.networks.unet import build
-from scrimp_trainers.sections import Network
+from scrimp_trainers.recipe.sections import Network
 
 SHARES = st.floats(1e-3, 1 - 1e-3)
 SHAPES = st.lists(st.integers(1, 7), max_size=4)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scrimp_platform.report import dataset as words
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import duplicates
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.duplicates import Duplicates, search
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.subsets import choose
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.ingest import prepare
 
 
 def linked(near: np.ndarray) -> np.ndarray:
@@ -126,7 +126,7 @@ def test_copies_in_the_source_do_not_hide_memorisation(copies: bool, tmp_path: P
     from sklearn.datasets import load_digits
 
     from scrimp_trainers.metrics.score import Scorer
-    from scrimp_trainers.metrics.settings import Scoring
+    from scrimp_trainers.recipe.scoring import Scoring
 
     digits: Any = load_digits()
     images, labels = (digits.images[:600] * 255 / 16).astype(np.uint8), digits.target[:600]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.sections import EDM, Sampler
+from scrimp_trainers.recipe.sections import EDM, Sampler
 
 DEVIATION, MEAN = 0.5, 0.2
 
@@ -101,19 +101,17 @@ def test_the_networks_input_and_target_have_unit_variance(sigma, data):
     assert network.levels.tolist() == pytest.approx([math.log(sigma) / 4] * 4)
 
     # The loss's weight makes that variance the loss, whatever sigma is.
-    losses = edm.losses(settings, estimate, images, noise, levels, None)
-    assert losses.values.mean().item() == pytest.approx(target.square().mean().item(), rel=1e-3)
+    losses = edm.losses(settings, estimate, images, noise, levels)
+    assert losses.mean().item() == pytest.approx(target.square().mean().item(), rel=1e-3)
 
 
-def test_losses_are_one_an_image_with_sigma_and_class():
-    settings, labels = EDM(), torch.tensor([3, 7])
+def test_losses_are_one_an_image():
+    settings = EDM()
     images = torch.zeros(2, 1, 4, 4)
     estimate = images + torch.tensor([0.1, 0.3])[:, None, None, None]
-    losses = edm.losses(settings, estimate, images, images, torch.tensor([0.5, 2.0]), labels)
+    losses = edm.losses(settings, estimate, images, images, torch.tensor([0.5, 2.0]))
     weights = [(s**2 + 0.25) / (s * 0.5) ** 2 for s in (0.5, 2.0)]
-    assert losses.values.tolist() == pytest.approx([weights[0] * 0.01, weights[1] * 0.09])
-    assert losses.levels.tolist() == [0.5, 2.0]
-    assert losses.labels is labels
+    assert losses.tolist() == pytest.approx([weights[0] * 0.01, weights[1] * 0.09])
 
 
 def test_training_levels_are_log_normal():

@@ -10,9 +10,9 @@ import torch
 import yaml
 from trainers_small import small, small_state
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.diffusion.process import process_of
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.diffusion.choose import process_of
 from scrimp_trainers.export import _scheduler, export, load_model
 from scrimp_trainers.networks.unet import build
 

@@ -11,11 +11,11 @@ from torch_fidelity.feature_extractor_clip import VisionTransformer
 from torchvision import models
 from torchvision.transforms._presets import ImageClassification
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import dinov2, extractors, fidelity
 from scrimp_trainers.metrics.extractors import open_extractor
-from scrimp_trainers.metrics.settings import Extractor, Scoring
+from scrimp_trainers.recipe.scoring import Extractor, Scoring
 
 CPU = torch.device("cpu")
 MANIFEST = Manifest(

@@ -8,7 +8,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from scrimp_trainers.metrics import fidelity
-from scrimp_trainers.metrics.settings import FIDELITY
+from scrimp_trainers.metrics.names import FIDELITY
 
 
 def normal(count: int, width: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -5,19 +5,20 @@ import torch
 from test_trainers_run import tensors, timeless
 from trainers_small import small, small_state
 
-from scrimp_trainers import checkpoint, lines, repeat
-from scrimp_trainers.errors import NoRoom
-from scrimp_trainers.files import no_room, write_atomic
-from scrimp_trainers.recipe import load
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import NoRoom
+from scrimp_trainers.common.files import no_room, write_atomic
+from scrimp_trainers.recipe.recipe import load
 from scrimp_trainers.run import run
+from scrimp_trainers.training import checkpoint, session
 
 RECIPE = small(training__batch_size=32, training__kimg=0.512, sampler__steps=1)
 
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch):
-    monkeypatch.setattr(repeat, "LOOK_STEPS", 4)
-    monkeypatch.setattr(repeat, "LOOK_IMAGES", 4)
+    monkeypatch.setattr(session, "LOOK_STEPS", 4)
+    monkeypatch.setattr(session, "LOOK_IMAGES", 4)
 
 
 def train(dataset, folder, checkpoint_seconds=0.0):
@@ -60,7 +61,7 @@ def test_a_full_disk_ends_a_repeat_which_then_goes_on_as_if_nothing_had_been(
     assert "note" not in next(train(digits_dataset, folder))  # no checkpoint was damaged
 
     list(train(digits_dataset, folder))
-    assert timeless(lines.read(folder / "metrics.jsonl")) == timeless(whole[1])
+    assert timeless(metrics_log.read(folder / "metrics.jsonl")) == timeless(whole[1])
     one, other = tensors(whole[0]), tensors(folder)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -74,7 +75,7 @@ def test_a_read_only_disk_ends_a_repeat_which_then_goes_on(digits_dataset, small
         list(going)
     small_disk.lock(False)
     list(train(digits_dataset, folder))
-    assert timeless(lines.read(folder / "metrics.jsonl")) == timeless(whole[1])
+    assert timeless(metrics_log.read(folder / "metrics.jsonl")) == timeless(whole[1])
 
 
 def test_a_checkpoint_that_does_not_fit_takes_no_room_from_the_one_before(small_disk):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from trainers_small import small
 
 from scrimp_platform import commands
-from scrimp_trainers import checksums, environment, lines
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common import checksums, environment, metrics_log
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.export import load_model
 from scrimp_trainers.run import run
 
@@ -46,7 +46,7 @@ def test_a_longer_run_is_the_run_of_that_length(digits_dataset, tmp_path, sparse
         file = f"checkpoint/last/{name}.safetensors"
         one, other = (load_file(tmp_path / run / file) for run in ("whole", "continued"))
         assert all(torch.equal(one[key], other[key]) for key in one)
-    last = lines.read(tmp_path / "continued" / "metrics.jsonl")[-1]
+    last = metrics_log.read(tmp_path / "continued" / "metrics.jsonl")[-1]
     cost = ("kimg", "rung", "train_flops", "lr")
     assert [last[name] for name in cost] == [whole[-1][name] for name in cost]
 
@@ -80,12 +80,12 @@ def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path,
         commands.train(
             str(tmp_path / "recipe.yaml"), scored_digits.folder, tmp_path / name, None, 5, extractor, samples
         )
-        return lines.read(tmp_path / name / "metrics.jsonl")[-1]
+        return metrics_log.read(tmp_path / name / "metrics.jsonl")[-1]
 
     scored = command("scored", "classifier")
     command("later", None)
     assert "fd_classifier" not in (tmp_path / "later" / "model" / "README.md").read_text()
-    monkeypatch.setattr("scrimp_trainers.train.learning_rate", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("scrimp_trainers.training.state.learning_rate", lambda *_: pytest.fail("trained"))
     later = command("later", "classifier")
     assert timeless(later) == timeless(scored)
     card = (tmp_path / "later" / "model" / "README.md").read_text()

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrimp_trainers import fit
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.recipe.recipe import Recipe
 
 
 def manifest(size: int, classes: list[str] | None = ["a", "b"]) -> Manifest:  # noqa: B006

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from scrimp_platform import cli
+from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
-from scrimp_trainers.errors import UserError, printable
+from scrimp_trainers.ingest import prepare
 
 
 def draw(path: Path, seed: int, side: int = 8, form: str = "PNG") -> None:

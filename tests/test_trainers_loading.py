@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scrimp_trainers.common.errors import DamagedData, UserError
 from scrimp_trainers.data import shards
+from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset, open_dataset
-from scrimp_trainers.data.loading import RESIDENT, Batch, batches
+from scrimp_trainers.data.loading import RESIDENT, batches
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.streaming import extent, taken
-from scrimp_trainers.errors import DamagedData, UserError
+from scrimp_trainers.ingest import prepare
 
 COUNTS = (13, 24, 30)
 SHARDED = {13: 5, 24: 24, 30: 1}

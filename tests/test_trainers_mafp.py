@@ -11,9 +11,9 @@ from scipy import stats
 
 from scrimp_trainers.diffusion import edm
 from scrimp_trainers.networks.unet import build
-from scrimp_trainers.sections import EDM, Network
+from scrimp_trainers.recipe.sections import EDM, Network
+from scrimp_trainers.recipe.techniques import MAFP
 from scrimp_trainers.techniques import mafp
-from scrimp_trainers.techniques.settings import MAFP
 
 TRIGGERS = ["per_sample", "per_batch", "batch_all_zero"]
 
@@ -212,7 +212,7 @@ def test_a_network_that_is_told_learns_what_noise_hides(told):
         noise = torch.randn(clean.shape)
         noisy = edm.add_noise(EDM(), clean, noise, levels)
         estimate = edm.denoise(EDM(), network, noisy, levels, augment_labels=labels if told else None)
-        loss = edm.losses(EDM(), estimate, clean, noise, levels, None).values.mean()
+        loss = edm.losses(EDM(), estimate, clean, noise, levels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from trainers_small import random_batches, small, small_state
 
-from scrimp_trainers import memory
-from scrimp_trainers.errors import Final, TooLarge, UserError
-from scrimp_trainers.memory import Memory
+from scrimp_trainers.common.errors import Final, TooLarge, UserError
 from scrimp_trainers.networks.unet import UNet
 from scrimp_trainers.run import run
-from scrimp_trainers.train import train
+from scrimp_trainers.training import memory
+from scrimp_trainers.training.loop import train
+from scrimp_trainers.training.memory import Memory
 
 GIB = 2**30
 RECIPE = small(training__batch_size=32, training__kimg=0.128, sampler__steps=1)

@@ -8,11 +8,11 @@ from autoencoders_small import settings_of
 from trainers_small import CPU, small
 
 from scrimp_platform import store
+from scrimp_trainers.codecs.cache import open_latents
 from scrimp_trainers.data.dataset import open_dataset
-from scrimp_trainers.data.latents import open_latents
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
-from scrimp_trainers.metrics.settings import Scoring
+from scrimp_trainers.ingest import prepare
+from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.run import run
 
 

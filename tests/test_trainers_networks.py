@@ -4,9 +4,9 @@ from diffusers.models.unets.unet_2d_blocks import AttnDownBlock2D
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.networks.unet import build, frame
-from scrimp_trainers.sections import Network
+from scrimp_trainers.recipe.sections import Network
 
 SMALL = Network(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.sections import EDM
+from scrimp_trainers.recipe.sections import EDM
+from scrimp_trainers.recipe.techniques import OOD
 from scrimp_trainers.techniques import ood
-from scrimp_trainers.techniques.settings import OOD
 
 
 def jigsaws(images, seed=0, total=None, mine=slice(None)):
@@ -62,7 +62,7 @@ def test_the_term_is_the_formula():
 def test_the_term_is_on_the_scale_of_edms_loss():
     """Elementwise, (loss of y) + (term of y-) is w d^2 + (1 / w) / (d^2 + constant), averaged alike."""
     estimate, clean, sigma = torch.randn(3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.tensor([0.1, 1.0, 20.0])
-    both = edm.losses(EDM(), estimate, clean, clean, sigma, None).values
+    both = edm.losses(EDM(), estimate, clean, clean, sigma)
     both = both + ood.term(OOD(weight=1), EDM(), estimate, clean, sigma)
     w = ((sigma**2 + 0.25) / (0.25 * sigma**2))[:, None, None, None]
     expected = (w * estimate**2 + 1 / w / (estimate**2 + 100)).mean((1, 2, 3))

@@ -5,10 +5,10 @@ import torch
 
 from scrimp_trainers.diffusion import edm
 from scrimp_trainers.networks.unet import build, frame
-from scrimp_trainers.sections import EDM, Network
+from scrimp_trainers.recipe.sections import EDM, Network
+from scrimp_trainers.recipe.techniques import Patches
 from scrimp_trainers.techniques import patches
 from scrimp_trainers.techniques.patches import Window
-from scrimp_trainers.techniques.settings import Patches
 
 CPU = torch.device("cpu")
 PATCH_DIFFUSION = Patches(real_p=0.5, sizes=(0.25, 0.5), shares=(2, 3))
@@ -98,7 +98,7 @@ def test_a_network_learns_from_whole_images_and_parts_in_turn():
         places = patches.coordinates(window, 8, CPU) if window else None
         levels, noise = torch.full((16,), 2.0), torch.randn(clean.shape)
         estimate = edm.denoise(EDM(), network, edm.add_noise(EDM(), clean, noise, levels), levels, coordinates=places)
-        loss = edm.losses(EDM(), estimate, clean, noise, levels, None).values.mean()
+        loss = edm.losses(EDM(), estimate, clean, noise, levels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -19,14 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data import shards
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.subsets import choose
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.ingest import prepare
 
 
 def made(out: Path, source: str = "digits", classifier: bool | None = False, **options: Any) -> Manifest:
@@ -280,7 +280,7 @@ def killed_at(out: Path, image: int) -> None:
     script = f"""if True:
         import os, signal
         from pathlib import Path
-        from scrimp_trainers.data.options import Options; from scrimp_trainers.data.prepare import prepare
+        from scrimp_trainers.data.options import Options; from scrimp_trainers.ingest import prepare
         def progress(done, total):
             if done == {image}:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -342,9 +342,7 @@ def test_progress_counts_every_image(tmp_path: Path):
 
 
 def test_neither_preparing_nor_refusing_needs_torch():
-    script = (
-        "import sys; import scrimp_trainers.data.prepare; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
-    )
+    script = "import sys; import scrimp_trainers.ingest; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": "trainers"})
 
 

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from scrimp_trainers import recipe as recipes
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", recipes.presets())

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainers_small import CPU, random_batches, small, small_state
 
+from scrimp_trainers import fit
+from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
-from scrimp_trainers.errors import Diverged, UserError
-from scrimp_trainers.microbatch import Microbatch
-from scrimp_trainers.techniques import proxy, reference
-from scrimp_trainers.techniques import reweighting as class_weighting
-from scrimp_trainers.techniques.reweighting import class_weights, excess, relative, shares, step
-from scrimp_trainers.techniques.settings import Reweighting
+from scrimp_trainers.precompute import dro
+from scrimp_trainers.precompute import reweighting as class_weighting
+from scrimp_trainers.precompute.class_weights import excess, move, relative, shares
+from scrimp_trainers.precompute.reweighting import class_weights
+from scrimp_trainers.recipe.techniques import Reweighting
 
 numbers = st.lists(st.floats(0.01, 3), min_size=2, max_size=8)
 
@@ -41,7 +42,7 @@ def test_constant_excess_gives_the_softmax_of_its_sum(values: list[float], eta: 
     """Without smoothing alpha_T = softmax(eta T e)."""
     alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
     for _ in range(steps):
-        alpha = step(alpha, f64(*values), eta, 0.0)
+        alpha = move(alpha, f64(*values), eta, 0.0)
     torch.testing.assert_close(alpha, torch.softmax(eta * steps * f64(*values), 0), rtol=1e-9, atol=1e-12)
 
 
@@ -50,7 +51,7 @@ def test_constant_excess_gives_the_softmax_of_its_sum(values: list[float], eta: 
 def test_smoothing_is_a_floor_and_weights_sum_to_one(values: list[float], eta: float, smoothing: float):
     alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
     for _ in range(20):
-        alpha = step(alpha, f64(*values), eta, smoothing)
+        alpha = move(alpha, f64(*values), eta, smoothing)
         assert float(alpha.sum()) == pytest.approx(1)
         assert float(alpha.min()) >= smoothing / len(values) * (1 - 1e-12)
 
@@ -60,7 +61,7 @@ def test_with_smoothing_weights_settle_where_gain_and_mixing_balance():
     eta, gap, smoothing = 0.1, 0.5, 0.02
     alpha = f64(0.5, 0.5)
     for _ in range(3000):
-        alpha = step(alpha, f64(gap, 0.0), eta, smoothing)
+        alpha = move(alpha, f64(gap, 0.0), eta, smoothing)
     r = math.exp(eta * gap)
     # (r - 1) a^2 + (1 - (1 - c) r - (r - 1) c / 2) a - c / 2 = 0
     b = 1 - (1 - smoothing) * r - (r - 1) * smoothing / 2
@@ -69,7 +70,7 @@ def test_with_smoothing_weights_settle_where_gain_and_mixing_balance():
 
 
 def test_the_class_that_is_furthest_behind_gains_and_the_others_lose():
-    alpha = step(f64(0.25, 0.25, 0.25, 0.25), f64(0.1, 0.4, 0.1, 0.0), 1.0, 0.0)
+    alpha = move(f64(0.25, 0.25, 0.25, 0.25), f64(0.1, 0.4, 0.1, 0.0), 1.0, 0.0)
     assert alpha.argmax() == 1
     assert alpha[1] > 0.25 > alpha[3]
 
@@ -93,7 +94,7 @@ def test_excess_is_the_mean_over_each_class_that_is_there(rows: list[tuple[int, 
 
 def test_relative_excess_has_mean_one_and_no_excess_moves_nothing():
     torch.testing.assert_close(relative(f64(1e-3, 3e-3)), f64(0.5, 1.5))
-    torch.testing.assert_close(step(f64(0.3, 0.7), relative(f64(0, 0)), 1.0, 0.0), f64(0.3, 0.7))
+    torch.testing.assert_close(move(f64(0.3, 0.7), relative(f64(0, 0)), 1.0, 0.0), f64(0.3, 0.7))
 
 
 def test_the_proxys_loss_is_doremis_or_group_dros():
@@ -119,7 +120,7 @@ def test_dro_on_a_toy_with_known_losses_finds_the_minimax_weights():
     for number in range(4000):
         values = (theta - centres[labels]).square() + floors[labels]
         last = excess(values.detach(), torch.zeros(3), labels, last)
-        alpha = step(alpha, last, 0.02, 0.0)
+        alpha = move(alpha, last, 0.02, 0.0)
         (gradient,) = torch.autograd.grad(shares(alpha, labels, grouped=True) @ values, theta)
         with torch.no_grad():
             theta -= 0.02 * gradient
@@ -134,12 +135,14 @@ def test_dro_on_a_toy_with_known_losses_finds_the_minimax_weights():
 LABELLED: dict[str, Any] = {"conditioning__classes": True}
 
 
-def played(recipe, steps: int, other=None, eta: float = 0.1, **play) -> tuple[proxy.Weighing, proxy.State]:
-    state, weighing = small_state(recipe, classes=10), proxy.even(10, CPU)
+def played(recipe, steps: int, other=None, eta: float = 0.1) -> tuple[dro.Weighing, dro.State]:
+    recipe = recipe.replace({"training.kimg": steps * recipe.training.batch_size / 1000})
+    state = small_state(recipe, classes=10)
+    weighing = dro.even(10, CPU)
     batches = random_batches(recipe.training.batch_size)
-    microbatch = Microbatch(recipe.training, recipe.training.batch_size)
-    for _ in range(steps):
-        proxy.take_step(recipe, state, weighing, other, next(batches), microbatch, eta, 0.0)
+    reweighting = Reweighting(method="dro", eta=eta * steps, smoothing=0.0)
+    for _ in dro.weighed_steps(recipe, state, batches, weighing, other, reweighting, CPU):
+        pass
     return weighing, state
 
 
@@ -228,7 +231,7 @@ def test_the_record_says_how_the_weights_came_about(dataset, found):
 def test_controls_are_made_of_the_same_weights_and_nothing_is_trained_twice(dataset, reweighting, found, monkeypatch):
     assert np.mean(found) == pytest.approx(1)
     assert 0.1 < max(found) - min(found) < 3
-    monkeypatch.setattr(proxy, "train_proxy", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(dro, "train_proxy", lambda *_: pytest.fail("trained again"))
     assert weights(dataset, reweighting, seed=7) == found
     assert weights(dataset, using(reweighting, enters="sampling")) == found
     shuffled = [weights(dataset, using(reweighting, method="random"), seed) for seed in (0, 1)]
@@ -241,7 +244,7 @@ def test_controls_are_made_of_the_same_weights_and_nothing_is_trained_twice(data
 
 
 def test_a_reference_serves_all_proxies(dataset, reweighting, found, monkeypatch):
-    monkeypatch.setattr(proxy, "run", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(dro, "Session", lambda *_, **__: pytest.fail("trained again"))
     stronger = weights(dataset, using(reweighting, eta=2.0))
     assert max(stronger) > max(found)
     fewer = weights(dataset, reweighting, kept=np.arange(0, 1600, 4))
@@ -250,7 +253,7 @@ def test_a_reference_serves_all_proxies(dataset, reweighting, found, monkeypatch
 
 
 def test_group_dro_needs_no_reference(dataset, reweighting, found, monkeypatch):
-    monkeypatch.setattr(proxy, "train_reference", lambda *_: pytest.fail("trained a reference"))
+    monkeypatch.setattr(dro, "train_reference", lambda *_: pytest.fail("trained a reference"))
     assert weights(dataset, using(reweighting, method="group_dro")) != found
 
 
@@ -260,24 +263,25 @@ def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, reweighting, monk
     file = newest(dataset)
     path = json.loads(file.read_text())["path"]
     file.unlink()
-    taken, take_step = [], proxy.take_step
+    taken, weighed_steps = [], dro.weighed_steps
 
     def killed_at(number: int):
-        def take(recipe, state, *rest):
-            taken.append(state.step)
-            if state.step == number:
-                raise KeyboardInterrupt
-            return take_step(recipe, state, *rest)
+        def steps(*arguments):
+            for step in weighed_steps(*arguments):
+                taken.append(step.step)
+                if step.step == number:
+                    raise KeyboardInterrupt
+                yield step
 
-        return take
+        return steps
 
-    monkeypatch.setattr(proxy, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(proxy, "take_step", killed_at(20))
+    monkeypatch.setattr(dro, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(dro, "weighed_steps", killed_at(21))
     with pytest.raises(KeyboardInterrupt):
         weights(dataset, group)
-    monkeypatch.setattr(proxy, "take_step", killed_at(-1))
+    monkeypatch.setattr(dro, "weighed_steps", killed_at(-1))
     assert weights(dataset, group) == whole
-    assert taken == [*range(21), *range(16, 24)]
+    assert taken == [*range(1, 22), *range(17, 25)]
     assert json.loads(file.read_text())["path"] == path
 
 
@@ -293,15 +297,15 @@ def test_weights_of_another_format_are_made_again(dataset, reweighting, monkeypa
     group = using(reweighting, method="group_dro", eta=6.0)
     weights(dataset, group)
     monkeypatch.setattr(class_weighting, "FORMAT", class_weighting.FORMAT + 1)
-    trained, train_proxy = [], proxy.train_proxy
-    monkeypatch.setattr(proxy, "train_proxy", lambda *arguments: trained.append(1) or train_proxy(*arguments))
+    trained, train_proxy = [], dro.train_proxy
+    monkeypatch.setattr(dro, "train_proxy", lambda *arguments: trained.append(1) or train_proxy(*arguments))
     weights(dataset, group)
     assert trained == [1]
 
 
 def test_who_asks_at_the_same_time_waits_for_the_one_that_trains(dataset, reweighting, monkeypatch):
-    trained, train_proxy = [], proxy.train_proxy
-    monkeypatch.setattr(proxy, "train_proxy", lambda *arguments: trained.append(1) or train_proxy(*arguments))
+    trained, train_proxy = [], dro.train_proxy
+    monkeypatch.setattr(dro, "train_proxy", lambda *arguments: trained.append(1) or train_proxy(*arguments))
     group = using(reweighting, method="group_dro", eta=4.0)
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda seed: weights(dataset, group, seed), range(3)))
@@ -347,21 +351,21 @@ def test_a_dataset_that_cannot_be_written_is_named(digits_dataset, reweighting, 
 def test_a_dataset_without_classes_is_refused(dataset, reweighting):
     bare = dataset.manifest.model_copy(update={"classes": None})
     with pytest.raises(UserError, match=r"^reweighting.method: dataset digits has no classes to weigh"):
-        reference.check(reweighting, bare)
-    reference.check(Reweighting(), bare)
-    reference.check(reweighting, dataset.manifest)
+        fit.check_class_weights(reweighting, bare)
+    fit.check_class_weights(Reweighting(), bare)
+    fit.check_class_weights(reweighting, dataset.manifest)
 
 
 def test_a_recipe_that_is_missing_or_has_techniques_is_refused(dataset, reweighting, tmp_path):
     with pytest.raises(UserError, match="no such preset"):
-        reference.check(using(reweighting, recipe="dpm"), dataset.manifest)
+        fit.check_class_weights(using(reweighting, recipe="dpm"), dataset.manifest)
     recipe = small(mafp__p1=0.1, sparsity__method="static")
     (tmp_path / "techniques.yaml").write_text(recipe.to_yaml())
     with pytest.raises(UserError, match=r"has mafp, sparsity; .* without them"):
-        reference.check(using(reweighting, recipe=str(tmp_path / "techniques.yaml")), dataset.manifest)
+        fit.check_class_weights(using(reweighting, recipe=str(tmp_path / "techniques.yaml")), dataset.manifest)
 
 
 def test_the_check_costs_no_heavy_import():
-    code = "import scrimp_trainers.techniques.reference, sys; print({'torch', 'scipy'} & set(sys.modules))"
+    code = "import scrimp_trainers.fit, sys; print({'torch', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

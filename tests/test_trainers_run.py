@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from trainers_small import small
 from trainers_worker import interrupted, shared
 
-from scrimp_trainers import lines
-from scrimp_trainers.errors import Diverged, UserError
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.export import load_model
-from scrimp_trainers.metrics.settings import Scoring
-from scrimp_trainers.recipe import load
+from scrimp_trainers.recipe.recipe import load
+from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.run import run
 
 TIMING = {"seconds", "images_per_second", "device_hours"}
@@ -51,7 +51,7 @@ def test_a_line_comes_at_every_tick_and_every_rung(finished):
     folder, heard = finished
     assert [line["images"] for line in heard] == [1024, 1312, 2016, 2528]  # the first steps at 1, 1.3, 2 and 2.5 kimg
     assert [line.get("rung") for line in heard] == [None, 1.3, None, 2.5]
-    assert lines.read(folder / "metrics.jsonl") == heard
+    assert metrics_log.read(folder / "metrics.jsonl") == heard
     for line in heard:
         assert line["kimg"] == line["images"] / 1000
         assert line["step"] == line["images"] / 32
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_stopped(digits_dataset, tmp_pat
     recipe = interrupted()
     whole = list(run(recipe, digits_dataset, tmp_path / "whole", 7, rungs_kimg=[3]))
     assert start_worker("killed", digits_dataset.folder, tmp_path / "killed").wait() == -9
-    assert [line["step"] for line in lines.read(tmp_path / "killed" / "metrics.jsonl")] == [16, 32]
+    assert [line["step"] for line in metrics_log.read(tmp_path / "killed" / "metrics.jsonl")] == [16, 32]
     assert (
         load_file(tmp_path / "killed" / "checkpoint" / "last" / "optimizer.safetensors")["step/unet.conv_in.weight"]
         == 32
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_stopped(digits_dataset, tmp_pat
     one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    resumed = lines.read(tmp_path / "killed" / "metrics.jsonl")
+    resumed = metrics_log.read(tmp_path / "killed" / "metrics.jsonl")
     assert timeless(resumed) == timeless(whole)
     assert [line["seconds"] for line in resumed] == sorted(line["seconds"] for line in resumed)
     assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "killed" / "samples.png").read_bytes()
@@ -206,7 +206,7 @@ def test_a_run_with_damaged_checkpoints_ends_as_if_nothing_had_been(digits_datas
     assert note["note"].endswith(resumes.format(tmp_path / "checkpoint"))
     assert not scores
     assert timeless(again) == timeless(heard)
-    assert timeless(lines.read(tmp_path / "metrics.jsonl")) == timeless(heard)
+    assert timeless(metrics_log.read(tmp_path / "metrics.jsonl")) == timeless(heard)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors(tmp_path).items())
 
 

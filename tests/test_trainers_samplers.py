@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.diffusion import ddpm
-from scrimp_trainers.diffusion.process import process_of
-from scrimp_trainers.sections import DDPM, EDM, Sampler
+from scrimp_trainers.diffusion.choose import process_of
+from scrimp_trainers.recipe.sections import DDPM, EDM, Sampler
 
 COUNT = 1000
 

@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import extractors, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
+from scrimp_trainers.metrics.names import score_names
 from scrimp_trainers.metrics.score import Scorer
-from scrimp_trainers.metrics.settings import Scoring, score_names
+from scrimp_trainers.recipe.scoring import Scoring
 
 SCORING = Scoring(extractor="classifier", samples=200, batch_size=64, neighbours=6)
 

@@ -4,10 +4,10 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.metrics import settings
-from scrimp_trainers.metrics.settings import Scoring
+from scrimp_trainers.metrics import names
+from scrimp_trainers.recipe.scoring import Scoring
 
 
 def manifest(count: int = 100, classifier: bool = True) -> Manifest:
@@ -30,36 +30,36 @@ def test_nobody_gets_an_extractor_that_was_not_named():
 
 
 def test_fid_means_inception_and_nothing_else():
-    for extractor in settings.FIDELITY:
-        named_so = {"fid", "kid", "isc", "precision", "recall"} & set(settings.score_names(extractor))
+    for extractor in names.FIDELITY:
+        named_so = {"fid", "kid", "isc", "precision", "recall"} & set(names.score_names(extractor))
         assert bool(named_so) == (extractor == "inception")
 
 
 def test_scores_of_different_extractors_never_share_a_name():
-    names = [name for scores in settings.FIDELITY.values() for name in scores]
-    assert len(names) == len(set(names))
+    every = [name for scores in names.FIDELITY.values() for name in scores]
+    assert len(every) == len(set(every))
 
 
 def test_an_objective_of_another_extractor_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"^fid: .*inception.*classifier.*fd_classifier") as caught:
-        settings.require_objectives(["kimg", "fid"], Scoring(extractor="classifier"))
+        names.require_objectives(["kimg", "fid"], Scoring(extractor="classifier"))
     assert "\n" not in str(caught.value)
 
 
 def test_an_objective_that_nothing_measures_is_refused_with_what_there_is():
     with pytest.raises(UserError, match=r"^fidd: .*memorized_fraction"):
-        settings.require_objectives(["fidd"], Scoring(extractor="inception"))
+        names.require_objectives(["fidd"], Scoring(extractor="inception"))
 
 
-@pytest.mark.parametrize("extractor", list(settings.FIDELITY))
-def test_what_is_measured_is_accepted(extractor: settings.Extractor):
-    names = [*settings.score_names(extractor), settings.class_name(extractor), *settings.COST, "loss"]
-    settings.require_objectives(names, Scoring(extractor=extractor))
+@pytest.mark.parametrize("extractor", list(names.FIDELITY))
+def test_what_is_measured_is_accepted(extractor: names.Extractor):
+    measured = [*names.score_names(extractor), names.class_name(extractor), *names.COST, "loss"]
+    names.require_objectives(measured, Scoring(extractor=extractor))
 
 
 def test_the_mean_over_classes_of_another_extractor_is_refused():
     with pytest.raises(UserError, match=r"^fid_class_mean: is measured with extractor inception"):
-        settings.require_objectives(["fid_class_mean"], Scoring(extractor="classifier"))
+        names.require_objectives(["fid_class_mean"], Scoring(extractor="classifier"))
 
 
 def labelled(*counts: int) -> Manifest:
@@ -72,40 +72,39 @@ def labelled(*counts: int) -> Manifest:
 )
 def test_class_wise_scores_need_enough_images_of_every_class(counts: tuple[int, ...], samples: int, enough: bool):
     scoring = Scoring(extractor="classifier", samples=samples)
-    assert settings.class_wise(scoring, labelled(*counts)) == enough
-    assert not settings.class_wise(scoring, manifest())
+    assert names.class_wise(scoring, labelled(*counts)) == enough
+    assert not names.class_wise(scoring, manifest())
 
 
 def test_an_objective_over_classes_that_there_would_be_none_of_is_refused():
-    names, enough = ["kimg", "fd_classifier_class_mean"], Scoring(extractor="classifier", samples=100)
-    settings.check_classes(names, enough, labelled(50, 60), conditional=True)
-    settings.check_classes(["fd_classifier"], enough, manifest(), conditional=False)
+    asked = ["kimg", "fd_classifier_class_mean"]
+    enough = Scoring(extractor="classifier", samples=100)
+    names.check_classes(asked, enough, labelled(50, 60), conditional=True)
+    names.check_classes(["fd_classifier"], enough, manifest(), conditional=False)
     with pytest.raises(UserError, match=r"set conditioning\.classes$"):
-        settings.check_classes(names, enough, labelled(50, 60), conditional=False)
+        names.check_classes(asked, enough, labelled(50, 60), conditional=False)
     with pytest.raises(UserError, match=r"50 reference images of each of the 2 classes of dataset birds"):
-        settings.check_classes(names, enough, labelled(50, 40), conditional=True)
+        names.check_classes(asked, enough, labelled(50, 40), conditional=True)
 
 
 def test_a_dataset_without_classifier_is_told_so():
     with pytest.raises(UserError, match=r"classifier.*birds"):
-        settings.check(Scoring(extractor="classifier"), manifest(classifier=False))
-    settings.check(Scoring(extractor="classifier"), manifest())
-    settings.check(Scoring(extractor="inception"), manifest(classifier=False))
+        names.check(Scoring(extractor="classifier"), manifest(classifier=False))
+    names.check(Scoring(extractor="classifier"), manifest())
+    names.check(Scoring(extractor="inception"), manifest(classifier=False))
 
 
 def test_a_weight_file_for_the_datasets_own_classifier_is_refused(tmp_path):
     with pytest.raises(UserError, match="leave `weights` out"):
-        settings.check(Scoring(extractor="classifier", weights=tmp_path / "w.pth"), manifest())
+        names.check(Scoring(extractor="classifier", weights=tmp_path / "w.pth"), manifest())
 
 
 def test_too_few_reference_images_are_refused():
     with pytest.raises(UserError, match="7 reference images"):
-        settings.check(Scoring(extractor="inception"), manifest(count=7))
+        names.check(Scoring(extractor="inception"), manifest(count=7))
 
 
 def test_the_settings_cost_no_heavy_import():
-    code = (
-        "import scrimp_trainers.metrics.settings, sys; print({'torch', 'torch_fidelity', 'scipy'} & set(sys.modules))"
-    )
+    code = "import scrimp_trainers.metrics.names, sys; print({'torch', 'torch_fidelity', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

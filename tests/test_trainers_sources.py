@@ -33,12 +33,12 @@ from source_forms import (
     samples,
 )
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import tree
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
 from scrimp_trainers.data.sources import formats
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.ingest import prepare
 
 
 def prepared(source: Path | str, out: Path, **options: Any) -> tuple[np.ndarray, np.ndarray | None]:

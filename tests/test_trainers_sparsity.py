@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from scrimp_trainers.recipe.techniques import Sparsity
 from scrimp_trainers.techniques import sparsity
-from scrimp_trainers.techniques.settings import Sparsity
 from scrimp_trainers.techniques.sparsity import Masks
 
 IMAGES = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.networks.unet import build
-from scrimp_trainers.recipe import load
-from scrimp_trainers.sections import Network
+from scrimp_trainers.recipe.recipe import load
+from scrimp_trainers.recipe.sections import Network
+from scrimp_trainers.recipe.techniques import Sparsity
 from scrimp_trainers.techniques import sparsity
-from scrimp_trainers.techniques.settings import Sparsity
 
 shapes = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),

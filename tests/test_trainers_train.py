@@ -6,9 +6,10 @@ import torch
 import torch.distributed as dist
 from trainers_small import CPU, random_batches, small, small_state
 
-from scrimp_trainers.errors import Diverged, UserError
-from scrimp_trainers.sections import EMA, Optimizer
-from scrimp_trainers.train import ema_decay, learning_rate, read_losses, refuse_explosion, train
+from scrimp_trainers.common.errors import Diverged, UserError
+from scrimp_trainers.recipe.sections import EMA, Optimizer
+from scrimp_trainers.training.loop import read_losses, refuse_explosion, train
+from scrimp_trainers.training.state import ema_decay, learning_rate
 
 BOTH = pytest.mark.parametrize("preset", ["tiny-edm", "tiny-ddpm"])
 

@@ -14,15 +14,15 @@ from PIL import Image
 
 from scrimp_platform.report import dataset as words
 from scrimp_trainers import fit
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import prepare
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.metrics import settings
-from scrimp_trainers.metrics.settings import Scoring
-from scrimp_trainers.recipe import load as load_recipe
+from scrimp_trainers.ingest import prepare
+from scrimp_trainers.metrics import names
+from scrimp_trainers.recipe.recipe import load as load_recipe
+from scrimp_trainers.recipe.scoring import Scoring
 
 
 def made(tmp_path: Path, out: str = "out", **options: Any) -> Manifest:
@@ -290,13 +290,13 @@ def test_a_classifier_that_learnt_nothing_is_not_used_unless_asked_for(tmp_path:
     assert manifest.classifier.baseline == pytest.approx(2 / 3)
     assert any(line.startswith("WARNING: the classifier is no better") for line in words.lines(manifest))
     with pytest.raises(UserError, match=r"no better than always naming.*--classifier"):
-        settings.check(Scoring(extractor="classifier"), manifest)
+        names.check(Scoring(extractor="classifier"), manifest)
     recipe = load_recipe("tiny-edm").replace({"coreset.keep": 0.5, "coreset.features": "classifier"})
     with pytest.raises(UserError, match=r"coreset.features.*no better than always naming"):
         fit.check(recipe, manifest)
 
     asked = made(tmp_path, "asked", classifier=True, holdout=30)
-    settings.check(Scoring(extractor="classifier"), asked)
+    names.check(Scoring(extractor="classifier"), asked)
 
 
 def test_one_right_answer_does_not_make_a_classifier_usable(tmp_path: Path):

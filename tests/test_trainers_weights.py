@@ -12,17 +12,19 @@ from torchvision import models
 from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_platform import commands
-from scrimp_trainers import checkpoint, sample
+from scrimp_trainers import sampling
+from scrimp_trainers.codecs.autoencoder import open_codec
+from scrimp_trainers.codecs.pretrained import WEIGHTS
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.export import export, load_codec, load_model
 from scrimp_trainers.metrics import dinov2
 from scrimp_trainers.metrics.classifier import Classifier, load_classifier
 from scrimp_trainers.metrics.extractors import open_extractor
-from scrimp_trainers.metrics.settings import Scoring
-from scrimp_trainers.techniques.autoencoder import WEIGHTS
-from scrimp_trainers.techniques.codec import open_codec
-from scrimp_trainers.train import start, train
+from scrimp_trainers.recipe.scoring import Scoring
+from scrimp_trainers.training import checkpoint
+from scrimp_trainers.training.loop import train
+from scrimp_trainers.training.state import start
 
 MANIFEST = Manifest(
     name="dots", content_hash="c0ffee", size=8, channels=1, classes=["a", "b"], reference="train", provenance={},
@@ -162,7 +164,7 @@ def test_a_model_is_not_compared_with_images_of_another_kind(tmp_path, digits_da
 def test_an_unfit_extractor_and_a_grid_without_a_folder_are_refused_before_sampling(
     model, digits_dataset, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sample, "generate", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr(sampling, "generate", lambda *_, **__: pytest.fail("sampled"))
     torch.save(models.resnet18().state_dict(), tmp_path / "weights.pth")
     scoring = {"extractor": "vgg16", "weights": tmp_path / "weights.pth"}
     refused(lambda: commands.evaluate(model, digits_dataset.folder, 0, None, **scoring), "weights.pth", "vgg16")

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrimp_spaces import space as spaces
-from scrimp_trainers import recipe as recipes
-from scrimp_trainers import yaml_files
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common import yaml_files
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe import recipe as recipes
 
 
 @pytest.mark.parametrize(

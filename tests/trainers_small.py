@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from scrimp_trainers.data.loading import Batch
-from scrimp_trainers.diffusion.process import seed_of
-from scrimp_trainers.recipe import Recipe, load
-from scrimp_trainers.train import State, start
+from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.data.batch import Batch
+from scrimp_trainers.recipe.recipe import Recipe, load
+from scrimp_trainers.training.state import State, start
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from trainers_small import small
 
-from scrimp_trainers import checkpoint, repeat, run, watchdog
+from scrimp_trainers import run
+from scrimp_trainers.common import heartbeat
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.training import checkpoint, session
 
 
 def interrupted() -> Recipe:
@@ -39,7 +41,7 @@ def killed(dataset: str, folder: str) -> None:
         save(*arguments)  # type: ignore[arg-type]
 
     checkpoint.save = save_eight
-    repeat.LOOK_STEPS = repeat.LOOK_IMAGES = 4
+    session.LOOK_STEPS = session.LOOK_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     for _ in run.run(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
         pass
@@ -75,9 +77,9 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
         return denoise(*arguments, **inputs)
 
     edm.denoise = stuck
-    repeat.LOOK_STEPS = repeat.LOOK_IMAGES = 4
+    session.LOOK_STEPS = session.LOOK_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
-    with watchdog.watched(out / "stacks.txt", float(patience)):
+    with heartbeat.watched(out / "stacks.txt", float(patience)):
         for _ in run.run(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
             pass
 

@@ -7,7 +7,7 @@ import click
 from benchmarks.claims import claim as claims
 from benchmarks.claims.claim import Claim, Size, owner
 from scrimp_platform.cli import main
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 STORAGE = Path("runs/claims")
 PAGE = Path("docs/claims.md")

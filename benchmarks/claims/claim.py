@@ -8,10 +8,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.metrics.settings import Scoring, require_objectives
-from scrimp_trainers.recipe import explain
-from scrimp_trainers.sections import Count, NonNegative, Positive, Section
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.metrics.names import require_objectives
+from scrimp_trainers.recipe.recipe import explain
+from scrimp_trainers.recipe.scoring import Scoring
+from scrimp_trainers.recipe.sections import Count, NonNegative, Positive, Section
 
 FILES = importlib.resources.files("benchmarks.claims")
 SEEDS = 3

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.claims.claim import Data
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.data import manifest
-from scrimp_trainers.data.aside import aside
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.prepare import CLASSIFIER_FILE, prepare
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.ingest import CLASSIFIER_FILE, prepare
 
 FOLDER = "SCRIMP_DATA_DIR"
 
@@ -40,7 +40,7 @@ def dataset(data: Data, folder: Path) -> Path:
         name=data.name,
         classifier=False,
     )
-    with aside(out) as part:
+    with atomic_folder(out) as part:
         prepare(source, part / "made", options)
         for file in (part / "made").iterdir():
             file.rename(part / file.name)

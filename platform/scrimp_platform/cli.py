@@ -287,7 +287,7 @@ def recipes_command(name: str | None, schema: bool) -> None:
     if schema:
         commands.show_schema()
     elif name:
-        from scrimp_trainers import recipe
+        from scrimp_trainers.recipe import recipe
 
         click.echo(recipe.load(name).to_yaml(), nl=False)
     else:
@@ -310,8 +310,8 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
     from scrimp_cluster import proxies, temporary
     from scrimp_platform import interrupt
     from scrimp_platform.storage_loss import StorageLost
-    from scrimp_trainers.errors import Diverged, UserError
-    from scrimp_trainers.files import no_room
+    from scrimp_trainers.common.errors import Diverged, UserError
+    from scrimp_trainers.common.files import no_room
 
     interrupt.listen()
     proxies.bypass()

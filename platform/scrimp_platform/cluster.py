@@ -16,7 +16,7 @@ from scrimp_cluster import nodes as cluster_nodes
 from scrimp_cluster import proxies, token
 from scrimp_cluster.nodes import Node
 from scrimp_platform import interrupt
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 # Ray's own words to the terminal are for its developers; failures of repeats reach the ledger.
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -18,15 +18,16 @@ from scrimp_platform import records, store, terminal
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
-from scrimp_trainers import fit, lines
-from scrimp_trainers import recipe as recipes
+from scrimp_trainers import fit
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.metrics_log import Line
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.lines import Line
-from scrimp_trainers.metrics import settings
-from scrimp_trainers.metrics.settings import Scoring
-from scrimp_trainers.techniques.settings import Codec, Coreset
+from scrimp_trainers.metrics import names
+from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.scoring import Scoring
+from scrimp_trainers.recipe.techniques import Codec, Coreset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,26 +37,26 @@ if TYPE_CHECKING:
 
 def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **options: Any) -> None:
     """Make a dataset, and fill its cache of latents if an autoencoder is named."""
-    from scrimp_trainers.data import prepare as preparing
+    from scrimp_trainers import ingest as preparing
+    from scrimp_trainers.codecs import pretrained
     from scrimp_trainers.data.options import Options
-    from scrimp_trainers.techniques import autoencoder
 
     if encoder and not codec:
         raise UserError("--encoder needs --codec, which says of what kind it is")
     encoder = encoder or Codec().encoder
     the_codec = Codec.model_validate({"kind": codec or "none", "encoder": encoder, "decoder": encoder})
     if the_codec.on:
-        autoencoder.find(the_codec, "encoder")  # before the images are read, which can take long
+        pretrained.find(the_codec, "encoder")  # before the images are read, which can take long
     with terminal.progress() as progress:
         made = preparing.prepare(source, out, Options(**options), progress)
     terminal.show_dataset(out, made)
     if the_codec.on:
+        from scrimp_trainers.codecs.cache import open_latents
+        from scrimp_trainers.common.device import select_device
         from scrimp_trainers.data.dataset import open_dataset
-        from scrimp_trainers.data.latents import open_latents
-        from scrimp_trainers.device import pick
 
         with terminal.progress() as progress:
-            open_latents(open_dataset(out), the_codec, pick(), progress=progress)
+            open_latents(open_dataset(out), the_codec, select_device(), progress=progress)
         terminal.say(f"latents in {out / 'cache'}")
 
 
@@ -75,7 +76,7 @@ def train(
     from scrimp_trainers.run import run
 
     total = the_recipe.training.kimg
-    earlier = lines.read(out / "metrics.jsonl")
+    earlier = metrics_log.read(out / "metrics.jsonl")
     if scoring:
         _refuse_second_score(earlier, out, data, total, scoring)
     line: Line = {}
@@ -85,7 +86,7 @@ def train(
                 terminal.say(line["note"])
             else:
                 progress(line["kimg"], total)
-    if lines.read(out / "metrics.jsonl") == earlier:
+    if metrics_log.read(out / "metrics.jsonl") == earlier:
         terminal.say(f"{out}: was finished already; nothing was left to train or to score")
     if the_recipe.sparsity.on:
         with (out / "layers.csv").open(newline="") as file:
@@ -111,7 +112,7 @@ def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, ba
     _require_model(model)
     if out.exists():
         raise UserError(f"{out}: exists already; name a folder that does not")
-    from scrimp_trainers import sample as sampling
+    from scrimp_trainers import sampling
     from scrimp_trainers.export import load_codec, load_model
 
     network, recipe = load_model(model)
@@ -138,7 +139,7 @@ def evaluate(
     scoring = _scoring(facts, **scoring_values)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
-    from scrimp_trainers import sample as sampling
+    from scrimp_trainers import sampling
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.export import check_images, load_codec, load_model
     from scrimp_trainers.metrics import cost
@@ -173,14 +174,14 @@ def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> Non
         _scoring(facts, extractor=coreset.features, weights=coreset.weights)
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
-    from scrimp_trainers import device
+    from scrimp_trainers.common import device
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.techniques.coreset import score
-    from scrimp_trainers.techniques.coreset_picture import picture
+    from scrimp_trainers.precompute.coreset import score
+    from scrimp_trainers.precompute.coreset_picture import picture
 
     dataset = open_dataset(data)
     with terminal.progress() as progress:
-        scored = score(dataset, coreset, device.pick(), seed, progress)
+        scored = score(dataset, coreset, device.select_device(), seed, progress)
     out = out or scored.file.with_suffix(".png")
     try:
         picture(dataset, coreset, scored).save(out, "PNG")
@@ -311,7 +312,7 @@ def _scoring(facts: Manifest, **values: Any) -> Scoring:
         scoring = Scoring(**values)
     except ValidationError as error:
         raise UserError(recipes.explain(error)) from None
-    settings.check(scoring, facts)
+    names.check(scoring, facts)
     return scoring
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from scrimp_platform.report import words
 from scrimp_spaces.space import Space
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.recipe.recipe import Recipe
 
 KNOWN = ("parameters", "nonzero_parameters", "train_flops", "sample_flops")
 DECISIVE = ("network", "sparsity", "patches", "codec", "conditioning", "mafp", "sampler", "training", "diffusion")
@@ -30,14 +30,14 @@ def resolve(space: Space, manifest: Manifest) -> Space:
     if not any(name in KNOWN for name in space.constraints):
         return space
 
-    from scrimp_trainers import expected  # it imports torch
+    from scrimp_trainers.training import expected_cost  # it imports torch
 
     known: dict[str, dict[str, float] | None] = {}
 
     def costs(recipe: Recipe) -> dict[str, float] | None:
         key = recipe.to_yaml()
         if key not in known:
-            known[key] = expected.costs(recipe, manifest, space.scoring.samples)
+            known[key] = expected_cost.costs(recipe, manifest, space.scoring.samples)
         return known[key]
 
     base = costs(space.base())

@@ -18,7 +18,7 @@ from scrimp_cluster import proxies
 from scrimp_platform import terminal
 from scrimp_platform.plan import Plan
 from scrimp_spaces import space as spaces
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

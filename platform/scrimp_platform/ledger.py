@@ -16,8 +16,8 @@ from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_platform.study import Study
 from scrimp_spaces.space import Space
-from scrimp_trainers import checksums
-from scrimp_trainers.errors import Diverged, UserError
+from scrimp_trainers.common import checksums
+from scrimp_trainers.common.errors import Diverged, UserError
 
 Say = Callable[[str], None]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from scrimp_platform.store import Storage
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.files import replacing
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import replacing
 
 SETTING = "database"
 FILE = "mlflow.db"

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from scrimp_platform import mlflow_database, store
 from scrimp_platform.store import Storage
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 USER = "scrimp"
 PASSWORD = "password"  # noqa: S105 -- the name of a file

@@ -14,13 +14,14 @@ from scrimp_platform import feasibility, mlflow_server, records, store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
-from scrimp_trainers import environment, fit
-from scrimp_trainers import recipe as recipes
+from scrimp_trainers import fit
+from scrimp_trainers.common import environment
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.metrics import settings
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.metrics import names
+from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.recipe import Recipe
 
 DIGITS = "digits"
 """The dataset that comes with scikit-learn."""
@@ -75,9 +76,9 @@ def make(options: Options) -> Plan:
     storage = Storage(options.storage.expanduser().absolute())
     dataset = resolve_dataset(options.data, storage)
     facts = manifest.load(dataset)
-    settings.check(space.scoring, facts)
+    names.check(space.scoring, facts)
     judged = [*space.objectives, *space.constraints]
-    settings.check_classes(judged, space.scoring, facts, base.conditioning.classes)
+    names.check_classes(judged, space.scoring, facts, base.conditioning.classes)
     for values in [{}, *space.corners()]:
         fit.check(base.replace(values), facts)
     space = feasibility.resolve(space, facts)
@@ -139,13 +140,14 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
     if folder.exists():
         return folder
     from scrimp_platform import terminal
-    from scrimp_trainers.data import options, prepare
+    from scrimp_trainers import ingest
+    from scrimp_trainers.data import options
 
     # Of two first sweeps in a storage one prepares the digits.
     lock = folder.with_name(f"{data}.lock")
     with store.exclusive(lock, f"dataset {data} to be prepared", patience=math.inf, say=terminal.say):
         if not folder.exists():
-            prepare.prepare(data, folder, options.Options())
+            ingest.prepare(data, folder, options.Options())
     return folder
 
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from scrimp_platform import store
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
-from scrimp_trainers import checksums, lines
-from scrimp_trainers.errors import DamagedRecord, UserError
+from scrimp_trainers.common import checksums, metrics_log
+from scrimp_trainers.common.errors import DamagedRecord, UserError
 
 Phase = Literal["search", "race"]
 RepeatStatus = Literal["waiting", "running", "finished", "stopped", "failed", "damaged"]
@@ -248,7 +248,7 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
 def _scan(files: RepeatFolder, rungs: Sequence[float]) -> tuple[dict[float, dict[str, Any]], list[str]]:
     """Return the scores by rung, and what is wrong with `metrics.jsonl`, which held those of `rungs`."""
     try:
-        rows, damage = lines.scan(files.metrics)
+        rows, damage = metrics_log.scan(files.metrics)
     except OSError as error:
         return {}, [f"{files.metrics}: cannot be read ({error.strerror})"]
     scores = {float(line["rung"]): line for line in rows if line.get("rung")}

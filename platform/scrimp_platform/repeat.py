@@ -16,9 +16,9 @@ from typing import Any, TypedDict
 from scrimp_platform import cluster, storage_loss, store
 from scrimp_platform.search import FAILURE, FINAL, NODE, NOTE, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
-from scrimp_trainers import watchdog
-from scrimp_trainers.errors import Final, NoRoom, UserError
-from scrimp_trainers.files import no_room
+from scrimp_trainers.common import heartbeat
+from scrimp_trainers.common.errors import Final, NoRoom, UserError
+from scrimp_trainers.common.files import no_room
 
 PATIENCE = 60.0
 """Seconds in which the worker of a killed driver has to give its repeat up."""
@@ -68,7 +68,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
                 with contextlib.suppress(OSError):
                     storage_loss.require(folder.record)
                     store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
-                line = watchdog.verdict(folder.stacks) or line
+                line = heartbeat.timeout_message(folder.stacks) or line
                 tune.report({FAILURE: line, FINAL: isinstance(cause, Final), NODE: vars(cause).get(NODE)})
                 return
         # Wait here, where it costs no attempt. While it waits, the driver may take it back for other nodes.
@@ -146,9 +146,9 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     """Train one repeat in this process, resuming it if it has a checkpoint; report each rung's scores."""
     import torch
 
-    from scrimp_trainers import recipe as recipes
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.metrics.settings import Scoring
+    from scrimp_trainers.recipe import recipe as recipes
+    from scrimp_trainers.recipe.scoring import Scoring
     from scrimp_trainers.run import run
 
     if not torch.cuda.is_available():
@@ -162,7 +162,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     # A worker that outlives a killed driver must not write beside its successor.
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     alone = store.exclusive(folder.lock, f"repeat {folder.label}", PATIENCE) if first else contextlib.nullcontext()
-    with alone, watchdog.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
+    with alone, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True})
         for line in run(
             recipes.load(folder.recipe),

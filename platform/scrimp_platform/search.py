@@ -24,7 +24,7 @@ from ray.tune.stopper import Stopper
 from scrimp_platform import cluster, interrupt
 from scrimp_platform.ledger import Ledger
 from scrimp_platform.records import Repeat
-from scrimp_trainers import watchdog
+from scrimp_trainers.common import heartbeat
 
 # What a Tune function reports besides a rung's scores (see repeat.py).
 FAILURE, FINAL, NOTE, NODE, WORKING = "failure", "final", "note", "node", "working"
@@ -144,7 +144,7 @@ class RepeatSearcher(Searcher):
         if error:
             files = self._ledger.folder.repeat(repeat.trial, repeat.repeat)
             died = f"its process died, or Ray ended it to free memory; see {files.path}"
-            failure = watchdog.verdict(files.stacks) or died
+            failure = heartbeat.timeout_message(files.stacks) or died
         self._decide(lambda: self._ledger.finish(repeat, failure, final=bool(result.get(FINAL))), None)
         if failure and not result.get(FINAL) and result.get(NODE):
             self._blame(result[NODE])

@@ -10,8 +10,8 @@ from scrimp_platform import estimate, records, store
 from scrimp_platform.records import Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
-from scrimp_trainers import lines
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _read(folder: SweepFolder, sweep: dict[str, Any], node: str, reason: str) ->
 
 
 def _training(repeat: Repeat, files: RepeatFolder) -> Training:
-    line = (lines.read(files.metrics) or [{}])[-1]
+    line = (metrics_log.read(files.metrics) or [{}])[-1]
     seen = max(_changed(files.metrics), _changed(files.checkpoint / "last"))
     return Training(
         repeat,

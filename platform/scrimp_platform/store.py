@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scrimp_platform import interrupt
-from scrimp_trainers import checksums
-from scrimp_trainers.errors import DamagedRecord, UserError
-from scrimp_trainers.files import no_room, write_atomic
+from scrimp_trainers.common import checksums
+from scrimp_trainers.common.errors import DamagedRecord, UserError
+from scrimp_trainers.common.files import no_room, write_atomic
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"

@@ -20,7 +20,7 @@ from scrimp_platform.report import leaderboard
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.tracking import Tracker
 from scrimp_spaces.space import Space
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 ENDING = "\nEnding the sweep; run the same command again to resume it. Ctrl-C again leaves at once."
 

@@ -19,13 +19,13 @@ from scrimp_platform.plan import Plan
 from scrimp_platform.report import dataset, leaderboard, words
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Range, Space, value_of
+from scrimp_trainers.common.errors import printable
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import printable
 
 if TYPE_CHECKING:
     from scrimp_cluster.doctor import Report, Visit
     from scrimp_cluster.judge import Fault
-    from scrimp_trainers.techniques.coreset import Scored
+    from scrimp_trainers.precompute.coreset import Scored
 
 console = Console(highlight=False)
 

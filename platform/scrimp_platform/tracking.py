@@ -21,8 +21,8 @@ from scrimp_platform.records import Records, Repeat, Trial
 from scrimp_platform.report import leaderboard
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
-from scrimp_trainers import lines
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import UserError
 
 EVERY = 5.0  # seconds between two looks at the folder
 SHOW_INTERVAL_S = 10.0  # seconds between two lines about how far the end is
@@ -138,7 +138,7 @@ class Mirror:
         run = runs.get(files.label, f"repeat {files.label}", repeat.started or time.time())
         if not repeat.open and run.status == STATUS[repeat.status] and run.tags.get(PARENT) == parent.id:
             return  # The status is sent last, so everything has been.
-        runs.draw(run, lines.read(files.metrics))
+        runs.draw(run, metrics_log.read(files.metrics))
         for grid in sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem)):
             runs.show(run, grid, "samples", int(float(grid.stem)))
         for file in (files.recipe, files.neighbours_png, files.error, *files.prepared):

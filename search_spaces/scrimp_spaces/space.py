@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from scrimp_trainers import recipe as recipes
-from scrimp_trainers import yaml_files
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.metrics.settings import Scoring, require_objectives
-from scrimp_trainers.recipe import Recipe, explain
-from scrimp_trainers.sections import Count, Positive, Section
+from scrimp_trainers.common import yaml_files
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.metrics.names import require_objectives
+from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.recipe import Recipe, explain
+from scrimp_trainers.recipe.scoring import Scoring
+from scrimp_trainers.recipe.sections import Count, Positive, Section
 
 SPACES = importlib.resources.files("scrimp_spaces")
 Bounds = tuple[float, float]

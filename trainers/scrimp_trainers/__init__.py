@@ -1,1 +1,1 @@
-"""Training diffusion models. Start reading in `train.py`."""
+"""Training diffusion models: START READING in `run` (the story) and `training.loop` (a training step)."""

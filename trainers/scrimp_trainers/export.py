@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from scrimp_trainers import recipe as recipes
-from scrimp_trainers import weights
-from scrimp_trainers.data.aside import aside
+from scrimp_trainers.codecs.autoencoder import OpenCodec, open_codec
+from scrimp_trainers.codecs.pretrained import CLASSES
+from scrimp_trainers.common import weights
+from scrimp_trainers.common.device import select_device
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import atomic_folder, share
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.device import pick
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.files import share
 from scrimp_trainers.networks.unet import UNet
-from scrimp_trainers.recipe import Recipe
-from scrimp_trainers.sections import EDM
-from scrimp_trainers.techniques.autoencoder import CLASSES
-from scrimp_trainers.techniques.codec import OpenCodec, open_codec
-from scrimp_trainers.techniques.settings import Codec
+from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.recipe.sections import EDM
+from scrimp_trainers.recipe.techniques import Codec
 
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -42,7 +41,7 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
     UserError
         If the folder exists or cannot be written.
     """
-    with aside(folder) as part:
+    with atomic_folder(folder) as part:
         network.unet.save_pretrained(part / "unet")
         scheduler = _scheduler(recipe)
         scheduler.save_pretrained(part / "scheduler")
@@ -75,7 +74,7 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
         raise UserError(f"{folder}: not a model (no unet or no recipe.yaml); name the model folder of a repeat")
     recipe, unet = recipes.load(folder / "recipe.yaml"), _load_unet(folder / "unet")
     coordinates = unet.config["in_channels"] > unet.config["out_channels"]
-    return UNet(unet, coordinates=coordinates).to(pick(device)).eval(), recipe
+    return UNet(unet, coordinates=coordinates).to(select_device(device)).eval(), recipe
 
 
 def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec | None:

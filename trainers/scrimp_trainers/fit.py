@@ -1,10 +1,10 @@
 """Whether a recipe fits a dataset: what can be known before anything starts, and without torch."""
 
+from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import RESIDENT, Manifest
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import Recipe
-from scrimp_trainers.techniques import autoencoder, reference
-from scrimp_trainers.techniques.settings import Patches
+from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
+from scrimp_trainers.recipe.techniques import Patches, Reweighting
 
 
 def check(recipe: Recipe, facts: Manifest) -> None:
@@ -17,7 +17,7 @@ def check(recipe: Recipe, facts: Manifest) -> None:
     """
     if recipe.conditioning.classes and not facts.classes:
         raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
-    reference.check(recipe.reweighting, facts)
+    check_class_weights(recipe.reweighting, facts)
     by_chance = recipe.reweighting.on and recipe.reweighting.enters == "sampling"
     if by_chance and not recipe.codec.on and facts.train_bytes > RESIDENT:
         raise UserError(
@@ -25,7 +25,7 @@ def check(recipe: Recipe, facts: Manifest) -> None:
             f"{RESIDENT >> 30} GiB; use `loss`"
         )
     if recipe.reweighting.on:
-        check(reference.recipe_of(recipe.reweighting), facts)
+        check(reference_recipe(recipe.reweighting), facts)
     scored = recipe.coreset.on and recipe.coreset.score != "random"
     if scored and recipe.coreset.features == "classifier" and not facts.classifier:
         raise UserError(f"coreset.features: dataset {facts.name} has no classifier; use another surrogate")
@@ -34,7 +34,7 @@ def check(recipe: Recipe, facts: Manifest) -> None:
             f"coreset.features: the classifier of dataset {facts.name} is no better than always naming the largest "
             "class; use another surrogate, or prepare the dataset with --classifier to use it all the same"
         )
-    latents = autoencoder.latent_shape(recipe.codec, facts.size) if recipe.codec.on else None
+    latents = pretrained.latent_shape(recipe.codec, facts.size) if recipe.codec.on else None
     side, halvings = latents[1] if latents else facts.size, len(recipe.network.multipliers) - 1
     if recipe.codec.on and not latents:
         return  # the hub knows
@@ -46,6 +46,24 @@ def check(recipe: Recipe, facts: Manifest) -> None:
     _check_parts(recipe.patches, side, 2**halvings)
     if recipe.ood.on and any(size % 2 for size in sizes(recipe.patches, side)):
         raise UserError(f"ood.weight: a jigsaw of four needs an even side, not {side}; set it to 0 or change the size")
+
+
+def check_class_weights(settings: Reweighting, manifest: Manifest) -> None:
+    """Refuse class weights that this dataset or this recipe cannot have.
+
+    Raises
+    ------
+    UserError
+        If the dataset has no labels or one class alone, or the recipe cannot be loaded or has a technique.
+    """
+    if not settings.on:
+        return
+    if len(manifest.classes or []) < 2:
+        raise UserError(
+            f"reweighting.method: dataset {manifest.name} has no classes to weigh; "
+            "prepare it from labelled images or use `none`"
+        )
+    reference_recipe(settings)
 
 
 def sizes(patches: Patches, side: int) -> list[int]:

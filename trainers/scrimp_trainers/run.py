@@ -1,20 +1,19 @@
 """One repeat, from its seed or its last checkpoint to its model: what `scrimp train` and a sweep's workers run."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from scrimp_trainers.common import ranks
+from scrimp_trainers.common.device import select_device
+from scrimp_trainers.common.metrics_log import Line
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.lines import Line
-from scrimp_trainers.metrics.settings import Scoring
-from scrimp_trainers.recipe import Recipe
-from scrimp_trainers.repeat import Repeat
-
-TICKS = 100
-"""Lines a run, about."""
+from scrimp_trainers.precompute.prepare import prepare
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.recipe.scoring import Scoring
+from scrimp_trainers.training.session import Session
 
 
 def run(
@@ -29,7 +28,6 @@ def run(
     direction: Literal["minimize", "maximize"] = "minimize",
     checkpoint_seconds: float = 60.0,
     device: torch.device | str | None = None,
-    alone: bool = False,
 ) -> Iterator[Line]:
     """Train a repeat, or go on with it, and yield its lines as they are written.
 
@@ -51,8 +49,6 @@ def run(
         The score by which `checkpoint/best` is kept.
     checkpoint_seconds
         Time between checkpoints, beside those at rungs.
-    alone
-        Run in this process by itself although there is a process group.
 
     Raises
     ------
@@ -61,17 +57,20 @@ def run(
     Diverged
         If the loss is no longer finite or has exploded.
     """
-    repeat = Repeat(recipe, dataset, folder, seed, scoring, device, alone)
+    # Prepare what the recipe's techniques need: coreset, codec, class weights.
+    device = select_device(device)
+    prepared = prepare(recipe, dataset, seed, device, *ranks.place())
+
+    # Start, or resume from the last checkpoint.
+    repeat = Session(recipe, dataset, folder, seed, prepared, scoring, device=device)
     if note := repeat.resume():
         yield {"note": note}
     known = repeat.progress.lines
     yield from [line for line in known if "rung" in line]
-    written = known[-1]["images"] if known else -1
-    steps = repeat.steps()
 
-    for images, rung in _marks(recipe, rungs_kimg):
-        if images <= written:
-            continue
+    # Train; score at each rung.
+    steps = repeat.steps()
+    for images, rung in repeat.marks(rungs_kimg):
         repeat.train_to(images, steps, checkpoint_seconds)
         line = repeat.line()
         if rung is not None:
@@ -84,6 +83,7 @@ def run(
         with repeat.pause():
             yield line
 
+    # Score, if nobody has; and export.
     if scoring and "extractor" not in known[-1]:  # it was trained without scores
         line = known[-1] | repeat.score(known[-1]["rung"])
         line |= repeat.best(line, objective, direction)
@@ -93,15 +93,3 @@ def run(
             yield line
 
     repeat.export(known[-1])
-
-
-def _marks(recipe: Recipe, rungs_kimg: Sequence[float]) -> list[tuple[int, float | None]]:
-    """Return after how many images a line is due, in order, each with its rung if it is one."""
-    batch, total = recipe.training.batch_size, recipe.training.kimg
-    tick = max(1, round(total / TICKS))
-    marks: dict[int, float | None] = {}
-    for kimg in range(tick, math.floor(total) + 1, tick):
-        marks[math.ceil(kimg * 1000 / batch) * batch] = None
-    for rung in [*(rung for rung in rungs_kimg if rung < total), total]:
-        marks[math.ceil(rung * 1000 / batch) * batch] = rung
-    return sorted(marks.items())

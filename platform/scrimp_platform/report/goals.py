@@ -7,7 +7,7 @@ from typing import Any
 from scrimp_platform.records import Trial
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 BOUNDS = {"<=": "max", ">=": "min"}
 

@@ -24,10 +24,10 @@ from scrimp_platform.report.classwise import ClassWise
 from scrimp_platform.report.ranking import MEANINGS, Row
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
-from scrimp_trainers import lines
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import DamagedRecord, UserError
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import DamagedRecord, UserError
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -86,8 +86,8 @@ def _cause(folder: SweepFolder, repeat: Repeat) -> str:
     if repeat.status in ("failed", "waiting"):
         return repeat.cause
     error = folder.repeat(repeat.trial, repeat.repeat).error
-    lines = error.read_text(errors="replace").split("\n") if error.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "")
+    metrics_log = error.read_text(errors="replace").split("\n") if error.exists() else []
+    return next((line for line in reversed(metrics_log) if line.strip()), "")
 
 
 def _ending(folder: SweepFolder) -> str:
@@ -171,7 +171,7 @@ def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence
     ]
     leading = {row.number: row.trial.repeats for row in rows if row.number in plots.leaders(rows)}
     curves = {
-        number: [lines.read(folder.repeat(number, repeat.repeat).metrics) for repeat in repeats]
+        number: [metrics_log.read(folder.repeat(number, repeat.repeat).metrics) for repeat in repeats]
         for number, repeats in leading.items()
     }
     losses = plots.losses(curves, rows)

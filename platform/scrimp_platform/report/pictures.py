@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from scrimp_trainers.errors import DamagedRecord
+from scrimp_trainers.common.errors import DamagedRecord
 
 WIDEST = 1024
 """Pixels beyond which an image is reduced: a page holds several, and every sweep has one."""

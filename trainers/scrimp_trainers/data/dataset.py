@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest, Shard, SplitName
 from scrimp_trainers.data.pixels import from_png
 from scrimp_trainers.data.shards import read_shard
-from scrimp_trainers.errors import UserError
 
 
 @dataclass(frozen=True)

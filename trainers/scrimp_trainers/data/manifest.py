@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.recipe import explain
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe.recipe import explain
 
 FILE = "dataset.json"
 FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"

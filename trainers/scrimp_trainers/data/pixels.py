@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
-from scrimp_trainers.errors import DamagedData, UserError
+from scrimp_trainers.common.errors import DamagedData, UserError
 
 ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
 SUFFIXES = frozenset(ENDINGS.split(" "))

@@ -10,12 +10,12 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from scrimp_trainers.data.aside import room
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import room
 from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.pixels import Reading, is_deep, plain, square
 from scrimp_trainers.data.sources.source import Source
-from scrimp_trainers.errors import UserError
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from scrimp_trainers.common.errors import DamagedData
 from scrimp_trainers.data.manifest import Shard
-from scrimp_trainers.errors import DamagedData
 
 MOST_IMAGES = 1000
 MOST_BYTES = 64 * 2**20

@@ -18,12 +18,12 @@ import webdataset.tariterators
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.data.batch import Batch, draw_epoch, mirror
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.data.loading import Batch, draw_epoch, mirror
 from scrimp_trainers.data.manifest import Shard
 from scrimp_trainers.data.pixels import from_png
 from scrimp_trainers.data.shards import verify
-from scrimp_trainers.errors import UserError
 
 SHUFFLE = 1000
 """Images that a process holds, still encoded, to draw the next one from."""

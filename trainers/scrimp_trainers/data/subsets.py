@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.duplicates import Duplicates
-from scrimp_trainers.errors import UserError
 
 HELD_SHARE = 0.1
 MOST_HELD = 10_000

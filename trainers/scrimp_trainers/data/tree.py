@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 
 Member = TypeVar("Member")
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.diffusion.process import Losses, Predict
-from scrimp_trainers.sections import DDPM, Sampler
+from scrimp_trainers.diffusion.process import Predict
+from scrimp_trainers.recipe.sections import DDPM, Sampler
 
 
 def alpha_bars(settings: DDPM, device: torch.device) -> Tensor:
@@ -53,13 +53,13 @@ def denoise(settings: DDPM, network: nn.Module, noisy: Tensor, t: Tensor, **inpu
     return network(noisy, t, **inputs).to(noisy.dtype)
 
 
-def losses(settings: DDPM, estimate: Tensor, images: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Losses:
+def losses(settings: DDPM, estimate: Tensor, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Return |prediction - target|^2, mean over an image's elements (L_simple, Ho et al., eq. 14)."""
     target = noise
     if settings.prediction == "v":
         signal, deviation = _mix(settings, t)
         target = noise * signal - images * deviation  # Salimans and Ho 2022, appendix D
-    return Losses((estimate - target).square().flatten(1).mean(1), t, labels)
+    return (estimate - target).square().flatten(1).mean(1)
 
 
 def clean_and_noise(settings: DDPM, prediction: Tensor, x: Tensor, t: Tensor, clip: bool) -> tuple[Tensor, Tensor]:

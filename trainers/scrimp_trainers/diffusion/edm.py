@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.diffusion.process import Losses, Predict
-from scrimp_trainers.sections import EDM, Sampler
+from scrimp_trainers.diffusion.process import Predict, over_images
+from scrimp_trainers.recipe.sections import EDM, Sampler
 
 
 def levels(settings: EDM, count: int, generator: torch.Generator) -> Tensor:
@@ -54,10 +54,9 @@ def losses(
     images: Tensor,
     noise: Tensor,  # noqa: ARG001
     sigma: Tensor,
-    labels: Tensor | None,
-) -> Losses:
+) -> Tensor:
     """Return lambda(sigma) |D - y|^2, mean over an image's elements (eq. 2, lambda of table 1)."""
-    return Losses(weight(settings, sigma) * (estimate - images).square().flatten(1).mean(1), sigma, labels)
+    return weight(settings, sigma) * (estimate - images).square().flatten(1).mean(1)
 
 
 def weight(settings: EDM, sigma: Tensor) -> Tensor:
@@ -99,8 +98,3 @@ def sample(
             reached = x + (after - t) * (slope + slope_there) / 2
         x = reached
     return x
-
-
-def over_images(values: Tensor) -> Tensor:
-    """View one value an image [B] as [B, 1, 1, 1]."""
-    return values[:, None, None, None]

@@ -1,29 +1,15 @@
 """What training and sampling need of a diffusion process; the modules `edm` and `ddpm` are the two there are."""
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.sections import DDPM, EDM, Sampler
+from scrimp_trainers.recipe.sections import Sampler
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """What a sampler asks of a model: images [B, C, H, W] and their noise levels [B] to what `Process.denoise` returns."""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses of a batch, one an image, with what they belong to."""
-
-    values: Tensor
-    """[B], mean over an image's elements; about 1 for a network that knows nothing."""
-    levels: Tensor
-    """[B], noise levels: sigma in EDM, t in DDPM."""
-    labels: Tensor | None
-    """[B], classes as the dataset has them; none without labels."""
 
 
 class Process(Protocol):
@@ -45,10 +31,11 @@ class Process(Protocol):
         """Ask the network what it makes of noisy images; `inputs` go to the network as they are."""
         ...
 
-    def losses(
-        self, settings: Any, estimate: Tensor, images: Tensor, noise: Tensor, levels: Tensor, labels: Tensor | None, /
-    ) -> Losses:
-        """Compare what `denoise` returned with the truth."""
+    def losses(self, settings: Any, estimate: Tensor, images: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor:
+        """Compare what `denoise` returned with the truth: [B], the mean over each image's elements.
+
+        A network that knows nothing has losses of about 1.
+        """
         ...
 
     def sample(
@@ -61,13 +48,6 @@ class Process(Protocol):
         ...
 
 
-def process_of(settings: EDM | DDPM) -> Process:
-    """Return the module for these settings."""
-    from scrimp_trainers.diffusion import ddpm, edm  # they import this module's types
-
-    return edm if isinstance(settings, EDM) else ddpm
-
-
-def seed_of(*parts: int | str) -> int:
-    """Mix numbers and words into one seed of 63 bits, the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+def over_images(values: Tensor) -> Tensor:
+    """View one value an image [B] as [B, 1, 1, 1]."""
+    return values[:, None, None, None]

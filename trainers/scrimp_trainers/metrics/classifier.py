@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scrimp_trainers import weights
+from scrimp_trainers.common import weights
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import UserError
 
 WIDTH = 64
 """Features an image: few enough that the covariance of about a thousand samples has full rank."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scrimp_trainers.recipe.techniques import Sparsity
 from scrimp_trainers.techniques import sparsity
-from scrimp_trainers.techniques.settings import Sparsity
 
 
 def parameters(network: nn.Module) -> int:

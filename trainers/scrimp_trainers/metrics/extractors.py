@@ -19,12 +19,12 @@ import torch.hub
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scrimp_trainers import weights
+from scrimp_trainers.common import weights
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import dinov2
 from scrimp_trainers.metrics.classifier import load_classifier
-from scrimp_trainers.metrics.settings import Extractor, Scoring
+from scrimp_trainers.recipe.scoring import Extractor, Scoring
 
 TIMEOUT_SECONDS = 20
 

@@ -11,7 +11,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from scrimp_trainers.metrics.settings import FIDELITY, Extractor, class_name
+from scrimp_trainers.metrics.names import FIDELITY, class_name
+from scrimp_trainers.recipe.scoring import Extractor
 
 NEIGHBOURS = 3
 """The k of precision and recall (Kynkäänniemi et al. 2019)."""

@@ -5,9 +5,8 @@ the same file at once: each writes its own copy aside and renames it, so readers
 """
 
 import contextlib
-import fcntl
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -15,8 +14,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from scrimp_trainers.common.files import replacing
 from scrimp_trainers.data.manifest import Manifest, SplitName
-from scrimp_trainers.files import replacing
 from scrimp_trainers.metrics.extractors import FeatureExtractor
 
 Tensors = dict[str, Tensor]
@@ -39,26 +38,9 @@ def cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
     if found is None:
         found = {name: value.cpu().contiguous() for name, value in make().items()}
         # A dataset may lie on a read-only or full disk; then every process makes its own.
-        with contextlib.suppress(OSError):
-            write(path, lambda aside: _save(found, aside))
+        with contextlib.suppress(OSError), replacing(path) as part:
+            _save(found, part)
     return found
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make this file; the others wait. In a folder that cannot be written all go on."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(exist_ok=True)
-            file = stack.enter_context(path.with_name(f".{path.name}.lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Make a file with `fill`, which gets another path to write to, so that it is there whole or not at all."""
-    with replacing(path) as aside:
-        fill(aside)
 
 
 def _read(path: Path) -> Tensors | None:

@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scrimp_trainers import watchdog
+from scrimp_trainers.common import heartbeat
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.ranks import rank_0_first
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
-from scrimp_trainers.errors import UserError
 from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors import open_extractor
-from scrimp_trainers.metrics.settings import CLASS_SMALLEST, SMALLEST, Scoring, check, class_wise
-from scrimp_trainers.ranks import rank_0_first
+from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise
+from scrimp_trainers.recipe.scoring import SMALLEST, Scoring
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Scorer:
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         parts = []
         for part in images.split(self.scoring.batch_size):
-            watchdog.alive()
+            heartbeat.beat()
             parts.append(self.extractor.features(part))
         logits = [part[1] for part in parts if part[1] is not None]
         return torch.cat([part[0] for part in parts]), torch.cat(logits) if logits else None

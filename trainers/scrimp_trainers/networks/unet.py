@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.errors import UserError
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.networks import dropout
-from scrimp_trainers.sections import Network
+from scrimp_trainers.recipe.sections import Network
 
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.unets.unet_2d import UNet2DModel

@@ -10,16 +10,16 @@ n / sqrt(a). So it is computed, for every process and prediction. Below sigma_n,
 is ordinary training bit for bit. For DDPM the form is a reconstruction: the paper's experiments are with EDM.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from scrimp_trainers.diffusion.edm import over_images
-from scrimp_trainers.diffusion.process import Losses, process_of, seed_of
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.diffusion.choose import process_of
+from scrimp_trainers.diffusion.process import over_images
+from scrimp_trainers.recipe.recipe import Recipe
 
 FULLY_COMPENSATED = 0.01
 """The a from which on the compensated loss is compensated in full. Without a bound its mean over sigma is infinite:
@@ -60,9 +60,7 @@ def add_noise(recipe: Recipe, images: Tensor, hidden: Tensor, noise: Tensor, lev
     return process.add_noise(recipe.diffusion, target, noise * over_images(share.sqrt()), levels), target
 
 
-def losses(
-    recipe: Recipe, estimate: Tensor, target: Tensor, noise: Tensor, levels: Tensor, labels: Tensor | None
-) -> Losses:
+def losses(recipe: Recipe, estimate: Tensor, target: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
     """Compare what `denoise` returned for `add_noise`'s noisy images with its target, given the same noise and levels.
 
     Released weighting keeps the process's own weight for the error in x^n, which goes to 0 at sigma_n with a^2.
@@ -72,11 +70,11 @@ def losses(
     pull = deviation.square() / (sigma * share.sqrt())
     clean = torch.addcmul(target, noise, -over_images(pull))
     total = noise / over_images(share.sqrt())
-    found = process_of(recipe.diffusion).losses(recipe.diffusion, estimate, clean, total, levels, labels)
+    values = process_of(recipe.diffusion).losses(recipe.diffusion, estimate, clean, total, levels)
     factor = share
     if recipe.ambient.weighting == "compensated":
         factor = share / share.clamp(min=FULLY_COMPENSATED)
-    return dataclasses.replace(found, values=factor.square() * found.values)
+    return factor.square() * values
 
 
 def _split(recipe: Recipe, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

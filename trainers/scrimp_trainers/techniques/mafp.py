@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scrimp_trainers.recipe.techniques import MAFP
 from scrimp_trainers.techniques.patches import Window, cut
-from scrimp_trainers.techniques.settings import MAFP
 
 LABELS = 9
 """Numbers that tell what the pipe has done to an image; see `transform`."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.sections import EDM
-from scrimp_trainers.techniques.settings import OOD
+from scrimp_trainers.recipe.sections import EDM
+from scrimp_trainers.recipe.techniques import OOD
 
 
 def jigsaw(images: Tensor, generator: torch.Generator, *, total: int, mine: slice) -> Tensor:

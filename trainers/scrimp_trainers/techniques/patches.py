@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scrimp_trainers.techniques.settings import Patches
+from scrimp_trainers.recipe.techniques import Patches
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.diffusion.process import seed_of
-from scrimp_trainers.errors import UserError
-from scrimp_trainers.files import write_atomic
-from scrimp_trainers.techniques.settings import Sparsity
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import write_atomic
+from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.recipe.techniques import Sparsity
 
 
 @dataclass(frozen=True)

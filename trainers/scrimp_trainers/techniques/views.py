@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from scrimp_trainers.data.loading import Batch, mirror
-from scrimp_trainers.recipe import Recipe
+from scrimp_trainers.data.batch import Batch, mirror
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.recipe.techniques import Ambient
 from scrimp_trainers.techniques import ambient, mafp, patches
-from scrimp_trainers.techniques.settings import Ambient
 
 
 def hidden_noise(

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
+from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.data.sources.source import AS_FOUND, Layout, Source
 from scrimp_trainers.data.tree import Tree, open_tree
-from scrimp_trainers.errors import UserError, printable
 
 DIGITS = "digits"
 HELPERS = ("source", "labels", "folders")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.sources.source import Source, arrays
 from scrimp_trainers.data.tree import Tree
-from scrimp_trainers.errors import UserError
 
 BATCH = re.compile(r"data_batch_\d+$")
 SIDE = 32

@@ -7,9 +7,9 @@ import os.path
 import re
 from pathlib import PurePosixPath
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.sources.source import Layout
 from scrimp_trainers.data.tree import Tree
-from scrimp_trainers.errors import UserError
 
 TRAIN = frozenset({"train", "training"})
 HELD_OUT = frozenset({"val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"})

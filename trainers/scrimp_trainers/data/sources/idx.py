@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.sources.source import Source, arrays
 from scrimp_trainers.data.tree import DAMAGED, Tree, bounded, open_tree
-from scrimp_trainers.errors import UserError
 
 IMAGES = re.compile(r"images[.-]idx[34]-ubyte(\.gz)?$")
 TEST = re.compile(r"(^|[^a-z])(t10k|test)")

@@ -14,12 +14,12 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.pixels import SUFFIXES, decode, frames, is_image_data
 from scrimp_trainers.data.sources import folders
 from scrimp_trainers.data.sources import labels as label_files
 from scrimp_trainers.data.sources.source import Layout, Source
 from scrimp_trainers.data.tree import DAMAGED, Tree
-from scrimp_trainers.errors import UserError
 
 MASK = re.compile(r"(.+)[-_ ](mask|masks|seg|segmentation|label|labels|gt|matte|trimap|depth)", re.IGNORECASE)
 """Names, without endings, of images that are made of another one."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.tree import Tree
-from scrimp_trainers.errors import UserError
 
 EDM = "dataset.json"
 TINY_IMAGENET = "val_annotations.txt"

@@ -4,9 +4,9 @@ import zipfile
 
 import numpy as np
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.sources.source import Source, arrays
 from scrimp_trainers.data.tree import DAMAGED, Tree, bounded
-from scrimp_trainers.errors import UserError
 
 
 def recognises(tree: Tree) -> bool:

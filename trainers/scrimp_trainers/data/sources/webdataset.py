@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.sources.images import is_image, load
 from scrimp_trainers.data.sources.source import Source
 from scrimp_trainers.data.tree import Tree, open_tree
-from scrimp_trainers.errors import UserError
 
 
 def recognises(tree: Tree) -> bool:

@@ -1,0 +1,154 @@
+"""LD-Diffusion's codec: diffusion in the latents of a frozen autoencoder of diffusers' (there sd-vae-ft-mse and -ema).
+
+The encoder gives a posterior for each cell of the latents, of which every step draws a new sample. What the network
+sees is (sample - shift) * scale, with shift and scale from the autoencoder's config.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.codecs.pretrained import Autoencoder
+from scrimp_trainers.common import weights
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe.techniques import Codec
+
+if TYPE_CHECKING:  # importing them takes seconds
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    Network = AutoencoderKL | AutoencoderTiny
+
+PIXELS = 2**20
+"""What goes through the autoencoder at once: its activations take a few GiB then."""
+
+
+@dataclass(frozen=True)
+class OpenCodec:
+    """An autoencoder's two halves, frozen. The encoder is loaded when it is first used: a full cache needs none."""
+
+    settings: Codec
+    """Which autoencoder."""
+    decoder: "Network"
+    """What makes images of latents."""
+    channels: int
+    """Channels of a latent."""
+    factor: int
+    """Pixels to a latent cell, along each side."""
+    scale: float
+    """Factor on latents, which brings them to about unit variance."""
+    shift: float
+    """Taken off latents before that."""
+    image_channels: int
+    """Channels of the dataset's images."""
+    device: torch.device
+    """Where it runs."""
+
+    @cached_property
+    def encoder(self) -> "Network":
+        """What makes latents of images."""
+        found = pretrained.find(self.settings, "encoder")
+        if self.settings.encoder == self.settings.decoder:
+            return self.decoder
+        network = _load(found, self.settings, self.device)
+        if (found.channels, found.factor, *_scaling(network)) != (self.channels, self.factor, self.scale, self.shift):
+            raise UserError(
+                f"{found.where}: its latents are not those of codec.decoder {self.settings.decoder} (channels, "
+                "downsampling, scaling_factor or shift_factor differ); name two that belong together"
+            )
+        return network
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """Encode.
+
+        Parameters
+        ----------
+        images
+            uint8 [b, 1 or 3, H, W]; grey is repeated to RGB.
+
+        Returns
+        -------
+        Tensor
+            The posterior's mean, then its log-variance, float32 [b, 2c, h, w]. An AutoencoderTiny knows the mean
+            alone: its log-variance is minus infinity.
+        """
+        return torch.cat([self._moments(part) for part in images.split(_at_once(images.shape[-1]))])
+
+    def draw(self, moments: Tensor, normal: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """Draw latents as the network sees them, [b, c, h, w]; `normal` gives standard normal noise of a shape."""
+        shape = (len(moments), self.channels, *moments.shape[2:])
+        return draw(moments, normal(shape), self.scale, self.shift)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Make images [b, 1 or 3, H, W], about in [-1, 1], of latents [b, c, h, w] as the network sees them."""
+        decode: Any = self.decoder.decode
+        parts = latents.float().div(self.scale).add(self.shift).split(_at_once(latents.shape[-1] * self.factor))
+        images = torch.cat([decode(part).sample for part in parts])
+        return images.mean(1, keepdim=True) if self.image_channels == 1 else images
+
+    def _moments(self, images: Tensor) -> Tensor:
+        pixels = images.to(self.device).float().div_(127.5).sub_(1).expand(-1, 3, -1, -1)
+        encode: Any = self.encoder.encode
+        if self.settings.kind == "tiny":
+            mean = encode(pixels).latents
+            return torch.cat([mean, torch.full_like(mean, -torch.inf)], dim=1)
+        posterior = encode(pixels).latent_dist
+        return torch.cat([posterior.mean, posterior.logvar], dim=1)
+
+
+def open_codec(settings: Codec, device: torch.device, image_channels: int) -> OpenCodec:
+    """Open the autoencoder of a recipe, for a dataset of grey or RGB images.
+
+    Raises
+    ------
+    UserError
+        If it cannot be loaded; the line says what to put where.
+    """
+    found = pretrained.find(settings, "decoder")
+    decoder = _load(found, settings, device)
+    scale, shift = _scaling(decoder)
+    return OpenCodec(settings, decoder, found.channels, found.factor, scale, shift, image_channels, device)
+
+
+def draw(moments: Tensor, normal: Tensor, scale: float, shift: float) -> Tensor:
+    """Draw latents [b, c, h, w] from posteriors [b, 2c, h, w] with standard normal noise [b, c, h, w], and scale them.
+
+    The order is that of diffusers' pipelines: (sample - shift) * scale.
+    """
+    mean, log_variance = moments.chunk(2, dim=1)
+    return torch.addcmul(mean, log_variance.mul(0.5).exp_(), normal).sub_(shift).mul_(scale)
+
+
+def _at_once(side: int) -> int:
+    """Return how many images of `side` pixels go through the autoencoder together."""
+    return max(1, PIXELS // side**2)
+
+
+def _scaling(network: "Network") -> tuple[float, float]:
+    return float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0)
+
+
+def _load(found: Autoencoder, settings: Codec, device: torch.device) -> "Network":
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    kind: Any = AutoencoderKL if settings.kind == "kl" else AutoencoderTiny
+    try:
+        network, loaded = kind.from_pretrained(
+            found.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        why = weights.reason(error)
+        raise UserError(f"{found.where}: cannot be loaded ({why}); get {pretrained.WEIGHTS} anew") from error
+    for fault, names in (("lacks", loaded["missing_keys"]), ("has an unknown", loaded["unexpected_keys"])):
+        if names:
+            raise UserError(f"{found.where}: {pretrained.WEIGHTS} {fault} {min(names)}; get it anew")
+    return network.requires_grad_(False).eval().to(device)

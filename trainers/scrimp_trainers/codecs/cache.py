@@ -1,0 +1,182 @@
+"""Latents of a dataset's training images, encoded once and kept in the dataset's `cache/` folder.
+
+What is kept is each image's posterior, as it is and mirrored, in half precision; a step draws from it what encoding
+the image anew would have drawn. The file's name holds what its content depends on: the dataset and the encoder.
+"""
+
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.codecs.autoencoder import open_codec
+from scrimp_trainers.common.errors import NoRoom, UserError
+from scrimp_trainers.common.files import no_room, replacing
+from scrimp_trainers.data.batch import Batch, to_device
+from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.data.loading import draws
+from scrimp_trainers.data.pixels import from_png
+from scrimp_trainers.data.shards import read_shard
+from scrimp_trainers.recipe.techniques import Codec
+
+FORMAT = 1
+"""Version of the cache. Raise it when latents are computed or kept in another way: they are made again."""
+BLOCK = 64
+"""Images that are encoded and written together."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The posteriors of a dataset's training images."""
+
+    moments: Tensor
+    """fp16 [N, 2, 2c, h, w]: mean, then log-variance, of each image as it is and mirrored; on the device where it
+    fits, or else mapped from the file."""
+
+
+def open_latents(
+    dataset: Dataset,
+    settings: Codec,
+    device: torch.device,
+    *,
+    share: float = 0.25,
+    progress: Callable[[int, int], None] | None = None,
+) -> Latents:
+    """Read the latents of the training images; the first process that needs them makes them, others wait for it.
+
+    Parameters
+    ----------
+    share
+        They are kept on a GPU if they take at most this share of the memory that is free there.
+    progress
+        Called with the images encoded so far and their total.
+
+    Raises
+    ------
+    UserError
+        If the encoder cannot be loaded or does not fit the images, or the cache cannot be written.
+    """
+    found = pretrained.find(settings, "encoder")
+    side, manifest = found.side(dataset.manifest.size), dataset.manifest
+    name = f"{manifest.content_hash[:16]}-latents-{settings.kind}-{found.identity()[:16]}-v{FORMAT}.npy"
+    path = dataset.folder / "cache" / name
+    if not _is_sound(path):
+        shape = (manifest.splits["train"].count, 2, 2 * found.channels, side, side)
+        try:
+            with _exclusive(path):
+                if not _is_sound(path):
+                    _write(path, shape, _encoded(dataset, settings, device, progress))
+        except OSError as error:
+            needed = max(1, 2 * int(np.prod(shape)) >> 20)
+            kind = NoRoom if no_room(error) else UserError
+            raise kind(
+                f"{path}: cannot be written ({error.strerror}); latents take about {needed:,} MiB there"
+            ) from None
+    moments = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    if device.type == "cuda" and moments.nbytes <= share * torch.cuda.mem_get_info(device)[0]:
+        moments = moments.to(device)
+    return Latents(moments)
+
+
+def latent_batches(
+    latents: Latents,
+    labels: np.ndarray | None,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    flip: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    kept: np.ndarray | None = None,
+    chances: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Draw batches of posteriors without end, of the images that `loading.batches` would draw from memory.
+
+    `labels` are those of all training images, int64 [N]; the rest is as there.
+
+    Raises
+    ------
+    UserError
+        If the batch cannot be split evenly over the ranks.
+    """
+    if batch_size % world:
+        raise UserError(f"training.batch_size: {batch_size} cannot be split evenly over {world} devices")
+    moments = latents.moments
+    classes = None if labels is None else torch.from_numpy(labels).to(moments.device)
+    drawn = draws(
+        len(moments), batch_size, seed, moments.device,
+        flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances,
+    )  # fmt: skip
+    for index, flipped in drawn:
+        parts = moments[index, flipped.long()], index, flipped, None if classes is None else classes[index]
+        if moments.device.type != device.type:
+            parts = [None if part is None else to_device(part.numpy(), device) for part in parts]
+        picked, index, flipped, told = parts
+        yield Batch(picked.float(), told, index, flipped)
+
+
+def _encoded(
+    dataset: Dataset, settings: Codec, device: torch.device, progress: Callable[[int, int], None] | None
+) -> Iterator[Tensor]:
+    """Encode the training images in their order; yield fp16 [b, 2, 2c, h, w]."""
+    manifest = dataset.manifest
+    codec = open_codec(settings, device, manifest.channels)
+    split, done = manifest.splits["train"], 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for shard in split.shards:
+            where = str(dataset.folder / shard.file)
+            decoded = pool.map(
+                lambda sample, where=where: from_png(sample.png, manifest.size, manifest.channels, where),
+                read_shard(dataset.folder, shard),
+            )
+            for images in torch.from_numpy(np.stack(list(decoded))).split(BLOCK):
+                both = codec.moments(images), codec.moments(images.flip(3))
+                yield torch.stack(both, 1).half().cpu()
+                done += len(images)
+                if progress:
+                    progress(done, split.count)
+
+
+def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[Tensor]) -> None:
+    """Write an .npy file, with the SHA-256 of what is in it behind its end, aside, and rename it."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    digest = hashlib.sha256()
+    with replacing(path) as aside, aside.open("wb") as file:
+        for part in chain([header.getvalue()], (block.numpy().tobytes() for block in blocks)):
+            digest.update(part)
+            file.write(part)
+        file.write(digest.digest())
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether there is a file whose content is what was written."""
+    try:
+        data = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError):  # none, or an empty one
+        return False
+    end = len(data) - hashlib.sha256().digest_size
+    return end > 0 and hashlib.sha256(data[:end].data).digest() == data[end:].tobytes()
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Wait until no other process makes this file, and keep others waiting."""
+    path.parent.mkdir(exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        with suppress(OSError):  # a network file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,55 @@
+"""`metrics.jsonl`: one JSON line a tick and a rung, written by one process and read while it grows.
+
+Each line carries a checksum as its last entry, `crc32`, which readers do not see.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from scrimp_trainers.common import checksums
+from scrimp_trainers.common.errors import DamagedRecord
+from scrimp_trainers.common.files import write_atomic
+
+Line = dict[str, Any]
+"""Flat numbers, and a few words that say what scores hold for."""
+
+
+def scan(path: Path) -> tuple[list[Line], str]:
+    """Return the sound lines of a file, none if it is not there; and which are damaged, empty if none.
+
+    A last line that a kill cut short is neither: its writer repeats it.
+    """
+    if not path.exists():
+        return [], ""
+    sound, damaged = [], []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            sound.append(checksums.unseal(text))
+        except DamagedRecord:
+            damaged.append(str(number))
+    return sound, f"{path}: damaged in line {', '.join(damaged)}" if damaged else ""
+
+
+def read(path: Path) -> list[Line]:
+    """Return the sound lines of a file; `scan` says which were damaged."""
+    return scan(path)[0]
+
+
+def append(path: Path, line: Line) -> None:
+    """Add a line; when this returns it is on disk."""
+    with path.open("a") as file:
+        file.write(text_of(line))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rewrite(path: Path, lines: list[Line]) -> None:
+    """Replace the whole file at once."""
+    write_atomic(path, "".join(map(text_of, lines)))
+
+
+def text_of(line: Line) -> str:
+    """Return a line as the file holds it."""
+    return json.dumps(checksums.seal(line)) + "\n"

@@ -1,0 +1,138 @@
+"""How a model is scored, and which names its scores bear.
+
+`fid`, `kid` and the like mean Inception-v3 through torch-fidelity and nothing else. Over another extractor the same
+formulas bear its name: `fd_classifier`, `kd_dinov2`.
+"""
+
+from collections.abc import Collection, Iterable
+
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
+
+FIDELITY: dict[Extractor, list[str]] = {
+    "inception": ["fid", "kid", "kid_std", "isc", "precision", "recall"],
+    "clip": ["fd_clip", "kd_clip", "kd_clip_std", "precision_clip", "recall_clip"],
+    "dinov2": ["fd_dinov2", "kd_dinov2", "kd_dinov2_std", "precision_dinov2", "recall_dinov2"],
+    "vgg16": ["fd_vgg16", "kd_vgg16", "kd_vgg16_std", "precision_vgg16", "recall_vgg16"],
+    "resnet18": ["fd_resnet18", "kd_resnet18", "kd_resnet18_std", "precision_resnet18", "recall_resnet18"],
+    "classifier": [
+        "fd_classifier",
+        "kd_classifier",
+        "kd_classifier_std",
+        "isc_classifier",
+        "precision_classifier",
+        "recall_classifier",
+    ],
+}
+"""Scores of each extractor. The inception score is there only where the extractor has class logits."""
+
+MEMORISATION = ["memorized_fraction", "similarity_mean", "pixel_copied_fraction"]
+"""Scores against the training set; `<name>_holdout` is the same for held-out images."""
+
+COST = [
+    "kimg",
+    "seconds",
+    "device_hours",
+    "parameters",
+    "nonzero_parameters",
+    "train_flops",
+    "sample_flops",
+]
+"""What a repeat costs."""
+
+CLASS_SMALLEST = 50
+"""Fewest samples and reference images of every class for class-wise scores."""
+
+
+def score_names(extractor: Extractor) -> list[str]:
+    """Names of the scores that this extractor gives, without the held-out controls."""
+    return FIDELITY[extractor] + MEMORISATION
+
+
+def class_name(extractor: Extractor, label: int | None = None) -> str:
+    """Name of the Fréchet distance within a class, `fid_class_3`, or of their mean, `fid_class_mean`."""
+    return f"{FIDELITY[extractor][0]}_class_{'mean' if label is None else label}"
+
+
+def class_wise(scoring: Scoring, manifest: Manifest) -> bool:
+    """Tell whether a model that is told classes can be scored by class: each needs `CLASS_SMALLEST` images."""
+    counts = manifest.splits[manifest.reference].per_class or []
+    samples = scoring.samples // len(counts) if counts else 0
+    return min([samples, *counts]) >= CLASS_SMALLEST
+
+
+def check(scoring: Scoring, manifest: Manifest) -> None:
+    """Refuse scores that this dataset cannot have.
+
+    Raises
+    ------
+    UserError
+        If it has no classifier although one is asked for, or too few images to compare with.
+    """
+    if scoring.extractor == "classifier":
+        if manifest.classifier is None:
+            raise UserError(
+                f"extractor classifier: dataset {manifest.name} has none, because it has no labels or was prepared "
+                "without one; prepare it again with labels, or use inception"
+            )
+        if not manifest.classifier.usable:
+            raise UserError(
+                f"extractor classifier: that of dataset {manifest.name} is no better than always naming the largest "
+                "class; use inception, or prepare the dataset with --classifier to use it all the same"
+            )
+        if scoring.weights is not None:
+            raise UserError(f"weights {scoring.weights}: the classifier is the dataset's own; leave `weights` out")
+    count = manifest.splits[manifest.reference].count
+    if count < SMALLEST:
+        raise UserError(
+            f"dataset {manifest.name}: {count} reference images are too few to score; {SMALLEST} are needed"
+        )
+
+
+def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, conditional: bool) -> None:
+    """Refuse objectives and constraints on class-wise scores that this dataset, or this model, cannot have.
+
+    Parameters
+    ----------
+    conditional
+        Whether the model is told classes.
+
+    Raises
+    ------
+    UserError
+        If one of the names is a class-wise score, and there would be none.
+    """
+    name = class_name(scoring.extractor)
+    if name not in names:
+        return
+    if not conditional:
+        raise UserError(f"{name}: needs a model that is told classes; set conditioning.classes")
+    if not class_wise(scoring, manifest):
+        classes = len(manifest.classes or [])
+        raise UserError(
+            f"{name}: needs {CLASS_SMALLEST} samples and {CLASS_SMALLEST} reference images of each of the "
+            f"{classes} classes of dataset {manifest.name}; score {CLASS_SMALLEST * classes} samples or take "
+            f"{FIDELITY[scoring.extractor][0]}"
+        )
+
+
+def require_objectives(names: Iterable[str], scoring: Scoring) -> None:
+    """Refuse objectives and constraints that no scored repeat would ever report.
+
+    Raises
+    ------
+    UserError
+        If one is another extractor's score (`fid` without `inception`), or nothing that is measured.
+    """
+    own = [*score_names(scoring.extractor), class_name(scoring.extractor)]
+    for name in names:
+        others = [ext for ext, scores in FIDELITY.items() if name in scores or name == class_name(ext)]
+        if name in own or name in COST or name == "loss":
+            continue
+        if others:
+            raise UserError(
+                f"{name}: is measured with extractor {others[0]}, but this dataset is scored with {scoring.extractor}; "
+                f"use {own[0]}, or extractor {others[0]}"
+            )
+        raise UserError(f"{name}: no such score; there are {', '.join([*own, *COST, 'loss'])}")

@@ -1,0 +1,1 @@
+"""What is made once for a dataset before the first step: coreset, class weights."""

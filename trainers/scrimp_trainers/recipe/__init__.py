@@ -1,0 +1,1 @@
+"""The recipe's sections, and the recipe; free of torch."""

@@ -1,0 +1,235 @@
+"""The recipe: everything that fixes one training run except its data and its seed.
+
+A recipe is frozen and refuses what it does not know, so a typing mistake is found before anything starts.
+`load` reads a preset by name or a YAML file; dotted paths (`optimizer.lr`) name its fields in spaces.
+"""
+
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeGuard, get_args, get_origin
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from scrimp_trainers.common import yaml_files
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe.sections import DDPM, EDM, EMA, Conditioning, Network, Optimizer, Sampler, Section, Training
+from scrimp_trainers.recipe.techniques import MAFP, OOD, Ambient, Codec, Coreset, Patches, Reweighting, Sparsity
+
+PRESETS = importlib.resources.files("scrimp_trainers.recipe") / "presets"
+
+
+class Recipe(Section):
+    """One training run, except its data and its seed."""
+
+    about: str = ""
+    """What the recipe is and where its numbers come from."""
+    diffusion: Annotated[EDM | DDPM, Field(discriminator="kind")] = EDM()
+    """The diffusion process."""
+    network: Network = Network()
+    """The denoising network."""
+    conditioning: Conditioning = Conditioning()
+    """What the network is told besides the noisy image."""
+    optimizer: Optimizer = Optimizer()
+    """The optimizer."""
+    ema: EMA = EMA()
+    """The average of the weights."""
+    training: Training = Training()
+    """Length, batches, arithmetic."""
+    sampler: Sampler = Sampler()
+    """The sampler."""
+    codec: Codec = Codec()
+    """Diffusion in the latents of a frozen autoencoder."""
+    mafp: MAFP = MAFP()
+    """Augmentation with small fixed probabilities."""
+    patches: Patches = Patches()
+    """Training on parts of images."""
+    ood: OOD = OOD()
+    """Repulsion from images that are out of the distribution."""
+    ambient: Ambient = Ambient()
+    """Noisy images alone at high noise, against memorisation."""
+    sparsity: Sparsity = Sparsity()
+    """A network that is sparse from the first step."""
+    coreset: Coreset = Coreset()
+    """Training on a part of the images, chosen by score."""
+    reweighting: Reweighting = Reweighting()
+    """Weights for the classes."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        samplers = {"edm": ("heun",), "ddpm": ("ancestral", "ddim")}[self.diffusion.kind]
+        if self.sampler.kind not in samplers:
+            raise ValueError(
+                f"sampler.kind: {self.sampler.kind!r} cannot sample {self.diffusion.kind!r}; "
+                f"use {' or '.join(samplers)}"
+            )
+        if isinstance(self.diffusion, DDPM) and self.sampler.steps > self.diffusion.timesteps:
+            raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
+        if self.ood.on and isinstance(self.diffusion, DDPM):
+            raise ValueError("ood: its weight is that of EDM's loss; use diffusion.kind edm or ood.weight 0")
+        if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
+            raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
+        return self
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations that one image costs."""
+        evaluations = 2 * self.sampler.steps - 1 if self.sampler.kind == "heun" else self.sampler.steps
+        return evaluations * (1 if self.sampler.guidance == 1 else 2)
+
+    def replace(self, values: dict[str, Any]) -> "Recipe":
+        """Return the recipe with these fields set, validated anew.
+
+        A field is named by its dotted path (`optimizer.lr: 0.002`), or inside its section (`optimizer: {lr: 0.002}`),
+        which leaves the section's other fields as they are. Another `diffusion.kind` has other fields: those that
+        are not set take their defaults.
+
+        Raises
+        ------
+        UserError
+            If a path does not exist, is set twice, or a value is not allowed.
+        """
+        tree = self.model_dump()
+        fields = flattened(values)
+        if "diffusion.kind" in fields and fields["diffusion.kind"] != self.diffusion.kind:
+            tree["diffusion"] = {}
+        for path, value in fields.items():
+            section, _, leaf = path.rpartition(".")
+            if path not in PATHS:
+                raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
+            node = tree[section] if section else tree
+            node[leaf] = value
+        return parse(tree, "recipe")
+
+    def to_yaml(self) -> str:
+        """Return the whole recipe as YAML that `load` reads back unchanged."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of fields by dotted path, where a section may stand as a mapping.
+
+    Raises
+    ------
+    UserError
+        If a field is set twice, once inside its section and once by its path.
+    """
+    flat: dict[str, Any] = {}
+    for path, value in values.items():
+        is_section = path in Recipe.model_fields and isinstance(value, Mapping)
+        parts = {f"{path}.{name}": part for name, part in value.items()} if is_section else {path: value}
+        for part, given in parts.items():
+            if part in flat:
+                raise UserError(f"{part}: is set twice, inside its section and by its path")
+            flat[part] = given
+    return flat
+
+
+def _paths() -> frozenset[str]:
+    """Return the dotted paths of all fields that a recipe can have."""
+    paths = set()
+    for name, field in Recipe.model_fields.items():
+        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
+        paths |= {f"{name}.{leaf}" for section in sections for leaf in section.model_fields} or {name}
+    return frozenset(paths)
+
+
+def _is_section(kind: Any) -> TypeGuard[type[Section]]:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+PATHS = _paths()
+
+
+def whole(path: str) -> tuple[bool, int]:
+    """Return whether a field takes whole numbers, and of what it wants multiples."""
+    name, _, leaf = path.partition(".")
+    if not leaf:
+        return False, 1
+    section = Recipe.model_fields[name].annotation
+    kinds = [section, *get_args(section)]
+    field = next(kind.model_fields[leaf] for kind in kinds if _is_section(kind) and leaf in kind.model_fields)
+    parts = [field, *(part for part in get_args(field.annotation))]
+    types = {field.annotation, *get_args(field.annotation)}
+    types |= {get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated}
+    limits = [limit for part in parts for limit in (*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()))]
+    multiple = next((limit.multiple_of for limit in limits if hasattr(limit, "multiple_of")), 1)
+    return int in types and float not in types and get_origin(field.annotation) is not tuple, int(multiple)
+
+
+def check_field(recipe: Recipe, path: str, value: Any) -> None:
+    """Refuse a value that its own field does not allow, whatever other fields are.
+
+    Raises
+    ------
+    UserError
+        Names the value and what is allowed.
+    """
+    section, _, leaf = path.partition(".")
+    kind = type(getattr(recipe, section))
+    if not leaf or not _is_section(kind) or leaf not in kind.model_fields:
+        return
+    try:
+        kind.__pydantic_validator__.validate_assignment(kind.model_construct(), leaf, value)
+    except ValidationError as error:
+        raise UserError(f"{section}.{explain(error)}") from None
+
+
+def parse(tree: Any, where: str) -> Recipe:
+    """Validate a tree of plain values. `where` names its source in the error message."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line which fields were refused, with what value, and what is allowed."""
+    faults = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(fault["input"], dict) else f", not {fault['input']!r}"
+        faults.append(f"{path}: {message}{given}" if path else message)
+    return "; ".join(faults)
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with Scrimp."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(name: str | Path) -> Recipe:
+    """Load a preset by name, or a recipe from a YAML file.
+
+    Raises
+    ------
+    UserError
+        If there is neither, or the file is not a valid recipe.
+    """
+    if str(name) in presets():
+        tree = yaml_files.load((PRESETS / f"{name}.yaml").read_text(), f"recipe {name}")
+    elif Path(name).expanduser().is_file():
+        tree = yaml_files.read(Path(name).expanduser(), f"recipe {name}")
+    else:
+        raise UserError(f"recipe {name!s}: no such preset or file; presets are {', '.join(presets())}")
+    return parse(tree or {}, f"recipe {name}")
+
+
+def reference_recipe(settings: Reweighting) -> Recipe:
+    """Return the recipe by which reference and proxy are trained: told classes or not, as it says.
+
+    Raises
+    ------
+    UserError
+        If it cannot be loaded, or has a technique: the two are trained without any.
+    """
+    recipe = load(settings.recipe)
+    techniques = [name for name in Recipe.model_fields if getattr(getattr(recipe, name), "on", False)]
+    if techniques:
+        raise UserError(
+            f"reweighting.recipe {settings.recipe}: has {', '.join(techniques)}; reference and proxy are trained "
+            "without techniques, name a recipe without them"
+        )
+    return recipe.replace({"about": "", "training.kimg": settings.kimg})

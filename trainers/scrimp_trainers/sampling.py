@@ -1,0 +1,124 @@
+"""Drawing images from a trained network."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scrimp_trainers.codecs.autoencoder import OpenCodec
+from scrimp_trainers.codecs.pixels import to_pixels
+from scrimp_trainers.common import heartbeat
+from scrimp_trainers.common.device import autocast
+from scrimp_trainers.common.files import atomic_folder
+from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.diffusion.choose import process_of
+from scrimp_trainers.diffusion.process import Predict
+from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.recipe.recipe import Recipe
+
+GRID = 64
+"""Images shown in a grid."""
+
+
+@torch.no_grad()
+def generate(
+    network: UNet,
+    recipe: Recipe,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int = 256,
+    rank: int = 0,
+    world: int = 1,
+    codec: OpenCodec | None = None,
+) -> Iterator[Tensor]:
+    """Draw images with the recipe's sampler on the network's device; rank r draws images r, r + world, ...
+
+    Image i depends on the network, the seed and i alone (to rounding: sums in a larger batch may run in another
+    order). A class-conditional network draws its classes in turn. A `codec` decodes the latents that are drawn.
+
+    Yields
+    ------
+    Tensor
+        uint8 [b, C, H, W] on the network's device, b at most `batch_size`.
+    """
+    network.eval()
+    mine = range(rank, count, world)
+    process = process_of(recipe.diffusion)
+    for first in range(0, len(mine), batch_size):
+        numbers = mine[first : first + batch_size]
+        noise = _noise(network, numbers, seed)
+        predict = _predictor(network, recipe, numbers)
+        images = process.sample(recipe.diffusion, recipe.sampler, predict, noise, clip=not recipe.codec.on)
+        yield to_pixels(codec.decode(images) if codec else images)
+
+
+def grid(images: Tensor, columns: int = 8) -> Image.Image:
+    """Lay uint8 images [N, C, H, W] out in rows, small ones magnified."""
+    count, channels, height, width = images.shape
+    zoom = max(1, 32 // height)
+    images = images.cpu().repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    gap, tall, wide = 2, height * zoom + 2, width * zoom + 2
+    rows = -(-count // columns)
+    sheet = torch.full((channels, rows * tall + gap, columns * wide + gap), 128, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * tall, gap + i % columns * wide
+        sheet[:, top : top + height * zoom, left : left + width * zoom] = image
+    return picture(sheet)
+
+
+def picture(image: Tensor) -> Image.Image:
+    """Turn a uint8 image [C, H, W], grey or RGB, into one of PIL's."""
+    pixels = image.cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels)
+
+
+def save_images(batches: Iterable[Tensor], folder: Path) -> None:
+    """Write images as numbered PNGs, and the first of them as `grid.png`, into a new folder.
+
+    Raises
+    ------
+    UserError
+        If the folder exists or cannot be written.
+    """
+    number, shown = 0, []
+    with atomic_folder(folder) as part:
+        for batch in batches:
+            shown.append(batch[: max(0, GRID - number)].cpu())
+            for image in batch:
+                picture(image).save(part / f"{number:06d}.png")
+                number += 1
+        grid(torch.cat(shown)).save(part / "grid.png")
+
+
+def _noise(network: UNet, numbers: range, number: int) -> Callable[[], Tensor]:
+    """Return a source of noise in which every image has a generator of its own."""
+    device = network.unet.device
+    generators = [torch.Generator(device).manual_seed(seed_of("sample", number, i)) for i in numbers]
+
+    def noise() -> Tensor:
+        drawn = torch.empty(len(numbers), *network.shape, device=device)
+        for row, generator in zip(drawn, generators, strict=True):
+            row.normal_(generator=generator)
+        return drawn
+
+    return noise
+
+
+def _predictor(network: UNet, recipe: Recipe, numbers: range) -> Predict:
+    """Return the denoiser that the sampler asks, with classifier-free guidance (Ho and Salimans 2022)."""
+    settings, process, guidance = recipe.diffusion, process_of(recipe.diffusion), recipe.sampler.guidance
+    device, classes = network.unet.device, network.classes
+    labels = torch.tensor(numbers, device=device) % classes if classes else None
+
+    def predict(x: Tensor, levels: Tensor) -> Tensor:
+        heartbeat.beat()
+        with autocast(recipe.training.precision, device):
+            told = process.denoise(settings, network, x, levels, labels=labels)
+            if guidance == 1:
+                return told
+            return torch.lerp(process.denoise(settings, network, x, levels), told, guidance)
+
+    return predict

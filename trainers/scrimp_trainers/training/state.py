@@ -1,0 +1,92 @@
+"""What training changes: the networks, the optimizer, the masks, and how far it has come."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.networks.unet import UNet, build
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.recipe.sections import EMA, Optimizer, Training
+from scrimp_trainers.techniques import mafp, sparsity
+from scrimp_trainers.techniques.sparsity import Masks
+
+
+@dataclass
+class State:
+    """What training changes, and what a checkpoint holds."""
+
+    network: UNet
+    ema: UNet
+    """The average of the network's weights: what is sampled, scored and exported."""
+    optimizer: torch.optim.Optimizer
+    seed: int
+    masks: Masks | None = None
+    """Which weights are there, where the network is sparse."""
+    step: int = 0
+    images: int = 0
+    """Images seen, over all ranks."""
+
+
+def start(recipe: Recipe, *, image_size: int, channels: int, classes: int, seed: int, device: torch.device) -> State:
+    """Make the state before the first step: the same weights for the same seed on every rank and machine."""
+    network = new_network(recipe, image_size, channels, classes, seed).to(device)
+    ema = copy.deepcopy(network).eval().requires_grad_(False)
+    optimizer = _new_optimizer(recipe.optimizer, network)
+    masks = None
+    if recipe.sparsity.on:
+        masks = sparsity.start(recipe.sparsity, network, ema, optimizer, seed, steps_of(recipe.training))
+    return State(network, ema, optimizer, seed, masks)
+
+
+def steps_of(training: Training) -> int:
+    """Return the number of steps of a whole training."""
+    return math.ceil(training.kimg * 1000 / training.batch_size)
+
+
+def learning_rate(optimizer: Optimizer, images: int) -> float:
+    """Return the learning rate of the step with which so many images will have been seen: linear, then constant."""
+    warmup = optimizer.warmup_kimg * 1000
+    return optimizer.lr * min(images / warmup, 1) if warmup else optimizer.lr
+
+
+def ema_decay(ema: EMA, images: int, batch_size: int) -> float:
+    """Return the share of the average that a step keeps, 0.5^(batch / half-life), after so many images before it."""
+    halflife = ema.halflife_kimg * 1000
+    if ema.rampup_ratio is not None:
+        halflife = min(halflife, images * ema.rampup_ratio)
+    return 0.5 ** (batch_size / halflife) if halflife else 0.0
+
+
+def new_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> UNet:
+    """Make the recipe's network, with weights that depend on the seed `number` alone."""
+    if recipe.conditioning.classes and not classes:
+        raise UserError(
+            "conditioning.classes: the dataset has no labels; prepare it from labelled images or turn it off"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("network", number))
+        return build(
+            recipe.network,
+            image_size=image_size,
+            channels=channels,
+            classes=classes if recipe.conditioning.classes else 0,
+            augment_labels=mafp.LABELS if recipe.mafp.p1 > 0 else 0,
+            coordinates=recipe.patches.on or recipe.patches.coordinates,
+        )
+
+
+def _new_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer.kind]
+    return kind(
+        network.parameters(),
+        lr=optimizer.lr,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        fused=True,
+    )
