@@ -60,6 +60,11 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
         time.sleep(0.2)
 
 
+def _with_a_terminals_signals() -> None:
+    """Undo what `nohup` leaves to its children: a terminal that closes ends what runs in it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Terminal:
     """A terminal in which the sweep's command runs."""
 
@@ -68,7 +73,9 @@ class Terminal:
         self.log = folder / name
         with self.log.open("w") as log:
             command = [sys.executable, str(ROOT / "sweep.py"), *arguments]
-            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                command, cwd=folder, stdout=log, stderr=log, env=environment, preexec_fn=_with_a_terminals_signals
+            )
 
     @property
     def text(self) -> str:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -118,7 +118,6 @@ def test_neither_images_nor_pixels_are_correlated(keys):
         assert off.std().item() == pytest.approx(expected, rel=0.05)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9),
     st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),

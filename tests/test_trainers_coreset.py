@@ -170,7 +170,7 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray | None]:
     return np.array(values, dtype=np.float64), draw(st.sampled_from([None, np.array(labels, dtype=np.int64)]))
 
 
-@examples(max_examples=200, deadline=None)
+@examples(max_examples=200)
 @given(case=scored(), keep=st.floats(0.001, 1), per_class=st.booleans(), side=st.sampled_from(["high", "low"]))
 def test_counts_are_exact_and_nothing_that_was_dropped_is_better_or_as_good_and_earlier(case, keep, per_class, side):
     values, labels = case

@@ -15,7 +15,6 @@ SHARES = st.floats(1e-3, 1 - 1e-3)
 SHAPES = st.lists(st.integers(1, 7), max_size=4)
 
 
-@settings(deadline=None)
 @given(p=SHARES, shape=SHAPES, seed=st.integers(0, 2**32))
 def test_an_element_is_dropped_or_scaled_and_so_is_its_gradient(p, shape, seed):
     images = torch.ones(shape, requires_grad=True)
@@ -28,7 +27,7 @@ def test_an_element_is_dropped_or_scaled_and_so_is_its_gradient(p, shape, seed):
     torch.testing.assert_close(images.grad, out.detach(), rtol=0, atol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(p=st.sampled_from([0.001, 0.1, 0.13, 0.5, 0.9]), seed=st.integers(0, 2**32))
 def test_the_share_dropped_is_what_was_asked_for_at_each_place_of_a_draw(p, seed):
     torch.manual_seed(seed)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -37,7 +37,6 @@ def pictures(draw: Callable) -> np.ndarray:
     return (chosen + rng.choice([-1, 1], chosen.shape) * change).clip(0, 255).astype(np.uint8)
 
 
-@settings(deadline=None)
 @given(pictures(), st.sampled_from([0.0, 1.0, 8.0, 20.5]), st.integers(0, 2**32))
 def test_duplicates_are_those_of_a_comparison_of_all_pairs(images: np.ndarray, near: float, seed: int):
     test = np.random.default_rng(seed).random(len(images)) < 0.3

@@ -102,7 +102,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(datasets: dict[int, Datase
 
 
 @given(st.sampled_from(COUNTS), st.integers(1, 40), st.integers(1, 4), st.integers(0, 99), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_epoch_has_every_image_once_whatever_the_ranks(
     datasets: dict[int, Dataset], count: int, size: int, world: int, seed: int, flip: bool
 ):
@@ -120,7 +120,7 @@ def test_every_epoch_has_every_image_once_whatever_the_ranks(
 
 
 @given(st.sampled_from(COUNTS), st.integers(1, 40), st.integers(0, 30), st.integers(0, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_start_is_the_same_as_drawing_the_steps_before(
     datasets: dict[int, Dataset], count: int, size: int, start: int, rank: int
 ):
@@ -155,7 +155,7 @@ def test_consumers_cut_every_epoch_into_equal_parts_and_keep_in_step(count: int,
 
 
 @given(st.sampled_from(COUNTS), st.integers(1, 3), st.integers(1, 5), st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_stream_has_every_image_once_an_epoch_over_all_ranks(
     datasets: dict[int, Dataset], count: int, world: int, size: int, seed: int
 ):
@@ -175,7 +175,7 @@ def test_a_stream_has_every_image_once_an_epoch_over_all_ranks(
 
 
 @given(st.sampled_from(COUNTS), st.integers(1, 8), st.integers(0, 40), st.integers(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_stream_starts_where_it_was_left(datasets: dict[int, Dataset], count: int, size: int, start: int, rank: int):
     options = {"room": 0, "batch_size": 2 * size, "flip": True, "rank": rank, "world": 2}
     for batch, other in zip(

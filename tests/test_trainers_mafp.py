@@ -139,7 +139,7 @@ def test_everything_is_drawn_as_often_and_as_far_as_in_edm():
         assert stats.kstest(drawn, stats.norm.cdf).pvalue > 1e-3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data(), side=st.integers(2, 16))
 def test_a_translation_moves_whole_pixels_and_lets_zeros_in(data, side):
     reach = side // 2

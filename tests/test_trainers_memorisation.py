@@ -19,7 +19,7 @@ def brute_force_ratio(images: Tensor, training: Tensor) -> Tensor:
     return nearest[:, 0] / nearest[:, 1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 9), training=st.integers(2, 40), chunk=st.integers(1, 5000))
 def test_pixel_ratio_is_the_ratio_of_the_two_smallest_distances(seed: int, count: int, training: int, chunk: int):
     images, known = noise(count, seed, size=2), noise(training, seed + 1, size=2)

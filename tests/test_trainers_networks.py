@@ -82,7 +82,7 @@ def test_there_is_attention_at_the_resolutions_asked_for():
     assert ["Attn" in type(block).__name__ for block in unet.up_blocks] == [True, False, True]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     channels=st.integers(1, 9).map(lambda n: 8 * n),
     multipliers=st.lists(st.integers(1, 3), min_size=1, max_size=3),

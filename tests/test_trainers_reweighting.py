@@ -37,7 +37,7 @@ def f64(*values: float) -> torch.Tensor:
 
 
 @given(numbers, st.floats(0.01, 2), st.integers(1, 50))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_constant_excess_gives_the_softmax_of_its_sum(values: list[float], eta: float, steps: int):
     """Without smoothing alpha_T = softmax(eta T e)."""
     alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
@@ -47,7 +47,7 @@ def test_constant_excess_gives_the_softmax_of_its_sum(values: list[float], eta: 
 
 
 @given(numbers, st.floats(0.01, 2), st.floats(0.01, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_smoothing_is_a_floor_and_weights_sum_to_one(values: list[float], eta: float, smoothing: float):
     alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
     for _ in range(20):
@@ -82,7 +82,7 @@ def test_excess_is_clipped_by_image_before_the_classes_are_averaged():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_excess_is_the_mean_over_each_class_that_is_there(rows: list[tuple[int, float, float]]):
     labels = torch.tensor([label for label, _, _ in rows])
     ours, theirs = f64(*[a for _, a, _ in rows]), f64(*[b for _, _, b in rows])

@@ -92,7 +92,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @given(rules, widths, seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_start_draws_exact_masks_and_zeroes_weights_and_their_averages(rule, widths, seed):
     run = begin(rule, widths, seed)
     assert run.masks
@@ -116,7 +116,7 @@ def nonzero_share(network: nn.Module) -> float:
 
 
 @given(rules, widths, seeds, optimizers)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_while_masks_move_inactive_weights_averages_and_moments_stay_exactly_zero(rule, widths, seed, kind):
     run = begin(rule, widths, seed, kind)
     assert run.masks
@@ -136,7 +136,7 @@ def test_while_masks_move_inactive_weights_averages_and_moments_stay_exactly_zer
 
 
 @given(rules, widths, seeds, optimizers)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_change_drops_the_smallest_and_grows_as_many_afresh(rule, widths, seed, kind):
     rule = rule.model_copy(update={"method": "rigl", "accumulate": 1, "end": 1.0})
     run = begin(rule, widths, seed, kind)
@@ -273,7 +273,7 @@ def test_the_share_that_moves_goes_down_to_zero_or_stays():
 
 @given(rules, widths, seeds, st.integers(0, 19))
 @example(Sparsity(method="rigl", interval=3, accumulate=3, drop=0.5, end=1, exclude=()), (7, 7), 0, 2)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(rule, widths, seed, stop):
     whole = begin(rule, widths, seed)
     whole.train(20)
@@ -301,7 +301,7 @@ def test_a_checkpoint_holds_eight_weights_a_byte():
 
 
 @given(rules, widths, seeds)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_masks_are_the_same_on_every_rank(rule, widths, seed):
     """Whatever else a rank has drawn: masks depend on the seed, and on gradients that are averaged over the ranks."""
     runs = [begin(rule, widths, seed) for _ in range(2)]
@@ -322,7 +322,7 @@ def test_another_seed_draws_another_mask():
 
 
 @given(rules, widths, seeds, optimizers)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_level_zero_is_dense_training_bit_for_bit(rule, widths, seed, kind):
     nothing = rule.model_copy(update={"level": 0.0, "method": "static"})
     assert not nothing.on
