@@ -21,6 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from scrimp_trainers.common import foreach
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.common.seeds import seed_of
@@ -168,8 +169,8 @@ class Masks:
         """
         gradients = self._gradients()
         if self.sums and any(self.due(step + ahead) for ahead in range(1, self.settings.accumulate)):
-            torch._foreach_add_(list(self.sums.values()), gradients)
-        torch._foreach_mul_(gradients, list(self.masks.values()))
+            foreach.add_(list(self.sums.values()), gradients)
+        foreach.mul_(gradients, list(self.masks.values()))
 
     @torch.no_grad()
     def move(self, step: int) -> None:
@@ -179,8 +180,8 @@ class Masks:
         """
         gradients = self._gradients()
         if self.sums:
-            torch._foreach_add_(gradients, list(self.sums.values()))
-            torch._foreach_zero_(list(self.sums.values()))
+            foreach.add_(gradients, list(self.sums.values()))
+            foreach.zero_(list(self.sums.values()))
         drop = drop_fraction(self.settings, step, self.total_steps)
         generator = torch.Generator(gradients[0].device).manual_seed(seed_of("growth", self.seed, step))
         for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):

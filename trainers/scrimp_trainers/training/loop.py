@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from scrimp_trainers.codecs.pixels import scaled
+from scrimp_trainers.common import foreach
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.errors import Diverged
 from scrimp_trainers.common.seeds import seed_of
@@ -190,7 +191,7 @@ def train(
         # Average.
         kept = ema_decay(recipe.ema, state.images, total)
         with torch.no_grad():  # or the averages would hold on to every step's graph
-            torch._foreach_lerp_(averages, parameters, 1 - kept)
+            foreach.lerp_(averages, parameters, 1 - kept)
 
         state.step += 1
         state.images += total
@@ -271,6 +272,6 @@ def sanitise(parameters: list[Tensor], scale: float) -> None:
     """Undo the loss scale and replace what is not finite, as EDM does: NaN by 0, infinity by 1e5."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if scale != 1:
-        torch._foreach_mul_(gradients, scale)
+        foreach.mul_(gradients, scale)
     for gradient in gradients:
         torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
