@@ -21,7 +21,7 @@ from scrimp_trainers.common.metrics_log import Line
 from scrimp_trainers.data.manifest import Manifest, Split
 
 if TYPE_CHECKING:
-    from scrimp_platform.search import RepeatSearcher
+    from scrimp_platform.search.tune_loop import RepeatSearcher
 
 CURVES = Path(__file__).with_name("curves.csv")
 OBJECTIVE = "fd_classifier"
@@ -110,7 +110,7 @@ def read_curves() -> list[list[Line]]:
 
 def record(sweep: Path) -> None:
     """Write the curves of a sweep's finished repeats."""
-    from scrimp_platform import records
+    from scrimp_platform.search import records
 
     folder = SweepFolder(sweep)
     finished = [repeat for repeat in records.read(folder).repeats if repeat.status == "finished"]

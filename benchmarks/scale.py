@@ -72,12 +72,13 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
     """Run a sweep as `scrimp_platform.sweep` does, but for its training; return what that cost."""
     import mlflow  # noqa: F401  it would be imported in the midst of it
 
-    from scrimp_platform import plan, store, sweep, terminal
+    from scrimp_platform import plan, store, sweep
+    from scrimp_platform.cli import terminal
     from scrimp_platform.cluster import Placement
     from scrimp_platform.report import leaderboard
-    from scrimp_platform.search import RepeatSearcher
-    from scrimp_platform.study import Study
-    from scrimp_platform.tracking import Tracker
+    from scrimp_platform.search.study import Study
+    from scrimp_platform.search.tune_loop import RepeatSearcher
+    from scrimp_platform.tracking.mirror import Tracker
 
     folder, synced, propose = the_plan.folder, [], Study.ask
     asked, proposals, board, rest = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()

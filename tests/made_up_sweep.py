@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from scrimp_platform import store
-from scrimp_platform.ledger import Ledger
-from scrimp_platform.records import Repeat
+from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.records import Repeat
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import latents, measure, mlflow_stub, replay, scale, scoring, startup, training
 from benchmarks.measure import Comparison, Side, interleave
-from scrimp_platform import records
+from scrimp_platform.search import records
 from scrimp_trainers.recipe.recipe import load
 
 TINY = load("tiny-ddpm").replace(

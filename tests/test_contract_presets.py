@@ -4,7 +4,7 @@ import pytest
 import yaml
 from techniques_small import autoencoder, plain_recipe
 
-from scrimp_platform import commands
+from scrimp_platform.cli import commands
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.ingest import prepare

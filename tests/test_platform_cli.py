@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scrimp_platform import cli, commands
+from scrimp_platform.cli import commands, main
 from scrimp_trainers.recipe import recipe
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "sklearn", "torch_fidelity")
 PROBE = """
 import sys
-from scrimp_platform.cli import main
+from scrimp_platform.cli.main import main
 try:
     main(sys.argv[1:])
     status = 0
@@ -106,20 +106,20 @@ WORDS = st.from_regex(r"[^\s-][^\s]*( [^\s-][^\s]*)*", fullmatch=True)
 )
 def test_what_ray_submit_takes_apart_is_put_together_again(options):
     sent = [word for option in options for word in option]
-    assert cli.rejoined(" ".join(sent).split(" ") if sent else []) == sent
+    assert main.rejoined(" ".join(sent).split(" ") if sent else []) == sent
 
 
 @pytest.mark.parametrize("spare", [0, 100_000])
 def test_a_full_disk_gets_one_line_and_exit_status_1(digits_dataset, small_disk, capsys, spare):
     small_disk.fill(spare)
     with pytest.raises(SystemExit) as left:
-        cli.main(["train", "tiny-edm", str(digits_dataset.folder), str(small_disk.path / "out"), "--kimg", "0.1"])
+        main.main(["train", "tiny-edm", str(digits_dataset.folder), str(small_disk.path / "out"), "--kimg", "0.1"])
     told = capsys.readouterr().err
     assert (left.value.code, told.count("\n")) == (1, 1)
     assert "No space left on device" in told
 
 
-@pytest.mark.parametrize("name", [None, *cli.scrimp.commands])
+@pytest.mark.parametrize("name", [None, *main.scrimp.commands])
 def test_help_answers_without_a_heavy_import(name):
     answer = run(*([name] if name else []), "--help")
     assert answer.returncode == 0
@@ -154,7 +154,7 @@ def test_a_space_is_printed_with_its_conditions_and_the_papers_values(monkeypatc
 def test_score_tells_what_a_coreset_keeps_in_a_table_a_list_and_a_picture(scored_digits, tmp_path, capsys):
     data, out = tmp_path / "digits", tmp_path / "coreset.png"
     shutil.copytree(scored_digits.folder, data)
-    cli.main(["score", str(data), "--features", "classifier", "--keep", "0.25", "--out", str(out)])
+    main.main(["score", str(data), "--features", "classifier", "--keep", "0.25", "--out", str(out)])
     lines = capsys.readouterr().out.splitlines()
     table = [line.split() for line in lines if line.strip()[:1].isdigit()]
     (written,) = (Path(line.split(maxsplit=1)[1]) for line in lines if line.startswith("list"))
@@ -176,7 +176,7 @@ def test_the_doctor_shows_each_node_and_leaves_nothing_behind(scored_digits, tmp
         monkeypatch.setattr(judge, room, 0)  # whatever else this machine does
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     arguments = ["doctor", "--storage", str(tmp_path / "lab" / "runs"), "--data", str(scored_digits.folder)]
-    cli.main([*arguments, "--tracking-uri", "http://127.0.0.1:9"])
+    main.main([*arguments, "--tracking-uri", "http://127.0.0.1:9"])
     lines = capsys.readouterr().out.splitlines()
     (row,) = (line.split() for line in lines if line.split()[:1] == [os.uname().nodename])
     assert row[1] in ("ok", "fair")
@@ -188,7 +188,7 @@ def test_the_doctor_shows_each_node_and_leaves_nothing_behind(scored_digits, tmp
 def test_the_doctors_exit_status_says_whether_a_sweep_can_run(monkeypatch, well, status):
     monkeypatch.setattr(commands, "doctor", lambda *_: well)
     with contextlib.nullcontext() if well else pytest.raises(SystemExit) as left:
-        cli.main(["doctor"])
+        main.main(["doctor"])
     assert getattr(left and left.value, "code", None) == status
 
 
@@ -202,7 +202,7 @@ def test_the_doctors_exit_status_says_whether_a_sweep_can_run(monkeypatch, well,
 )  # fmt: skip
 def test_a_number_that_is_not_finite_is_refused_in_a_line(arguments, value, capsys):
     with pytest.raises(SystemExit) as ending:
-        cli.main([*arguments, value])
+        main.main([*arguments, value])
     assert ending.value.code == 2
     assert "finite" in (text := capsys.readouterr().err)
     assert text.count("\n") == 1
@@ -215,9 +215,9 @@ def test_the_home_folder_is_meant_wherever_a_path_stands(tmp_path, monkeypatch, 
         "objectives: {fd_classifier: minimize}\nscoring: {extractor: classifier}\n"
     )
     (tmp_path / "base.yaml").write_text("codec: {kind: kl, encoder: ~/vae, decoder: ~/vae}\n")
-    cli.main(["spaces", "~/lab.yaml"])
+    main.main(["spaces", "~/lab.yaml"])
     assert "16 or 24" in capsys.readouterr().out
     assert recipe.load("~/base.yaml").codec.encoder == str(tmp_path / "vae")
     with pytest.raises(SystemExit):
-        cli.main(["status", "--storage=~/runs"])
+        main.main(["status", "--storage=~/runs"])
     assert str(tmp_path / "runs") in capsys.readouterr().err

@@ -11,9 +11,11 @@ from scrimp_cluster import doctor, facts
 from scrimp_cluster.doctor import Report, Visit
 from scrimp_cluster.judge import Fault
 from scrimp_cluster.nodes import Node
-from scrimp_platform import cluster, search, terminal
+from scrimp_platform import cluster
 from scrimp_platform import sweep as the_sweep
+from scrimp_platform.cli import terminal
 from scrimp_platform.plan import Options
+from scrimp_platform.search import tune_loop
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.common.errors import UserError
 
@@ -188,7 +190,9 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
             SweepFolder(tmp_path / sick.id[:8]),
             make_space(budget={"trials": 3, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 1}),
         )
-        search.run(ledger, train, {"used": str(used)}, lambda: 3, search.Limits(ledger), lambda sick=sick: [sick.id])
+        tune_loop.run(
+            ledger, train, {"used": str(used)}, lambda: 3, tune_loop.Limits(ledger), lambda sick=sick: [sick.id]
+        )
         (other,) = {node.id for node in nodes} - {sick.id}
         assert set(used.read_text().split()) == {other}
 

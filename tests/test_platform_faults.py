@@ -15,7 +15,8 @@ import pytest
 from process_tree import descendants, processes
 from small_disk import SmallDisk
 
-from scrimp_platform import records, store
+from scrimp_platform import store
+from scrimp_platform.search import records
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder, read_json
 from scrimp_trainers.common import metrics_log
 

@@ -3,8 +3,8 @@
 import pytest
 from test_trainers_fit import manifest
 
-from scrimp_platform import feasibility
-from scrimp_platform.report import words
+from scrimp_platform.report import formatting
+from scrimp_platform.search import feasibility
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Bound
 from scrimp_trainers.common.errors import UserError
@@ -36,7 +36,7 @@ def test_a_ratio_is_that_of_the_base_recipe_on_this_dataset(size):
     assert base is not None
     bound = feasibility.resolve(space, facts).constraints["train_flops"]
     assert bound.max == pytest.approx(0.9 * base["train_flops"])
-    assert words.limit(bound) == f"at most {bound.max:.4g} (0.9 of the base recipe's)"
+    assert formatting.limit(bound) == f"at most {bound.max:.4g} (0.9 of the base recipe's)"
 
 
 @pytest.mark.parametrize("size", [8, 32])

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from made_up_sweep import make_space, write_sweep
 
-from scrimp_platform import records, status
-from scrimp_platform.ledger import Ledger
+from scrimp_platform.cli import status
 from scrimp_platform.report import importance, leaderboard, page
+from scrimp_platform.search import records
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError

@@ -10,8 +10,9 @@ import time
 import click
 import pytest
 
-from scrimp_platform import cli, cluster, interrupt, store
+from scrimp_platform import cluster, interrupt, store
 from scrimp_platform import sweep as the_sweep
+from scrimp_platform.cli import main
 from scrimp_platform.plan import Options
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -40,7 +41,7 @@ def send(number: int, after: float = 0.0) -> None:
 def test_a_command_that_is_interrupted_ends_with_one_line_and_the_signals_status(number, capsys):
     command = click.Command("work", callback=lambda: send(number))
     with pytest.raises(SystemExit) as left:
-        cli.main([], command)
+        main.main([], command)
     assert left.value.code == STATUS[number]
     assert capsys.readouterr().err.strip() == "scrimp: interrupted; run the same command again to resume"
 

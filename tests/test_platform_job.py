@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from scrimp_platform import cli, cluster, job, plan
+from scrimp_platform import cluster, job, plan
 from scrimp_platform import sweep as the_sweep
+from scrimp_platform.cli import main
 from scrimp_platform.plan import Options
 
 SPACE = "recipe: tiny-edm\nsearch: {optimizer.lr: {uniform: [0.001, 0.01]}}\nobjectives: {fd_classifier: minimize}\n"
@@ -97,7 +98,7 @@ OPTIONS = Options(
 
 
 def parse(words: list[str]) -> Options:
-    context = cli.sweep_command.make_context("sweep", list(words), allow_extra_args=False)
+    context = main.sweep_command.make_context("sweep", list(words), allow_extra_args=False)
     return Options(**context.params)
 
 

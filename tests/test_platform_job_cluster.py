@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from test_platform_sweep import ROOT, SPACE
 
-from scrimp_platform import records, store
+from scrimp_platform import store
+from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 
 pytestmark = pytest.mark.slow

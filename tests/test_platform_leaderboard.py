@@ -9,10 +9,10 @@ import pytest
 from made_up_sweep import make_space
 from rich.console import Console
 
-from scrimp_platform import stats
-from scrimp_platform.records import Repeat, Trial
-from scrimp_platform.report import leaderboard, words
+from scrimp_platform.report import formatting, leaderboard
 from scrimp_platform.report.leaderboard import Row
+from scrimp_platform.search import stats
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
@@ -254,9 +254,9 @@ def test_many_fields_are_folded_into_one_column():
     ],
 )  # fmt: skip
 def test_a_mean_shows_as_many_digits_as_its_interval_needs(values, text):
-    assert words.interval(stats.summarize(values)) == text
+    assert formatting.interval(stats.summarize(values)) == text
 
 
 def test_fields_are_named_by_their_last_part_unless_two_share_it():
-    names = words.short_names(["optimizer.lr", "network.dropout", "augment.dropout"])
+    names = formatting.short_names(["optimizer.lr", "network.dropout", "augment.dropout"])
     assert list(names.values()) == ["lr", "network.dropout", "augment.dropout"]

@@ -12,8 +12,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
 
-from scrimp_platform import records, sweep
-from scrimp_platform.ledger import Ledger
+from scrimp_platform import sweep
+from scrimp_platform.search import records
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_trainers.common import metrics_log
 

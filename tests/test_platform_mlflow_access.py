@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from scrimp_platform import mlflow_server
-from scrimp_platform.mlflow_server import PASSWORD, USER, Server
 from scrimp_platform.store import Storage
+from scrimp_platform.tracking import mlflow_server
+from scrimp_platform.tracking.mlflow_server import PASSWORD, USER, Server
 from scrimp_trainers.common.errors import UserError
 
 NOBODY = 65534

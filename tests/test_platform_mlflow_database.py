@@ -5,8 +5,9 @@ import sqlite3
 
 import pytest
 
-from scrimp_platform import mlflow_database, store
+from scrimp_platform import store
 from scrimp_platform.store import Storage
+from scrimp_platform.tracking import mlflow_database
 from scrimp_trainers.common.errors import UserError
 
 

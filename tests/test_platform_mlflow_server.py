@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from scrimp_platform import mlflow_server, store
+from scrimp_platform import store
 from scrimp_platform.store import Storage
+from scrimp_platform.tracking import mlflow_server
 from scrimp_trainers.common.errors import UserError
 
 
@@ -157,7 +158,14 @@ def test_who_watches_a_server_backs_up_once_a_day_and_leaves_when_it_has_ended(e
 
 def test_a_sweep_finds_the_server_of_scrimp_ui_and_keeps_it_when_that_is_stopped(storage, ensure, tmp_path):
     storage.path.mkdir()
-    command = [sys.executable, "-c", "from scrimp_platform.cli import main; main()", "ui", "--storage", storage.path]
+    command = [
+        sys.executable,
+        "-c",
+        "from scrimp_platform.cli.main import main; main()",
+        "ui",
+        "--storage",
+        storage.path,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
         assert ui.stdout
         line = ui.stdout.readline()

@@ -11,10 +11,11 @@ from typing import cast
 
 import pytest
 
-from scrimp_platform import estimate, plan, records, store
+from scrimp_platform import plan, store
 from scrimp_platform.cluster import Node, place
-from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Options
+from scrimp_platform.search import estimate, records
+from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import Storage
 from scrimp_trainers import ingest
 from scrimp_trainers.common.errors import UserError

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrimp_platform import race, records
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.search import race, records
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Budget, Space
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from made_up_sweep import make_space, write_sweep
 
-from scrimp_platform import cli, records
+from scrimp_platform.cli import main
 from scrimp_platform.report import leaderboard
+from scrimp_platform.search import records
 from scrimp_platform.store import SweepFolder
 
 
@@ -20,7 +21,7 @@ def contents(folder: SweepFolder) -> dict[Path, bytes]:
 
 
 def report(capsys: pytest.CaptureFixture[str], folder: SweepFolder, *options: str) -> str:
-    cli.main(["report", str(folder.path), *options])
+    main.main(["report", str(folder.path), *options])
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -58,7 +59,7 @@ def test_another_objective_ranks_by_it(folder, capsys):
 )
 def test_goals_that_make_no_sense_are_refused_in_a_line(folder, capsys, options, message):
     with pytest.raises(SystemExit) as ending:
-        cli.main(["report", str(folder.path), *options])
+        main.main(["report", str(folder.path), *options])
     assert ending.value.code == 2
     error = capsys.readouterr().err
     assert message in error

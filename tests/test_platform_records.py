@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from made_up_sweep import make_space, train_all, write_sweep
 
-from scrimp_platform import commands, records, status, store, sweep
-from scrimp_platform.ledger import Ledger
+from scrimp_platform import store, sweep
+from scrimp_platform.cli import commands, status
 from scrimp_platform.report import leaderboard
+from scrimp_platform.search import records
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_trainers.common.errors import DamagedRecord
 

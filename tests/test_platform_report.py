@@ -15,8 +15,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from scrimp_platform import commands, records, stats, store
-from scrimp_platform.report import classwise, importance, leaderboard, page, pictures, plots, words
+from scrimp_platform import store
+from scrimp_platform.cli import commands
+from scrimp_platform.report import classwise, formatting, importance, leaderboard, page, pictures, plots
+from scrimp_platform.search import records, stats
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import DamagedRecord
@@ -222,7 +224,7 @@ def test_scores_within_classes_have_a_plot_and_a_table(classed):
         assert found.means[row.number] == row.summaries["fd_classifier_class_mean"]
         values = [repeat.scores[60.0]["fd_classifier_class_7"] for repeat in row.counted]
         assert found.trials[row.number][7] == stats.summarize(values)
-        assert words.interval(found.trials[row.number][7]) in seen.text
+        assert formatting.interval(found.trials[row.number][7]) in seen.text
 
 
 def test_the_plot_by_class_shows_the_tables_intervals(classed):

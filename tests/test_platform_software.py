@@ -8,11 +8,11 @@ from made_up_sweep import make_space, train_all, write_sweep
 
 from scrimp_platform import plan, store, sweep
 from scrimp_platform.cluster import Node, place
-from scrimp_platform.ledger import Ledger
 from scrimp_platform.plan import Options, Plan
 from scrimp_platform.report import page
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
-from scrimp_platform.tracking import Tracker
+from scrimp_platform.tracking.mirror import Tracker
 from scrimp_trainers.data import manifest
 
 SPACE = make_space(budget={"trials": 3, "rungs_kimg": [1], "repeats": 1})

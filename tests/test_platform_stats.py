@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from scrimp_platform import stats
+from scrimp_platform.search import stats
 
 VALUES = st.floats(-1e3, 1e3, allow_nan=False).map(lambda value: round(value, 4))
 SAMPLES = st.lists(VALUES, min_size=2, max_size=8)

@@ -10,8 +10,10 @@ from contextlib import ExitStack
 import pytest
 from made_up_sweep import make_space, write_sweep
 
-from scrimp_platform import estimate, records, standings, status, store, terminal
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform import store
+from scrimp_platform.cli import standings, status, terminal
+from scrimp_platform.search import estimate, records
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 
 
@@ -177,7 +179,7 @@ def test_the_time_left_is_that_of_all_repeats_at_the_pace_so_far(storage):
 def test_the_command_finds_its_storage_and_imports_nothing_heavy(storage):
     write_sweep(storage.path / "lab", make_space(budget={"trials": 2}))
     heavy = ("torch", "ray", "mlflow", "optuna", "scipy", "sklearn")
-    code = "import sys; from scrimp_platform.cli import main; main()\n"
+    code = "import sys; from scrimp_platform.cli.main import main; main()\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code, "status"],

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from made_up_sweep import make_space, write_sweep
 
-from scrimp_platform import cli, plan, search, storage_loss, store
-from scrimp_platform.ledger import Ledger
+from scrimp_platform import plan, storage_loss, store
+from scrimp_platform.cli import main
+from scrimp_platform.search import tune_loop
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.data import manifest
 
@@ -31,7 +33,7 @@ def status_of(action, capsys) -> tuple[int, str]:
             action()
 
     with pytest.raises(SystemExit) as ended:
-        cli.main([], Command())  # type: ignore[arg-type]
+        main.main([], Command())  # type: ignore[arg-type]
     assert isinstance(ended.value.code, int)
     return ended.value.code, capsys.readouterr().err
 
@@ -57,14 +59,14 @@ def test_a_storage_that_goes_in_the_middle_ends_the_sweep_with_one_line_and_is_n
 
 def test_a_ledger_that_cannot_write_ends_the_search(folder):
     ledger = Ledger(folder, make_space(budget={"trials": 3}), 5, 1, lambda _: None)
-    limits = search.Limits(ledger)
-    searcher = search.RepeatSearcher(ledger, lambda: 2, list, str, limits.fail)
+    limits = tune_loop.Limits(ledger)
+    searcher = tune_loop.RepeatSearcher(ledger, lambda: 2, list, str, limits.fail)
     handed_out = searcher.suggest("tune")
     assert isinstance(handed_out, dict)
     assert not limits.stop_all()
     shutil.rmtree(folder.path)
     assert searcher.suggest("another") is None
-    searcher.on_trial_complete("tune", {search.FAILURE: "its worker died"})
+    searcher.on_trial_complete("tune", {tune_loop.FAILURE: "its worker died"})
     assert limits.stop_all()
     assert isinstance(limits.failure, FileNotFoundError)
     assert not folder.path.exists()

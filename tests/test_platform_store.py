@@ -13,8 +13,8 @@ from test_platform_ledger import RUNGS, open_ledger, score, study
 from test_platform_race import make_space
 
 from scrimp_platform import store, sweep
-from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.common import metrics_log
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scrimp_platform import records
+from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder, read_json
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log

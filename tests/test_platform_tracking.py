@@ -14,10 +14,12 @@ import pytest
 import requests
 from tracked_sweep import RUNGS, add_lines, add_repeat, ended_sweep
 
-from scrimp_platform import cli, mlflow_server, store, tracking
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform import store
+from scrimp_platform.cli import main
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
-from scrimp_platform.tracking import Mirror, Tracker
+from scrimp_platform.tracking import mirror, mlflow_server
+from scrimp_platform.tracking.mirror import Mirror, Tracker
 from scrimp_trainers.common import metrics_log
 
 
@@ -370,7 +372,7 @@ class Slow:
 
 
 def test_the_end_waits_for_a_slow_server_as_long_as_it_gets_on_and_shows_how_far(uri, client, folder, monkeypatch):
-    monkeypatch.setattr(tracking, "SHOW_INTERVAL_S", 0.1)
+    monkeypatch.setattr(mirror, "SHOW_INTERVAL_S", 0.1)
     slow = Slow(0.05)
     monkeypatch.setattr(requests.Session, "send", lambda session, request, **how: slow(session, request, **how))
     said: list[str] = []
@@ -386,7 +388,7 @@ def test_the_end_waits_for_a_slow_server_as_long_as_it_gets_on_and_shows_how_far
 
 def test_what_the_end_left_out_is_sent_by_scrimp_sync(uri, client, folder, capsys):
     finish(folder)
-    cli.main(["sync", str(folder.path), "--tracking-uri", uri])
+    main.main(["sync", str(folder.path), "--tracking-uri", uri])
     runs = runs_of(client, folder)
     assert len(runs) == 9
     assert runs[folder.path.name].info.status == "FINISHED"
@@ -395,6 +397,6 @@ def test_what_the_end_left_out_is_sent_by_scrimp_sync(uri, client, folder, capsy
 
 def test_a_sweep_that_runs_is_not_sent_by_another_hand(uri, folder, capsys):
     with store.exclusive(folder.lock, "sweep"), pytest.raises(SystemExit) as ending:
-        cli.main(["sync", str(folder.path), "--tracking-uri", uri])
+        main.main(["sync", str(folder.path), "--tracking-uri", uri])
     assert ending.value.code == 2
     assert "sends MLflow everything by itself" in capsys.readouterr().err

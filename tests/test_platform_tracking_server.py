@@ -7,9 +7,9 @@ import time
 import pytest
 from tracked_sweep import ended_sweep
 
-from scrimp_platform import mlflow_server
 from scrimp_platform.store import Storage, SweepFolder
-from scrimp_platform.tracking import Tracker
+from scrimp_platform.tracking import mlflow_server
+from scrimp_platform.tracking.mirror import Tracker
 from scrimp_trainers.common.errors import UserError
 
 

@@ -3,8 +3,8 @@
 import pytest
 from made_up_sweep import TREE, write_sweep
 
-from scrimp_platform import records
-from scrimp_platform.ledger import Ledger
+from scrimp_platform.search import records
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from optuna.trial import FixedTrial
 
-from scrimp_platform.study import _suggest
+from scrimp_platform.search.study import _suggest
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe import recipe as recipes

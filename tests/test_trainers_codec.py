@@ -334,7 +334,7 @@ def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_
 
 
 def test_prepare_fills_the_cache_if_asked(autoencoders, pictures, tmp_path, monkeypatch):
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     encoder = str(autoencoders / "kl")
     commands.prepare(str(pictures), tmp_path / "data", "kl", encoder, holdout=0, classifier=False)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from trainers_small import small
 
-from scrimp_platform import commands
+from scrimp_platform.cli import commands
 from scrimp_trainers.common import checksums, environment, metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.export import load_model

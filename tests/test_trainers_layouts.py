@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scrimp_platform import cli
+from scrimp_platform.cli import main
 from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.manifest import Manifest
@@ -359,7 +359,7 @@ def test_empty_folders_are_counted_but_for_what_is_being_made(tmp_path):
 
 def test_classes_that_are_never_trained_on_are_pointed_out(tmp_path, capsys):
     fill(tmp_path / "in", *(f"c{i}" for i in range(12)), count=1)
-    cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--no-classifier"])
+    main.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--no-classifier"])
     assert "WARNING: no training images of c0\n" in capsys.readouterr().out
 
 
@@ -423,11 +423,11 @@ def test_a_name_that_is_no_text_is_refused_before_anything_is_read(tmp_path):
 
 def test_names_do_not_steer_the_terminal(tmp_path, capsys):
     fill(tmp_path / "in", "\x1b[31mred", "dog")
-    cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--no-classifier"])
+    main.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--no-classifier"])
     assert "\x1b" not in capsys.readouterr().out
     (tmp_path / "in" / "dog" / "\x1b]0;title\x07.png").write_text("no image")
     with pytest.raises(SystemExit):
-        cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "bad")])
+        main.main(["prepare", str(tmp_path / "in"), str(tmp_path / "bad")])
     error = capsys.readouterr().err
     assert "\x1b" not in error
     assert r"\x1b]0;title\x07.png" in error

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from torchvision import models
 from trainers_small import CPU, random_batches, small, small_state
 
-from scrimp_platform import commands
+from scrimp_platform.cli import commands
 from scrimp_trainers import sampling
 from scrimp_trainers.codecs.autoencoder import open_codec
 from scrimp_trainers.codecs.pretrained import WEIGHTS

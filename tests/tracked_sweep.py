@@ -8,7 +8,7 @@ import PIL.Image
 from test_platform_race import make_space
 
 from scrimp_platform import store
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.common import metrics_log
 

@@ -6,7 +6,7 @@ import click
 
 from benchmarks.claims import claim as claims
 from benchmarks.claims.claim import Claim, Size, owner
-from scrimp_platform.cli import main
+from scrimp_platform.cli.main import main
 from scrimp_trainers.common.errors import UserError
 
 STORAGE = Path("runs/claims")

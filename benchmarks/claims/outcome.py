@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from benchmarks.claims.claim import Claim, Comparison, Size, owner
-from scrimp_platform import records, store
-from scrimp_platform.records import Trial
+from scrimp_platform import store
+from scrimp_platform.search import records
+from scrimp_platform.search.records import Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces.space import Space
 

@@ -7,8 +7,8 @@ from benchmarks.claims import claim as claims
 from benchmarks.claims.claim import Claim, Comparison, Experiment, Paper, Size, owner
 from benchmarks.claims.outcome import Outcome, kept, read
 from benchmarks.claims.verdict import Interval, combine, difference, judge
-from scrimp_platform import stats
-from scrimp_platform.report import words
+from scrimp_platform.report import formatting
+from scrimp_platform.search import stats
 from scrimp_platform.store import Storage
 
 PAPERS: dict[Paper, str] = {
@@ -94,7 +94,7 @@ def said(comparison: Comparison, outcome: Outcome) -> str:
     gap = difference(arm, against)
     at = "" if comparison.at == 1 else f" at {comparison.at:.3g} of the training"
     margin = f" ({comparison.margin:.0%})" if comparison.margin else ""
-    means = " vs ".join(words.number(stats.summarize(side).mean) or "nothing" for side in (arm, against))
+    means = " vs ".join(formatting.number(stats.summarize(side).mean) or "nothing" for side in (arm, against))
     return (
         f"{comparison.score}: {comparison.arm}{at} {comparison.expect}{margin} than {comparison.against}? "
         f"{means}, difference {_interval(gap)}"
@@ -141,7 +141,7 @@ def _measured(claim: Claim, outcome: Outcome) -> str:
     text += f"\n| arm | recipe | seeds | {' | '.join(scores)} |\n|---|---|---|{'---|' * len(scores)}\n"
     for arm in outcome.space.arms:
         fields = ", ".join(f"{path} {value}" for path, value in claim.arms[arm].items()) or "as above"
-        means = [words.interval(stats.summarize(outcome.values(arm, score))) for score in scores]
+        means = [formatting.interval(stats.summarize(outcome.values(arm, score))) for score in scores]
         text += _row(arm, fields, str(len(outcome.values(arm, scores[0]))), *means)
     return text
 
@@ -155,7 +155,7 @@ def _seeds(claim: Claim, outcome: Outcome) -> str:
 def _interval(gap: Interval) -> str:
     if math.isnan(gap.mean):
         return "not known (fewer than two repeats finished)"
-    return words.interval(stats.Summary(2, gap.mean, math.nan, gap.low, gap.high))
+    return formatting.interval(stats.Summary(2, gap.mean, math.nan, gap.low, gap.high))
 
 
 def _row(*cells: str) -> str:

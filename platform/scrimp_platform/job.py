@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scrimp_cluster import proxies
-from scrimp_platform import terminal
+from scrimp_platform.cli import terminal
 from scrimp_platform.plan import Plan
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common.errors import UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 END = 300  # seconds that a sweep may take to end when it is told to, before Ray kills it
 INTERRUPTED = 130
-COMMAND = "from scrimp_platform.cli import main; main()"
+COMMAND = "from scrimp_platform.cli.main import main; main()"
 
 
 def inside() -> bool:

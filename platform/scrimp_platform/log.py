@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from scrimp_platform.terminal import console
+from scrimp_platform.cli.terminal import console
 
 
 class Log:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_cluster.facts import code, versions
-from scrimp_platform import feasibility, mlflow_server, records, store
+from scrimp_platform import store
+from scrimp_platform.search import feasibility, records
 from scrimp_platform.store import Storage, SweepFolder
+from scrimp_platform.tracking import mlflow_server
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers import fit
@@ -139,7 +141,7 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
     folder = storage.dataset(data)
     if folder.exists():
         return folder
-    from scrimp_platform import terminal
+    from scrimp_platform.cli import terminal
     from scrimp_trainers import ingest
     from scrimp_trainers.data import options
 
@@ -165,7 +167,7 @@ def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
 
     Only values are taken over, not scores: on another dataset those would mean something else.
     """
-    from scrimp_platform import race  # it imports optuna, which only a warm start needs here
+    from scrimp_platform.search import race  # it imports optuna, which only a warm start needs here
 
     for trial in race.leaders(records.read(earlier).trials, records.space_of(earlier)):
         known = {path: value for path, value in trial.params.items() if path in space.search}

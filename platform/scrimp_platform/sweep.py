@@ -1,7 +1,7 @@
 """The sweep, START READING HERE: plan, connect, search, race, report.
 
-What is trained next, who is stopped and who is repeated is the ledger's to decide (ledger.py, race.py, study.py).
-Ray Tune runs what it decides (search.py, repeat.py). MLflow mirrors what is on disk (tracking.py).
+What is trained next, who is stopped and who is repeated is the ledger's to decide (search/).
+Ray Tune runs what it decides (search/tune_loop.py, worker.py). MLflow mirrors what is on disk (tracking/).
 """
 
 import contextlib
@@ -9,16 +9,18 @@ import time
 from collections.abc import Sequence
 
 from scrimp_cluster import doctor
-from scrimp_platform import cluster, estimate, interrupt, job, plan, records, storage_loss, store, terminal
+from scrimp_platform import cluster, interrupt, job, plan, storage_loss, store
+from scrimp_platform.cli import terminal
 from scrimp_platform.cluster import Node, Placement
-from scrimp_platform.crew import Crew
-from scrimp_platform.ledger import Ledger
 from scrimp_platform.log import Log
-from scrimp_platform.pace import Seldom
+from scrimp_platform.node_pool import NodePool
 from scrimp_platform.plan import Options, Plan
 from scrimp_platform.report import leaderboard
+from scrimp_platform.search import estimate, records
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
-from scrimp_platform.tracking import Tracker
+from scrimp_platform.throttle import Throttle
+from scrimp_platform.tracking.mirror import Tracker
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
@@ -124,13 +126,13 @@ def carry_out(the_plan: Plan, placement: Placement, tracker: Tracker) -> bool:
 
 def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
     """Open the sweep's books, with the best of earlier sweeps proposed first if it has no trial yet."""
-    log, seldom = Log(the_plan.folder.log), Seldom()
+    log, throttle = Log(the_plan.folder.log), Throttle()
     ledger = None
 
     def say(decision: str) -> None:
         log(decision)
         with contextlib.suppress(OSError):  # a full disk: the next decision writes it again
-            seldom(write_leaderboard)
+            throttle(write_leaderboard)
 
     def write_leaderboard() -> None:
         if ledger and the_plan.folder.journal.exists():  # it has things to say already while it is opened
@@ -145,15 +147,15 @@ def open_ledger(the_plan: Plan, placement: Placement) -> Ledger:
 
 def run(ledger: Ledger, the_plan: Plan, placement: Placement) -> str:
     """Train until the sweep is complete or has to end; return why it ended."""
-    from scrimp_platform import search
-    from scrimp_platform.repeat import tune_repeat
+    from scrimp_platform.search import tune_loop
+    from scrimp_platform.worker import tune_repeat
 
     gpus = placement.gpus_per_repeat
     task = {"sweep": str(the_plan.folder.path), "dataset": str(the_plan.dataset), "gpus": gpus}
-    crew = Crew(placement, lambda nodes: examine(nodes, the_plan), ledger.say)
-    limits = search.Limits(ledger)
+    pool = NodePool(placement, lambda nodes: examine(nodes, the_plan), ledger.say)
+    limits = tune_loop.Limits(ledger)
     with interrupt.deferred(lambda: terminal.say(ENDING)):
-        search.run(ledger, tune_repeat, task, crew.places, limits, crew.fit_nodes, crew.blame, reuse=not gpus)
+        tune_loop.run(ledger, tune_repeat, task, pool.places, limits, pool.fit_nodes, pool.blame, reuse=not gpus)
     return limits.reached or "complete"
 
 

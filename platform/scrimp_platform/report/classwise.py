@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scrimp_platform import stats
 from scrimp_platform.report.ranking import Row
-from scrimp_platform.stats import Summary
+from scrimp_platform.search import stats
+from scrimp_platform.search.stats import Summary
 
 
 @dataclass(frozen=True)

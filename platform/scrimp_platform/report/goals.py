@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from scrimp_platform.records import Trial
+from scrimp_platform.search.records import Trial
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import TrialState
 
-from scrimp_platform import study as studies
-from scrimp_platform.records import Trial
+from scrimp_platform.search import study as studies
+from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Space
 
 ENOUGH = 6

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from scrimp_platform import store
-from scrimp_platform.report import words
+from scrimp_platform.report import formatting
 from scrimp_platform.report.ranking import Row, best, cost, lost, rank, violation
-from scrimp_platform.stats import Direction
+from scrimp_platform.search.stats import Direction
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
@@ -40,7 +40,7 @@ def verdict(rows: Sequence[Row], space: Space) -> str:
 
 def _single_verdict(rows: Sequence[Row], first: Row, name: str, space: Space) -> str:
     """Say how the first trial stands by the only objective."""
-    score = f"{name} {words.interval(first.summaries[name])}"
+    score = f"{name} {formatting.interval(first.summaries[name])}"
     if not first.fresh:
         return f"Trial {first.number} leads with {score} in the repeat by which it was chosen, so its lead may be luck"
     seeds = _seeds(first.repeats, space)
@@ -50,10 +50,10 @@ def _single_verdict(rows: Sequence[Row], first: Row, name: str, space: Space) ->
     if first.status == "winner":
         return f"Trial {first.number} wins: {score} over {seeds}"
     if first.status == "tied":
-        others = [f"trial {row.number} ({words.interval(row.summaries[name])})" for row in ties]
+        others = [f"trial {row.number} ({formatting.interval(row.summaries[name])})" for row in ties]
         return (
             f"No winner: trial {first.number} has the best mean, {score} over {seeds}, "
-            f"but its 95% interval overlaps that of {words.listed(others)}"
+            f"but its 95% interval overlaps that of {formatting.listed(others)}"
         )
     if not any(row.raced for row in rows if row is not first):
         return f"Trial {first.number} leads: {score} over {seeds}, which no other trial got"
@@ -67,20 +67,22 @@ def _lucky(rows: Sequence[Row], first: Row, name: str, direction: Direction) -> 
     """Name the trials that were better in a single repeat and got no fresh seeds."""
     mean = cost(first.summaries[name].mean, direction)
     lucky = [row for row in rows if row.status == "single" and cost(row.summaries[name].mean, direction) < mean]
-    values = words.listed([f"trial {row.number} ({words.interval(row.summaries[name])})" for row in lucky])
+    values = formatting.listed([f"trial {row.number} ({formatting.interval(row.summaries[name])})" for row in lucky])
     return f". Better in the single repeat of the search, which may be luck: {values}" if lucky else ""
 
 
 def _seeds(count: int, space: Space) -> str:
     """Say over how many seeds a mean is taken: `3 fresh seeds`; those of arms chose nobody and are all fresh."""
-    return words.counted(count, "seed" if space.arms else "fresh seed")
+    return formatting.counted(count, "seed" if space.arms else "fresh seed")
 
 
 def _front_verdict(rows: Sequence[Row], first: Row, space: Space) -> str:
     front = [row.number for row in rows if row.rank == first.rank]
     so_far = " so far" if first.status == "leader" else ""
     verb = "is alone on" if len(front) == 1 else "form"
-    text = f"{_trials(front).capitalize()} {verb} the Pareto front of {words.listed(list(space.objectives))}{so_far}"
+    text = (
+        f"{_trials(front).capitalize()} {verb} the Pareto front of {formatting.listed(list(space.objectives))}{so_far}"
+    )
     if not first.fresh:
         text += ", by the repeats by which they were chosen, so the front may be luck"
     elif first.repeats == 1:
@@ -94,19 +96,23 @@ def _no_winner(rows: Sequence[Row], space: Space) -> str:
     broken = [row for row in rows if row.status == "infeasible"]
     if broken:
         faults = [
-            f"{name} {words.number(mean)} ({words.limit(space.constraints[name])})"
+            f"{name} {formatting.number(mean)} ({formatting.limit(space.constraints[name])})"
             for name, mean in broken[0].constraints.items()
             if violation(space, name, mean)
         ]
-        return f"No trial keeps the constraints; trial {broken[0].number} comes closest, with {words.listed(faults)}."
+        return (
+            f"No trial keeps the constraints; trial {broken[0].number} comes closest, with {formatting.listed(faults)}."
+        )
     if not rows:
         return "No trial has begun."
     counts = Counter(row.status for row in rows)
-    return f"No trial has been trained to the end: {words.listed([f'{n} {status}' for status, n in counts.items()])}."
+    return (
+        f"No trial has been trained to the end: {formatting.listed([f'{n} {status}' for status, n in counts.items()])}."
+    )
 
 
 def _trials(numbers: Sequence[int]) -> str:
-    return f"trial{'' if len(numbers) == 1 else 's'} {words.listed(sorted(numbers))}"
+    return f"trial{'' if len(numbers) == 1 else 's'} {formatting.listed(sorted(numbers))}"
 
 
 def write_csv(rows: Sequence[Row], space: Space, folder: SweepFolder) -> None:
@@ -133,17 +139,17 @@ def score(row: Row, objective: str) -> str:
     """Say an objective's mean with its interval; with the first one at which rung, if that is not the last."""
     summary, first = row.summaries[objective], next(iter(row.summaries))
     rung = f" at {row.kimg:g} kimg" if summary.n and not row.finished and objective == first else ""
-    return words.interval(summary) + rung
+    return formatting.interval(summary) + rung
 
 
 def chosen(row: Row, objective: str) -> str:
     """Say by which score the search chose a trial of the race; it counts in no mean."""
-    return words.number(row.chosen[objective]) if row.fresh else ""
+    return formatting.number(row.chosen[objective]) if row.fresh else ""
 
 
 def status(row: Row) -> str:
     """Say a row's status, and how many repeats failed or are damaged where others are not."""
-    exceptions = [f" ({words.counted(count, 'repeat')} {name})" for name, count in _exceptions(row).items()]
+    exceptions = [f" ({formatting.counted(count, 'repeat')} {name})" for name, count in _exceptions(row).items()]
     return row.status + "".join(exceptions)
 
 
@@ -169,7 +175,7 @@ def table(rows: Sequence[Row], space: Space, width: int = 100) -> Table:
 
 def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False) -> Table:
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0 if tight else 1, 0, 0))
-    names = words.short_names(space.search)
+    names = formatting.short_names(space.search)
     for title in ("#", "trial"):
         result.add_column(title, justify="right", no_wrap=True)
     for title in ("status", "repeats", *space.objectives):
@@ -181,7 +187,7 @@ def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False)
     if folded:
         result.add_column("searched fields")
     for row in rows:
-        values = [words.number(row.trial.params[path]) if path in row.trial.params else "-" for path in names]
+        values = [formatting.number(row.trial.params[path]) if path in row.trial.params else "-" for path in names]
         pairs = [f"{name} {value}" for name, value in zip(names.values(), values, strict=True)]
         cells = [
             str(row.rank),
@@ -190,8 +196,8 @@ def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False)
             "\n".join([f"{row.repeats}", *(f"{count} {name}" for name, count in _exceptions(row).items())]),
             *[score(row, name) for name in space.objectives],
             *[chosen(row, first) for _ in chosen_at],
-            *[words.number(mean) for mean in row.constraints.values()],
-            *([] if tight else [words.duration(row.gpu_hours)]),
+            *[formatting.number(mean) for mean in row.constraints.values()],
+            *([] if tight else [formatting.duration(row.gpu_hours)]),
             *([", ".join(pairs)] if folded else values),
         ]
         result.add_row(*map(escape, cells), style=_STYLES.get(row.status, "" if row.finished else "dim"))

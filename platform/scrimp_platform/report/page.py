@@ -17,11 +17,12 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from scrimp_platform import records, store
-from scrimp_platform.records import Repeat, Trial
-from scrimp_platform.report import classwise, importance, leaderboard, pictures, plots, words
+from scrimp_platform import store
+from scrimp_platform.report import classwise, formatting, importance, leaderboard, pictures, plots
 from scrimp_platform.report.classwise import ClassWise
 from scrimp_platform.report.ranking import MEANINGS, Row
+from scrimp_platform.search import records
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
@@ -52,7 +53,7 @@ def write_report(folder: SweepFolder) -> None:
     facts = _manifest(sweep)
     by_class = classwise.gather(rows, plots.leaders(rows), facts.classes if facts else None)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=words.number, short=words.short, duration=words.duration)
+    environment.filters.update(number=formatting.number, short=formatting.short, duration=formatting.duration)
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=sweep["name"],
         verdict=leaderboard.verdict(rows, space),
@@ -63,11 +64,11 @@ def write_report(folder: SweepFolder) -> None:
         rows=rows,
         score=leaderboard.score,
         chosen=leaderboard.chosen,
-        fields=words.short_names(space.search),
+        fields=formatting.short_names(space.search),
         meanings={status: MEANINGS[status] for status in MEANINGS if status in {row.status for row in rows}},
         race=_race_plots(rows, space),
         by_class=by_class,
-        interval=words.interval,
+        interval=formatting.interval,
         class_plots=_class_plots(by_class, rows),
         training=_training_plots(folder, trials, rows, space),
         search=_search_plots(trials, rows, space),
@@ -103,8 +104,8 @@ def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows:
     statuses = Counter(row.status for row in rows)
     ends = Counter(repeat.status for repeat in repeats)
     goals = [f"{direction} {name}" for name, direction in space.objectives.items()]
-    limits = [f"{name} {words.limit(bound)}" for name, bound in space.constraints.items()]
-    spent = words.duration(sum(repeat.device_hours for repeat in repeats)) or "0 s"
+    limits = [f"{name} {formatting.limit(bound)}" for name, bound in space.constraints.items()]
+    spent = formatting.duration(sum(repeat.device_hours for repeat in repeats)) or "0 s"
     hours = space.budget.max_gpu_hours
     return {
         "Dataset": _dataset(sweep),
@@ -113,7 +114,7 @@ def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows:
         "Trials": f"{len(rows)} of {space.budget.trials}"
         + (f": {', '.join(f'{n} {status}' for status, n in statuses.items())}" if rows else ""),
         "Repeats": ", ".join(f"{n} {status}" for status, n in ends.items()) or "none",
-        "Device time": spent + (f" of {words.duration(hours)}" if hours else ""),
+        "Device time": spent + (f" of {formatting.duration(hours)}" if hours else ""),
     }
 
 

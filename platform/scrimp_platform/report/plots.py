@@ -8,11 +8,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from scrimp_platform import stats
-from scrimp_platform.records import Repeat, Trial
-from scrimp_platform.report import words
+from scrimp_platform.report import formatting
 from scrimp_platform.report.classwise import ClassWise
 from scrimp_platform.report.ranking import Row
+from scrimp_platform.search import stats
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
@@ -37,7 +37,7 @@ def history(trials: Sequence[Trial], space: Space, objective: str) -> go.Figure:
     stopped: list[Point] = []
     for trial in trials:
         for kimg, value in _scores(trial.repeats[0], objective)[-1:] if trial.repeats else []:
-            point = (trial.number, value, f"trial {trial.number} at {kimg:g} kimg: {words.number(value)}")
+            point = (trial.number, value, f"trial {trial.number} at {kimg:g} kimg: {formatting.number(value)}")
             (whole if kimg == last else stopped).append(point)
     better = min if space.objectives[objective] == "minimize" else max
     best = [(number, better(value for _, value, _ in whole[: i + 1]), "") for i, (number, _, _) in enumerate(whole)]
@@ -86,13 +86,13 @@ def race(rows: Sequence[Row], objective: str) -> go.Figure:
     for row in raced:
         name, summary, colour = f"trial {row.number}", row.summaries[objective], colours.get(row.number, GREY)
         half = {"type": "data", "array": [summary.high - summary.mean], "color": colour, "thickness": 2, "width": 7}
-        mean = [(summary.mean, name, f"{name}: {words.interval(summary)}")]
+        mean = [(summary.mean, name, f"{name}: {formatting.interval(summary)}")]
         _dots(figure, mean, colour, "diamond", error_x=half)
         values = [(repeat, dict(_scores(repeat, objective)).get(row.kimg)) for repeat in row.counted]
         _dots(figure, [(v, name, _label(repeat, v)) for repeat, v in values if v is not None], colour, "circle-open")
         chose = row.chosen[objective]
         if math.isfinite(chose):
-            _dots(figure, [(chose, name, f"{name} was chosen at {words.number(chose)}")], GREY, "x-thin-open")
+            _dots(figure, [(chose, name, f"{name} was chosen at {formatting.number(chose)}")], GREY, "x-thin-open")
     summaries = [row.summaries[objective] for row in raced]
     ends = [end for summary in summaries for end in (summary.low, summary.mean, summary.high)]
     ends += [row.chosen[objective] for row in raced]
@@ -116,7 +116,7 @@ def losses(curves: Mapping[int, Sequence[Sequence[Mapping[str, Any]]]], rows: Se
 
 def parallel(rows: Sequence[Row], space: Space, objective: str) -> go.Figure:
     """Show each trial as a line through its values; those trained to the end in colour, as far as their score."""
-    names = words.short_names(space.search)
+    names = formatting.short_names(space.search)
     done = sorted((row for row in rows if row.finished), key=lambda row: -row.rank)
     means = [row.summaries[objective].mean for row in done]
     low, high = min(means, default=0.0), max(means, default=1.0)
@@ -128,13 +128,13 @@ def parallel(rows: Sequence[Row], space: Space, objective: str) -> go.Figure:
             ends = [(row.summaries[objective].mean - low) / (high - low) if high > low else 0.5]
             worst = 1 - ends[0] if space.objectives[objective] == "maximize" else ends[0]
             colour = str(sample_colorscale(GOOD_TO_BAD, worst)[0])
-        values = ", ".join(f"{names[path]} {words.number(value)}" for path, value in row.trial.params.items())
+        values = ", ".join(f"{names[path]} {formatting.number(value)}" for path, value in row.trial.params.items())
         text = f"trial {row.number}, {row.status}: {values}"
         points = [(i, height, text) for i, height in enumerate(heights + ends)]
         _line(figure, points, colour, 2.5 if row.finished else 1, mode="lines+markers", marker_size=5)
     for i, span in enumerate(space.search.values()):
         _axis(figure, i, _ticks(span))
-    _axis(figure, len(names), [(0, words.number(low)), (1, words.number(high))] if high > low else [])
+    _axis(figure, len(names), [(0, formatting.number(low)), (1, formatting.number(high))] if high > low else [])
     titles = [html.escape(name) for name in [*names.values(), objective]]
     figure.update_xaxes(tickvals=list(range(len(titles))), ticktext=titles, side="top", showgrid=False)
     figure.update_xaxes(range=[-0.3, len(titles) - 0.7])
@@ -169,7 +169,7 @@ def _height(span: Range, value: Any) -> float | None:
 
 def importances(shares: Mapping[str, float]) -> go.Figure:
     """Show how much each searched field matters."""
-    names = words.short_names(shares)
+    names = formatting.short_names(shares)
     figure = _figure("share of what makes trials good", "")
     texts = [f"{share:.0%}" for share in shares.values()]
     bars = {"orientation": "h", "marker_color": COLOURS[0], "text": texts, "textposition": "outside", "width": 0.55}
@@ -185,7 +185,7 @@ def class_wise(found: ClassWise, colours: Mapping[int, str]) -> go.Figure:
     for number, summaries in found.trials.items():
         halves = [None if summary.n < 2 else summary.high - summary.mean for summary in summaries]
         pairs = zip(found.classes, summaries, strict=True)
-        texts = [html.escape(f"trial {number}, {name}: {words.interval(summary)}") for name, summary in pairs]
+        texts = [html.escape(f"trial {number}, {name}: {formatting.interval(summary)}") for name, summary in pairs]
         figure.add_bar(
             x=[html.escape(name) for name in found.classes],
             y=[summary.mean for summary in summaries],
@@ -207,7 +207,7 @@ def tradeoff(rows: Sequence[Row], space: Space, objective: str, other: str | Non
     factor, unit = (60, "minutes") if hours < 1.5 else (1, "hours")
     costs = [row.summaries[other].mean if other else row.gpu_hours * factor for row in done]
     points = [
-        (cost, row.summaries[objective].mean, f"trial {row.number}: {words.interval(row.summaries[objective])}")
+        (cost, row.summaries[objective].mean, f"trial {row.number}: {formatting.interval(row.summaries[objective])}")
         for row, cost in zip(done, costs, strict=True)
     ]
     ways: dict[str, stats.Direction] = {"x": space.objectives[other] if other else "minimize"}
@@ -235,7 +235,7 @@ def _finite(value: Any) -> bool:
 
 
 def _label(repeat: Repeat, value: float) -> str:
-    return f"trial {repeat.trial}, repeat {repeat.repeat}: {words.number(value)}"
+    return f"trial {repeat.trial}, repeat {repeat.repeat}: {formatting.number(value)}"
 
 
 def _dots(figure: go.Figure, points: Sequence[Point], colour: str, symbol: str = "circle", **style: Any) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scrimp_platform import records, stats
-from scrimp_platform.records import Repeat, Trial
-from scrimp_platform.stats import Summary
+from scrimp_platform.search import records, stats
+from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.stats import Summary
 from scrimp_spaces.space import Space
 
 Status = Literal[

@@ -16,9 +16,10 @@ import ray
 from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
-from scrimp_platform import cluster, interrupt, search, store
-from scrimp_platform.repeat import tune_repeat
+from scrimp_platform import cluster, interrupt, store
+from scrimp_platform.search import tune_loop
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.worker import tune_repeat
 
 GONE = "0" * 56
 """The id of a node that is not there."""
@@ -45,10 +46,10 @@ def pretend():
         if config["trial"] == 1:
             os._exit(9)
         if config["trial"] == 2:
-            tune.report({search.FAILURE: "Diverged: step 3: loss is nan", search.FINAL: True})
+            tune.report({tune_loop.FAILURE: "Diverged: step 3: loss is nan", tune_loop.FINAL: True})
             return
         if config["trial"] == 3:
-            tune.report({search.NOTE: "its checkpoint is damaged"})
+            tune.report({tune_loop.NOTE: "its checkpoint is damaged"})
             with heartbeat.watched(Path(config["stacks"]), 0.5):
                 heartbeat.beat()
                 time.sleep(60)
@@ -68,7 +69,7 @@ def sweep(ray_here, pretend, tmp_path_factory):
     ledger = open_ledger(folder, space, say=said.append)
     pids = folder.path / "pids"
     config = {"pids": str(pids), "stacks": str(folder.repeat(3, 0).stacks)}
-    search.run(ledger, pretend, config, places=lambda: 2, limits=search.Limits(ledger))
+    tune_loop.run(ledger, pretend, config, places=lambda: 2, limits=tune_loop.Limits(ledger))
     return ledger, list(map(int, pids.read_text().split())), said
 
 
@@ -139,7 +140,7 @@ def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_di
     store.write_json(folder.sweep, {"space": space.model_dump(mode="json")})
     task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0}
     blamed: list[str] = []
-    search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger), blame=blamed.append)
+    tune_loop.run(ledger, tune_repeat, task, places=lambda: 1, limits=tune_loop.Limits(ledger), blame=blamed.append)
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 1)
     assert f"repeat 0.0 failed (DamagedData: {shard}: is missing or damaged; prepare the dataset again)" in said[-1]
@@ -151,7 +152,7 @@ def test_a_node_that_has_lost_the_storage_is_blamed(ray_here, tmp_path):
     elsewhere = tmp_path / "not mounted"
     task = {"sweep": str(elsewhere), "dataset": "", "gpus": 0}
     blamed: list[str] = []
-    search.run(ledger, tune_repeat, task, places=lambda: 1, limits=search.Limits(ledger), blame=blamed.append)
+    tune_loop.run(ledger, tune_repeat, task, places=lambda: 1, limits=tune_loop.Limits(ledger), blame=blamed.append)
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 2)
     assert "is the storage folder mounted?" in repeat.cause
@@ -175,7 +176,7 @@ def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
 
     space = make_space(budget={"trials": 4, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 1, "repeats": 1})
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), space)
-    search.run(ledger, lingers, {}, lambda: 1, search.Limits(ledger))
+    tune_loop.run(ledger, lingers, {}, lambda: 1, tune_loop.Limits(ledger))
     assert not ledger.running
     assert {repeat.status for repeat in ledger.repeats} == {"finished", "stopped"}
 
@@ -200,7 +201,7 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
         deadline = time.monotonic() + 60
         while not all((begun / name).exists() for name in awaited):
             if time.monotonic() > deadline:
-                tune.report({search.FAILURE: f"{awaited} have not all begun", search.FINAL: True})
+                tune.report({tune_loop.FAILURE: f"{awaited} have not all begun", tune_loop.FINAL: True})
                 return
             time.sleep(0.1)
         tune.report(config["score"] | {"fd_classifier": float(config["trial"])})
@@ -223,7 +224,7 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(4), say=say)
     config = {"begun": str(begun), "score": score(0)}
     all_but_two = ray.remote(lambda: time.sleep(300)).options(num_cpus=ray_here[0].cpus - 2).remote()
-    search.run(ledger, together, config, lambda: 3, search.Limits(ledger), fit_nodes)
+    tune_loop.run(ledger, together, config, lambda: 3, tune_loop.Limits(ledger), fit_nodes)
     ray.cancel(all_but_two, force=True)
 
     assert [line for line in said if "handed out again" in line] == [
@@ -241,8 +242,8 @@ def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ra
         while len(config["fit_nodes"]) < 2:
             Path(config["asked"]).touch()
             time.sleep(0.5)
-            tune.report({search.WORKING: False})
-        tune.report({search.WORKING: True})
+            tune.report({tune_loop.WORKING: False})
+        tune.report({tune_loop.WORKING: True})
         Path(config["working"]).touch()
         time.sleep(2)
         tune.report(config["score"])
@@ -254,7 +255,7 @@ def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ra
     said: list[str] = []
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(1), say=said.append)
     config = {"score": score(0)} | {name: str(tmp_path / name) for name in ("asked", "working")}
-    search.run(ledger, pretend, config, lambda: 1, search.Limits(ledger), fit_nodes, reuse=False)
+    tune_loop.run(ledger, pretend, config, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
 
     assert len([line for line in said if "handed out again" in line]) == 1
     assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)]
@@ -264,8 +265,8 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
     folder = SweepFolder(tmp_path / "sweep")
     budget = make_space().budget.model_dump() | {"max_gpu_hours": 1e-9}
     ledger = open_ledger(folder, make_space(budget=budget))
-    limits = search.Limits(ledger)
-    search.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=lambda: 2, limits=limits)
+    limits = tune_loop.Limits(ledger)
+    tune_loop.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=lambda: 2, limits=limits)
     assert limits.reached == "max_gpu_hours 1e-09 reached"
     assert len(ledger.trials) < 8
 
@@ -288,7 +289,9 @@ def test_ctrl_c_ends_a_repeat_that_will_not_report_for_long(ray_here, tmp_path, 
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"))
     threading.Thread(target=stop).start()
     with interrupt.deferred(lambda: None):
-        search.run(ledger, wait, {"began": str(tmp_path / "began")}, places=lambda: 1, limits=search.Limits(ledger))
+        tune_loop.run(
+            ledger, wait, {"began": str(tmp_path / "began")}, places=lambda: 1, limits=tune_loop.Limits(ledger)
+        )
     assert time.monotonic() - pressed[0] < 4
     assert [repeat.status for repeat in ledger.repeats] == ["running"]  # and resumed by the next driver
 
@@ -296,7 +299,7 @@ def test_ctrl_c_ends_a_repeat_that_will_not_report_for_long(ray_here, tmp_path, 
 def test_ctrl_c_while_the_limits_are_looked_at_is_heard(monkeypatch):
     monkeypatch.setattr(interrupt, "_requested", None)
     ledger = mock.Mock(space=make_space(), exhausted=lambda: signal.raise_signal(signal.SIGINT) or "")
-    limits = search.Limits(ledger)
+    limits = tune_loop.Limits(ledger)
     with interrupt.deferred(lambda: None):
         assert limits.stop_all()
     assert limits.reached == "interrupted"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp_platform import store
-from scrimp_platform.pace import Seldom
+from scrimp_platform.throttle import Throttle
 
 SWEEP = "scrimp.sweep"
 KEY = "scrimp.key"
@@ -82,7 +82,7 @@ class Runs:
         self._progress: dict[str, Any] = store.read_sound(progress) or {"runs": {}}
         self.experiment = self._find_experiment(experiment)
         self._progress |= {"uri": uri, "experiment": self.experiment}
-        self._seldom, self._saved = Seldom(), True
+        self._throttle, self._saved = Throttle(), True
         self._runs = self._find_runs()
 
     def get(self, key: str, name: str, started: float) -> Run:
@@ -239,7 +239,7 @@ class Runs:
 
     def _save(self) -> None:
         self._saved = False
-        self._seldom(self.save)
+        self._throttle(self.save)
 
 
 def position(line: Mapping[str, Any]) -> list[float]:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from scrimp_platform import race, records, storage_loss, store
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform import storage_loss, store
+from scrimp_platform.search import race, records
+from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.study import Study
 from scrimp_platform.store import SweepFolder, write_atomic
-from scrimp_platform.study import Study
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import Diverged, UserError

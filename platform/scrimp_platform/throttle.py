@@ -9,7 +9,7 @@ REST = 9.0
 """Seconds of rest for each further second: a tenth of the time goes into it."""
 
 
-class Seldom:
+class Throttle:
     """Does a piece of work when called, unless the last time was long and not long ago."""
 
     def __init__(self) -> None:

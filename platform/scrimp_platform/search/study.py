@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from scrimp_platform import store
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

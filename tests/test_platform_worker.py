@@ -10,9 +10,10 @@ import pytest
 import ray
 from process_tree import descendants, title
 
-from scrimp_platform import cluster, plan, race, search, store
-from scrimp_platform.ledger import Ledger
-from scrimp_platform.repeat import cause_of, tune_repeat
+from scrimp_platform import cluster, plan, store
+from scrimp_platform.search import race, tune_loop
+from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.worker import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import Diverged
@@ -73,7 +74,7 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     ledger, task = prepared(trials=3)
     folder = ledger.folder
     monkeypatch.setattr(race, "survives", lambda line, others, space: len(others) != 1)
-    search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), fit_nodes, reuse=False)
+    tune_loop.run(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
     first, second, third = (trial.repeats[0] for trial in ledger.trials)
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
     assert (second.status, third.status) == ("stopped", "finished")
@@ -112,7 +113,7 @@ def test_a_repeat_that_waits_for_gpus_is_handed_out_again_when_other_nodes_are_f
         return [here, GONE] if waiting else [here]
 
     ledger.say = say
-    search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), fit, reuse=False)
+    tune_loop.run(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit, reuse=False)
     repeat = ledger.trials[0].repeats[0]
     assert len([line for line in said if "handed out again" in line]) == 1
     assert (repeat.status, repeat.attempt) == ("finished", 1), repeat.cause
@@ -138,7 +139,7 @@ def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_
     with ThreadPoolExecutor(1) as killer:
         first = killer.submit(kill, "RayTrainWorker", ledger, 1)
         second = killer.submit(kill, "TrainController", ledger, 2)
-        search.run(ledger, tune_repeat, task, lambda: 1, search.Limits(ledger), fit_nodes, reuse=False)
+        tune_loop.run(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
     assert 0 < first.result() < second.result()  # it went on from where it was
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("finished", 3), repeat.cause

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, storage_loss, store
-from scrimp_platform.search import FAILURE, FINAL, NODE, NOTE, WORKING
+from scrimp_platform.search.tune_loop import FAILURE, FINAL, NODE, NOTE, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers.common import heartbeat
 from scrimp_trainers.common.errors import Final, NoRoom, UserError

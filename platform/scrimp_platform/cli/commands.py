@@ -1,4 +1,4 @@
-"""What the smaller commands do; `cli.py` names their arguments, `sweep.py` has the large one.
+"""What the smaller commands do; `main.py` names their arguments, `sweep.py` has the large one.
 
 Whatever a user can get wrong is checked before torch is imported, which takes seconds.
 """
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
-from scrimp_platform import records, store, terminal
+from scrimp_platform import store
+from scrimp_platform.cli import terminal
 from scrimp_platform.report import goals, leaderboard
+from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers import fit
@@ -215,18 +217,18 @@ def rank_again(sweep: Path, objectives: Sequence[str], constraints: Sequence[str
 
 def sync(sweep: Path, tracking_uri: str | None) -> None:
     """Send MLflow what it does not have of a sweep that has ended."""
-    from scrimp_platform import tracking
+    from scrimp_platform.tracking import mirror
 
     folder = SweepFolder(sweep.expanduser().absolute())
     records.space_of(folder)
     with terminal.progress("runs") as progress:
-        link = tracking.sync(folder, Storage(folder.path.parent), tracking_uri, progress)
+        link = mirror.sync(folder, Storage(folder.path.parent), tracking_uri, progress)
     terminal.say(f"MLflow: {link}")
 
 
 def status(storage: Path) -> None:
     """Print how the sweeps of a storage folder stand."""
-    from scrimp_platform import standings, status
+    from scrimp_platform.cli import standings, status
 
     folder = Storage(storage.expanduser())
     if not folder.sweeps():
@@ -245,7 +247,7 @@ def ui(storage: Path, service: bool) -> None:
             raise UserError(f"--service: {error}; docs/cluster.md has a way without systemd")
         terminal.say(f"MLflow serves {storage} from now on, also after a reboot: `systemctl --user status {UNIT}`")
         return
-    from scrimp_platform import mlflow_server
+    from scrimp_platform.tracking import mlflow_server
 
     mlflow_server.check_storage(storage.absolute())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -267,7 +269,8 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
         raise UserError(f"--storage {storage}: not a folder")
     if data:
         manifest.load(data)
-    from scrimp_platform import cluster, mlflow_server
+    from scrimp_platform import cluster
+    from scrimp_platform.tracking import mlflow_server
 
     uri = mlflow_server.check_address(tracking_uri) if tracking_uri is not None else ""
     from scrimp_cluster.doctor import awaited, examine

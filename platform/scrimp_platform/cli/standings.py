@@ -9,10 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from scrimp_platform import estimate, terminal
-from scrimp_platform.records import RepeatStatus
-from scrimp_platform.report import leaderboard, words
-from scrimp_platform.status import Standing
+from scrimp_platform.cli import terminal
+from scrimp_platform.cli.status import Standing
+from scrimp_platform.report import formatting, leaderboard
+from scrimp_platform.search import estimate
+from scrimp_platform.search.records import RepeatStatus
 
 
 def show(standings: Sequence[Standing], complete: Sequence[str], problems: Sequence[str] = ()) -> None:
@@ -38,8 +39,8 @@ def show_one(one: Standing) -> None:
         "repeats": ", ".join(f"{counts[status]} {status}" for status in get_args(RepeatStatus) if counts[status])
         + f"; in the race at most {to_come} more" * (to_come > 0),
         "best": leaderboard.verdict(leaderboard.rank(one.trials, one.space), one.space),
-        "spent": f"{words.number(one.device_hours)} device-hours{limit}",
-        "left": f"about {words.duration(one.hours_left)}" if one.hours_left else "",
+        "spent": f"{formatting.number(one.device_hours)} device-hours{limit}",
+        "left": f"about {formatting.duration(one.hours_left)}" if one.hours_left else "",
         **{f"failed {count}": cause for cause, count in one.failures.most_common(3)},
     }
     terminal.show_list({name: text for name, text in rows.items() if text})
@@ -62,7 +63,7 @@ def _trainings(one: Standing) -> Table:
             escape(training.node) or "starting",
             f"{training.kimg:,.0f} of {one.space.budget.rungs_kimg[-1]:,g}",
             f"{max(training.repeat.scores, default=0):g}",
-            words.number(training.images_per_second) if training.images_per_second else "",
-            "" if training.heard is None else f"{words.duration(training.heard / 3600)} ago",
+            formatting.number(training.images_per_second) if training.images_per_second else "",
+            "" if training.heard is None else f"{formatting.duration(training.heard / 3600)} ago",
         )
     return table

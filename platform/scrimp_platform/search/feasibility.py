@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from scrimp_platform.report import words
+from scrimp_platform.report import formatting
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
@@ -64,10 +64,10 @@ def _refuse_unkeepable(space: Space, name: str, costs: Costs, manifest: Manifest
             continue
         value, values = _extreme(space, name, sign, costs)
         if sign * value > sign * limit:
-            given = ", ".join(f"{path} {words.number(setting)}" for path, setting in values.items())
+            given = ", ".join(f"{path} {formatting.number(setting)}" for path, setting in values.items())
             raise UserError(
-                f"constraints.{name}: no recipe of this space keeps {words.limit(bound)} on dataset {manifest.name}; "
-                f"the {extreme} is {value:.4g}, with {given or 'the base recipe'}"
+                f"constraints.{name}: no recipe of this space keeps {formatting.limit(bound)} "
+                f"on dataset {manifest.name}; the {extreme} is {value:.4g}, with {given or 'the base recipe'}"
             )
 
 

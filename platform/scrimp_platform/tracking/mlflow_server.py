@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from scrimp_platform import mlflow_database, store
+from scrimp_platform import store
 from scrimp_platform.store import Storage
+from scrimp_platform.tracking import mlflow_database
 from scrimp_trainers.common.errors import UserError
 
 USER = "scrimp"

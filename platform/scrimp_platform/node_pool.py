@@ -19,7 +19,7 @@ AGAIN = 3600.0  # seconds within which a second failure on a node is one too man
 REST = 600.0  # seconds that it rests then, and twice as long each further time
 
 
-class Crew:
+class NodePool:
     """Counts the repeats that fit on the cluster's nodes.
 
     Parameters

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scrimp_platform import records, stats
-from scrimp_platform.records import Trial
-from scrimp_platform.study import excesses
+from scrimp_platform.search import records, stats
+from scrimp_platform.search.records import Trial
+from scrimp_platform.search.study import excesses
 from scrimp_spaces.space import Space
 
 MIN_REPEATS_BEFORE_ELIMINATION = 2

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrimp_platform import estimate, records, store
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform import store
+from scrimp_platform.search import estimate, records
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log

@@ -22,11 +22,11 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from scrimp_platform import cluster, interrupt
-from scrimp_platform.ledger import Ledger
-from scrimp_platform.records import Repeat
+from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.records import Repeat
 from scrimp_trainers.common import heartbeat
 
-# What a Tune function reports besides a rung's scores (see repeat.py).
+# What a Tune function reports besides a rung's scores (see worker.py).
 FAILURE, FINAL, NOTE, NODE, WORKING = "failure", "final", "note", "node", "working"
 
 Decision = TypeVar("Decision")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scrimp_platform import store
 from scrimp_platform.plan import Plan
-from scrimp_platform.records import Repeat, Trial
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Budget, Space
 

@@ -24,7 +24,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from scrimp_platform.mlflow_server import PASSWORD, USER
+from scrimp_platform.tracking.mlflow_server import PASSWORD, USER
 
 USERS = "users.lock"
 WATCH_INTERVAL_S = 5.0

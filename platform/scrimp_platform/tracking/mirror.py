@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scrimp_platform import mlflow_server, records, stats, store
-from scrimp_platform.mlflow_runs import PARENT, Run, Runs
-from scrimp_platform.mlflow_server import Server
-from scrimp_platform.records import Records, Repeat, Trial
+from scrimp_platform import store
 from scrimp_platform.report import leaderboard
+from scrimp_platform.search import records, stats
+from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
+from scrimp_platform.tracking import mlflow_server
+from scrimp_platform.tracking.mlflow_runs import PARENT, Run, Runs
+from scrimp_platform.tracking.mlflow_server import Server
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError

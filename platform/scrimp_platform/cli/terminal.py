@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scrimp_platform import estimate
 from scrimp_platform.cluster import Placement
-from scrimp_platform.estimate import Speed
 from scrimp_platform.plan import Plan
-from scrimp_platform.report import dataset, leaderboard, words
+from scrimp_platform.report import dataset, formatting, leaderboard
+from scrimp_platform.search import estimate
+from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Range, Space, value_of
 from scrimp_trainers.common.errors import printable
@@ -49,7 +49,7 @@ def show_plan(the_plan: Plan, placement: Placement, speed: Speed | None) -> None
     if speed:
         cost = estimate.estimate(the_plan, placement.places, speed)
         rows["will take"] = (
-            f"about {words.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
+            f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
             f"for {cost.first_repeats} + at most {cost.race_repeats} repeats, {cost.kimg:,.0f} kimg"
         )
     show_list(rows)
@@ -122,7 +122,7 @@ def _goals(space: Space) -> dict[str, str]:
     rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
     rows = {
         "objective": ", ".join(f"{direction} {name}" for name, direction in space.objectives.items()),
-        "constraint": ", ".join(f"{name} {words.limit(bound)}" for name, bound in space.constraints.items()),
+        "constraint": ", ".join(f"{name} {formatting.limit(bound)}" for name, bound in space.constraints.items()),
         "budget": f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs} kimg"
         if space.arms
         else f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} go on;\n"
@@ -207,7 +207,7 @@ def show_values(values: Mapping[str, Any]) -> None:
     """Print names with their values."""
     table = Table.grid(padding=(0, 2))
     for name, value in values.items():
-        table.add_row(name, words.number(value))
+        table.add_row(name, formatting.number(value))
     console.print(table)
 
 
@@ -234,7 +234,7 @@ def show_coreset(scored: "Scored") -> None:
         table.add_column(heading, justify="right")
     for name, members in scored.classes.items():
         kept, values = scored.kept[members], scored.scores[members]
-        means = [words.number(float(part.mean())) if len(part) else "" for part in (values[kept], values[~kept])]
+        means = [formatting.number(float(part.mean())) if len(part) else "" for part in (values[kept], values[~kept])]
         table.add_row(escape(name), f"{kept.sum():,}", f"{len(kept):,}", *means)
     console.print(table)
 

@@ -2,12 +2,12 @@
 
 import time
 
-from scrimp_platform import pace
-from scrimp_platform.pace import Seldom
+from scrimp_platform import throttle
+from scrimp_platform.throttle import Throttle
 
 
 def test_quick_work_is_done_every_time():
-    done, seldom = [], Seldom()
+    done, seldom = [], Throttle()
     for _ in range(5):
         seldom(lambda: done.append(1))
     assert len(done) == 5
@@ -16,11 +16,11 @@ def test_quick_work_is_done_every_time():
 def test_long_work_takes_a_tenth_of_the_time(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    begun, seldom = [], Seldom()
+    begun, seldom = [], Throttle()
 
     def work() -> None:
         begun.append(now[0])
-        now[0] += 2 + pace.FREE
+        now[0] += 2 + throttle.FREE
 
     for _ in range(5000):
         seldom(work)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scrimp_platform.stats import Summary
+from scrimp_platform.search.stats import Summary
 from scrimp_spaces.space import Bound
 
 

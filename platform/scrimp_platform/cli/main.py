@@ -127,7 +127,7 @@ def sweep_command(context: click.Context, **options: Any) -> None:
 @click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Its autoencoder.  [default: sd-vae-ft-mse]")
 def prepare(source: str, out: Path, **options: Any) -> None:
     """Make a dataset of SOURCE: a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or digits."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.prepare(source, out, **options)
 
@@ -149,7 +149,7 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
 
     A finished run is scored with --extractor, and continued with a larger --kimg.
     """
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.train(recipe, data, out, **options)
 
@@ -163,7 +163,7 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
 def sample(model: Path, out: Path, **options: Any) -> None:
     """Draw images from MODEL as PNGs and one grid, in OUT."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.sample(model, out, **options)
 
@@ -180,7 +180,7 @@ def sample(model: Path, out: Path, **options: Any) -> None:
 @click.option("--grid", type=FOLDER, help="Write samples beside their nearest training images here (PNG).")
 def evaluate(model: Path, data: Path, **options: Any) -> None:
     """Score MODEL against DATA: fidelity, memorisation, cost."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.evaluate(model, data, **options)
 
@@ -198,7 +198,7 @@ def evaluate(model: Path, data: Path, **options: Any) -> None:
 @click.option("--out", type=FOLDER, metavar="PNG", help="The picture.  [default: beside the list]")
 def score(data: Path, **options: Any) -> None:
     """Score DATA's training images; list and picture those that a coreset keeps."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.score(data, **options)
 
@@ -215,7 +215,7 @@ def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...
     With --objective or --constraint, print how the same trials rank by these in place of the space's own. Nothing is
     trained and no file changes.
     """
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     if objectives or constraints:
         commands.rank_again(sweep, objectives, constraints)
@@ -228,7 +228,7 @@ def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: that of SWEEP's storage]")
 def sync(sweep: Path, tracking_uri: str | None) -> None:
     """Send MLflow what it does not have of SWEEP, which must have ended."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.sync(sweep, tracking_uri)
 
@@ -237,7 +237,7 @@ def sync(sweep: Path, tracking_uri: str | None) -> None:
 @STORAGE
 def status(storage: Path) -> None:
     """Print what runs, what is done and what is left of the sweeps in a storage folder."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.status(storage)
 
@@ -247,7 +247,7 @@ def status(storage: Path) -> None:
 @click.option("--service", is_flag=True, help="Let systemd do so, now and after each reboot.")
 def ui(storage: Path, service: bool) -> None:
     """Serve MLflow for a storage folder until Ctrl-C."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     commands.ui(storage, service)
 
@@ -258,7 +258,7 @@ def ui(storage: Path, service: bool) -> None:
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server that the sweep would write to.")
 def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:
     """Examine every node that a sweep would run on, and say what to mend; exit status 1 if something stops it."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     if not commands.doctor(storage, data, tracking_uri):
         sys.exit(1)
@@ -269,7 +269,7 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, to start your own from.")
 def spaces_command(name: str | None, as_yaml: bool) -> None:
     """List the search spaces, or print the space NAME as a table."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     if name:
         commands.show_space(name, as_yaml)
@@ -282,7 +282,7 @@ def spaces_command(name: str | None, as_yaml: bool) -> None:
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, for editors.")
 def recipes_command(name: str | None, schema: bool) -> None:
     """List the presets, or print the recipe NAME as YAML with all its fields."""
-    from scrimp_platform import commands
+    from scrimp_platform.cli import commands
 
     if schema:
         commands.show_schema()

@@ -1,0 +1,1 @@
+"""MLflow: the mirror of what is on disk, its runs, its server and its database."""
