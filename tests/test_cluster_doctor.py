@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrimp_cluster import doctor, facts, judge, nccl, ports
-from scrimp_cluster.doctor import Report, Visit
-from scrimp_cluster.facts import Dataset, Facts, Gpu
-from scrimp_cluster.judge import GIB, Fault, Head
+from scrimp_cluster import doctor, facts, nccl, ports
+from scrimp_cluster import faults as faults_module
+from scrimp_cluster.doctor import ClusterReport, NodeReport
+from scrimp_cluster.facts import DatasetFacts, Facts, Gpu
+from scrimp_cluster.faults import GIB, Fault, Head
 from scrimp_cluster.nodes import Node
 
 VERSIONS = {"python": "3.11.9", "scrimp": "0.1.0", "torch": "2.15.0+cu126", "ray": "2.60.0"}
@@ -32,24 +33,24 @@ WELL = Facts(
     nvidia_smi=True,
     cuda="12.6",
     storage=900 * GIB,
-    dataset=Dataset("abc"),
+    dataset=DatasetFacts("abc"),
     clock=0.01,
     clock_doubt=0.001,
     nccl="tried",
     token_file="/home/lab/.ray/auth_token",  # noqa: S106
 )
 HEAD = Head(
-    "ws0", VERSIONS, "c0de", "/shared/runs", storage_free=900 * GIB, data="/shared/pandas", dataset=Dataset("abc")
+    "ws0", VERSIONS, "c0de", "/shared/runs", storage_free=900 * GIB, data="/shared/pandas", dataset=DatasetFacts("abc")
 )
 
 
 def faults(node: Node = NODE, head: Head = HEAD, **changes) -> list[Fault]:
-    return judge.of_node(node, replace(WELL, **changes), head)
+    return faults_module.of_node(node, replace(WELL, **changes), head)
 
 
 def test_a_node_that_is_well_has_no_faults():
     assert faults() == []
-    assert judge.of_head(HEAD) == []
+    assert faults_module.of_head(HEAD) == []
 
 
 STOPPING = [
@@ -66,12 +67,12 @@ STOPPING = [
     ({"cuda_error": "RuntimeError: The NVIDIA driver is too old"}, "torch cannot use the GPUs: RuntimeError"),
     ({"nccl_error": "not done in 30 s"}, "NCCL between its GPUs: not done in 30 s; train with --gpus-per-repeat 1"),
     ({"storage_error": "what the head wrote is not there"}, "storage /shared/runs: what the head wrote is not there"),
-    ({"dataset": Dataset("")}, "dataset /shared/pandas is not there; share or copy it"),
-    ({"dataset": Dataset("other")}, "dataset /shared/pandas is another one"),
-    ({"dataset": Dataset("abc", missing=3)}, "dataset /shared/pandas lacks 3 shards"),
+    ({"dataset": DatasetFacts("")}, "dataset /shared/pandas is not there; share or copy it"),
+    ({"dataset": DatasetFacts("other")}, "dataset /shared/pandas is another one"),
+    ({"dataset": DatasetFacts("abc", missing=3)}, "dataset /shared/pandas lacks 3 shards"),
 ]
 WORTH_KNOWING = [
-    ({"memory": 2 * GIB}, "2.0 GiB of memory available; end what else runs there: 4.0 GiB are enough"),
+    ({"memory": 2 * GIB}, "2.0 GiB of memory available; end other programs there: 4.0 GiB are enough"),
     ({"tmp": 2 * GIB}, "/tmp: 2.0 GiB free"),
     ({"tmp_share": 0.97}, "/tmp is 97% full"),
     ({"clock": 61.0, "clock_doubt": 0.1}, "clock 61 s ahead of the head's"),
@@ -86,7 +87,7 @@ WORTH_KNOWING = [
 
 
 @pytest.mark.parametrize(("changes", "complaint"), STOPPING, ids=[str(change) for change, _ in STOPPING])
-def test_a_fault_that_stops_a_node_is_one_line_with_its_mend(changes, complaint):
+def test_a_fault_that_stops_a_node_is_one_line_with_its_remedy(changes, complaint):
     (fault,) = faults(**changes)
     assert str(fault).startswith("ws3: ")
     assert complaint in str(fault)
@@ -114,10 +115,10 @@ def test_what_proves_nothing_is_no_fault(changes):
     assert faults(**changes) == []
 
 
-@pytest.mark.parametrize(("told", "complaint"), [("", "Ray's token is missing"), ("b", "is another than the head's")])
-def test_a_token_other_than_the_heads_is_worth_knowing_where_ray_asks_for_one(told, complaint):
-    assert faults(token=told) == []
-    (fault,) = faults(head=replace(HEAD, token="a"), token=told)  # noqa: S106
+@pytest.mark.parametrize(("answers", "complaint"), [("", "Ray's token is missing"), ("b", "differs from the head's")])
+def test_a_token_other_than_the_heads_is_worth_knowing_where_ray_asks_for_one(answers, complaint):
+    assert faults(token=answers) == []
+    (fault,) = faults(head=replace(HEAD, token="a"), token=answers)  # noqa: S106
     assert complaint in str(fault)
     assert not fault.stops
     assert faults(head=replace(HEAD, token="a"), token="a") == []  # noqa: S106
@@ -140,24 +141,27 @@ def test_every_fault_of_a_node_is_told():
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_a_clock_is_blamed_only_beyond_what_the_round_trip_leaves_open(clock, doubt):
-    assert bool(faults(clock=clock, clock_doubt=doubt)) == (abs(clock) - doubt > judge.CLOCK)
+    assert bool(faults(clock=clock, clock_doubt=doubt)) == (abs(clock) - doubt > faults_module.CLOCK_TOLERANCE_S)
 
 
 def test_the_heads_own_faults_are_told_once():
-    head = replace(HEAD, storage_error="Read-only file system", dataset=Dataset("abc", missing=2))
-    dataset, storage = judge.of_head(head)
+    head = replace(HEAD, storage_error="Read-only file system", dataset=DatasetFacts("abc", missing=2))
+    dataset, storage = faults_module.of_head(head)
     assert str(dataset) == "ws0: dataset /shared/pandas lacks 2 shards; copy or prepare it again"
     assert str(storage).startswith("ws0: storage /shared/runs: Read-only file system; make the folder writable")
     assert dataset.stops
     assert storage.stops
-    assert [fault.stops for fault in judge.of_head(replace(HEAD, storage_free=0))] == [True]
-    assert [fault.stops for fault in judge.of_head(replace(HEAD, storage_free=5 * GIB))] == [False]
+    assert [fault.stops for fault in faults_module.of_head(replace(HEAD, storage_free=0))] == [True]
+    assert [fault.stops for fault in faults_module.of_head(replace(HEAD, storage_free=5 * GIB))] == [False]
 
 
 def test_a_report_names_what_stops_first_and_a_silent_node_is_sick():
-    visits = [Visit(NODE, WELL, faults(tmp_share=0.99)), Visit(NODE, None, [judge.no_answer(NODE, "no answer in 9 s")])]
-    report = Report([], visits)
-    assert [visit.sick for visit in visits] == [False, True]
+    reports = [
+        NodeReport(NODE, WELL, faults(tmp_share=0.99)),
+        NodeReport(NODE, None, [faults_module.no_answer(NODE, "no answer in 9 s")]),
+    ]
+    report = ClusterReport([], reports)
+    assert [node_report.unfit for node_report in reports] == [False, True]
     assert str(report.faults[0]).startswith("ws3: no answer in 9 s; look at `ray status`")
 
 
@@ -165,10 +169,10 @@ def test_a_report_names_what_stops_first_and_a_silent_node_is_sick():
 def test_machines_of_cluster_yaml_that_are_not_there_are_named_where_its_head_is(head, named, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     here = [Node("ws1", 16, 2, "id1", "10.0.0.1"), Node("ws2", 16, 2, "id2", "10.0.0.2")]
-    assert doctor.awaited(here) == []
+    assert doctor.missing_nodes(here) == []
     provider = {"type": "local", "head_ip": head, "worker_ips": ["10.0.0.2", "10.0.0.3"]}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps({"provider": provider}))
-    assert [fault.node for fault in doctor.awaited(here)] == named
+    assert [fault.node for fault in doctor.missing_nodes(here)] == named
 
 
 def test_what_nvidia_smi_prints_is_read():
@@ -209,7 +213,7 @@ def test_a_driver_that_is_broken_says_why(nvidia_smi):
 
 
 def test_a_driver_that_hangs_is_given_up(nvidia_smi, monkeypatch):
-    monkeypatch.setattr(facts, "NVIDIA_SMI_LIMIT", 0.2)
+    monkeypatch.setattr(facts, "NVIDIA_SMI_TIMEOUT_S", 0.2)
     nvidia_smi("exec sleep 9")
     assert gather().gpu_error == "no answer in 0.2 s"
 
@@ -297,8 +301,10 @@ def test_the_ports_of_rays_workers_are_read_from_the_raylets_command():
     assert facts.worker_ports("python\0worker.py\0") == (0, 0)
 
 
-def meet(*doors: ports.Door, mine: ports.Door | None = None, guests: int = 0, limit: float = 2.0) -> list[int]:
-    return ports.meet(mine or (HERE, []), list(doors), guests, limit)
+def exchange(
+    *others: ports.Endpoint, own: ports.Endpoint | None = None, peers: int = 0, limit: float = 2.0
+) -> list[int]:
+    return ports.exchange(own or (HERE, []), list(others), peers, limit)
 
 
 HERE = "127.0.0.1"
@@ -308,17 +314,18 @@ def test_nodes_that_listen_reach_each_other_and_part_at_once():
     sites = [(HERE, ports.some(0, 0)) for _ in range(3)]
     began = time.monotonic()
     with ThreadPoolExecutor() as pool:
-        others = [[site for site in sites if site != mine] for mine in sites]
-        found = list(pool.map(lambda mine, doors: meet(*doors, mine=mine, guests=2, limit=20), sites, others))
-    assert found == [[], [], []]
+        others = [[site for site in sites if site != own] for own in sites]
+        unreached = list(pool.map(lambda own, others: exchange(*others, own=own, peers=2, limit=20), sites, others))
+    assert unreached == [[], [], []]
     assert time.monotonic() - began < 10
 
 
-def test_a_door_that_nobody_opens_is_told_by_its_number():
+def test_an_endpoint_that_does_not_answer_is_returned_by_its_number():
     with socket.create_server((HERE, 0)) as server, socket.socket() as bound:
         bound.bind((HERE, 0))  # without listening
-        open_door, shut = server.getsockname()[1], bound.getsockname()[1]
-        assert meet((HERE, [open_door]), (HERE, [shut]), limit=0.5) == [1]
+        listening = server.getsockname()[1]
+        refusing = bound.getsockname()[1]
+        assert exchange((HERE, [listening]), (HERE, [refusing]), limit=0.5) == [1]
 
 
 def test_ports_are_drawn_from_rays_range():
@@ -332,8 +339,8 @@ WORKSTATIONS = [Node(f"ws{i}", 16, 2, f"id{i}", f"10.0.0.{i}", 9000, 9001, head=
 def test_a_blocked_connection_is_charged_to_the_node_that_is_not_reached():
     head, first, second, third = WORKSTATIONS
     healthy = dict.fromkeys(WORKSTATIONS, WELL)
-    told = doctor._blame({(first, "raylet"): [second, third], (second, "raylet"): [head]}, healthy)
-    assert {node.name: facts.blocked for node, facts in told.items() if isinstance(facts, Facts)} == {
+    answers = doctor._attribute({(first, "raylet"): [second, third], (second, "raylet"): [head]}, healthy)
+    assert {node.name: facts.blocked for node, facts in answers.items() if isinstance(facts, Facts)} == {
         "ws1": {"not reached by ws2, ws3: its raylet": False},
         "ws2": {"not reached by ws0: its raylet": True},
     }
@@ -341,9 +348,9 @@ def test_a_blocked_connection_is_charged_to_the_node_that_is_not_reached():
 
 def test_who_does_not_reach_the_head_is_stopped_and_not_the_head():
     head, first, *_ = WORKSTATIONS
-    told = doctor._blame({(head, "raylet"): [first]}, dict.fromkeys(WORKSTATIONS, WELL))
-    (facts,) = told.values()
-    assert list(told) == [first]
+    answers = doctor._attribute({(head, "raylet"): [first]}, dict.fromkeys(WORKSTATIONS, WELL))
+    (facts,) = answers.values()
+    assert list(answers) == [first]
     assert isinstance(facts, Facts)
     assert facts.blocked == {"cannot reach the head's raylet": True}
 
@@ -354,7 +361,7 @@ def test_a_dataset_is_known_by_its_manifest_and_its_shards(digits_dataset, tmp_p
     copied = facts.dataset(str(tmp_path))
     assert copied.sha256 == facts.dataset(str(digits_dataset.folder)).sha256
     assert copied.missing > 0
-    assert facts.dataset(str(tmp_path / "none")) == Dataset("")
+    assert facts.dataset(str(tmp_path / "none")) == DatasetFacts("")
 
 
 def test_memory_is_what_the_kernel_calls_available():

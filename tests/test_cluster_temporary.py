@@ -14,7 +14,7 @@ from scrimp_cluster import temporary
 def place(tmp_path_factory, monkeypatch):
     """A short folder in place of /tmp."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        monkeypatch.setattr(temporary, "PLACE", Path(folder))
+        monkeypatch.setattr(temporary, "SHORT_PARENT", Path(folder))
         monkeypatch.setattr(tempfile, "tempdir", None)
         yield Path(folder)
 
@@ -29,7 +29,7 @@ def test_a_long_folder_gives_way_to_a_short_one_of_the_users_own(name, place, tm
     said: list[str] = []
     temporary.shorten(said.append)
     folder = Path(os.environ[name])
-    assert said == [f"{name}: too long for the paths of sockets, {folder} is used instead"]
+    assert said == [f"{name}: too long for the paths of sockets; using {folder} instead"]
     assert folder.parent == place
     assert folder.stat().st_mode & 0o777 == 0o700
     path = folder / temporary.RAY_SOCKET

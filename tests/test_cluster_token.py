@@ -38,7 +38,7 @@ def test_a_local_ray_starts_with_a_private_token(file, monkeypatch):
 def test_a_token_that_is_there_stays_and_is_closed_to_others(file):
     file.parent.mkdir()
     file.write_text("secret")
-    token.ensure()
+    token.ensure_token()
     assert file.read_text() == "secret"
     assert mode(file) == 0o600
 
@@ -49,7 +49,7 @@ def test_a_token_that_is_there_stays_and_is_closed_to_others(file):
 )
 def test_no_token_is_made_where_ray_would_not_read_it(file, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    token.ensure()
+    token.ensure_token()
     assert not file.exists()
 
 

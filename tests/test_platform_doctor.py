@@ -1,4 +1,4 @@
-"""The doctor on a real cluster of two nodes, and the sweep that leaves out a sick one."""
+"""The doctor on a real cluster of two nodes, and the sweep that leaves out an unfit one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +8,8 @@ from test_platform_ledger import open_ledger
 from test_platform_race import make_space
 
 from scrimp_cluster import doctor, facts
-from scrimp_cluster.doctor import Report, Visit
-from scrimp_cluster.judge import Fault
+from scrimp_cluster.doctor import ClusterReport, NodeReport
+from scrimp_cluster.faults import Fault
 from scrimp_cluster.nodes import Node
 from scrimp_platform import cluster
 from scrimp_platform import sweep as the_sweep
@@ -31,13 +31,13 @@ class FakePlan:
 
 
 @pytest.fixture
-def sick(monkeypatch):
-    """Let the doctor find these nodes sick, and this of the head."""
+def unfit(monkeypatch):
+    """Let the doctor find these nodes unfit, and this of the head."""
 
     def install(*names: str, head: Fault | None = None) -> None:
         def examine(nodes, storage, data, together):
             faults = {node: [Fault(node.name, "no storage", "mount it", stops=node.name in names)] for node in nodes}
-            return Report([head] if head else [], [Visit(node, None, faults[node]) for node in nodes])
+            return ClusterReport([head] if head else [], [NodeReport(node, None, faults[node]) for node in nodes])
 
         monkeypatch.setattr(doctor, "examine", examine)
 
@@ -48,8 +48,8 @@ def place(nodes: tuple[Node, ...] = WORKSTATIONS) -> cluster.Placement:
     return the_sweep.place(nodes, FakePlan())  # type: ignore[arg-type]
 
 
-def test_a_sick_node_gets_no_repeats_and_is_named(sick, capsys):
-    sick("ws1")
+def test_an_unfit_node_gets_no_repeats_and_is_named(unfit, capsys):
+    unfit("ws1")
     placement = place()
     assert [node.name for node in placement.nodes] == ["ws0", "ws2"]
     assert placement.places == 2
@@ -57,27 +57,29 @@ def test_a_sick_node_gets_no_repeats_and_is_named(sick, capsys):
     assert "STOPS  ws1: no storage; mount it" in capsys.readouterr().out
 
 
-def test_without_a_node_that_can_train_there_is_no_sweep(sick):
-    sick("ws0", "ws1", "ws2")
+def test_without_a_node_that_can_train_there_is_no_sweep(unfit):
+    unfit("ws0", "ws1", "ws2")
     with pytest.raises(UserError, match="no node can train: ws0: no storage; mount it; `scrimp doctor` shows"):
         place()
 
 
-def test_a_head_that_cannot_write_the_storage_ends_it(sick):
-    sick(head=Fault("ws0", "storage runs: Read-only file system", "make it writable", stops=True))
+def test_a_head_that_cannot_write_the_storage_ends_it(unfit):
+    unfit(head=Fault("ws0", "storage runs: Read-only file system", "make it writable", stops=True))
     with pytest.raises(UserError, match="Read-only"):
         place()
 
 
-def test_a_sweep_meant_for_gpus_does_not_fall_back_to_the_heads_cores(sick):
-    sick("ws0", "ws1", "ws2")
+def test_a_sweep_meant_for_gpus_does_not_fall_back_to_the_heads_cores(unfit):
+    unfit("ws0", "ws1", "ws2")
     with pytest.raises(UserError, match="no node can train"):
         place((Node("head", 64, 0, "idh"), *WORKSTATIONS))
 
 
-def test_a_sweep_does_not_begin_on_the_heads_cores_while_workers_are_awaited(sick, monkeypatch):
-    sick()
-    monkeypatch.setattr(doctor, "awaited", lambda nodes: [Fault("10.0.0.2", "is not in the cluster yet", "", False)])
+def test_a_sweep_does_not_begin_on_the_heads_cores_while_workers_are_awaited(unfit, monkeypatch):
+    unfit()
+    monkeypatch.setattr(
+        doctor, "missing_nodes", lambda nodes: [Fault("10.0.0.2", "is not in the cluster yet", "", False)]
+    )
     head = Node("head", 64, 0, "idh")
     with pytest.raises(UserError, match=r"no GPU yet: wait until 10.0.0.2 joins"):
         place((head,))
@@ -93,14 +95,14 @@ def test_a_report_is_a_row_a_node_and_a_line_a_fault(capsys):
     from test_cluster_doctor import NODE, WELL
 
     silent = Fault("ws4", "no answer in 9 s", "look at `ray status`", stops=True)
-    visits = [Visit(NODE, WELL, []), Visit(replace(NODE, name="ws4"), None, [silent])]
+    reports = [NodeReport(NODE, WELL, []), NodeReport(replace(NODE, name="ws4"), None, [silent])]
     terminal.console.width, before = 160, terminal.console.width
-    terminal.show_report(Report([], visits))
+    terminal.show_report(ClusterReport([], reports))
     terminal.console.width = before
-    heading, _, well, sick, *rest = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    heading, _, well, silent_row, *rest = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     for name, sign in {"GPUs": "2 x RTX 3090", "driver": "570.86", "NCCL": "ok", "data": "seen"}.items():
         assert well[heading.index(name) :].startswith(sign)
-    assert sick.split() == ["ws4", "sick", "2"]  # the GPUs that Ray counts
+    assert silent_row.split() == ["ws4", "unfit", "2"]  # the GPUs that Ray counts
     assert rest == ["STOPS  ws4: no answer in 9 s; look at `ray status`"]
 
 
@@ -126,18 +128,18 @@ def two_nodes():
 def test_every_node_tells_its_facts_and_the_storage_is_left_as_it_was(two_nodes, digits_dataset, tmp_path):
     _, _, nodes = two_nodes
     report = doctor.examine(nodes, tmp_path / "lab" / "runs", digits_dataset.folder)
-    assert [visit.node for visit in report.visits] == list(nodes)
+    assert [node_report.node for node_report in report.nodes] == list(nodes)
     assert len({node.id for node in nodes}) == 2
-    for visit in report.visits:
-        assert visit.facts
-        assert visit.facts.storage_error == ""
-        assert visit.facts.storage > 0
-        assert visit.facts.dataset
-        assert visit.facts.versions["ray"]
-        assert abs(visit.facts.clock) < 0.5
-        assert visit.facts.code == facts.code()
-        assert visit.facts.blocked == {}
-        assert not [fault for fault in visit.faults if "versions" in fault.what or "dataset" in fault.what]
+    for node_report in report.nodes:
+        assert node_report.facts
+        assert node_report.facts.storage_error == ""
+        assert node_report.facts.storage > 0
+        assert node_report.facts.dataset
+        assert node_report.facts.versions["ray"]
+        assert abs(node_report.facts.clock) < 0.5
+        assert node_report.facts.code == facts.code()
+        assert node_report.facts.blocked == {}
+        assert not [fault for fault in node_report.faults if "versions" in fault.what or "dataset" in fault.what]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,7 +160,7 @@ def test_a_port_that_is_shut_is_named_with_who_does_not_get_through(two_nodes, t
 def test_a_node_whose_files_do_not_reach_the_head_is_sick(two_nodes, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_read", lambda file: "")
     report = doctor.examine(two_nodes[2], tmp_path)
-    assert all(visit.sick for visit in report.visits)
+    assert all(node_report.unfit for node_report in report.nodes)
     assert "what it writes does not reach the head" in str(report.faults[0])
 
 
@@ -167,7 +169,7 @@ def test_storage_that_cannot_be_written_is_the_heads_fault(two_nodes, tmp_path):
     (tmp_path / "file").write_text("")
     report = doctor.examine(two_nodes[2], tmp_path / "file")
     assert "Not a directory" in str(report.head[0])
-    assert not any("storage" in str(fault) for visit in report.visits for fault in visit.faults)
+    assert not any("storage" in str(fault) for node_report in report.nodes for fault in node_report.faults)
 
 
 @alone
@@ -184,16 +186,21 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
         for rung in (20.0, 60.0):
             tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
 
-    for sick in nodes:
+    for unfit_node in nodes:
         used.unlink(missing_ok=True)
         ledger = open_ledger(
-            SweepFolder(tmp_path / sick.id[:8]),
+            SweepFolder(tmp_path / unfit_node.id[:8]),
             make_space(budget={"trials": 3, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 1}),
         )
         tune_loop.run(
-            ledger, train, {"used": str(used)}, lambda: 3, tune_loop.Limits(ledger), lambda sick=sick: [sick.id]
+            ledger,
+            train,
+            {"used": str(used)},
+            lambda: 3,
+            tune_loop.Limits(ledger),
+            lambda unfit_node=unfit_node: [unfit_node.id],
         )
-        (other,) = {node.id for node in nodes} - {sick.id}
+        (other,) = {node.id for node in nodes} - {unfit_node.id}
         assert set(used.read_text().split()) == {other}
 
 
@@ -202,7 +209,7 @@ def test_a_node_that_is_gone_is_sick_and_the_others_are_examined(two_nodes, tmp_
     lab, other, nodes = two_nodes
     lab.remove_node(other)
     report = doctor.examine(nodes, tmp_path)
-    assert sorted(visit.facts is None for visit in report.visits) == [False, True]
-    (gone,) = (visit for visit in report.visits if visit.facts is None)
-    assert gone.sick
+    assert sorted(node_report.facts is None for node_report in report.nodes) == [False, True]
+    (gone,) = (node_report for node_report in report.nodes if node_report.facts is None)
+    assert gone.unfit
     assert gone.node.id == other.node_id

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from scrimp_cluster.doctor import Report, Visit
-from scrimp_cluster.judge import Fault
+from scrimp_cluster.doctor import ClusterReport, NodeReport
+from scrimp_cluster.faults import Fault
 from scrimp_cluster.nodes import Node
 from scrimp_platform import node_pool
 from scrimp_platform.cluster import place
@@ -30,15 +30,15 @@ def gather(cluster):
     """Make the pool of a sweep that began on the first two nodes; these have a fault if they join."""
 
     def gather(
-        sick: tuple[Node, ...] = (), gpus: int | None = None, stops: bool = True
+        unfit: tuple[Node, ...] = (), gpus: int | None = None, stops: bool = True
     ) -> tuple[NodePool, list, list[str]]:
         asked: list[list[Node]] = []
         said: list[str] = []
 
         def examine(nodes):
             asked.append(list(nodes))
-            faults = {node: [Fault(node.name, "no storage", "mount it", stops)] for node in sick}
-            return Report([], [Visit(node, None, faults.get(node, [])) for node in nodes])
+            faults = {node: [Fault(node.name, "no storage", "mount it", stops)] for node in unfit}
+            return ClusterReport([], [NodeReport(node, None, faults.get(node, [])) for node in nodes])
 
         return NodePool(place((FIRST, SECOND), gpus), examine, said.append), asked, said
 
@@ -58,8 +58,8 @@ def test_a_node_that_joins_is_examined_once_and_gets_repeats(gather, cluster):
     assert said == ["3 nodes: 3 repeats at once from now on"]
 
 
-def test_a_sick_node_that_joins_gets_none_and_is_named(gather, cluster):
-    pool, asked, said = gather(sick=(THIRD,))
+def test_a_unfit_node_that_joins_gets_none_and_is_named(gather, cluster):
+    pool, asked, said = gather(unfit=(THIRD,))
     cluster.append(THIRD)
     assert [pool.places(), pool.places()] == [2, 2]
     assert pool.fit_nodes() == BOTH
@@ -68,9 +68,9 @@ def test_a_sick_node_that_joins_gets_none_and_is_named(gather, cluster):
 
 
 @pytest.mark.parametrize(("stops", "times"), [(False, 1), (True, 2)])
-def test_a_node_that_comes_back_is_named_again_only_if_it_is_sick(gather, cluster, stops, times):
+def test_a_node_that_comes_back_is_named_again_only_if_it_is_unfit(gather, cluster, stops, times):
     back = dataclasses.replace(THIRD, id="another")
-    pool, _, said = gather(sick=(THIRD, back), stops=stops)
+    pool, _, said = gather(unfit=(THIRD, back), stops=stops)
     for alive in ([FIRST, SECOND, THIRD], [FIRST, SECOND], [FIRST, SECOND, back]):
         cluster[:] = alive
         pool.places()
@@ -149,7 +149,7 @@ def test_a_note_with_other_figures_is_not_repeated_when_a_node_returns(cluster):
 
     def examine(nodes):
         fault = Fault(THIRD.name, f"only {next(free)} are free", "make room", stops=False)
-        return Report([], [Visit(node, None, [fault]) for node in nodes])
+        return ClusterReport([], [NodeReport(node, None, [fault]) for node in nodes])
 
     pool = NodePool(place((FIRST, SECOND), None), examine, said.append)
     for node in (THIRD, dataclasses.replace(THIRD, id="again")):

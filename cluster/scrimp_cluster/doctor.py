@@ -1,6 +1,6 @@
-"""The doctor asks every node of the joined cluster what it is fit for, and compares it with the head.
+"""The doctor asks every node of the joined cluster whether it can train, and compares it with the head.
 
-START READING HERE: `examine`. What a node tells is in facts.py, what is made of it in judge.py.
+START READING HERE: `examine`. What a node reports is in facts.py, how that is judged in faults.py.
 """
 
 import contextlib
@@ -13,66 +13,68 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scrimp_cluster import facts as facts_module
-from scrimp_cluster import judge, nccl, nodes, ports
+from scrimp_cluster import faults, nccl, nodes, ports
 from scrimp_cluster.facts import Facts
-from scrimp_cluster.judge import Fault, Head
+from scrimp_cluster.faults import Fault, Head
 from scrimp_cluster.nodes import Node
 
-ANSWER = 150.0  # seconds until a node that tells nothing is given up; its own checks end after 90
-PING = 10.0  # seconds
-PINGS = 3
-PORTS_START = 15.0  # seconds until the nodes' processes are there
-NCCL_START = 15.0  # seconds until GPUs that are not free for the sum are taken for busy
+FACTS_TIMEOUT_S = 150.0  # a node's own checks end after 90 s
+CLOCK_TIMEOUT_S = 10.0
+CLOCK_READINGS = 3
+PORTS_START_S = 15.0  # until the processes that exchange connections run on all nodes
+NCCL_START_S = 15.0  # after which GPUs that Ray has not handed out count as in use
 
 
 @dataclass(frozen=True)
-class Visit:
-    """A node with what it told, if it did, and what is wrong with it."""
+class NodeReport:
+    """A node with its facts, if it answered, and its faults."""
 
     node: Node
     facts: Facts | None
     faults: list[Fault]
 
     @property
-    def sick(self) -> bool:
-        """Whether it can train nothing."""
+    def unfit(self) -> bool:
+        """Whether it cannot train anything."""
         return any(fault.stops for fault in self.faults)
 
 
 @dataclass(frozen=True)
-class Report:
-    """What is wrong with the head, and with each node."""
+class ClusterReport:
+    """The faults of the head, and the report of each node."""
 
     head: list[Fault]
-    visits: list[Visit]
+    nodes: list[NodeReport]
 
     @property
     def faults(self) -> list[Fault]:
-        """All of them, those that stop something first."""
-        every = self.head + [fault for visit in self.visits for fault in visit.faults]
+        """All faults, those that stop something first."""
+        every = list(self.head)
+        for report in self.nodes:
+            every += report.faults
         return sorted(every, key=lambda fault: not fault.stops)
 
 
-Told = dict[Node, Facts | str]
-"""The facts of each node, or in a line why there are none."""
+Answers = dict[Node, Facts | str]
+"""The facts of each node, or an error message of one line."""
 
 
-def examine(cluster: Sequence[Node], storage: Path, data: Path | None = None, together: bool = True) -> Report:
+def examine(cluster: Sequence[Node], storage: Path, data: Path | None = None, together: bool = True) -> ClusterReport:
     """Examine nodes of the cluster that this process has joined.
 
     Parameters
     ----------
     cluster : sequence of Node
-        The nodes to visit, all at once.
+        The nodes, which are examined at the same time.
     storage : Path
-        The storage folder, absolute; where it is missing it is made for as long as this takes.
+        The storage folder, absolute; a missing one is created and removed again.
     data : Path, optional
         A dataset's folder, absolute.
     together : bool
-        Whether a node's GPUs are to train a repeat together, and so have to reach each other.
+        Whether a repeat trains on several GPUs of a node, which then have to reach each other.
     """
     nodes.send(facts_module, nccl, ports)
-    with _probe(storage) as probe:
+    with _write_probe(storage) as probe:
         head = Head(
             os.uname().nodename,
             facts_module.versions(),
@@ -84,21 +86,27 @@ def examine(cluster: Sequence[Node], storage: Path, data: Path | None = None, to
             dataset=facts_module.dataset(str(data)) if data else None,
             token=facts_module.token(probe.word),
         )
-        told = _ask(cluster, probe, head)
-    for ask_more in (_compare_clocks, _try_ports, *([_sum_over_gpus] if together else [])):
-        told |= ask_more({node: facts for node, facts in told.items() if isinstance(facts, Facts)})
-    return Report(judge.of_head(head), [_visit(node, told[node], head) for node in cluster])
+        answers = _gather_facts(cluster, probe, head)
+
+    checks = [_compare_clocks, _try_ports]
+    if together:
+        checks.append(_sum_over_gpus)
+    for check in checks:
+        # A node that has failed one check is not asked again.
+        healthy = {node: facts for node, facts in answers.items() if isinstance(facts, Facts)}
+        answers |= check(healthy)
+    return ClusterReport(faults.of_head(head), [_report(node, answers[node], head) for node in cluster])
 
 
-def awaited(cluster: Sequence[Node]) -> list[Fault]:
-    """Name the nodes of cluster.yaml that are not there; these are all that are."""
-    return [judge.awaited(address) for address in nodes.awaited(cluster)]
+def missing_nodes(cluster: Sequence[Node]) -> list[Fault]:
+    """Return a fault for each node of cluster.yaml that is not among these, which are all that are alive."""
+    return [faults.not_joined(address) for address in nodes.missing_addresses(cluster)]
 
 
-def _visit(node: Node, facts: Facts | str, head: Head) -> Visit:
+def _report(node: Node, facts: Facts | str, head: Head) -> NodeReport:
     if isinstance(facts, str):
-        return Visit(node, None, [judge.no_answer(node, facts)])
-    return Visit(node, facts, judge.of_node(node, facts, head))
+        return NodeReport(node, None, [faults.no_answer(node, facts)])
+    return NodeReport(node, facts, faults.of_node(node, facts, head))
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class Probe:
 
 
 @contextlib.contextmanager
-def _probe(storage: Path) -> Iterator[Probe]:
+def _write_probe(storage: Path) -> Iterator[Probe]:
     missing: list[Path] = []
     word = secrets.token_hex(16)
     probe = Probe(storage / f".doctor-{word[:8]}", word)
@@ -130,64 +138,76 @@ def _probe(storage: Path) -> Iterator[Probe]:
                 folder.rmdir()
 
 
-def _ask(cluster: Sequence[Node], probe: Probe, head: Head) -> Told:
+def _gather_facts(cluster: Sequence[Node], probe: Probe, head: Head) -> Answers:
     folder = None if probe.error else str(probe.folder)
-    asked = {
-        node: nodes.start(node, facts_module.gather, folder, probe.word, node.id, head.data or None) for node in cluster
-    }
-    told: Told = {}
-    for node, answer in nodes.wait_for(asked, ANSWER).items():
+    started = {}
+    for node in cluster:
+        started[node] = nodes.start(node, facts_module.gather, folder, probe.word, node.id, head.data or None)
+
+    answers: Answers = {}
+    for node, answer in nodes.wait_for(started, FACTS_TIMEOUT_S).items():
         if answer.error:
-            told[node] = answer.error
+            answers[node] = answer.error
             continue
         facts = Facts.of(answer.value)
-        arrived = probe.error or facts.storage_error or _read(probe.folder / node.id) == probe.word
-        told[node] = facts if arrived else replace(facts, storage_error="what it writes does not reach the head")
-    return told
+        # The node may write to another folder of the same name: the head must see what it wrote.
+        if not probe.error and not facts.storage_error and _read(probe.folder / node.id) != probe.word:
+            facts = replace(facts, storage_error="what it writes does not reach the head")
+        answers[node] = facts
+    return answers
 
 
-def _compare_clocks(healthy: dict[Node, Facts]) -> Told:
-    """Ask each node for its time, a few times: the quickest answer says most."""
-    told: Told = {}
+def _compare_clocks(healthy: dict[Node, Facts]) -> Answers:
+    """Ask each node for its time, a few times: the shortest round trip bounds the difference best."""
+    answers: Answers = {}
     for node, facts in healthy.items():
-        rounds = []
-        for _ in range(PINGS):
+        readings = []
+        for _ in range(CLOCK_READINGS):
             before = time.time()
-            answer = nodes.wait_for({node: nodes.start(node, facts_module.clock)}, PING)[node]
+            answer = nodes.wait_for({node: nodes.start(node, facts_module.clock)}, CLOCK_TIMEOUT_S)[node]
             after = time.time()
             if answer.error:
-                told[node] = answer.error
+                answers[node] = answer.error
                 break
-            rounds.append(((after - before) / 2, answer.value - (before + after) / 2))
+            doubt = (after - before) / 2
+            ahead = answer.value - (before + after) / 2
+            readings.append((doubt, ahead))
         else:
-            doubt, ahead = min(rounds)
-            told[node] = replace(facts, clock=ahead, clock_doubt=doubt)
-    return told
+            doubt, ahead = min(readings)
+            answers[node] = replace(facts, clock=ahead, clock_doubt=doubt)
+    return answers
 
 
-def _try_ports(healthy: dict[Node, Facts]) -> Told:
-    """Let each node listen as Ray's workers do, and connect to all others there, at their raylets and their objects."""
+def _try_ports(healthy: dict[Node, Facts]) -> Answers:
+    """Let each node listen as Ray's workers do, and connect to the workers, raylet and object manager of the others."""
     listening = {node: (node.address, ports.some(*facts.worker_ports)) for node, facts in healthy.items()}
-    asked, doors = {}, {}
+    started = {}
+    targets: dict[Node, list[Target]] = {}
     for node in healthy:
-        doors[node] = [
-            door for other in healthy if other != node for door in _doors(other, healthy[other], listening[other])
-        ]
-        knocks = [door for _, _, door in doors[node]]
-        asked[node] = nodes.start(node, ports.meet, listening[node], knocks, len(healthy) - 1)
-    told: Told = {}
-    shut: dict[tuple[Node, str], list[Node]] = {}
-    for node, answer in nodes.wait_for(asked, PORTS_START + ports.LIMIT).items():
+        targets[node] = []
+        for other in healthy:
+            if other != node:
+                targets[node] += _targets(other, healthy[other], listening[other])
+        endpoints = [endpoint for _, _, endpoint in targets[node]]
+        started[node] = nodes.start(node, ports.exchange, listening[node], endpoints, len(healthy) - 1)
+
+    answers: Answers = {}
+    unreachable: dict[tuple[Node, str], list[Node]] = {}
+    for node, answer in nodes.wait_for(started, PORTS_START_S + ports.EXCHANGE_TIMEOUT_S).items():
         if answer.error:
-            told[node] = answer.error
+            answers[node] = answer.error
         for number in answer.value or ():
-            other, what, _ = doors[node][number]
-            shut.setdefault((other, what), []).append(node)
-    return _blame(shut, healthy) | told
+            other, what, _ = targets[node][number]
+            unreachable.setdefault((other, what), []).append(node)
+    return _attribute(unreachable, healthy) | answers
 
 
-def _doors(node: Node, facts: Facts, listening: ports.Door) -> list[tuple[Node, str, ports.Door]]:
-    """Return what of a node the others have to reach, in words and as addresses."""
+Target = tuple[Node, str, ports.Endpoint]
+"""A node, what of it is to be reached in words, and where that is."""
+
+
+def _targets(node: Node, facts: Facts, listening: ports.Endpoint) -> list[Target]:
+    """Return what of a node the others have to reach."""
     first, last = facts.worker_ports
     return [
         (node, f"worker ports {first}-{last}" if first else "worker ports", listening),
@@ -196,10 +216,10 @@ def _doors(node: Node, facts: Facts, listening: ports.Door) -> list[tuple[Node, 
     ]
 
 
-def _blame(shut: dict[tuple[Node, str], list[Node]], healthy: dict[Node, Facts]) -> Told:
-    """Charge a connection that fails to the node that is not reached; if that is the head, to the other one."""
+def _attribute(unreachable: dict[tuple[Node, str], list[Node]], healthy: dict[Node, Facts]) -> Answers:
+    """Charge a failed connection to the node that is not reached; if that is the head, to the other node."""
     blocked: dict[Node, dict[str, bool]] = {}
-    for (node, what), others in shut.items():
+    for (node, what), others in unreachable.items():
         if node.head:
             for other in others:
                 blocked.setdefault(other, {})[f"cannot reach the head's {what}"] = True
@@ -209,18 +229,21 @@ def _blame(shut: dict[tuple[Node, str], list[Node]], healthy: dict[Node, Facts])
     return {node: replace(healthy[node], blocked=lines) for node, lines in blocked.items()}
 
 
-def _sum_over_gpus(healthy: dict[Node, Facts]) -> Told:
-    """Let the GPUs of each node with several of them sum over NCCL, where no repeat has them."""
-    asked = {}
+def _sum_over_gpus(healthy: dict[Node, Facts]) -> Answers:
+    """Run an all-reduce over NCCL on each node with several GPUs, unless a repeat uses them."""
+    started = {}
     for node, facts in healthy.items():
         gpus = min(node.gpus, len(facts.gpus))
         if gpus > 1 and not facts.cuda_error:
-            asked[node] = nodes.start(node, nccl.all_reduce, gpus, gpus=gpus)
-    told: Told = {}
-    for node, answer in nodes.wait_for(asked, NCCL_START + nccl.LIMIT).items():
-        error = "" if answer.late else answer.value or answer.error
-        told[node] = replace(healthy[node], nccl="GPUs in use" if answer.late else "tried", nccl_error=error)
-    return told
+            started[node] = nodes.start(node, nccl.all_reduce, gpus, gpus=gpus)
+
+    answers: Answers = {}
+    for node, answer in nodes.wait_for(started, NCCL_START_S + nccl.ALL_REDUCE_TIMEOUT_S).items():
+        if answer.late:
+            answers[node] = replace(healthy[node], nccl="GPUs in use", nccl_error="")
+        else:
+            answers[node] = replace(healthy[node], nccl="tried", nccl_error=answer.value or answer.error)
+    return answers
 
 
 def _read(file: Path) -> str:

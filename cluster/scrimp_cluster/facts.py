@@ -1,4 +1,4 @@
-"""What a node can tell about itself. Imports nothing but Python: it also runs where Scrimp is missing or older."""
+"""What a node reports about itself. Imports nothing but Python: it also runs where Scrimp is missing or older."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,8 @@ from typing import Any
 PACKAGES = ("scrimp", "torch", "diffusers", "ray", "optuna", "mlflow", "torch-fidelity")
 SCRIMP = ("scrimp_cluster", "scrimp_platform", "scrimp_spaces", "scrimp_trainers")
 TMP = "/tmp"  # noqa: S108 (where Ray keeps its sessions)
-NVIDIA_SMI_LIMIT = 30.0  # seconds
-CUDA_LIMIT = 60.0  # seconds for importing torch and adding two numbers on each GPU
+NVIDIA_SMI_TIMEOUT_S = 30.0
+CUDA_TIMEOUT_S = 60.0  # for importing torch and adding two numbers on each GPU
 
 CUDA_PROBE = """
 import torch
@@ -39,8 +39,8 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A dataset's folder as it is seen: the hash of its `dataset.json`, empty if there is none, and missing shards."""
+class DatasetFacts:
+    """A dataset's folder as a node sees it: the hash of `dataset.json`, empty if there is none, and missing shards."""
 
     sha256: str
     missing: int = 0
@@ -48,7 +48,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a node told. Sizes in bytes; an empty error means that all was well."""
+    """What a node reports. Sizes in bytes; an empty error means that there was none."""
 
     host: str
     versions: dict[str, str]
@@ -74,7 +74,7 @@ class Facts:
     """Free in the storage folder."""
     storage_error: str = ""
     """Why the storage folder is not the head's."""
-    dataset: Dataset | None = None
+    dataset: DatasetFacts | None = None
     """None if none was asked for."""
     token_file: str = ""
     """That of Ray, if there is one."""
@@ -85,7 +85,7 @@ class Facts:
     worker_ports: tuple[int, int] = (0, 0)
     """First and last of the ports on which Ray's workers listen; zeros where the system picks them."""
     blocked: dict[str, bool] = field(default_factory=dict)
-    """What the network keeps from whom, a line each, and whether it stops the node."""
+    """Connections that failed, a line each, and whether the node cannot train because of it."""
     clock: float = 0.0
     """Seconds by which the node's clock is ahead of the head's."""
     clock_doubt: float = 0.0
@@ -96,10 +96,11 @@ class Facts:
     """Whether that was tried: `tried`, or `GPUs in use`; empty where there are not two GPUs."""
 
     @classmethod
-    def of(cls, told: dict[str, Any]) -> "Facts":
-        """Rebuild what `gather` returned."""
-        seen = told["dataset"]
-        return cls(**told | {"gpus": [Gpu(**gpu) for gpu in told["gpus"]], "dataset": seen and Dataset(**seen)})
+    def of(cls, values: dict[str, Any]) -> "Facts":
+        """Rebuild the facts from the plain values that `gather` returned."""
+        gpus = [Gpu(**gpu) for gpu in values["gpus"]]
+        dataset = DatasetFacts(**values["dataset"]) if values["dataset"] else None
+        return cls(**values | {"gpus": gpus, "dataset": dataset})
 
 
 def gather(probe: str | None, word: str, name: str, data: str | None) -> dict[str, Any]:
@@ -136,36 +137,39 @@ def gather(probe: str | None, word: str, name: str, data: str | None) -> dict[st
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a repeat's result may depend on; nothing is imported for it."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    """Return the versions of Python and of the packages on which a result may depend, without importing them."""
+    installed = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = ""
-    return found
+            installed[package] = ""
+    return installed
 
 
 def code() -> str:
-    """Hash Scrimp's own files, names and contents, as they would be imported here; nothing is imported for it."""
+    """Hash the names and contents of Scrimp's own files that would be imported here, without importing them."""
     digest = hashlib.sha256()
     for package in SCRIMP:
         spec = util.find_spec(package)
         if not spec or not spec.submodule_search_locations:
             return ""
+
         folder = Path(next(iter(spec.submodule_search_locations)))
-        for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")):
-            digest.update(f"{package}/{file.relative_to(folder)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+        files = [path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")]
+        for file in sorted(files):
+            digest.update(f"{package}/{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def token_file() -> Path:
-    """Where Ray looks for its token."""
+    """Return where Ray looks for its token."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def token(salt: str) -> str:
-    """Hash the token that Ray goes by in this process, so that two can be compared without being shown."""
+    """Hash the token that Ray uses in this process, so that two tokens can be compared without being shown."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return ""
     try:
@@ -176,13 +180,17 @@ def token(salt: str) -> str:
 
 
 def worker_ports(raylet: str) -> tuple[int, int]:
-    """Read from the command line of a node's raylet on which ports its workers listen."""
-    options = dict(word.removeprefix("--").split("=", 1) for word in raylet.split("\0") if "=" in word)
+    """Return the range of ports on which a raylet's workers listen, from the raylet's command line."""
+    options = {}
+    for word in raylet.split("\0"):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if equals:
+            options[name] = value
     return int(options.get("min_worker_port", 0)), int(options.get("max_worker_port", 0))
 
 
 def _parent() -> str:
-    """Return the command line that this process was started by, its words ended by zeros: of a worker, the raylet's."""
+    """Return the command line of this process's parent, its words ended by zeros; a worker's parent is the raylet."""
     try:
         return Path(f"/proc/{os.getppid()}/cmdline").read_text()
     except OSError:
@@ -190,31 +198,39 @@ def _parent() -> str:
 
 
 def available_memory(meminfo: str) -> int:
-    """Bytes that new processes can have, by what the kernel says in /proc/meminfo."""
-    (kilobytes,) = (line.split()[1] for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
-    return 1024 * int(kilobytes)
+    """Return the bytes that are available to new processes, according to /proc/meminfo."""
+    _, _, after = meminfo.partition("MemAvailable:")
+    kibibytes = int(after.split()[0])
+    return 1024 * kibibytes
 
 
-def dataset(folder: str) -> Dataset:
-    """Look at a dataset's folder; shards are looked for, not read."""
+def dataset(folder: str) -> DatasetFacts:
+    """Look at a dataset's folder; shards are only checked for existence."""
+    shards = []
     try:
         text = Path(folder, "dataset.json").read_bytes()
-        shards = [shard["file"] for split in json.loads(text)["splits"].values() for shard in split["shards"]]
+        for split in json.loads(text)["splits"].values():
+            shards += [shard["file"] for shard in split["shards"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return Dataset("")
+        return DatasetFacts("")
+
     missing = sum(not Path(folder, shard).is_file() for shard in shards)
-    return Dataset(hashlib.sha256(text).hexdigest(), missing)
+    return DatasetFacts(hashlib.sha256(text).hexdigest(), missing)
 
 
 def clock() -> float:
-    """Tell the time."""
+    """Return the time by this node's clock."""
     return time.time()
 
 
 def parse_gpus(table: str) -> list[Gpu]:
     """Read what nvidia-smi prints as CSV without heading and units: name, total, free, driver."""
-    rows = [[cell.strip() for cell in line.rsplit(",", 3)] for line in table.splitlines() if line.count(",") >= 3]
-    return [Gpu(name, _number(total), _number(free), driver) for name, total, free, driver in rows]
+    gpus = []
+    for line in table.splitlines():
+        if line.count(",") >= 3:
+            name, total, free, driver = map(str.strip, line.rsplit(",", 3))
+            gpus.append(Gpu(name, _number(total), _number(free), driver))
+    return gpus
 
 
 def _number(text: str) -> float:
@@ -243,23 +259,24 @@ def _gpus() -> dict[str, Any]:
     if not shutil.which("nvidia-smi"):
         return {}
     query = ["--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
-    table, error = _run(["nvidia-smi", *query], NVIDIA_SMI_LIMIT)
+    table, error = _run(["nvidia-smi", *query], NVIDIA_SMI_TIMEOUT_S)
     gpus = parse_gpus(table)
-    found: dict[str, Any] = {"nvidia_smi": True, "gpu_error": error, "gpus": gpus}
+    facts: dict[str, Any] = {"nvidia_smi": True, "gpu_error": error, "gpus": gpus}
     if gpus:
-        # In a process of its own: it is to see all GPUs, and to leave none of them in use.
-        printed, found["cuda_error"] = _run([sys.executable, "-c", CUDA_PROBE], CUDA_LIMIT)
-        found["cuda"] = printed.split()[0] if printed else ""
-    return found
+        # In a process of its own, which sees all GPUs and frees their memory when it ends.
+        printed, error = _run([sys.executable, "-c", CUDA_PROBE], CUDA_TIMEOUT_S)
+        facts["cuda_error"] = error
+        facts["cuda"] = printed.split()[0] if printed else ""
+    return facts
 
 
 def _run(command: list[str], limit: float) -> tuple[str, str]:
-    """Return what a command prints, and in one line why it failed if it did."""
+    """Return what a command prints, and an error message of one line, empty if it succeeded."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)
         if done.returncode == 0:
             return done.stdout, ""
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        return "", lines[-1] if lines else f"exit status {done.returncode}"
+        lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+        return "", lines[-1]
     return "", f"no answer in {limit:g} s"

@@ -1,4 +1,4 @@
-"""Whether a node's GPUs reach each other: one sum over all of them, a process each, as training does it."""
+"""Whether a node's GPUs reach each other: one all-reduce over all of them, a process each, as in training."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-LIMIT = 30.0  # seconds
+ALL_REDUCE_TIMEOUT_S = 30.0
 
 ALL_REDUCE = """
 import sys
@@ -24,24 +24,25 @@ distributed.destroy_process_group()
 """
 
 
-def all_reduce(processes: int, backend: str = "nccl", limit: float = LIMIT) -> str:
-    """Sum over this node's GPUs that are visible here; returns why that failed in one line, empty if it did not."""
+def all_reduce(processes: int, backend: str = "nccl", limit: float = ALL_REDUCE_TIMEOUT_S) -> str:
+    """Run an all-reduce over the GPUs that this process sees; return an error in one line, empty if there was none."""
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(rank)) for rank in range(processes)]
         workers = []
         try:
             for rank, log in enumerate(logs):
                 arguments = [str(rank), str(processes), backend, str(Path(folder, "meeting"))]
+                command = [sys.executable, "-c", ALL_REDUCE, *arguments]
                 with log.open("w") as file:
-                    command = [sys.executable, "-c", ALL_REDUCE, *arguments]
                     workers.append(subprocess.Popen(command, stdout=file, stderr=file))
+
             deadline = time.monotonic() + limit
             while time.monotonic() < deadline:
                 states = [worker.poll() for worker in workers]
                 if any(states):
                     rank = next(rank for rank, state in enumerate(states) if state)
-                    lines = logs[rank].read_text().strip().splitlines()
-                    return f"GPU {rank}: {lines[-1] if lines else f'exit status {states[rank]}'}"
+                    lines = logs[rank].read_text().strip().splitlines() or [f"exit status {states[rank]}"]
+                    return f"GPU {rank}: {lines[-1]}"
                 if all(state == 0 for state in states):
                     return ""
                 time.sleep(0.1)

@@ -29,16 +29,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a function returned on a node, or in one line why it did not."""
+    """What a function returned on a node, or an error message of one line."""
 
     value: Any = None
     error: str = ""
     late: bool = False
-    """Whether it was given up because it took too long."""
+    """Whether it timed out."""
 
 
 def alive() -> tuple[Node, ...]:
-    """Every node that Ray holds for alive."""
+    """Return every node that Ray considers alive."""
     import ray
 
     return tuple(
@@ -57,21 +57,24 @@ def alive() -> tuple[Node, ...]:
     )
 
 
-def awaited(cluster: Sequence[Node]) -> list[str]:
-    """Return the addresses of the nodes that cluster.yaml names, on the head that it names, and that are not there."""
-    bootstrap = Path("~/ray_bootstrap_config.yaml").expanduser()  # `ray up` brings it
+def missing_addresses(cluster: Sequence[Node]) -> list[str]:
+    """Return the addresses in cluster.yaml of nodes that have not joined; none if this is not its cluster."""
+    bootstrap = Path("~/ray_bootstrap_config.yaml").expanduser()  # `ray up` writes it
     if not bootstrap.exists():
         return []
     import yaml
 
-    provider, here = yaml.safe_load(bootstrap.read_text())["provider"], {node.address for node in cluster}
-    return sorted(set(provider.get("worker_ips", ())) - here) if provider.get("head_ip") in here else []
+    provider = yaml.safe_load(bootstrap.read_text())["provider"]
+    joined = {node.address for node in cluster}
+    if provider.get("head_ip") not in joined:
+        return []
+    return sorted(set(provider.get("worker_ips", ())) - joined)
 
 
 def start(node: Node, function: Callable[..., Any], *arguments: Any, gpus: int = 0) -> Any:
-    """Start a function on one node and nowhere else; returns Ray's reference to what it will return.
+    """Start a function on one node and no other; return Ray's reference to its result.
 
-    The function's module must be one that `send` has been given.
+    The function's module must have been passed to `send`.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -87,14 +90,17 @@ def _remote(function: Callable[..., Any]) -> Any:
     return ray.remote(function)
 
 
-def wait_for(asked: Mapping[Node, Any], limit: float) -> dict[Node, Answer]:
-    """Collect what `start` has started, all of it within so many seconds; what is not done by then is given up."""
+def wait_for(started: Mapping[Node, Any], limit: float) -> dict[Node, Answer]:
+    """Collect the results of what `start` has started; cancel what has not finished after `limit` seconds."""
     import ray
     from ray.exceptions import RayError
 
-    done = ray.wait(list(asked.values()), num_returns=len(asked), timeout=limit)[0] if asked else []
+    done: list[Any] = []
+    if started:
+        done, _ = ray.wait(list(started.values()), num_returns=len(started), timeout=limit)
+
     answers = {}
-    for node, reference in asked.items():
+    for node, reference in started.items():
         if reference not in done:
             ray.cancel(reference, force=True)
             answers[node] = Answer(error=f"no answer in {limit:g} s", late=True)
@@ -108,7 +114,7 @@ def wait_for(asked: Mapping[Node, Any], limit: float) -> dict[Node, Answer]:
 
 
 def send(*modules: Any) -> None:
-    """Let these modules' functions travel whole, so that a node without Scrimp, or with an older one, can run them."""
+    """Pickle these modules' functions by value, so that a node without Scrimp, or with an older one, can run them."""
     from ray import cloudpickle
 
     for module in modules:

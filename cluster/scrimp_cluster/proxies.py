@@ -6,7 +6,7 @@ from collections.abc import Iterable, MutableMapping
 from urllib.parse import urlsplit
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-NAMES = ("no_proxy", "NO_PROXY")
+NO_PROXY_VARIABLES = ("no_proxy", "NO_PROXY")
 
 
 def host_of(address: str) -> str:
@@ -17,12 +17,12 @@ def host_of(address: str) -> str:
 def bypass(hosts: Iterable[str] = (), environment: MutableMapping[str, str] = os.environ) -> None:
     """Let this process, and those that it starts, reach loopback, this machine and `hosts` directly.
 
-    What the user exempts stays exempt. Some libraries read the name in small letters, some the other, and where one
-    is set a few ignore the other: both get the union.
+    What the user exempts stays exempt. Some libraries read the name in small letters, some in capitals, and a few
+    ignore the one where the other is set: both get the union.
     """
-    own = socket.gethostname()
-    exempt = [entry.strip() for name in NAMES for entry in environment.get(name, "").split(",") if entry.strip()]
-    exempt.extend(host for host in (*LOOPBACK, own, *hosts) if host)
-    value = ",".join(dict.fromkeys(exempt))
-    for name in NAMES:
+    exempt = ",".join(environment.get(name, "") for name in NO_PROXY_VARIABLES).split(",")
+    exempt += [*LOOPBACK, socket.gethostname(), *hosts]
+    stripped = [entry.strip() for entry in exempt]
+    value = ",".join(dict.fromkeys(filter(None, stripped)))
+    for name in NO_PROXY_VARIABLES:
         environment[name] = value

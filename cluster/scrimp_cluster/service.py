@@ -5,19 +5,19 @@ import subprocess
 from pathlib import Path
 
 UNIT = "scrimp-mlflow"
-TEMPLATE = Path(__file__).with_name("mlflow.service")
+UNIT_TEMPLATE = Path(__file__).with_name("mlflow.service")
 
 
 def unit(program: Path, storage: Path) -> str:
     """Return the unit that runs `scrimp ui` for a storage folder."""
     command = " ".join(_quoted(part) for part in (str(program), "ui", "--storage", str(storage)))
-    return TEMPLATE.read_text().replace("{command}", command)
+    return UNIT_TEMPLATE.read_text().replace("{command}", command)
 
 
 def install(program: Path, storage: Path) -> str:
-    """Install the unit for this user, start it, and let it start with the machine; returns why that failed, if it did.
+    """Install the unit for this user, start it, and enable it at boot; return an error message, empty if all went well.
 
-    The same again replaces what was installed before.
+    A second call replaces what the first one installed.
     """
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     file = config / "systemd" / "user" / f"{UNIT}.service"
@@ -26,6 +26,7 @@ def install(program: Path, storage: Path) -> str:
         file.write_text(unit(program, storage))
     except OSError as error:
         return f"{file}: {error.strerror}"
+
     for command in (
         ["systemctl", "--user", "daemon-reload"],
         ["systemctl", "--user", "enable", UNIT],
@@ -42,8 +43,10 @@ def _run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return "not there"
+    if done.returncode == 0:
+        return ""
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return lines[-1] if done.returncode else ""
+    return lines[-1]
 
 
 def _quoted(word: str) -> str:

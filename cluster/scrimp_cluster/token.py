@@ -8,11 +8,10 @@ from pathlib import Path
 from scrimp_cluster.facts import token_file
 
 
-def ensure() -> None:
-    """Make Ray's token if Ray is going to need one and there is none; close the file to others, whoever made it.
+def ensure_token() -> None:
+    """Create Ray's token if Ray is going to need one and there is none; make the file private, whoever created it.
 
-    A Ray that starts on one machine makes the token by itself, but leaves its file to the umask, which lets others read
-    it.
+    A Ray that starts on one machine creates the token by itself, but with the umask's mode, which lets others read it.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
@@ -25,7 +24,7 @@ def ensure() -> None:
 
 
 def _make(file: Path) -> None:
-    """Write a new token; of several processes that do so at once, the first one's stays."""
+    """Write a new token; if several processes do so at the same time, the first one's stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     part.unlink(missing_ok=True)

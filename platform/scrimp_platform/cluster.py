@@ -174,7 +174,7 @@ def start_here(**options: Any) -> None:
         If its processes do not start in the 30 s that Ray waits, or its token cannot be written.
     """
     try:
-        token.ensure()
+        token.ensure_token()
     except OSError as error:
         raise UserError(f"{error.filename}: Ray's token cannot be written there ({error.strerror})") from None
     from ray._private import ray_constants

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from scrimp_cluster import nodes as cluster_nodes
-from scrimp_cluster.doctor import Report
+from scrimp_cluster.doctor import ClusterReport
 from scrimp_cluster.nodes import Node
 from scrimp_platform.cluster import Placement
 
@@ -33,11 +33,11 @@ class NodePool:
     """
 
     def __init__(
-        self, placement: Placement, examine: Callable[[Sequence[Node]], Report], say: Callable[[str], None]
+        self, placement: Placement, examine: Callable[[Sequence[Node]], ClusterReport], say: Callable[[str], None]
     ) -> None:
         self._gpus = placement.gpus_per_repeat
         self._fit = {node.id: node for node in placement.nodes}
-        self._sick = {node.id: node for node in placement.avoided}
+        self._unfit = {node.id: node for node in placement.avoided}
         self._places = placement.places
         self._examine = examine
         self._say = say
@@ -89,11 +89,11 @@ class NodePool:
 
     def _look(self) -> None:
         nodes = cluster_nodes.alive()
-        known = self._fit.keys() | self._sick.keys() | self._at_rest()
+        known = self._fit.keys() | self._unfit.keys() | self._at_rest()
         if new := [node for node in nodes if node.id not in known]:
             report = self._examine(new)
-            for visit in report.visits:
-                (self._sick if visit.sick else self._fit)[visit.node.id] = visit.node
+            for node_report in report.nodes:
+                (self._unfit if node_report.unfit else self._fit)[node_report.node.id] = node_report.node
             for fault in report.faults:
                 # A node that comes back still has what is worth knowing, with other figures.
                 kind = re.sub(r"\d+(\.\d+)?", "#", str(fault))

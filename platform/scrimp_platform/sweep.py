@@ -76,23 +76,23 @@ def place(nodes: tuple[Node, ...], the_plan: Plan) -> Placement:
         If no node is left, or those with GPUs have not joined yet: a sweep keeps to GPUs or to CPU cores to its end.
     """
     gpus_per_repeat = the_plan.options.gpus_per_repeat
-    awaited = doctor.awaited(nodes)
-    terminal.show_faults(awaited)
-    if awaited and not any(node.gpus for node in nodes):
-        names = ", ".join(fault.node for fault in awaited)
+    missing = doctor.missing_nodes(nodes)
+    terminal.show_faults(missing)
+    if missing and not any(node.gpus for node in nodes):
+        names = ", ".join(fault.node for fault in missing)
         raise UserError(f"no GPU yet: wait until {names} joins (`ray status`), or take it out of cluster.yaml")
     if len(nodes) == 1:
         return cluster.place(nodes, gpus_per_repeat)
     report = examine(nodes, the_plan)
     terminal.show_faults(report.faults)
-    fit = tuple(visit.node for visit in report.visits if not visit.sick)
+    fit = tuple(node_report.node for node_report in report.nodes if not node_report.unfit)
     lost = any(node.gpus for node in nodes) and not any(node.gpus for node in fit)
     if lost or not fit or any(fault.stops for fault in report.head):
         raise UserError(f"no node can train: {report.faults[0]}; `scrimp doctor` shows all of them")
     return cluster.place(fit, gpus_per_repeat, avoided=tuple(node for node in nodes if node not in fit))
 
 
-def examine(nodes: Sequence[Node], the_plan: Plan) -> doctor.Report:
+def examine(nodes: Sequence[Node], the_plan: Plan) -> doctor.ClusterReport:
     """Ask the doctor whether nodes can train this sweep's repeats."""
     together = the_plan.options.gpus_per_repeat != 1
     return doctor.examine(nodes, the_plan.storage.path, the_plan.dataset, together)

@@ -273,15 +273,15 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     from scrimp_platform.tracking import mlflow_server
 
     uri = mlflow_server.check_address(tracking_uri) if tracking_uri is not None else ""
-    from scrimp_cluster.doctor import awaited, examine
-    from scrimp_cluster.judge import Fault
+    from scrimp_cluster.doctor import examine, missing_nodes
+    from scrimp_cluster.faults import Fault
 
     with cluster.connect() as nodes:
         report = examine(nodes, storage.expanduser().absolute(), data and data.absolute())
-        report.head.extend(awaited(nodes))
+        report.head.extend(missing_nodes(nodes))
     if uri and not mlflow_server.answers(uri):
-        mend = "start it, or train all the same: it hears of everything later"
-        report.head.append(Fault("MLflow", f"{uri} does not answer", mend, stops=False))
+        remedy = "start it, or train all the same: it hears of everything later"
+        report.head.append(Fault("MLflow", f"{uri} does not answer", remedy, stops=False))
     terminal.show_report(report)
     return not any(fault.stops for fault in report.faults)
 

@@ -23,11 +23,17 @@ from scrimp_trainers.common.errors import printable
 from scrimp_trainers.data.manifest import Manifest
 
 if TYPE_CHECKING:
-    from scrimp_cluster.doctor import Report, Visit
-    from scrimp_cluster.judge import Fault
+    from scrimp_cluster.doctor import ClusterReport, NodeReport
+    from scrimp_cluster.faults import Fault
     from scrimp_trainers.precompute.coreset import Scored
 
 console = Console(highlight=False)
+
+NODE_COLUMNS = (
+    *("node", "", "GPUs", "free", "driver", "CUDA", "NCCL", "torch", "memory"),
+    *("/tmp", "storage", "data", "clock"),  # noqa: S108
+)
+"""Headings of the doctor's table; those without any entry are left out."""
 
 
 def show_plan(the_plan: Plan, placement: Placement, speed: Speed | None) -> None:
@@ -156,47 +162,58 @@ def show_problems(problems: Sequence[str]) -> None:
         say(f"damaged      {problem}")
 
 
-def show_report(report: "Report") -> None:
-    """Print what the doctor found: a row a node, and a line a fault."""
-    rows = [_vital_signs(visit) for visit in report.visits]
+def show_report(report: "ClusterReport") -> None:
+    """Print what the doctor has seen: a row for each node, and a line for each fault."""
+    rows = [_node_row(node_report) for node_report in report.nodes]
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold")
-    shown = [heading for heading in rows[0] if any(row[heading] for row in rows)]
+    shown = [heading for heading in NODE_COLUMNS if any(row.get(heading) for row in rows)]
     for heading in shown:
         table.add_column(heading, no_wrap=heading == "node", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(row[heading]) for heading in shown))
+        table.add_row(*(escape(row.get(heading, "")) for heading in shown))
     console.print(table)
     show_faults(report.faults)
 
 
 def show_faults(faults: Sequence["Fault"]) -> None:
-    """Print a line a fault with what mends it, those that stop something first."""
+    """Print a line for each fault, with its remedy."""
     for fault in faults:
         say(f"{'STOPS' if fault.stops else 'note '}  {fault}")
 
 
-def _vital_signs(visit: "Visit") -> dict[str, str]:
-    """Say in words what a node told, by the columns of the doctor's table; sizes are what is free."""
-    facts, node = visit.facts, visit.node
-    gpus = facts.gpus if facts else []
-    models = Counter(gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for gpu in gpus)
-    tightest = min(gpus, key=lambda gpu: gpu.free / gpu.total, default=None)
-    sums = {"tried": "fails" if facts and facts.nccl_error else "ok"}
-    return {
-        "node": node.name,
-        "": "sick" if visit.sick else "fair" if visit.faults else "ok",
-        "GPUs": ", ".join(f"{count} x {model}" for model, count in models.items()) or f"{node.gpus or 'none'}",
-        "free": f"{tightest.free / 1024:.1f} of {tightest.total / 1024:.1f} GiB" if tightest else "",
-        "driver": ", ".join(sorted({gpu.driver for gpu in gpus})),
-        "CUDA": facts.cuda if facts else "",
-        "NCCL": sums.get(facts.nccl, facts.nccl) if facts else "",
-        "torch": facts.versions["torch"].partition("+")[0] if facts else "",
-        "memory": _gib(facts.memory) if facts else "",
-        "/tmp": _gib(facts.tmp) if facts else "",  # noqa: S108
-        "storage": _gib(facts.storage) if facts and not facts.storage_error else "no" if facts else "",
-        "data": ("seen" if facts.dataset.sha256 else "no") if facts and facts.dataset else "",
-        "clock": f"{facts.clock:+.1f} s" if facts else "",
+def _node_row(report: "NodeReport") -> dict[str, str]:
+    """Return a node's row of the doctor's table, by heading; sizes are what is free."""
+    facts = report.facts
+    row = {"node": report.node.name, "": _verdict(report), "GPUs": f"{report.node.gpus or 'none'}"}
+    if facts is None:
+        return row
+
+    row |= {
+        "driver": ", ".join(sorted({gpu.driver for gpu in facts.gpus})),
+        "CUDA": facts.cuda,
+        "NCCL": facts.nccl,
+        "torch": facts.versions["torch"].partition("+")[0],
+        "memory": _gib(facts.memory),
+        "/tmp": _gib(facts.tmp),  # noqa: S108
+        "storage": "no" if facts.storage_error else _gib(facts.storage),
+        "clock": f"{facts.clock:+.1f} s",
     }
+    if facts.gpus:
+        models = Counter(gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for gpu in facts.gpus)
+        row["GPUs"] = ", ".join(f"{count} x {model}" for model, count in models.items())
+        fullest = min(facts.gpus, key=lambda gpu: gpu.free / gpu.total)
+        row["free"] = f"{fullest.free / 1024:.1f} of {fullest.total / 1024:.1f} GiB"
+    if facts.nccl == "tried":
+        row["NCCL"] = "fails" if facts.nccl_error else "ok"
+    if facts.dataset:
+        row["data"] = "seen" if facts.dataset.sha256 else "no"
+    return row
+
+
+def _verdict(report: "NodeReport") -> str:
+    if report.unfit:
+        return "unfit"
+    return "usable" if report.faults else "ok"
 
 
 def _gib(size: int) -> str:
