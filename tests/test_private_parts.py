@@ -219,6 +219,7 @@ PARTS = [
     Part(TORCH_BACKEND, of_type(type)),
     Part(f"{TORCH_BACKEND}.on_start", taking("self", "worker_group", "backend_config")),
     Part("ray.train._internal.base_worker_group.BaseWorkerGroup.execute_single", there),
+    Part("ray.train.v2._internal.execution.failure_handling.default.RETRYABLE_CONTROLLER_ERRORS", of_type(tuple)),
     Part("ray.train.torch.TorchConfig.backend_cls", of_type(property)),
     Part(
         "ray.train.v2._internal.exceptions.UserExceptionWithTraceback",
