@@ -72,7 +72,8 @@ def _array(tree: Tree, name: str) -> np.ndarray:
     try:
         with tree.open(name) as packed:
             size = packed.seek(0, os.SEEK_END)
-            packed.seek(0)
+        # Opened anew: after a seek Python, from 3.12 on, no longer compares a stored member of a zip with its checksum.
+        with tree.open(name) as packed:
             file = gzip.GzipFile(fileobj=packed) if name.endswith(".gz") else packed
             head = file.read(4)
             if len(head) < 4 or head[:3] != b"\0\0\x08":
