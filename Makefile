@@ -1,10 +1,10 @@
-# `make demo` and `make test` need Python 3.11, make and a package registry, nothing else.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make demo` and `make test` need Python 3.11 or newer, make and a package registry, nothing else. PYTHON=python3.13 names
+# the Python of the environment, which it keeps from then on.
 BIN := .venv/bin
 READY := .venv/.ready
 HOSTS ?= 3
 
-.PHONY: demo test test-slow fleet fleet-down fleet-test soak fleet-packages check ui bench claims lock clean
+.PHONY: demo test test-slow fleet fleet-down fleet-test soak fleet-packages check ui bench claims lock clean $(READY)
 
 demo: $(READY)
 	$(BIN)/python sweep.py
@@ -45,17 +45,19 @@ ui: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-$(READY): requirements.lock pyproject.toml cluster/scrimp_cluster/environment.sh
-	PYTHON=$(PYTHON) sh cluster/scrimp_cluster/environment.sh
-	touch $@
+# It knows by itself whether there is anything to do.
+$(READY):
+	@sh cluster/scrimp_cluster/environment.sh
 
 # All claims in turn, or `make claims CLAIM=name`; the same command goes on where it was interrupted.
 claims: $(READY)
 	$(BIN)/python -m benchmarks.claims run $(CLAIM)
 
+# One version of each package for every Python from 3.11 on, since all machines of a cluster have the same.
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra postgres --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
+		--extra dev --extra postgres --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

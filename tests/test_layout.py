@@ -8,6 +8,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [
@@ -16,6 +17,7 @@ PACKAGES = [
     ROOT / "trainers/scrimp_trainers",
     ROOT / "cluster/scrimp_cluster",
 ]
+LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
 
 
@@ -47,9 +49,19 @@ def test_the_wheel_holds_every_module_and_every_yaml(tmp_path):
 
 
 def test_the_lock_pins_every_package_and_names_no_place():
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    assert len(lines) > 100
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9._+]+", line) for line in lines)
+    assert len(LOCK) > 100
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9._+]+( ; [\w .<>=!'()]+)?", line) for line in LOCK)
+
+
+def test_the_lock_is_the_same_for_every_python():
+    def packages(version: str) -> list[str]:
+        here = {"python_version": version, "python_full_version": f"{version}.0"}
+        requirements = [Requirement(line) for line in LOCK]
+        return [str(one) for one in requirements if one.marker is None or one.marker.evaluate(here)]
+
+    oldest = packages("3.11")
+    assert len(oldest) > 100
+    assert all(packages(version) == oldest for version in ("3.12", "3.13", "3.14"))
 
 
 @pytest.mark.skipif(not TRACKED, reason="not a git checkout")
