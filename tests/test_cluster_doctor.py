@@ -57,6 +57,7 @@ STOPPING = [
     ({"versions": VERSIONS | {"torch": "2.14.0"}}, "other versions: torch 2.14.0 (head: 2.15.0+cu126); install"),
     ({"versions": VERSIONS | {"scrimp": ""}}, "scrimp missing (head: 0.1.0)"),
     ({"versions": VERSIONS | {"python": "3.12.1", "ray": "2.59.0"}}, "python 3.12.1 (head: 3.11.9), ray 2.59.0"),
+    ({"versions": VERSIONS | {"python": "3.12.1"}}, "install requirements.lock there with the head's Python"),
     ({"code": "5a1e" * 16}, "other code than the head's (5a1e5a1e there, c0de on the head); `ray up cluster.yaml`"),
     ({"code": ""}, "other code than the head's (none there, c0de on the head)"),
     ({"blocked": {"cannot reach the head's raylet, port 9": True}}, "cannot reach the head's raylet, port 9; open"),

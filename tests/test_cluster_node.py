@@ -9,7 +9,16 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-UV = '#!/bin/sh\necho "$*" >>"$(dirname "$0")/../../calls"\n'
+UV = 'echo "$*" >>calls'
+PYTHON = """
+case $1 in
+-c) echo 3.13 ;;
+-m) echo "$*" >>calls && rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/pip ;;
+install) echo "pip $*" >>calls && ln -s pip .venv/bin/uv ;;
+*) echo "$*" >>calls ;;
+esac
+"""
+"""Stands for a Python 3.13, and for pip and uv in the environments that it makes."""
 
 
 @pytest.fixture
@@ -21,16 +30,21 @@ def clone(tmp_path) -> Path:
         shutil.copy(ROOT / "cluster/scrimp_cluster" / name, scripts)
     for name in ("requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / "scrimp")
-    uv = tmp_path / "scrimp/.venv/bin/uv"
-    uv.parent.mkdir(parents=True)
-    uv.write_text(UV)
-    uv.chmod(0o755)
+    (tmp_path / "scrimp/.venv/bin").mkdir(parents=True)
+    program(tmp_path / "scrimp/.venv/bin/uv", UV)
+    program(tmp_path / "scrimp/.venv/bin/python", "echo 3.11")
     return tmp_path / "scrimp"
 
 
-def prepare(clone: Path, storage: str = "/shared/scrimp") -> list[str]:
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def prepare(clone: Path, storage: str = "/shared/scrimp", **variables: str) -> list[str]:
     """Run node.sh, and return what uv has been asked for so far."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(clone.parent)}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(clone.parent), **variables}
     subprocess.run(["sh", "cluster/scrimp_cluster/node.sh", storage], cwd=clone, env=environment, check=True)
     return (clone / "calls").read_text().splitlines()
 
@@ -51,11 +65,31 @@ def test_the_environment_is_installed_once_and_again_when_the_lock_changes(clone
 
 
 def test_an_installation_that_failed_is_taken_up_again(clone):
-    (clone / ".venv/bin/uv").write_text(UV + "exit 1\n")
+    program(clone / ".venv/bin/uv", f"{UV}; exit 1")
     with pytest.raises(subprocess.CalledProcessError):
         prepare(clone)
-    (clone / ".venv/bin/uv").write_text(UV)
+    program(clone / ".venv/bin/uv", UV)
     assert len(prepare(clone)) == 3
+
+
+def test_another_python_makes_the_environment_anew_and_it_keeps_that_one(clone):
+    other = program(clone / "python3.13", PYTHON)
+    assert len(prepare(clone)) == 2
+    calls = prepare(clone, PYTHON=str(other))[2:]
+    assert [call.split()[:2] for call in calls] == [
+        ["-m", "venv"],
+        ["pip", "install"],
+        ["pip", "sync"],
+        ["pip", "install"],
+    ]
+    for again in ({}, {"PYTHON": str(other)}):
+        assert len(prepare(clone, **again)) == 6
+
+
+def test_a_python_that_is_too_old_is_refused_in_a_line(clone, capfd):
+    with pytest.raises(subprocess.CalledProcessError):
+        prepare(clone, PYTHON=str(program(clone / "python3.10", ":")))
+    assert capfd.readouterr().err == f"{clone}/python3.10: no Python 3.11 or newer; PYTHON names another one\n"
 
 
 def test_a_login_finds_python_the_storage_and_the_address_at_which_it_came_in(clone):

@@ -113,7 +113,8 @@ def _versions(facts: Facts, head: Head) -> Findings:
             different.append(f"{name} {installed or 'missing'} (head: {version or 'missing'})")
     if different:
         what = f"other versions: {', '.join(different)}"
-        return [(what, "install requirements.lock there, and start Ray again", True)]
+        python = "" if facts.versions["python"] == head.versions["python"] else " with the head's Python"
+        return [(what, f"install requirements.lock there{python}, and start Ray again", True)]
     if facts.code != head.code:
         what = f"other code than the head's ({facts.code[:8] or 'none'} there, {head.code[:8]} on the head)"
         return [(what, "`ray up cluster.yaml` updates it", True)]
