@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +22,34 @@ def listen() -> None:
 
     Ray takes SIGTERM for itself when it starts, and prints the stacks of its C++ code. So this is called again then.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Let a function answer these signals for a while; outside Python's main thread, where nobody may, do nothing."""
+    before = {number: signal.signal(number, handler) for number in numbers if _in_main_thread()}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Leave neither handlers of ours nor a noted signal behind, in a process that goes on after a sweep."""
+    global _requested
+    numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        _requested = None
+        for number, handler in before.items():
+            if handler is not None:  # one that was not set from Python
+                signal.signal(number, handler)
 
 
 def exit_status(error: BaseException) -> int:
@@ -42,12 +70,8 @@ def deferred(notice: Callable[[], object]) -> Iterator[None]:
         notice()
 
     _requested = None
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(note, signal.SIGINT, signal.SIGTERM):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def requested() -> int | None:
@@ -75,6 +99,10 @@ def pause(seconds: float) -> None:
     while (left := deadline - time.monotonic()) > 0:
         check()
         time.sleep(min(left, STEP_S))
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _terminate(*_: Any) -> None:
