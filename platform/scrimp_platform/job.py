@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scrimp_cluster import proxies
+from scrimp_platform import interrupt, store
 from scrimp_platform.cli import terminal
 from scrimp_platform.plan import Plan
 from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,15 +35,15 @@ def inside() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # that is the variable's whole name
 
 
-def run(the_plan: Plan, address: str) -> None:
+def run(the_plan: Plan, address: str) -> int:
     """Run the sweep as a job of the cluster at this address, or attach to the job that runs it, and see it to its end.
+
+    Returns the sweep's exit status.
 
     Raises
     ------
     UserError
         If the cluster takes no jobs.
-    SystemExit
-        With the sweep's exit status, unless that is 0.
     """
     client = connect(address)
     options = shlex.join(arguments(the_plan))
@@ -51,8 +53,7 @@ def run(the_plan: Plan, address: str) -> None:
     name = str(running.submission_id) if running else submit(client, the_plan, options)
     terminal.say(f"This is job {name}; it goes on without this terminal, and the same command shows it again.")
     terminal.say(f"To end it: Ctrl-C, or `ray job stop {name}`.\n")
-    if status := follow(client, name):
-        raise SystemExit(status)
+    return follow(client, name)
 
 
 def connect(address: str) -> "JobSubmissionClient":
@@ -98,7 +99,7 @@ def arguments(the_plan: Plan) -> list[str]:
     asked = the_plan.options
     asked = dataclasses.replace(
         asked,
-        space=asked.space if asked.space in spaces.names() else str(Path(asked.space).absolute()),
+        space=_space_argument(the_plan),
         data=str(the_plan.dataset),
         name=the_plan.folder.path.name,
         storage=the_plan.storage.path,
@@ -116,6 +117,15 @@ def arguments(the_plan: Plan) -> list[str]:
     return words
 
 
+def _space_argument(the_plan: Plan) -> str:
+    """Return a space's name or absolute path; one that was made in Python is written into the sweep's folder first."""
+    asked = the_plan.options.space
+    if isinstance(asked, Space):
+        store.write_atomic(the_plan.folder.space, asked.to_yaml())
+        return str(the_plan.folder.space)
+    return asked if asked in spaces.names() else str(Path(asked).absolute())
+
+
 def follow(client: "JobSubmissionClient", name: str) -> int:
     """Print a job's log from its beginning to its end; returns the job's exit status. Ctrl-C ends the job."""
 
@@ -123,15 +133,13 @@ def follow(client: "JobSubmissionClient", name: str) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         client.stop_job(name)
 
-    before = signal.signal(signal.SIGINT, end)
     try:
-        asyncio.run(_print_log(client, name))
-        job = client.get_job_info(name)
+        with interrupt.handled(end, signal.SIGINT):
+            asyncio.run(_print_log(client, name))
+            job = client.get_job_info(name)
     except (OSError, RuntimeError):
         terminal.say("The cluster does not answer any more. The same command shows the sweep again, or resumes it.")
         return 1
-    finally:
-        signal.signal(signal.SIGINT, before)
     if job.status == "STOPPED":
         return INTERRUPTED
     if job.status == "FAILED" and job.driver_exit_code is None:

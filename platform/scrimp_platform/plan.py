@@ -33,7 +33,7 @@ DIGITS = "digits"
 class Options:
     """What a user may say on the command line; none takes the space's own value."""
 
-    space: str = "quickstart"
+    space: str | Space = "quickstart"
     data: str = DIGITS
     trials: int | None = None
     repeats: int | None = None
@@ -47,6 +47,11 @@ class Options:
     dry_run: bool = False
     fresh: bool = False
     seed: int = 0
+
+    @property
+    def space_name(self) -> str:
+        """The space's name, as sweeps and MLflow show it; `space` if it was made in Python."""
+        return "space" if isinstance(self.space, Space) else Path(self.space).stem
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ def check(options: Options) -> Space:
         )
     if options.name:
         _check_name(options.name)
+    for name, value, least in (("gpus-per-repeat", options.gpus_per_repeat, 1), ("seed", options.seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
     _check_storage(options.storage.expanduser().absolute())
     if options.tracking_uri is not None:
         mlflow_server.check_address(options.tracking_uri)
@@ -111,7 +119,10 @@ def check(options: Options) -> Space:
 
 def resolve_space(options: Options) -> Space:
     """Load the space and put the command line's budget into it."""
-    space = spaces.load(options.space)
+    if isinstance(options.space, Space):
+        space, where = options.space, "space"
+    else:
+        space, where = spaces.load(options.space), f"space {options.space}"
     asked = {
         "trials": options.trials,
         "repeats": options.repeats,
@@ -120,7 +131,7 @@ def resolve_space(options: Options) -> Space:
     }
     budget = space.budget.model_dump() | {name: value for name, value in asked.items() if value is not None}
     override = recipes.flattened(space.override) | _absolute_files(space)
-    return spaces.parse(space.model_dump() | {"budget": budget, "override": override}, f"space {options.space}")
+    return spaces.parse(space.model_dump() | {"budget": budget, "override": override}, where)
 
 
 FILES = ("codec.encoder", "codec.decoder", "coreset.weights", "reweighting.recipe")
@@ -182,7 +193,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "name": plan.folder.path.name,
         # MLflow knows the sweep by this, also when its folder has been renamed.
         "id": earlier.get("id", f"{plan.folder.path.name} {now:.3f}"),
-        "space_name": Path(plan.options.space).stem,
+        "space_name": plan.options.space_name,
         "space": plan.space.model_dump(mode="json"),
         "dataset": {
             "name": plan.manifest.name,
@@ -245,7 +256,7 @@ def _check_storage(folder: Path) -> None:
 
 
 def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(options.space).stem}-{facts.name}").lstrip("._-")
+    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{options.space_name}-{facts.name}").lstrip("._-")
     _check_name(name)
     if options.fresh:
         stem, number = name, 2

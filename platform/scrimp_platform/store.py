@@ -213,6 +213,11 @@ class SweepFolder:
         return self.path / SWEEP_FILE
 
     @property
+    def space(self) -> Path:
+        """The space as it was asked for, if it was made in Python and a job is to read it."""
+        return self.path / "space.yaml"
+
+    @property
     def lock(self) -> Path:
         """Held by the driver, so that a sweep has one at a time."""
         return self.path / "driver.lock"

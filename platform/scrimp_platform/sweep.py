@@ -7,6 +7,7 @@ Ray Tune runs what it decides (search/tune_loop.py, worker.py). MLflow mirrors w
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scrimp_cluster import doctor
 from scrimp_platform import cluster, interrupt, job, plan, storage_loss, store
@@ -27,15 +28,37 @@ from scrimp_trainers.common.errors import UserError
 ENDING = "\nEnding the sweep; run the same command again to resume it. Ctrl-C again leaves at once."
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a sweep has ended."""
+
+    folder: SweepFolder
+    """Where it is; of a dry run, where it would be."""
+    status: int = 0
+    """Exit status of its command: not 0 if it was interrupted or in vain, or was a job that did not end well."""
+
+
 def sweep(options: Options) -> None:
-    """Run one sweep from the plan to the report; the same options again resume it.
+    """Run one sweep as a command.
 
     Raises
     ------
     UserError
         If what was asked for cannot be done; nothing has been started then.
     SystemExit
-        If the sweep was interrupted or in vain, or ran elsewhere, as a job, and did not end well.
+        With the sweep's exit status, unless that is 0.
+    """
+    if status := run_sweep(options).status:
+        raise SystemExit(status)
+
+
+def run_sweep(options: Options) -> Ending:
+    """Run one sweep from the plan to the report; the same options again resume it.
+
+    Raises
+    ------
+    UserError
+        If what was asked for cannot be done; nothing has been started then.
     """
     # Plan: whatever can be refused is refused here, and before digits are prepared on first use.
     plan.check(options)
@@ -44,13 +67,12 @@ def sweep(options: Options) -> None:
     if options.dry_run:
         speed = estimate.last(the_plan, placement.gpus_per_repeat) or estimate.probe(the_plan)
         terminal.show_plan(the_plan, placement, speed)
-        return
+        return Ending(the_plan.folder)
 
     # On a running cluster the sweep is a job of the cluster's own, which outlives this terminal.
     tracker = Tracker(the_plan.folder, the_plan.storage, options.tracking_uri, terminal.say)
     if (address := cluster.address()) and not job.inside():
-        job.run(the_plan, address)
-        return
+        return Ending(the_plan.folder, job.run(the_plan, address))
 
     # Connect: join the running cluster, or start Ray here.
     with cluster.connect() as nodes:
@@ -61,10 +83,8 @@ def sweep(options: Options) -> None:
         with alone, storage_loss.explained(the_plan.folder):
             in_vain = carry_out(the_plan, placement, tracker)
 
-    if number := interrupt.requested():
-        raise SystemExit(128 + number)
-    if in_vain:
-        raise SystemExit(1)
+    number = interrupt.requested()
+    return Ending(the_plan.folder, 128 + number if number else int(in_vain))
 
 
 def place(nodes: tuple[Node, ...], the_plan: Plan) -> Placement:
