@@ -7,58 +7,41 @@ import csv
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from pydantic import ValidationError
 
-from scrimp_platform import store
+from scrimp_platform import model as models
+from scrimp_platform import operations, store
 from scrimp_platform.cli import terminal
+from scrimp_platform.model import Model
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
-from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.metrics_log import Line
 from scrimp_trainers.data import manifest
-from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
-from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.techniques import Codec, Coreset
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.recipe.techniques import Coreset
 
 
 def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **options: Any) -> None:
     """Make a dataset, and fill its cache of latents if an autoencoder is named."""
     from scrimp_trainers import ingest as preparing
-    from scrimp_trainers.codecs import pretrained
     from scrimp_trainers.data.options import Options
 
-    if encoder and not codec:
-        raise UserError("--encoder needs --codec, which says of what kind it is")
-    encoder = encoder or Codec().encoder
-    the_codec = Codec.model_validate({"kind": codec or "none", "encoder": encoder, "decoder": encoder})
-    if the_codec.on:
-        pretrained.find(the_codec, "encoder")  # before the images are read, which can take long
+    the_codec = operations.codec_of(codec, encoder)
     with terminal.progress() as progress:
         made = preparing.prepare(source, out, Options(**options), progress)
     terminal.show_dataset(out, made)
     if the_codec.on:
-        from scrimp_trainers.codecs.cache import open_latents
-        from scrimp_trainers.common.device import select_device
-        from scrimp_trainers.data.dataset import open_dataset
-
         with terminal.progress() as progress:
-            open_latents(open_dataset(out), the_codec, select_device(), progress=progress)
+            operations.encode(out, the_codec, progress)
         terminal.say(f"latents in {out / 'cache'}")
 
 
@@ -68,26 +51,18 @@ def train(
     """Train one repeat without Ray. A finished one is scored, or continued if it is to be longer."""
     the_recipe = recipes.load(recipe)
     if kimg:
-        the_recipe = the_recipe.replace({"training.kimg": kimg})
-        if the_recipe.reweighting.on:
-            the_recipe = the_recipe.replace({"reweighting.kimg": min(kimg, the_recipe.reweighting.kimg)})
+        the_recipe = operations.lengthened(the_recipe, kimg)
     facts = manifest.load(data)
-    scoring = _scoring(facts, extractor=extractor, samples=samples) if extractor else None
-    fit.check(the_recipe, facts)
-    from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.run import run
-
-    total = the_recipe.training.kimg
+    scoring = operations.scoring_of(facts, extractor=extractor, samples=samples) if extractor else None
     earlier = metrics_log.read(out / "metrics.jsonl")
-    if scoring:
-        _refuse_second_score(earlier, out, data, total, scoring)
+    lines = operations.train(the_recipe, data, out, seed, scoring)
     line: Line = {}
     with terminal.progress("kimg") as progress:
-        for line in run(the_recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring):
+        for line in lines:
             if "note" in line:
                 terminal.say(line["note"])
             else:
-                progress(line["kimg"], total)
+                progress(line["kimg"], the_recipe.training.kimg)
     if metrics_log.read(out / "metrics.jsonl") == earlier:
         terminal.say(f"{out}: was finished already; nothing was left to train or to score")
     if the_recipe.sparsity.on:
@@ -97,34 +72,16 @@ def train(
     terminal.say(f"model in {out / 'model'}")
 
 
-def _refuse_second_score(earlier: list[Line], out: Path, data: Path, kimg: float, scoring: Scoring) -> None:
-    """Refuse to score a finished run in another way: its last line and its model card hold one score."""
-    last = earlier[-1] if earlier else {}
-    if "extractor" not in last or last["images"] < kimg * 1000:
-        return
-    if (last["extractor"], last["samples"]) != (scoring.extractor, scoring.samples):
-        raise UserError(
-            f"{out}: finished, and scored by {last['samples']:g} samples with extractor {last['extractor']}; "
-            f"use `scrimp evaluate {out / 'model'} {data}` for other scores"
-        )
-
-
 def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int) -> None:
     """Draw images from a model as PNGs and one grid."""
-    _require_model(model)
+    models.require(model)
     if out.exists():
         raise UserError(f"{out}: exists already; name a folder that does not")
     from scrimp_trainers import sampling
-    from scrimp_trainers.export import load_codec, load_model
 
-    network, recipe = load_model(model)
-    network = _on_device(network)
-    codec = load_codec(model, recipe, network.unet.device)
-    if steps:
-        recipe = recipe.replace({"sampler.steps": steps})
+    images = Model.load(model).batches(number, seed=seed, steps=steps, batch_size=batch_size)
     with terminal.progress() as progress:
-        images = sampling.generate(network, recipe, number, seed=seed, batch_size=batch_size, codec=codec)
-        sampling.save_images(_counted(images, number, progress), out)
+        sampling.save_images(operations.counted(images, number, progress), out)
     terminal.say(f"{number} images and grid.png in {out}")
 
 
@@ -136,30 +93,15 @@ def evaluate(
     **scoring_values: Any,
 ) -> None:
     """Score a model against a dataset."""
-    _require_model(model)
-    facts = manifest.load(data)
-    scoring = _scoring(facts, **scoring_values)
+    models.require(model)
+    scoring = operations.scoring_of(manifest.load(data), **scoring_values)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
-    from scrimp_trainers import sampling
-    from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.export import check_images, load_codec, load_model
-    from scrimp_trainers.metrics import cost
     from scrimp_trainers.metrics.memorisation import neighbour_grid
-    from scrimp_trainers.metrics.score import Scorer
 
-    network, recipe = load_model(model)
-    network = _on_device(network)
-    codec = load_codec(model, recipe, network.unet.device)
-    check_images(model, network, codec, facts)
-    scorer = Scorer(open_dataset(data), scoring, network.unet.device)
     with terminal.progress() as progress:
-        images = sampling.generate(
-            network, recipe, scoring.samples, seed=seed, batch_size=scoring.batch_size, codec=codec
-        )
-        scores = scorer.score(_counted(images, scoring.samples, progress), classes=network.classes)
-    parameters = {"parameters": cost.parameters(network), "nonzero_parameters": cost.nonzero_parameters(network)}
-    terminal.show_values(scores.values | parameters | {"nfe": recipe.nfe})
+        values, scores = operations.evaluate(Model.load(model), data, scoring, seed, progress)
+    terminal.show_values(values)
     if grid:
         neighbour_grid(scores.samples, scores.nearest).save(grid, "PNG")
         terminal.say(f"samples, each beside its nearest training image, in {grid}")
@@ -173,7 +115,7 @@ def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> Non
         raise UserError(recipes.explain(error)) from None
     facts = manifest.load(data)
     if coreset.score != "random":
-        _scoring(facts, extractor=coreset.features, weights=coreset.weights)
+        operations.scoring_of(facts, extractor=coreset.features, weights=coreset.weights)
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
     from scrimp_trainers.common import device
@@ -308,31 +250,3 @@ def list_recipes() -> None:
 def show_schema() -> None:
     """Print the recipe's JSON schema."""
     click.echo(json.dumps(recipes.Recipe.model_json_schema(), indent=2))
-
-
-def _scoring(facts: Manifest, **values: Any) -> Scoring:
-    try:
-        scoring = Scoring(**values)
-    except ValidationError as error:
-        raise UserError(recipes.explain(error)) from None
-    names.check(scoring, facts)
-    return scoring
-
-
-def _require_model(model: Path) -> None:
-    if not (model / "unet" / "config.json").is_file():
-        raise UserError(f"{model}: not a model (no unet/config.json); name the model folder of a repeat")
-
-
-def _on_device(network: "UNet") -> "UNet":
-    import torch
-
-    return network.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _counted(batches: "Iterable[Tensor]", total: int, progress: Callable[[float, float], None]) -> "Iterator[Tensor]":
-    done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch)
-        progress(done, total)
