@@ -1,7 +1,7 @@
 """Other objectives and constraints for a sweep that has been trained, as the command line says them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scrimp_platform.search.records import Trial
@@ -22,14 +22,25 @@ def replaced(space: Space, objectives: Sequence[str], constraints: Sequence[str]
     UserError
         If one cannot be read, or is no score that this sweep measures.
     """
-    changes: dict[str, Any] = {}
-    if objectives:
-        changes["objectives"] = dict(map(_objective, objectives))
-    if constraints:
-        changes["constraints"] = {}
-        for text in constraints:
-            name, side, limit = _constraint(text)
-            changes["constraints"].setdefault(name, {})[side] = limit
+    limits: dict[str, dict[str, float]] = {}
+    for text in constraints:
+        name, side, limit = _constraint(text)
+        limits.setdefault(name, {})[side] = limit
+    return with_goals(space, dict(map(_objective, objectives)), limits)
+
+
+def with_goals(
+    space: Space, objectives: Mapping[str, Any] | None, constraints: Mapping[str, Mapping[str, float]] | None
+) -> Space:
+    """Return the space with these objectives and constraints as its own; where there are none of a kind, its own stay.
+
+    Raises
+    ------
+    UserError
+        If one is no score that such a sweep measures.
+    """
+    goals = {"objectives": objectives, "constraints": constraints}
+    changes = {name: value for name, value in goals.items() if value}
     return spaces.parse(space.model_dump() | changes, "report")
 
 

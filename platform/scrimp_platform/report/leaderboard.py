@@ -15,12 +15,15 @@ from rich.table import Table
 
 from scrimp_platform import store
 from scrimp_platform.report import formatting
-from scrimp_platform.report.ranking import Row, best, cost, lost, rank, violation
+from scrimp_platform.report.ranking import Row, best, cost, lost, rank, typical, violation
 from scrimp_platform.search.stats import Direction
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
-__all__ = ["Row", "best", "chosen", "lost", "rank", "score", "status", "table", "verdict", "write_csv"]
+__all__ = [
+    "Row", "best", "chosen", "columns", "entries", "lost", "rank", "score", "status", "table", "typical", "verdict",
+    "write_csv",
+]  # fmt: skip
 
 _GOOD, _BAD = "bold green", "red"
 _STYLES = {"winner": _GOOD, "leader": _GOOD, "front": _GOOD, "tied": "green", "failed": _BAD, "damaged": _BAD}
@@ -117,22 +120,36 @@ def _trials(numbers: Sequence[int]) -> str:
 
 def write_csv(rows: Sequence[Row], space: Space, folder: SweepFolder) -> None:
     """Write `leaderboard.csv`: numbers in full, nothing where there is no value, lists as JSON."""
-    parts = ("mean", "std", "ci_low", "ci_high", "chosen_at")
-    columns = [f"{name}_{part}" for name in space.objectives for part in parts]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "trial", "status", "repeats", *columns, "kimg", "gpu_hours", *space.search])
-    for row in rows:
-        numbers = [
-            value
-            for name in space.objectives
-            for summary in [row.summaries[name]]
-            for value in (summary.mean, summary.std, summary.low, summary.high, row.chosen[name])
-        ]
-        values = [row.trial.params.get(path) for path in space.search]
-        cells = [row.rank, row.number, status(row), row.repeats, *numbers, row.kimg, row.gpu_hours, *values]
-        writer.writerow([_cell(value) for value in cells])
+    writer.writerow(columns(space))
+    for entry in entries(rows, space):
+        writer.writerow([_cell(value) for value in entry.values()])
     store.write_atomic(folder.leaderboard, text.getvalue())
+
+
+def columns(space: Space) -> list[str]:
+    """Return the names of what the leaderboard says of a trial."""
+    parts = ("mean", "std", "ci_low", "ci_high", "chosen_at")
+    scores = [f"{name}_{part}" for name in space.objectives for part in parts]
+    return ["rank", "trial", "status", "repeats", *scores, "kimg", "gpu_hours", *space.search]
+
+
+def entries(rows: Sequence[Row], space: Space) -> list[dict[str, Any]]:
+    """Return what the leaderboard says of each trial, by column: nan where a score, none where a field has no value."""
+    return [_entry(row, space) for row in rows]
+
+
+def _entry(row: Row, space: Space) -> dict[str, Any]:
+    numbers = [
+        value
+        for name in space.objectives
+        for summary in [row.summaries[name]]
+        for value in (summary.mean, summary.std, summary.low, summary.high, row.chosen[name])
+    ]
+    values = [row.trial.params.get(path) for path in space.search]
+    cells = [row.rank, row.number, status(row), row.repeats, *numbers, row.kimg, row.gpu_hours, *values]
+    return dict(zip(columns(space), cells, strict=True))
 
 
 def score(row: Row, objective: str) -> str:

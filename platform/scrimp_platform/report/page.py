@@ -226,10 +226,7 @@ def _samples(
 
 
 def _typical(folder: SweepFolder, row: Row, space: Space) -> RepeatFolder:
-    """Return the repeat whose score is nearest to the trial's mean, not the prettiest."""
-    name, kimg = next(iter(space.objectives)), row.kimg
-    mean = row.summaries[name].mean
-    nearest = min(row.counted, key=lambda repeat: abs(repeat.scores[kimg][name] - mean))
+    nearest = leaderboard.typical(row, space)
     return folder.repeat(nearest.trial, nearest.repeat)
 
 

@@ -109,6 +109,13 @@ def best(rows: Sequence[Row]) -> Row | None:
     return rows[0] if rows and rows[0].finished and rows[0].status != "infeasible" else None
 
 
+def typical(row: Row, space: Space) -> Repeat:
+    """Return the repeat of a trial whose score is nearest to the trial's mean, not the prettiest."""
+    name, kimg = next(iter(space.objectives)), row.kimg
+    mean = row.summaries[name].mean
+    return min(row.counted, key=lambda repeat: abs(repeat.scores[kimg][name] - mean))
+
+
 def _row(trial: Trial, space: Space) -> Row:
     kimg = space.budget.rungs_kimg[-1]
     counted = records.counted(trial, space, kimg)

@@ -345,8 +345,7 @@ def winner(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | Non
     best = leaderboard.best(leaderboard.rank(trials, space))
     if best is None or any(map(leaderboard.lost, trials)):
         return None
-    name = next(iter(space.objectives))
-    typical = min(best.counted, key=lambda repeat: abs(repeat.scores[best.kimg][name] - best.summaries[name].mean))
+    typical = leaderboard.typical(best, space)
     return folder.repeat(typical.trial, typical.repeat).model
 
 
