@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import yaml_files
 from scrimp_trainers.common.errors import UserError
@@ -189,6 +189,24 @@ class Space(Section):
             raise ValueError("a space needs fields to search, or arms to compare")
         return self
 
+    @model_validator(mode="wrap")  # the last validator, so that it also sees what the one above refuses
+    @classmethod
+    def _explained(cls, values: Any, handler: "ModelWrapValidatorHandler[Space]") -> "Space":
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise UserError(explain(error)) from None
+
+    @classmethod
+    def load(cls, name: str | Path) -> "Space":
+        """Load a space by name or from a YAML file; `UserError` says what is wrong with it."""
+        return load(name)
+
+    @classmethod
+    def of(cls, **fields: Any) -> "Space":
+        """Make a space of plain values, as its YAML has them; `UserError` says what is wrong with them."""
+        return parse(fields, "space")
+
     def base(self) -> Recipe:
         """Return the recipe that every trial starts from, as long as the last rung."""
         base = recipes.load(self.recipe).replace(self.override)
@@ -276,9 +294,6 @@ def parse(tree: Any, where: str) -> Space:
     """Validate a tree of plain values, and each range against the recipe's fields; `where` names its source."""
     try:
         space = Space.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{where}: {explain(error)}") from None
-    try:
         require_objectives([*space.objectives, *space.constraints], space.scoring)
         if space.arms:
             return _of_arms(space)

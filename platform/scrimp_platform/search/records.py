@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from scrimp_platform import store
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
@@ -162,9 +160,10 @@ def describe(folder: SweepFolder) -> dict[str, Any]:
 
 def space_of(folder: SweepFolder) -> Space:
     """Return the space of a sweep; raises as `describe` does."""
+    tree = describe(folder)["space"]
     try:
-        return Space.model_validate(describe(folder)["space"])
-    except ValidationError:
+        return Space.model_validate(tree)
+    except UserError:
         raise DamagedRecord(f"{folder.sweep}: its space is not one of this version") from None
 
 

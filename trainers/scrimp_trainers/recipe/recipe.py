@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeGuard, get_args, get_origin
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import yaml_files
 from scrimp_trainers.common.errors import UserError
@@ -71,6 +71,19 @@ class Recipe(Section):
         if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
             raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
         return self
+
+    @model_validator(mode="wrap")  # the last validator, so that it also sees what the one above refuses
+    @classmethod
+    def _explained(cls, values: Any, handler: "ModelWrapValidatorHandler[Recipe]") -> "Recipe":
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise UserError(explain(error)) from None
+
+    @classmethod
+    def load(cls, name: str | Path) -> "Recipe":
+        """Load a preset by name, or a recipe from a YAML file; `UserError` says what is wrong with it."""
+        return load(name)
 
     @property
     def nfe(self) -> int:
@@ -180,8 +193,8 @@ def parse(tree: Any, where: str) -> Recipe:
     """Validate a tree of plain values. `where` names its source in the error message."""
     try:
         return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{where}: {explain(error)}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def explain(error: ValidationError) -> str:
