@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [
+    ROOT / "platform/scrimp",
     ROOT / "platform/scrimp_platform",
     ROOT / "search_spaces/scrimp_spaces",
     ROOT / "trainers/scrimp_trainers",
@@ -21,9 +22,10 @@ LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
 
 
-def test_a_source_root_holds_its_package_and_nothing_else():
-    for package in PACKAGES:
-        assert [path.name for path in package.parent.iterdir() if path.name != "__pycache__"] == [package.name]
+def test_a_source_root_holds_its_packages_and_nothing_else():
+    for root in {package.parent for package in PACKAGES}:
+        packages = {package for package in PACKAGES if package.parent == root}
+        assert {path for path in root.iterdir() if path.name != "__pycache__"} == packages
 
 
 def test_no_top_level_name_shadows_the_standard_library_or_a_dependency():

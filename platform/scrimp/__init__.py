@@ -1,0 +1,61 @@
+"""Scrimp as a library: what the command line does, as functions. docs/api.md describes each name.
+
+To import it costs next to nothing: what a name needs (torch, Ray, MLflow) is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scrimp.sweeps import Result, sweep
+    from scrimp.trainings import evaluate, load_model, open_dataset, prepare, train
+    from scrimp_platform.model import Model
+    from scrimp_spaces.space import Space
+    from scrimp_trainers.common.errors import Diverged, UserError
+    from scrimp_trainers.data.dataset import Dataset
+    from scrimp_trainers.recipe.recipe import Recipe
+
+__all__ = [
+    "Dataset",
+    "Diverged",
+    "Model",
+    "Recipe",
+    "Result",
+    "Space",
+    "UserError",
+    "evaluate",
+    "load_model",
+    "open_dataset",
+    "prepare",
+    "sweep",
+    "train",
+]
+
+_HOMES = {
+    "Dataset": "scrimp_trainers.data.dataset",
+    "Diverged": "scrimp_trainers.common.errors",
+    "Model": "scrimp_platform.model",
+    "Recipe": "scrimp_trainers.recipe.recipe",
+    "Result": "scrimp.sweeps",
+    "Space": "scrimp_spaces.space",
+    "UserError": "scrimp_trainers.common.errors",
+    "evaluate": "scrimp.trainings",
+    "load_model": "scrimp.trainings",
+    "open_dataset": "scrimp.trainings",
+    "prepare": "scrimp.trainings",
+    "sweep": "scrimp.sweeps",
+    "train": "scrimp.trainings",
+}
+
+if not TYPE_CHECKING:  # a type checker takes any name for one that this function knows
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
