@@ -48,7 +48,7 @@ def contained() -> Iterator[None]:
     finally:
         _requested = None
         for number, handler in before.items():
-            if handler is not None:  # one that was not set from Python
+            if handler is not None:  # none: it was not set from Python
                 signal.signal(number, handler)
 
 
