@@ -20,7 +20,7 @@ from benchmarks.measure import Comparison, Side, interleave, show
 from scrimp_trainers.common import device as devices
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.metrics.score import Scorer
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.sampling import generate, save_images
@@ -86,7 +86,7 @@ def theirs(folder: Path, device: str, count: int) -> Iterator[object]:
             )
 
 
-def model(device: torch.device) -> UNet:
+def model(device: torch.device) -> Denoiser:
     """Return a small network for 32x32 RGB images."""
     return start(sampler(), image_size=SIZE, channels=3, classes=0, seed=0, device=device).ema
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.measure import Side, console, settled
 from scrimp_trainers.common import device as devices
+from scrimp_trainers.common import parts
 from scrimp_trainers.data.batch import Batch
-from scrimp_trainers.diffusion.choose import process_of
 from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.techniques import ambient, mafp, patches, sparsity
 from scrimp_trainers.training.loop import train
@@ -136,20 +136,24 @@ def _patches(recipe: Recipe, images: Tensor, generator: torch.Generator) -> tupl
 
 
 def _ambient(recipe: Recipe, images: Tensor, generator: torch.Generator) -> tuple[Call, Call]:
-    settings, process = recipe.diffusion, process_of(recipe.diffusion)
+    process = parts.build("diffusion", recipe.diffusion)
     keys = torch.arange(len(images), device=images.device)
     noise = torch.randn_like(images)
-    levels = process.levels(settings, len(images), generator)
+    levels = process.levels(len(images), generator)
 
     def hidden() -> None:
         copies = ambient.fixed_noise(keys, images.shape[1:])
-        noisy, target = ambient.add_noise(recipe, images, copies, noise, levels)
+        noisy, target = ambient.add_noise(
+            recipe.ambient, parts.build("diffusion", recipe.diffusion), images, copies, noise, levels
+        )
         estimate = noisy.requires_grad_()
-        ambient.losses(recipe, estimate, target, noise, levels).sum().backward()
+        ambient.losses(
+            recipe.ambient, parts.build("diffusion", recipe.diffusion), estimate, target, noise, levels
+        ).sum().backward()
 
     def ordinary() -> None:
-        estimate = process.add_noise(settings, images, noise, levels).requires_grad_()
-        process.losses(settings, estimate, images, noise, levels).sum().backward()
+        estimate = process.add_noise(images, noise, levels).requires_grad_()
+        process.losses(estimate, images, noise, levels).sum().backward()
 
     return hidden, ordinary
 

@@ -154,7 +154,7 @@ def plain(unet: UNet2DModel) -> UNet2DModel:
 
 def theirs(recipe: Recipe, data: Path, device: str, clock: Clock | None = None) -> Iterator[object]:
     """Set up and run the example's loop. Yields the losses, which its progress bar shows."""
-    network = plain(new_state(recipe, device).network.unet).train()
+    network = plain(cast(UNet2DModel, new_state(recipe, device).network.unet)).train()
     parameters = list(network.parameters())
     noising = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(

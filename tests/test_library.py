@@ -158,7 +158,7 @@ MISTAKES = [
     (lambda there: scrimp.prepare("digits", there / "out", codec="vq"), r"codec\.kind: Input should be"),  # type: ignore
     (lambda there: scrimp.open_dataset(there), r"not a dataset \(no dataset\.json\)"),
     (lambda there: scrimp.train("tiny-edm", there, there / "out"), r"not a dataset \(no dataset\.json\)"),
-    (lambda there: scrimp.load_model(there), r"not a model \(no unet/config\.json\)"),
+    (lambda there: scrimp.load_model(there), r"not a model \(no network's config\.json\)"),
     (lambda there: scrimp.evaluate(there, there), r"not a dataset \(no dataset\.json\)"),
     (lambda there: scrimp.sweep("nope"), "space nope: no such space or file"),
     (lambda there: scrimp.sweep(data=there), "not a dataset; make one with `scrimp prepare"),

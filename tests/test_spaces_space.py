@@ -10,7 +10,8 @@ from scrimp_platform.search.study import _suggest
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe import recipe as recipes
-from scrimp_trainers.recipe.sections import DDPM
+from scrimp_trainers.recipe.diffusion import DDPM
+from scrimp_trainers.recipe.samplers import Heun
 
 CHANNELS = {"network.channels": {"choice": [16, 24, 32]}}
 GOOD = {
@@ -45,7 +46,7 @@ def test_a_space_that_ships_loads_and_survives_a_round_trip(name):
         ({"constraints": {"memorized_fraction": {}}}, "a constraint needs max, min, max_ratio or min_ratio"),
         ({"budget": {"rungs_kimg": [4, 2]}}, "rungs_kimg must rise"),
         ({"recipe": "nonsense"}, "recipe nonsense: no such preset or file"),
-        ({"override": {"sampler.kind": "ddim"}}, "sampler.kind: 'ddim' cannot sample 'edm'"),
+        ({"override": {"sampler.kind": "ddim"}}, "sampler.kind: 'ddim' needs a chain of steps"),
         ({"colour": "blue"}, "colour: Extra inputs are not permitted"),
         (
             {"search": {"optimizer.lr": {"uniform": [1, 2], "when": {"network.channels": [8]}}}},
@@ -203,7 +204,8 @@ def test_no_limit_or_field_is_nan_or_infinite(changes):
 
 
 def test_the_samplers_highest_churn_may_be_infinite():
-    assert recipes.load("tiny-edm").replace({"sampler.s_max": float("inf")}).sampler.s_max == float("inf")
+    sampler = recipes.load("tiny-edm").replace({"sampler.s_max": float("inf")}).sampler
+    assert sampler == Heun(steps=18, s_max=float("inf"))
 
 
 def test_a_file_with_a_key_twice_is_refused(tmp_path):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from scrimp_trainers.diffusion.choose import process_of
+from scrimp_trainers.common import parts
+from scrimp_trainers.diffusion.process import sigmas
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import ambient
 
@@ -37,8 +38,8 @@ def levels_near(recipe, sigma, count):
     """Levels of about this sigma: exactly it in EDM, the next of the chain's from below in DDPM."""
     if recipe.diffusion.kind == "edm":
         return torch.full((count,), sigma, dtype=torch.float64)
-    process = process_of(recipe.diffusion)
-    chain = process.sigmas(recipe.diffusion, torch.arange(recipe.diffusion.timesteps))
+    process = parts.build("diffusion", recipe.diffusion)
+    chain = sigmas(process, torch.arange(recipe.diffusion.timesteps))
     return torch.full((count,), int((chain <= sigma).sum()) - 1)
 
 
@@ -53,7 +54,7 @@ def as_clean_images(recipe, estimate, noisy, levels):
     noisy, estimate = noisy.double(), estimate.double()
     if recipe.diffusion.kind == "edm":
         return estimate, noisy
-    sigma = process_of(recipe.diffusion).sigmas(recipe.diffusion, levels).double()[:, None, None, None]
+    sigma = sigmas(parts.build("diffusion", recipe.diffusion), levels).double()[:, None, None, None]
     abar = 1 / (1 + sigma**2)
     if recipe.diffusion.prediction == "v":
         return abar.sqrt() * noisy - (1 - abar).sqrt() * estimate, noisy / abar.sqrt()
@@ -148,18 +149,20 @@ def test_keys_depend_on_the_dataset_and_the_image_alone():
 def test_without_hidden_noise_the_loss_is_the_process_own(process, weighting, sigma_n):
     """Bit for bit, its gradient included, at sigma_n = 0; to rounding where sigma_n is tiny but above 0."""
     recipe = recipe_of(process, sigma_n, weighting)
-    own, chain, levels = process_of(recipe.diffusion), recipe.diffusion, levels_of_all_kinds(recipe, 64)
+    own, levels = parts.build("diffusion", recipe.diffusion), levels_of_all_kinds(recipe, 64)
     images, hidden, noise = (randn(64, 3, 8, 8, seed=seed) for seed in (1, 2, 3))
     estimate = randn(64, 3, 8, 8, seed=4).requires_grad_()
 
-    noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    found = ambient.losses(recipe, estimate, target, noise, levels)
-    expected = own.losses(chain, estimate, images, noise, levels)
+    noisy, target = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), images, hidden, noise, levels
+    )
+    found = ambient.losses(recipe.ambient, parts.build("diffusion", recipe.diffusion), estimate, target, noise, levels)
+    expected = own.losses(estimate, images, noise, levels)
     (slope,) = torch.autograd.grad(found.sum(), estimate)
     (slope_expected,) = torch.autograd.grad(expected.sum(), estimate)
 
     error = 0 if sigma_n == 0 else 1e-3
-    torch.testing.assert_close(noisy, own.add_noise(chain, images, noise, levels), rtol=error, atol=error)
+    torch.testing.assert_close(noisy, own.add_noise(images, noise, levels), rtol=error, atol=error)
     torch.testing.assert_close(target, images, rtol=error, atol=error)
     torch.testing.assert_close(found, expected, rtol=error, atol=error)
     torch.testing.assert_close(slope, slope_expected, rtol=error, atol=error)
@@ -169,15 +172,17 @@ def test_without_hidden_noise_the_loss_is_the_process_own(process, weighting, si
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_below_sigma_n_training_is_ordinary_bit_for_bit(process, weighting):
     recipe = recipe_of(process, SIGMA_N, weighting)
-    own, chain, levels = process_of(recipe.diffusion), recipe.diffusion, levels_of_all_kinds(recipe, 64)
-    below = own.sigmas(chain, levels) < SIGMA_N
+    own, levels = parts.build("diffusion", recipe.diffusion), levels_of_all_kinds(recipe, 64)
+    below = sigmas(own, levels) < SIGMA_N
     assert 0 < below.sum() < 64
     images, hidden, noise, estimate = (randn(64, 3, 8, 8, seed=seed) for seed in (1, 2, 3, 4))
-    noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    found = ambient.losses(recipe, estimate, target, noise, levels)
-    assert torch.equal(noisy[below], own.add_noise(chain, images, noise, levels)[below])
+    noisy, target = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), images, hidden, noise, levels
+    )
+    found = ambient.losses(recipe.ambient, parts.build("diffusion", recipe.diffusion), estimate, target, noise, levels)
+    assert torch.equal(noisy[below], own.add_noise(images, noise, levels)[below])
     assert torch.equal(target[below], images[below])
-    assert torch.equal(found[below], own.losses(chain, estimate, images, noise, levels)[below])
+    assert torch.equal(found[below], own.losses(estimate, images, noise, levels)[below])
     assert torch.equal(target[~below], torch.addcmul(images, hidden, torch.tensor(SIGMA_N))[~below])
 
 
@@ -187,11 +192,13 @@ def test_from_sigma_n_on_the_loss_is_the_papers(process, weighting):
     """w |a x0 + r x_sigma - x^n|^2, times a^-2 if compensated, from the noisy images that were made."""
     recipe = recipe_of(process, SIGMA_N, weighting)
     levels = levels_of_all_kinds(recipe, 64)
-    sigma = process_of(recipe.diffusion).sigmas(recipe.diffusion, levels).double()
+    sigma = sigmas(parts.build("diffusion", recipe.diffusion), levels).double()
     above = sigma > SIGMA_N * 1.01
     images, hidden, noise, estimate = (randn(64, 3, 8, 8, seed=seed) for seed in (1, 2, 3, 4))
-    noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    found = ambient.losses(recipe, estimate, target, noise, levels)
+    noisy, target = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), images, hidden, noise, levels
+    )
+    found = ambient.losses(recipe.ambient, parts.build("diffusion", recipe.diffusion), estimate, target, noise, levels)
 
     clean, x_sigma = as_clean_images(recipe, estimate, noisy, levels)
     r = (SIGMA_N / sigma)[:, None, None, None] ** 2
@@ -210,8 +217,9 @@ def test_from_sigma_n_on_nothing_but_the_noisy_copy_is_used(process):
     levels = levels_near(recipe, 3.0, 2)
     image, hidden, noise = (randn(1, 3, 8, 8, seed=seed, dtype=torch.float64) for seed in (1, 2, 3))
     images = torch.cat([image, image + 1])
+    process = parts.build("diffusion", recipe.diffusion)
     noisy, target = ambient.add_noise(
-        recipe, images, torch.cat([hidden, hidden - 1 / SIGMA_N]), noise.expand_as(images), levels
+        recipe.ambient, process, images, torch.cat([hidden, hidden - 1 / SIGMA_N]), noise.expand_as(images), levels
     )
     torch.testing.assert_close(noisy[0], noisy[1])
     torch.testing.assert_close(target[0], target[1])
@@ -223,9 +231,11 @@ def test_the_noisy_image_has_the_variance_of_its_level(process):
     recipe = recipe_of(process)
     levels = levels_of_all_kinds(recipe, 16)
     hidden, noise = randn(16, 1, 128, 128, seed=2), randn(16, 1, 128, 128, seed=3)
-    noisy, _ = ambient.add_noise(recipe, torch.zeros_like(noise), hidden, noise, levels)
+    noisy, _ = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), torch.zeros_like(noise), hidden, noise, levels
+    )
     _, x_sigma = as_clean_images(recipe, noise, noisy, levels)
-    sigma = process_of(recipe.diffusion).sigmas(recipe.diffusion, levels).double()
+    sigma = sigmas(parts.build("diffusion", recipe.diffusion), levels).double()
     torch.testing.assert_close(x_sigma.std((1, 2, 3)), sigma, rtol=0.03, atol=0)
 
 
@@ -234,8 +244,10 @@ def test_the_conversion_is_exact_for_the_clean_image():
     recipe = recipe_of({"kind": "edm"})
     images, hidden, noise = (randn(8, 1, 4, 4, seed=seed, dtype=torch.float64) for seed in (1, 2, 3))
     sigma = torch.linspace(0.6, 20, 8, dtype=torch.float64)
-    _, target = ambient.add_noise(recipe, images, hidden, noise, sigma)
-    found = ambient.losses(recipe, images, target, noise, sigma)
+    _, target = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), images, hidden, noise, sigma
+    )
+    found = ambient.losses(recipe.ambient, parts.build("diffusion", recipe.diffusion), images, target, noise, sigma)
     r = (SIGMA_N / sigma)[:, None, None, None] ** 2
     missed = (r - 1) * SIGMA_N * hidden + r * sigma[:, None, None, None] * (1 - r).sqrt() * noise
     torch.testing.assert_close(found, own_weight(recipe, sigma) * missed.square().mean((1, 2, 3)))
@@ -246,8 +258,10 @@ def slope_at(sigma, weighting):
     images, hidden, noise = (randn(256, 1, 4, 4, seed=seed) for seed in (1, 2, 3))
     levels = torch.full((256,), sigma)
     estimate = torch.zeros_like(images, requires_grad=True)
-    _, target = ambient.add_noise(recipe, images, hidden, noise, levels)
-    values = ambient.losses(recipe, estimate, target, noise, levels)
+    _, target = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), images, hidden, noise, levels
+    )
+    values = ambient.losses(recipe.ambient, parts.build("diffusion", recipe.diffusion), estimate, target, noise, levels)
     (slope,) = torch.autograd.grad(values.sum(), estimate)
     assert torch.isfinite(values).all()
     assert torch.isfinite(slope).all()
@@ -286,12 +300,16 @@ def test_on_gaussian_data_the_optimum_is_the_posterior_mean(process, weighting, 
     images = data[:, None, None, :]
     hidden, noise = (randn(count, 1, 1, 2, seed=seed, dtype=torch.float64) for seed in (2, 3))
     levels = levels_near(recipe, sigma, count)
-    noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
+    noisy, target = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), images, hidden, noise, levels
+    )
     inputs = torch.cat([noisy.reshape(count, 2), torch.ones(count, 1, dtype=torch.float64)], 1)
 
     def loss(parameters):
         estimate = (inputs @ parameters.view(3, 2))[:, None, None, :]
-        return ambient.losses(recipe, estimate, target, noise, levels).mean()
+        return ambient.losses(
+            recipe.ambient, parts.build("diffusion", recipe.diffusion), estimate, target, noise, levels
+        ).mean()
 
     # The loss is quadratic in the parameters, so Newton's first step from anywhere is its minimum.
     start = torch.zeros(6, dtype=torch.float64, requires_grad=True)
@@ -299,7 +317,7 @@ def test_on_gaussian_data_the_optimum_is_the_posterior_mean(process, weighting, 
     best = -torch.linalg.solve(torch.autograd.functional.hessian(loss, start), slope)
 
     probes = torch.tensor([[0.0, 0.0], [0.5, -0.5], [-1.0, 1.0], [0.3, 1.2]], dtype=torch.float64)[:, None, None, :]
-    sigma = process_of(recipe.diffusion).sigmas(recipe.diffusion, levels)[0].item()
+    sigma = sigmas(parts.build("diffusion", recipe.diffusion), levels)[0].item()
     signal = 1.0 if recipe.diffusion.kind == "edm" else 1 / math.sqrt(1 + sigma**2)
     estimate = (torch.cat([probes.reshape(4, 2) * signal, torch.ones(4, 1, dtype=torch.float64)], 1)) @ best.view(3, 2)
     clean, _ = as_clean_images(recipe, estimate[:, None, None, :], probes * signal, levels[:4])
@@ -313,11 +331,13 @@ def test_with_one_image_the_optimum_knows_its_noisy_copy_only(process):
     """The clean image that it then gives, (x^n - r x_sigma) / a, makes the loss 0: nothing is left to learn of x."""
     recipe = recipe_of(process)
     levels = levels_near(recipe, 2.0, 64)
-    sigma = process_of(recipe.diffusion).sigmas(recipe.diffusion, levels).double()[:, None, None, None]
+    sigma = sigmas(parts.build("diffusion", recipe.diffusion), levels).double()[:, None, None, None]
     image, hidden = randn(1, 1, 4, 4, seed=1, dtype=torch.float64), randn(1, 1, 4, 4, seed=2, dtype=torch.float64)
     noise = randn(64, 1, 4, 4, seed=3, dtype=torch.float64)
     images, copies = image.expand_as(noise), hidden.expand_as(noise)
-    noisy, target = ambient.add_noise(recipe, images, copies, noise, levels)
+    noisy, target = ambient.add_noise(
+        recipe.ambient, parts.build("diffusion", recipe.diffusion), images, copies, noise, levels
+    )
     _, x_sigma = as_clean_images(recipe, noise, noisy, levels)
     r = (SIGMA_N / sigma) ** 2
     clean = (image + SIGMA_N * hidden - r * x_sigma) / (1 - r)
@@ -328,5 +348,5 @@ def test_with_one_image_the_optimum_knows_its_noisy_copy_only(process):
         "epsilon": total,
         "v": signal * total - sigma * signal * clean,
     }[NAMES[PROCESSES.index(process)]]
-    found = ambient.losses(recipe, estimate, target, noise, levels)
+    found = ambient.losses(recipe.ambient, parts.build("diffusion", recipe.diffusion), estimate, target, noise, levels)
     assert found.max().item() < 1e-8

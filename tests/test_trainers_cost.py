@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.networks.unet import build
-from scrimp_trainers.recipe.sections import Network
+from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.recipe.techniques import Sparsity
 from scrimp_trainers.techniques import sparsity
 
@@ -27,13 +27,11 @@ def test_flops_of_convolutions_and_matrix_products_are_two_a_multiply_add():
 
 def test_flops_of_attention():
     class Attention(nn.Module):
-        def forward(self, x: Tensor, mask: None) -> Tensor:
-            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x)
 
     tokens, width = 64, 32
-    assert (
-        cost.forward_flops(Attention(), torch.zeros(1, 2, tokens, width), None) == 2 * 2 * 2 * tokens * tokens * width
-    )
+    assert cost.forward_flops(Attention(), torch.zeros(1, 2, tokens, width)) == 2 * 2 * 2 * tokens * tokens * width
 
 
 def test_flops_of_each_layer():
@@ -45,7 +43,7 @@ def test_flops_of_each_layer():
 
 def test_layers_and_attention_are_all_that_a_network_costs():
     """Attention here: three blocks at 4x4 pixels and one at the middle, of 16 channels, queries by keys by values."""
-    network = build(Network(channels=8, multipliers=(1, 2), blocks=1, attention=(4,)), image_size=8, channels=1)
+    network = build(UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,)), image_size=8, channels=1)
     inputs = torch.zeros(1, 1, 8, 8), torch.zeros(1)
     attention = 4 * 2 * (2 * 16 * 16 * 16)
     total = sum(cost.layer_flops(network, *inputs).values()) + attention

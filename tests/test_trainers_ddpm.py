@@ -7,7 +7,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from scrimp_trainers.diffusion import ddpm
-from scrimp_trainers.recipe.sections import DDPM, Sampler
+from scrimp_trainers.diffusion.samplers import ancestral, ddim
+from scrimp_trainers.recipe.diffusion import DDPM
+from scrimp_trainers.recipe.samplers import DDIM, Ancestral
 
 CPU = torch.device("cpu")
 CHAINS = [
@@ -41,12 +43,12 @@ def predict(x, t):
 @pytest.mark.parametrize("chain", CHAINS, ids=NAMES)
 def test_the_chain_and_its_targets_are_those_of_diffusers(chain):
     scheduler = theirs(DDPMScheduler, chain)
-    torch.testing.assert_close(ddpm.alpha_bars(chain, CPU), scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ddpm.build(chain).alpha_bars(CPU), scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6)
     images, noise, t = randn(0), randn(1), torch.tensor([0, 437, 990])
-    noisy = ddpm.add_noise(chain, images, noise, t)
+    noisy = ddpm.build(chain).add_noise(images, noise, t)
     torch.testing.assert_close(noisy, scheduler.add_noise(images, noise, t), rtol=1e-3, atol=1e-4)
     target = noise if chain.prediction == "epsilon" else scheduler.get_velocity(images, noise, t)
-    losses = ddpm.losses(chain, target + 0.1, images, noise, t)
+    losses = ddpm.build(chain).losses(target + 0.1, images, noise, t)
     torch.testing.assert_close(losses, torch.full((3,), 0.01), rtol=1e-2, atol=1e-5)
 
 
@@ -57,7 +59,7 @@ def test_the_ancestral_step_equals_that_of_diffusers(chain, t):
     x, output = randn(2), randn(3)
     generator = torch.Generator().manual_seed(4)
     expected = scheduler.step(output, t, x, generator=generator).prev_sample
-    found = ddpm.ancestral_step(chain, output, x, t, t - 1, randn(4), clip=True)
+    found = ancestral.step(ddpm.build(chain), output, x, t, t - 1, randn(4), clip=True)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -70,7 +72,7 @@ def test_the_ddim_step_equals_that_of_diffusers(chain, eta):
     for t in (49, 499, 949):
         given = noise if eta else None
         expected = scheduler.step(output, t, x, eta=eta, variance_noise=given).prev_sample
-        found = ddpm.ddim_step(chain, output, x, t, t - 50, eta, given, clip=True)
+        found = ddim.step(ddpm.build(chain), output, x, t, t - 50, eta, given, clip=True)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -78,9 +80,9 @@ def test_the_ddim_step_equals_that_of_diffusers(chain, eta):
 @pytest.mark.parametrize(("kind", "steps"), [("ancestral", 1000), ("ancestral", 50), ("ddim", 40)])
 def test_a_whole_sampling_equals_that_of_diffusers(chain, kind, steps):
     ours = torch.Generator().manual_seed(5)
-    found = ddpm.sample(
-        chain, Sampler(kind=kind, steps=steps), predict, lambda: torch.randn(3, 2, 4, 4, generator=ours), clip=True
-    )
+    sampler = {"ancestral": Ancestral, "ddim": DDIM}[kind](steps=steps)
+    sample = {"ancestral": ancestral.sample, "ddim": ddim.sample}[kind]
+    found = sample(ddpm.build(chain), sampler, predict, lambda: torch.randn(3, 2, 4, 4, generator=ours), clip=True)
     scheduler = theirs(DDPMScheduler if kind == "ancestral" else DDIMScheduler, chain)
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(5)
@@ -92,7 +94,7 @@ def test_a_whole_sampling_equals_that_of_diffusers(chain, kind, steps):
 
 @pytest.mark.parametrize("steps", [1, 3, 35, 999, 1000])
 def test_the_grid_starts_at_the_noisiest_level_and_is_even(steps):
-    grid = ddpm.time_grid(DDPM(kind="ddpm"), steps)
+    grid = ddpm.build(DDPM(kind="ddpm")).grid(steps)
     gaps = {a - b for a, b in zip(grid, [*grid[1:], -1], strict=True)}
     assert len(grid) == steps
     assert grid[0] == 999
@@ -104,22 +106,26 @@ def test_gaussian_data_come_back_from_ancestral_sampling(chain):
     """With the exact posterior mean of N(0, 0.2^2) the samples have that deviation."""
 
     def exact(x, t):
-        abar = ddpm.alpha_bars(chain, CPU)[t][:, None, None, None].double()
+        abar = ddpm.build(chain).alpha_bars(CPU)[t][:, None, None, None].double()
         clean = 0.04 * abar.sqrt() * x / (0.04 * abar + 1 - abar)
         noise = (x - abar.sqrt() * clean) / (1 - abar).sqrt()
         return noise if chain.prediction == "epsilon" else abar.sqrt() * noise - (1 - abar).sqrt() * clean
 
     generator = torch.Generator().manual_seed(0)
     shape = (20_000, 1, 1, 1)
-    sampler = Sampler(kind="ancestral", steps=1000)
-    found = ddpm.sample(
-        chain, sampler, exact, lambda: torch.randn(shape, generator=generator, dtype=torch.float64), clip=True
+    sampler = Ancestral(steps=1000)
+    found = ancestral.sample(
+        ddpm.build(chain),
+        sampler,
+        exact,
+        lambda: torch.randn(shape, generator=generator, dtype=torch.float64),
+        clip=True,
     )
     assert found.std().item() == pytest.approx(0.2, rel=0.03)
 
 
 def test_levels_are_uniform_over_the_whole_chain():
-    t = ddpm.levels(DDPM(kind="ddpm", timesteps=10), 50_000, torch.Generator().manual_seed(0))
+    t = ddpm.build(DDPM(kind="ddpm", timesteps=10)).levels(50_000, torch.Generator().manual_seed(0))
     shares = torch.bincount(t, minlength=10) / len(t)
     assert len(shares) == 10
     assert shares.min().item() > 0.09

@@ -9,7 +9,7 @@ from torch import nn
 
 from scrimp_trainers.networks.dropout import Dropout, of_step, replace
 from scrimp_trainers.networks.unet import build
-from scrimp_trainers.recipe.sections import Network
+from scrimp_trainers.recipe.networks import UNet
 
 SHARES = st.floats(1e-3, 1 - 1e-3)
 SHAPES = st.lists(st.integers(1, 7), max_size=4)
@@ -55,7 +55,7 @@ def test_everything_is_dropped_where_everything_is_to_be():
 
 
 def test_a_network_has_no_other_dropout():
-    network = build(Network(channels=8, multipliers=(1, 2), attention=(4,), dropout=0.2), image_size=8, channels=1)
+    network = build(UNet(channels=8, multipliers=(1, 2), attention=(4,), dropout=0.2), image_size=8, channels=1)
     shares = [(type(module), module.p) for module in network.modules() if isinstance(module, nn.Dropout)]
     assert (Dropout, 0.2) in shares
     assert {kind for kind, _ in shares} == {Dropout}

@@ -10,10 +10,11 @@ import torch
 import yaml
 from trainers_small import small, small_state
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.diffusion.choose import process_of
-from scrimp_trainers.export import _scheduler, export, load_model
+from scrimp_trainers.export import _sampler, export, load_model
 from scrimp_trainers.networks.unet import build
 
 MANIFEST = Manifest(
@@ -105,7 +106,7 @@ def test_diffusers_alone_computes_our_denoiser(models, name):
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(4) if name.endswith("classes") else None
     levels = torch.tensor([0.01, 0.3, 2.0, 40.0] if name.startswith("edm") else [0, 9, 400, 999])
-    ours = process_of(settings).denoise(settings, network, x, levels, labels=labels)
+    ours = parts.build("diffusion", settings).denoise(network, x, levels, Conditions(labels))
     assert ours.std() > 0.01
     torch.testing.assert_close(torch.from_numpy(found["estimate"]), ours, rtol=1e-4, atol=1e-5)
 
@@ -126,7 +127,8 @@ def test_a_model_is_read_back_with_its_recipe(models, name):
     loaded, recipe = load_model(folder)
     assert recipe == RECIPES[name]
     assert loaded.classes == network.classes
-    inputs = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.5]), torch.tensor([0, 1]) if network.classes else None
+    conditions = Conditions(torch.tensor([0, 1]) if network.classes else None)
+    inputs = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.5]), conditions
     assert torch.equal(loaded(*inputs), network(*inputs))
 
 
@@ -169,5 +171,5 @@ def test_the_exported_scheduler_clips_pixels_and_no_latents(kind):
     latents = {"codec__kind": "kl", "codec__encoder": "vae", "codec__decoder": "vae"}
     for values, clips in (({}, True), (latents, False)):
         recipe = small("tiny-ddpm", sampler__kind=kind, **values)
-        config: Any = _scheduler(recipe)
+        config: Any = _sampler(recipe).scheduler
         assert config.config["clip_sample"] is clips

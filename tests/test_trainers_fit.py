@@ -32,7 +32,7 @@ def recipe(levels: int = 2, **values: object) -> Recipe:
 @pytest.mark.parametrize(
     ("values", "size", "complaint"),
     [
-        ({"levels": 4}, 28, "its size 28 cannot be halved 3 times, .* multiple of 8$"),
+        ({"levels": 4}, 28, "its size 28 is not a multiple of 8, as network.kind unet needs"),
         ({"levels": 3, "patches__real_p": 0.5}, 28, r"0\.75 of 28 pixels are 21, .* multiples of 4; .* 0\.714286$"),
         ({"patches__real_p": 0.5, "patches__sizes": [0.01]}, 32, r"0\.01 of 32 pixels are 0, .* nearest is 0\.0625$"),
         ({"levels": 1, "ood__weight": 1}, 5, "ood.weight: a jigsaw of four needs an even side, not 5"),

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.diffusion import edm
 from scrimp_trainers.networks.unet import build
-from scrimp_trainers.recipe.sections import EDM, Network
+from scrimp_trainers.recipe.diffusion import EDM
+from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.recipe.techniques import MAFP
 from scrimp_trainers.techniques import mafp
 
@@ -203,16 +205,16 @@ def test_ranks_augment_together_as_one_would(images, trigger):
 def test_a_network_that_is_told_learns_what_noise_hides(told):
     """All that differs between the images is what was done to them, and the noise hides that."""
     torch.manual_seed(0)
-    network = build(Network(channels=8, multipliers=(1,), blocks=1), image_size=8, channels=1, augment_labels=9)
+    network = build(UNet(channels=8, multipliers=(1,), blocks=1), image_size=8, channels=1, augment_labels=9)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     images = torch.linspace(-1, 1, 8).expand(16, 1, 8, 8)
     levels, values = torch.full((16,), 20.0), []
     for step in range(100):
         clean, labels = augmented(MAFP(p1=0.1, p2=0.1), images, step)
         noise = torch.randn(clean.shape)
-        noisy = edm.add_noise(EDM(), clean, noise, levels)
-        estimate = edm.denoise(EDM(), network, noisy, levels, augment_labels=labels if told else None)
-        loss = edm.losses(EDM(), estimate, clean, noise, levels).mean()
+        noisy = edm.build(EDM()).add_noise(clean, noise, levels)
+        estimate = edm.build(EDM()).denoise(network, noisy, levels, Conditions(augment_labels=labels if told else None))
+        loss = edm.build(EDM()).losses(estimate, clean, noise, levels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

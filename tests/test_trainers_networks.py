@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.networks.unet import build, frame
-from scrimp_trainers.recipe.sections import Network
+from scrimp_trainers.recipe.networks import UNet
 
-SMALL = Network(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
+SMALL = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
 
 
 def made(network=SMALL, *, awake=True, **options):
@@ -34,9 +35,9 @@ def test_it_computes_what_the_diffusers_model_computes(inputs, classes):
     labels = torch.tensor([0, 3, 9, 10]) if classes else None
     expected = network.unet(*inputs, class_labels=labels).sample
     assert expected.std() > 0.01
-    torch.testing.assert_close(network(*inputs, labels), expected, rtol=0, atol=0)
+    torch.testing.assert_close(network(*inputs, Conditions(labels)), expected, rtol=0, atol=0)
     zeros = torch.zeros(4, 9)
-    torch.testing.assert_close(network(*inputs, labels, augment_labels=zeros), expected, rtol=0, atol=0)
+    torch.testing.assert_close(network(*inputs, Conditions(labels, zeros)), expected, rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def test_augment_labels_reach_their_own_image_alone(inputs):
     network = made(augment_labels=9)
     labels = torch.zeros(4, 9)
     labels[2, 5] = 0.7
-    changed = (network(*inputs, augment_labels=labels) != network(*inputs)).flatten(1).any(1)
+    changed = (network(*inputs, Conditions(augment_labels=labels)) != network(*inputs)).flatten(1).any(1)
     assert changed.tolist() == [False, False, True, False]
 
 
@@ -52,8 +53,8 @@ def test_augment_labels_reach_their_own_image_alone(inputs):
 def test_no_labels_means_hidden_labels(inputs):
     network = made(classes=10)
     hidden = torch.full((4,), 10)
-    torch.testing.assert_close(network(*inputs), network(*inputs, hidden))
-    assert not torch.allclose(network(*inputs), network(*inputs, torch.zeros(4, dtype=torch.long)))
+    torch.testing.assert_close(network(*inputs), network(*inputs, Conditions(hidden)))
+    assert not torch.allclose(network(*inputs), network(*inputs, Conditions(torch.zeros(4, dtype=torch.long))))
 
 
 @torch.no_grad()
@@ -64,9 +65,9 @@ def test_coordinates_default_to_the_full_frame(inputs):
     assert full[0, :, 0, 0].tolist() == [-1, -1]
     assert full[0, :, 0, -1].tolist() == [1, -1]
     assert full[0, :, -1, 0].tolist() == [-1, 1]
-    torch.testing.assert_close(network(images, levels), network(images, levels, coordinates=full))
-    assert not torch.allclose(network(images, levels), network(images, levels, coordinates=full / 2))
-    assert network(images[..., :4, :4], levels, coordinates=full[..., :4, :4]).shape == (4, 1, 4, 4)
+    torch.testing.assert_close(network(images, levels), network(images, levels, Conditions(coordinates=full)))
+    assert not torch.allclose(network(images, levels), network(images, levels, Conditions(coordinates=full / 2)))
+    assert network(images[..., :4, :4], levels, Conditions(coordinates=full[..., :4, :4])).shape == (4, 1, 4, 4)
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def test_a_new_network_gives_almost_nothing(inputs):
 
 
 def test_there_is_attention_at_the_resolutions_asked_for():
-    network = Network(channels=8, multipliers=(1, 1, 2), blocks=1, attention=(4, 16))
+    network = UNet(channels=8, multipliers=(1, 1, 2), blocks=1, attention=(4, 16))
     unet = build(network, image_size=16, channels=3).unet
     assert [isinstance(block, AttnDownBlock2D) for block in unet.down_blocks] == [True, False, True]
     assert ["Attn" in type(block).__name__ for block in unet.up_blocks] == [True, False, True]
@@ -89,18 +90,18 @@ def test_there_is_attention_at_the_resolutions_asked_for():
     blocks=st.integers(1, 2),
 )
 def test_any_width_and_depth_gives_an_image_of_the_same_shape(channels, multipliers, blocks):
-    network = build(Network(channels=channels, multipliers=tuple(multipliers), blocks=blocks), image_size=8, channels=3)
+    network = build(UNet(channels=channels, multipliers=tuple(multipliers), blocks=blocks), image_size=8, channels=3)
     assert network.shape == (3, 8, 8)
     with torch.no_grad():
         assert network(torch.randn(2, 3, 8, 8), torch.zeros(2)).shape == (2, 3, 8, 8)
 
 
 def test_images_that_cannot_be_halved_so_often_are_refused():
-    network = Network(channels=8, multipliers=(1, 1, 1))
+    network = UNet(channels=8, multipliers=(1, 1, 1))
     with pytest.raises(UserError, match=r"network\.multipliers: 3 levels .* 10 pixels .* multiple of 4"):
         build(network, image_size=10, channels=1)
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(UserError, match=r"network\.head_channels: 12 does not divide"):
-        made(Network(channels=8, multipliers=(1, 2), head_channels=12))
+        made(UNet(channels=8, multipliers=(1, 2), head_channels=12))

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.diffusion import edm
 from scrimp_trainers.networks.unet import build, frame
-from scrimp_trainers.recipe.sections import EDM, Network
+from scrimp_trainers.recipe.diffusion import EDM
+from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.recipe.techniques import Patches
 from scrimp_trainers.techniques import patches
 from scrimp_trainers.techniques.patches import Window
@@ -88,7 +90,7 @@ def test_whole_images_alone_are_no_window():
 def test_a_network_learns_from_whole_images_and_parts_in_turn():
     torch.manual_seed(0)
     settings = Patches(real_p=0.5, sizes=(0.5, 0.75), shares=(1, 1))
-    network = build(Network(channels=8, multipliers=(1, 2), blocks=1), image_size=8, channels=1, coordinates=True)
+    network = build(UNet(channels=8, multipliers=(1, 2), blocks=1), image_size=8, channels=1, coordinates=True)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     images = frame(torch.empty(16, 1, 8, 8))[:, :1]  # a ramp: a part's brightness follows from its place alone
     values, sizes = [], set()
@@ -97,8 +99,10 @@ def test_a_network_learns_from_whole_images_and_parts_in_turn():
         clean = patches.cut(images, window) if window else images
         places = patches.coordinates(window, 8, CPU) if window else None
         levels, noise = torch.full((16,), 2.0), torch.randn(clean.shape)
-        estimate = edm.denoise(EDM(), network, edm.add_noise(EDM(), clean, noise, levels), levels, coordinates=places)
-        loss = edm.losses(EDM(), estimate, clean, noise, levels).mean()
+        estimate = edm.build(EDM()).denoise(
+            network, edm.build(EDM()).add_noise(clean, noise, levels), levels, Conditions(coordinates=places)
+        )
+        loss = edm.build(EDM()).losses(estimate, clean, noise, levels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

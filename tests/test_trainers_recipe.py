@@ -31,7 +31,7 @@ def test_a_recipe_file_is_read_back_unchanged(tmp_path):
         ({"lr": 1}, "lr: a recipe has no such field"),
         ({"optimizer.lr.x": 1}, "optimizer.lr.x: a recipe has no such field"),
         ({"network.channels": 12}, "network.channels: Input should be a multiple of 8, not 12"),
-        ({"sampler.kind": "ancestral"}, "sampler.kind: 'ancestral' cannot sample 'edm'; use heun"),
+        ({"sampler.kind": "ancestral"}, "sampler.kind: 'ancestral' needs a chain of steps; use diffusion.kind ddpm"),
         ({"sampler.guidance": 2.0}, "sampler.guidance needs conditioning.classes"),
     ],
 )

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.diffusion import ddpm
-from scrimp_trainers.diffusion.choose import process_of
-from scrimp_trainers.recipe.sections import DDPM, EDM, Sampler
+from scrimp_trainers.recipe.diffusion import DDPM, EDM
+from scrimp_trainers.recipe.samplers import DDIM, Ancestral, AnySampler, Heun
 
 COUNT = 1000
 
@@ -47,10 +48,10 @@ class Noise:
 def abar(settings: DDPM, t: int) -> float:
     if t < 0:
         return 1.0
-    return float(ddpm.alpha_bars(settings, torch.device("cpu"))[t].double())
+    return float(ddpm.build(settings).alpha_bars(torch.device("cpu"))[t].double())
 
 
-def chain(settings: DDPM, sampler: Sampler, std: float) -> list[float]:
+def chain(settings: DDPM, sampler: Ancestral | DDIM, std: float) -> list[float]:
     """Return the coefficients of the noise in what ancestral sampling (Ho et al., eq. 7) or DDIM (eq. 12) draws."""
     grid = [math.ceil(settings.timesteps * (sampler.steps - i) / sampler.steps) - 1 for i in range(sampler.steps)]
     coefficients = np.ones(1)
@@ -59,7 +60,7 @@ def chain(settings: DDPM, sampler: Sampler, std: float) -> list[float]:
         clean = std**2 * math.sqrt(now) / (std**2 * now + 1 - now)
         noise = (1 - math.sqrt(now) * clean) / math.sqrt(1 - now)
         spread = math.sqrt((1 - after) / (1 - now) * (1 - now / after))
-        if sampler.kind == "ancestral":
+        if isinstance(sampler, Ancestral):
             alpha = now / after
             factor = (math.sqrt(after) * (1 - alpha) * clean + math.sqrt(alpha) * (1 - after)) / (1 - now)
             fresh = spread
@@ -67,12 +68,12 @@ def chain(settings: DDPM, sampler: Sampler, std: float) -> list[float]:
             fresh = sampler.eta * spread
             factor = math.sqrt(after) * clean + math.sqrt(1 - after - fresh**2) * noise
         coefficients = coefficients * factor
-        if sampler.kind == "ancestral" or sampler.eta > 0:
+        if isinstance(sampler, Ancestral) or sampler.eta > 0:
             coefficients = np.append(coefficients, fresh)
     return coefficients.tolist()
 
 
-def heun(settings: EDM, sampler: Sampler, std: float) -> list[float]:
+def heun(settings: EDM, sampler: Heun, std: float) -> list[float]:
     """Return the coefficients of the noise in what EDM's sampler draws (Karras et al., algorithm 2)."""
     high, low = settings.sigma_max ** (1 / settings.rho), settings.sigma_min ** (1 / settings.rho)
     levels = [(high + i / (sampler.steps - 1) * (low - high)) ** settings.rho for i in range(sampler.steps)] + [0.0]
@@ -107,27 +108,32 @@ def predictor(settings: EDM | DDPM, std: float):
     return denoised if isinstance(settings, EDM) else predicted
 
 
-def drawn(settings: EDM | DDPM, sampler: Sampler, data: Data) -> tuple[Tensor, list[float], Noise]:
+def drawn(settings: EDM | DDPM, sampler: AnySampler, data: Data) -> tuple[Tensor, list[float], Noise]:
     """Return samples, the coefficients that they should have, and the noise that they were made of."""
     noise = Noise()
     predict = predictor(settings, data.std)
-    samples = process_of(settings).sample(settings, sampler, predict, noise, clip=data.clip)
-    rule = heun(settings, sampler, data.std) if isinstance(settings, EDM) else chain(settings, sampler, data.std)
-    return samples, rule, noise
+    process = parts.build("diffusion", settings)
+    part = parts.module("diffusion.samplers", sampler.kind)
+    samples = part.sample(process, sampler, predict, noise, clip=data.clip)
+    if isinstance(sampler, Heun):
+        assert isinstance(settings, EDM)
+        return samples, heun(settings, sampler, data.std), noise
+    assert isinstance(settings, DDPM)
+    return samples, chain(settings, sampler, data.std), noise
 
 
-CHURN = Sampler(kind="heun", steps=256, s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.0)
-SAMPLERS: dict[str, tuple[EDM | DDPM, Sampler]] = {
-    "heun": (EDM(sigma_data=0.5), Sampler(kind="heun", steps=18)),
+CHURN = Heun(steps=256, s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.0)
+SAMPLERS: dict[str, tuple[EDM | DDPM, AnySampler]] = {
+    "heun": (EDM(sigma_data=0.5), Heun(steps=18)),
     "heun-stochastic": (EDM(sigma_data=0.5), CHURN),
-    "ancestral": (DDPM(kind="ddpm"), Sampler(kind="ancestral", steps=1000)),
-    "ancestral-v": (DDPM(kind="ddpm", prediction="v"), Sampler(kind="ancestral", steps=1000)),
-    "ancestral-cosine": (DDPM(kind="ddpm", betas="cosine"), Sampler(kind="ancestral", steps=1000)),
-    "ancestral-50": (DDPM(kind="ddpm"), Sampler(kind="ancestral", steps=50)),
-    "ddim": (DDPM(kind="ddpm"), Sampler(kind="ddim", steps=250)),
-    "ddim-v": (DDPM(kind="ddpm", prediction="v"), Sampler(kind="ddim", steps=250)),
-    "ddim-half": (DDPM(kind="ddpm"), Sampler(kind="ddim", steps=1000, eta=0.5)),
-    "ddim-full": (DDPM(kind="ddpm"), Sampler(kind="ddim", steps=1000, eta=1.0)),
+    "ancestral": (DDPM(kind="ddpm"), Ancestral(steps=1000)),
+    "ancestral-v": (DDPM(kind="ddpm", prediction="v"), Ancestral(steps=1000)),
+    "ancestral-cosine": (DDPM(kind="ddpm", betas="cosine"), Ancestral(steps=1000)),
+    "ancestral-50": (DDPM(kind="ddpm"), Ancestral(steps=50)),
+    "ddim": (DDPM(kind="ddpm"), DDIM(steps=250)),
+    "ddim-v": (DDPM(kind="ddpm", prediction="v"), DDIM(steps=250)),
+    "ddim-half": (DDPM(kind="ddpm"), DDIM(steps=1000, eta=0.5)),
+    "ddim-full": (DDPM(kind="ddpm"), DDIM(steps=1000, eta=1.0)),
 }
 each = pytest.mark.parametrize("name", SAMPLERS)
 both = pytest.mark.parametrize("data", DATA.values(), ids=DATA)
@@ -146,14 +152,14 @@ def test_a_sampler_equals_its_closed_form(name, data):
 # Steps with which the true deviation is met within 1%. At 18 steps Heun's is 7% too large for pixels; a chain of 1,000
 # linear betas, with the smaller of DDPM's two variances, stays 1.5% too small however many of its steps are taken.
 LONG = DDPM(kind="ddpm", timesteps=2000, beta_start=5e-5, beta_end=0.01)
-ENOUGH: dict[str, tuple[EDM | DDPM, Sampler]] = {
-    "heun, NFE 95": (EDM(sigma_data=0.5), Sampler(kind="heun", steps=48)),
+ENOUGH: dict[str, tuple[EDM | DDPM, AnySampler]] = {
+    "heun, NFE 95": (EDM(sigma_data=0.5), Heun(steps=48)),
     "heun-stochastic, NFE 511": (EDM(sigma_data=0.5), CHURN),
-    "ancestral, NFE 2000": (LONG, Sampler(kind="ancestral", steps=2000)),
-    "ancestral-cosine, NFE 1000": (DDPM(kind="ddpm", betas="cosine"), Sampler(kind="ancestral", steps=1000)),
-    "ddim, NFE 1000": (DDPM(kind="ddpm"), Sampler(kind="ddim", steps=1000)),
-    "ddim-half, NFE 1000": (DDPM(kind="ddpm"), Sampler(kind="ddim", steps=1000, eta=0.5)),
-    "ddim-full, NFE 2000": (LONG, Sampler(kind="ddim", steps=2000, eta=1.0)),
+    "ancestral, NFE 2000": (LONG, Ancestral(steps=2000)),
+    "ancestral-cosine, NFE 1000": (DDPM(kind="ddpm", betas="cosine"), Ancestral(steps=1000)),
+    "ddim, NFE 1000": (DDPM(kind="ddpm"), DDIM(steps=1000)),
+    "ddim-half, NFE 1000": (DDPM(kind="ddpm"), DDIM(steps=1000, eta=0.5)),
+    "ddim-full, NFE 2000": (LONG, DDIM(steps=2000, eta=1.0)),
 }
 
 

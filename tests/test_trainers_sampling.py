@@ -76,9 +76,9 @@ def test_classes_are_drawn_in_turn_over_all_ranks(monkeypatch):
     network = awake(recipe, classes=3)
     told, forward = [], network.forward
 
-    def spy(images, levels, labels):
-        told.append(labels.tolist())
-        return forward(images, levels, labels)
+    def spy(images, levels, conditions):
+        told.append(conditions.labels.tolist())
+        return forward(images, levels, conditions)
 
     monkeypatch.setattr(network, "forward", spy)
     drawn(network, recipe, 7, batch_size=4)
@@ -90,10 +90,10 @@ def test_guidance_moves_away_from_what_is_drawn_without_a_class(monkeypatch):
     recipe = small(conditioning__classes=True, conditioning__label_drop=0.1, sampler__steps=1, sampler__guidance=3.0)
     network = awake(recipe, classes=3)
 
-    def denoise(settings, net, noisy, levels, labels=None):
-        return noisy * 0 + (0.1 if labels is None else 0.3)
+    def denoise(process, net, noisy, levels, conditions):
+        return noisy * 0 + (0.1 if conditions.labels is None else 0.3)
 
-    monkeypatch.setattr(edm, "denoise", denoise)
+    monkeypatch.setattr(edm.EDM, "denoise", denoise)
     assert drawn(network, recipe, 1).unique().tolist() == [round((0.1 + 3 * 0.2 + 1) * 127.5)]
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.networks.unet import build
+from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.recipe.recipe import load
-from scrimp_trainers.recipe.sections import Network
 from scrimp_trainers.recipe.techniques import Sparsity
 from scrimp_trainers.techniques import sparsity
 
@@ -23,7 +23,7 @@ levels = st.floats(0, 1, exclude_max=True)
 
 
 def unet(**options) -> nn.Module:
-    network = Network(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
+    network = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
     return build(network, image_size=8, channels=1, classes=3, augment_labels=9, **options)
 
 

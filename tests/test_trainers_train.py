@@ -176,8 +176,8 @@ def test_labels_are_shown_and_dropped_as_the_recipe_says(monkeypatch):
             true.append(batch.labels)
             yield batch
 
-    def forward(images, levels, labels):
-        seen.append(labels)
+    def forward(images, levels, conditions):
+        seen.append(conditions.labels)
         return images * sum(parameter.sum() * 0 for parameter in state.network.parameters())
 
     monkeypatch.setattr(state.network, "forward", forward)

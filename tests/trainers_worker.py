@@ -68,7 +68,7 @@ def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> No
 
 def hangs(dataset: str, folder: str, patience: str) -> None:
     """Stop in the midst of the twentieth step, and hold the interpreter."""
-    denoise, calls = edm.denoise, []
+    denoise, calls = edm.EDM.denoise, []
 
     def stuck(*arguments: Any, **inputs: Any) -> Any:
         calls.append(1)
@@ -76,7 +76,7 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
             ctypes.PyDLL(None).sleep(1000)
         return denoise(*arguments, **inputs)
 
-    edm.denoise = stuck
+    edm.EDM.denoise = stuck
     session.LOOK_STEPS = session.LOOK_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     with heartbeat.watched(out / "stacks.txt", float(patience)):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scrimp_trainers.codecs.autoencoder import OpenCodec
-    from scrimp_trainers.networks.unet import UNet
+    from scrimp_trainers.networks.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Model:
     """Its folder, which diffusers loads, too."""
     recipe: Recipe
     """The recipe by which it was trained, and whose sampler it uses."""
-    network: "UNet" = field(repr=False)
+    network: "Denoiser" = field(repr=False)
     """The denoiser, on its device."""
     codec: "OpenCodec | None" = field(repr=False)
     """What decodes the latents that it draws; none if it draws pixels."""
@@ -43,7 +43,7 @@ class Model:
         from scrimp_trainers.export import load_codec, load_model
 
         network, recipe = load_model(folder, device)
-        codec = load_codec(folder, recipe, network.unet.device)
+        codec = load_codec(folder, recipe, network.device)
         return cls(folder, recipe, network, codec)
 
     def sample(self, n: int, *, seed: int = 0, steps: int | None = None, batch_size: int = 256) -> np.ndarray:
@@ -92,5 +92,5 @@ def require(folder: Path) -> None:
     UserError
         If it holds none.
     """
-    if not (folder / "unet" / "config.json").is_file():
-        raise UserError(f"{folder}: not a model (no unet/config.json); name the model folder of a repeat")
+    if not any(folder.glob("*/config.json")):
+        raise UserError(f"{folder}: not a model (no network's config.json); name the model folder of a repeat")

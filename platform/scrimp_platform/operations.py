@@ -119,7 +119,7 @@ def evaluate(
 
     network = model.network
     check_images(model.folder, network, model.codec, manifest.load(data))
-    scorer = Scorer(open_dataset(data), scoring, network.unet.device)
+    scorer = Scorer(open_dataset(data), scoring, network.device)
     images = model.batches(scoring.samples, seed=seed, batch_size=scoring.batch_size)
     scores = scorer.score(counted(images, scoring.samples, progress), classes=network.classes)
     costs = {

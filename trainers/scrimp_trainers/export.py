@@ -3,38 +3,34 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
 from scrimp_trainers.codecs.autoencoder import OpenCodec, open_codec
 from scrimp_trainers.codecs.pretrained import CLASSES
-from scrimp_trainers.common import weights
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import atomic_folder, share
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.diffusion.samplers.exported import Exported
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
-from scrimp_trainers.recipe.sections import EDM
 from scrimp_trainers.recipe.techniques import Codec
-
-if TYPE_CHECKING:  # importing it takes seconds
-    from diffusers.models.unets.unet_2d import UNet2DModel
-    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 CODEC = "codec.json"
 """Holds what decoding needs to know besides the recipe: whether the images were grey."""
 
 
-def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> None:
+def export(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> None:
     """Write a model into a new folder.
 
-    `unet/` and `scheduler/` load with diffusers alone; `README.md` is the model card with the code that does. There is
-    a `model_index.json` only where one of diffusers' pipelines samples as this model needs: none of them scales the
-    input of an EDM network, passes classes or coordinates on or decodes what it drew, and they would give noise without
-    a word; nor do they know of DDIM's eta. A codec's autoencoder is named, not copied.
+    The network's folder (`unet/`) and `scheduler/` load with diffusers alone; `README.md` is the model card with the
+    code that does. There is a `model_index.json` only where one of diffusers' pipelines samples as this model needs:
+    none of them scales the input of an EDM network, passes classes or coordinates on or decodes what it drew, and they
+    would give noise without a word; nor do they know of DDIM's eta. A codec's autoencoder is named, not copied.
 
     Raises
     ------
@@ -42,12 +38,11 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
         If the folder exists or cannot be written.
     """
     with atomic_folder(folder) as part:
-        network.unet.save_pretrained(part / "unet")
-        scheduler = _scheduler(recipe)
-        scheduler.save_pretrained(part / "scheduler")
-        told = network.classes or network.coordinates or recipe.codec.on
-        if not isinstance(recipe.diffusion, EDM) and not told and not recipe.sampler.eta:
-            (part / "model_index.json").write_text(_index(recipe, type(scheduler).__name__))
+        exported = _sampler(recipe)
+        network.save(part / network.folder)
+        exported.scheduler.save_pretrained(part / "scheduler")
+        if exported.pipeline and not (network.classes or network.coordinates or recipe.codec.on):
+            (part / "model_index.json").write_text(_index(network, exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         if recipe.codec.on:
             (part / CODEC).write_text(json.dumps({"image_channels": manifest.channels}) + "\n")
@@ -56,13 +51,13 @@ def export(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scor
             share(file)
 
 
-def is_current(folder: Path, network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:
+def is_current(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:
     """Whether a folder holds the model that `export` would write; its card names all that it depends on."""
     card = folder / "README.md"
     return card.is_file() and card.read_text() == _card(network, recipe, manifest, scores)
 
 
-def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[UNet, Recipe]:
+def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[Denoiser, Recipe]:
     """Read a model that `export` wrote, onto the device asked for or the best there is.
 
     Raises
@@ -70,11 +65,11 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
     UserError
         If the folder holds none, or a file of it is damaged; weights that are missing or misshapen are named.
     """
-    if not (folder / "unet" / "config.json").is_file() or not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder}: not a model (no unet or no recipe.yaml); name the model folder of a repeat")
-    recipe, unet = recipes.load(folder / "recipe.yaml"), _load_unet(folder / "unet")
-    coordinates = unet.config["in_channels"] > unet.config["out_channels"]
-    return UNet(unet, coordinates=coordinates).to(select_device(device)).eval(), recipe
+    if not (folder / "recipe.yaml").is_file() or not any(folder.glob("*/config.json")):
+        raise UserError(f"{folder}: not a model (no network or no recipe.yaml); name the model folder of a repeat")
+    recipe = recipes.load(folder / "recipe.yaml")
+    network: Denoiser = parts.module("networks", recipe.network.kind).load(folder)
+    return network.to(select_device(device)).eval(), recipe
 
 
 def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec | None:
@@ -95,7 +90,7 @@ def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec 
     return open_codec(recipe.codec, device, channels)
 
 
-def check_images(folder: Path, network: UNet, codec: OpenCodec | None, manifest: Manifest) -> None:
+def check_images(folder: Path, network: Denoiser, codec: OpenCodec | None, manifest: Manifest) -> None:
     """Refuse to compare a model's images with those of a dataset of another size or number of channels.
 
     Raises
@@ -113,59 +108,28 @@ def check_images(folder: Path, network: UNet, codec: OpenCodec | None, manifest:
         )
 
 
-def _load_unet(folder: Path) -> "UNet2DModel":
-    """Build and fill the network of a folder. Where tensors are missing, diffusers' own loading leaves them random."""
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
-    config, file = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
-    try:
-        unet = cast("UNet2DModel", UNet2DModel.from_config(json.loads(config.read_text())))
-    except Exception as error:  # each wrong value fails in a different way
-        raise UserError(f"{config}: not the config of a UNet2DModel: {weights.reason(error)}") from error
-    weights.fill(unet, weights.read(file), file)
-    return unet
+def _sampler(recipe: Recipe) -> Exported:
+    """Return how diffusers samples as the recipe does."""
+    process = parts.build("diffusion", recipe.diffusion)
+    sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
+    return sampler.export(process, recipe.sampler, clip=not recipe.codec.on)
 
 
-def _scheduler(recipe: Recipe) -> "SchedulerMixin":
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-    from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
-
-    settings = recipe.diffusion
-    if isinstance(settings, EDM):
-        return EDMEulerScheduler(
-            sigma_min=settings.sigma_min,
-            sigma_max=settings.sigma_max,
-            sigma_data=settings.sigma_data,
-            rho=settings.rho,
-        )
-    kind = DDPMScheduler if recipe.sampler.kind == "ancestral" else DDIMScheduler
-    return kind(
-        num_train_timesteps=settings.timesteps,
-        beta_start=settings.beta_start,
-        beta_end=settings.beta_end,
-        beta_schedule="linear" if settings.betas == "linear" else "squaredcos_cap_v2",
-        prediction_type="epsilon" if settings.prediction == "epsilon" else "v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=not recipe.codec.on,
-    )
-
-
-def _index(recipe: Recipe, scheduler: str) -> str:
+def _index(network: Denoiser, exported: Exported) -> str:
     import diffusers
 
     index = {
-        "_class_name": "DDPMPipeline" if recipe.sampler.kind == "ancestral" else "DDIMPipeline",
+        "_class_name": exported.pipeline,
         "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", scheduler],
-        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", type(exported.scheduler).__name__],
+        network.folder: ["diffusers", network.library_class],
     }
     return json.dumps(index, indent=2) + "\n"
 
 
-def _card(network: UNet, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
+def _card(network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in scores.items())
-    sampler = "Euler steps (Scrimp samples with Heun's)" if isinstance(recipe.diffusion, EDM) else "the recipe's steps"
+    sampler = _sampler(recipe).note
     if recipe.sampler.guidance != 1:
         sampler += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
     return f"""---
@@ -200,13 +164,11 @@ With diffusers alone, in this folder; {sampler}:
 """
 
 
-def _code(network: UNet, recipe: Recipe, channels: int) -> str:
+def _code(network: Denoiser, recipe: Recipe, channels: int) -> str:
     """Return the lines that sample with diffusers; a test runs them."""
-    scheduler = type(_scheduler(recipe)).__name__
-    steps = recipe.nfe if isinstance(recipe.diffusion, EDM) else recipe.sampler.steps
+    exported = _sampler(recipe)
+    scheduler = type(exported.scheduler).__name__
     labels = f"labels = torch.arange(16) % {network.classes}\n" if network.classes else ""
-    passed = ", labels" if network.classes else ""
-    eta = f", eta={recipe.sampler.eta}" if recipe.sampler.kind == "ddim" and recipe.sampler.eta else ""
     given = "scheduler.scale_model_input(x, t)"
     if network.coordinates:
         labels += (
@@ -216,16 +178,16 @@ def _code(network: UNet, recipe: Recipe, channels: int) -> str:
         given = f"torch.cat([{given}, frame], 1)"
     more, opened, decoded = _decoding(recipe.codec, channels) if recipe.codec.on else ("", "", "")
     return f"""import torch
-from diffusers import {more}{scheduler}, UNet2DModel
+from diffusers import {more}{scheduler}, {network.library_class}
 
-unet = UNet2DModel.from_pretrained("unet")
+{network.folder} = {network.library_class}.from_pretrained("{network.folder}")
 scheduler = {scheduler}.from_pretrained("scheduler")
-scheduler.set_timesteps({steps})
+scheduler.set_timesteps({exported.steps})
 {opened}{labels}x = torch.randn(16, {", ".join(str(side) for side in network.shape)}) * scheduler.init_noise_sigma
 with torch.no_grad():
     for t in scheduler.timesteps:
-        output = unet({given}, t{passed}).sample
-        x = scheduler.step(output, t, x{eta}).prev_sample
+        output = {network.call(given, "labels" if network.classes else None)}
+        x = scheduler.step(output, t, x{exported.arguments}).prev_sample
 {decoded}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
 """
 

@@ -35,15 +35,16 @@ def check(recipe: Recipe, facts: Manifest) -> None:
             "class; use another surrogate, or prepare the dataset with --classifier to use it all the same"
         )
     latents = pretrained.latent_shape(recipe.codec, facts.size) if recipe.codec.on else None
-    side, halvings = latents[1] if latents else facts.size, len(recipe.network.multipliers) - 1
     if recipe.codec.on and not latents:
         return  # the hub knows
-    if side % 2**halvings:
+    side = latents[1] if latents else facts.size
+    multiple = recipe.network.multiple
+    if side % multiple:
         raise UserError(
-            f"dataset {facts.name}: its size {side} cannot be halved {halvings} times, "
-            f"as network.multipliers asks; prepare it with a --size that is a multiple of {2**halvings}"
+            f"dataset {facts.name}: its size {side} is not a multiple of {multiple}, as network.kind "
+            f"{recipe.network.kind} needs; prepare it with a --size that is"
         )
-    _check_parts(recipe.patches, side, 2**halvings)
+    _check_parts(recipe.patches, side, multiple)
     if recipe.ood.on and any(size % 2 for size in sizes(recipe.patches, side)):
         raise UserError(f"ood.weight: a jigsaw of four needs an even side, not {side}; set it to 0 or change the size")
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from scrimp_trainers.codecs.autoencoder import OpenCodec
 from scrimp_trainers.codecs.pixels import to_pixels
-from scrimp_trainers.common import heartbeat
+from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.seeds import seed_of
-from scrimp_trainers.diffusion.choose import process_of
-from scrimp_trainers.diffusion.process import Predict
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
+from scrimp_trainers.diffusion.process import Predict, Process
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 
 GRID = 64
@@ -24,7 +24,7 @@ GRID = 64
 
 @torch.no_grad()
 def generate(
-    network: UNet,
+    network: Denoiser,
     recipe: Recipe,
     count: int,
     *,
@@ -46,12 +46,13 @@ def generate(
     """
     network.eval()
     mine = range(rank, count, world)
-    process = process_of(recipe.diffusion)
+    process = parts.build("diffusion", recipe.diffusion)
+    sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
     for first in range(0, len(mine), batch_size):
         numbers = mine[first : first + batch_size]
         noise = _noise(network, numbers, seed)
-        predict = _predictor(network, recipe, numbers)
-        images = process.sample(recipe.diffusion, recipe.sampler, predict, noise, clip=not recipe.codec.on)
+        predict = _predictor(network, process, recipe, numbers)
+        images = sampler.sample(process, recipe.sampler, predict, noise, clip=not recipe.codec.on)
         yield to_pixels(codec.decode(images) if codec else images)
 
 
@@ -93,9 +94,9 @@ def save_images(batches: Iterable[Tensor], folder: Path) -> None:
         grid(torch.cat(shown)).save(part / "grid.png")
 
 
-def _noise(network: UNet, numbers: range, number: int) -> Callable[[], Tensor]:
+def _noise(network: Denoiser, numbers: range, number: int) -> Callable[[], Tensor]:
     """Return a source of noise in which every image has a generator of its own."""
-    device = network.unet.device
+    device = network.device
     generators = [torch.Generator(device).manual_seed(seed_of("sample", number, i)) for i in numbers]
 
     def noise() -> Tensor:
@@ -107,18 +108,20 @@ def _noise(network: UNet, numbers: range, number: int) -> Callable[[], Tensor]:
     return noise
 
 
-def _predictor(network: UNet, recipe: Recipe, numbers: range) -> Predict:
+def _predictor(network: Denoiser, process: Process, recipe: Recipe, numbers: range) -> Predict:
     """Return the denoiser that the sampler asks, with classifier-free guidance (Ho and Salimans 2022)."""
-    settings, process, guidance = recipe.diffusion, process_of(recipe.diffusion), recipe.sampler.guidance
-    device, classes = network.unet.device, network.classes
-    labels = torch.tensor(numbers, device=device) % classes if classes else None
+    guidance = recipe.sampler.guidance
+    device = network.device
+    conditions = NOTHING
+    if network.classes:
+        conditions = Conditions(labels=torch.tensor(numbers, device=device) % network.classes)
 
     def predict(x: Tensor, levels: Tensor) -> Tensor:
         heartbeat.beat()
         with autocast(recipe.training.precision, device):
-            told = process.denoise(settings, network, x, levels, labels=labels)
+            conditional = process.denoise(network, x, levels, conditions)
             if guidance == 1:
-                return told
-            return torch.lerp(process.denoise(settings, network, x, levels), told, guidance)
+                return conditional
+            return torch.lerp(process.denoise(network, x, levels, NOTHING), conditional, guidance)
 
     return predict

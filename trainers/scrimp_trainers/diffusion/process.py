@@ -1,53 +1,76 @@
-"""What training and sampling need of a diffusion process; the modules `edm` and `ddpm` are the two there are."""
+"""What training and sampling need of a diffusion process: a noisy image is x = alpha y + sigma n at every noise level.
+
+A process is a file in this folder whose `build` returns one; `edm` and `ddpm` are the two there are.
+"""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.recipe.sections import Sampler
+from scrimp_trainers.conditioning.conditions import Conditions
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""What a sampler asks of a model: images [B, C, H, W] and their noise levels [B] to what `Process.denoise` returns."""
+"""What a sampler asks of a model: images [B, ...] and their noise levels [B] to what `Process.denoise` returns."""
+Noise = Callable[[], Tensor]
+"""Gives fresh standard normal noise of the images' shape at every call."""
 
 
 class Process(Protocol):
-    """The functions that a process's module holds; `settings` is the recipe's `diffusion`, a batch is [B, C, H, W]."""
+    """A diffusion process. A batch x is [B, ...] of any rank; its noise levels are [B]."""
 
-    def levels(self, settings: Any, count: int, generator: torch.Generator, /) -> Tensor:
+    @property
+    def sums(self) -> bool:
+        """Whether training sums an image's loss over its elements, or takes the mean.
+
+        To Adam it is nearly the same: only eps and L2 weight decay, which is added to the gradient, know the
+        difference.
+        """
+        ...
+
+    def levels(self, count: int, generator: torch.Generator, /) -> Tensor:
         """Draw the noise levels [count] of a training batch, on the generator's device."""
         ...
 
-    def sigmas(self, settings: Any, levels: Tensor, /) -> Tensor:
-        """Tell the noise's deviation [B] at these levels, for a signal of scale 1."""
+    def scales(self, levels: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma [B] of x = alpha y + sigma n."""
         ...
 
-    def add_noise(self, settings: Any, images: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor:
-        """Put standard normal noise on clean images, each at its level [B]."""
+    def add_noise(self, x: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor:
+        """Return alpha x + sigma noise."""
         ...
 
-    def denoise(self, settings: Any, network: nn.Module, noisy: Tensor, levels: Tensor, /, **inputs: Any) -> Tensor:
-        """Ask the network what it makes of noisy images; `inputs` go to the network as they are."""
+    def denoise(self, network: nn.Module, noisy: Tensor, levels: Tensor, conditions: Conditions, /) -> Tensor:
+        """Ask the network what it makes of noisy images: the process's estimate."""
         ...
 
-    def losses(self, settings: Any, estimate: Tensor, images: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor:
-        """Compare what `denoise` returned with the truth: [B], the mean over each image's elements.
+    def clean(self, estimate: Tensor, noisy: Tensor, levels: Tensor, /) -> Tensor:
+        """Return the clean images that an estimate for noisy ones amounts to."""
+        ...
+
+    def losses(self, estimate: Tensor, x: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor:
+        """Compare an estimate with the truth: [B], the mean over each image's elements.
 
         A network that knows nothing has losses of about 1.
         """
         ...
 
-    def sample(
-        self, settings: Any, sampler: Sampler, predict: Predict, noise: Callable[[], Tensor], /, *, clip: bool
-    ) -> Tensor:
-        """Draw images; every call of `noise` gives fresh standard normal noise of their shape.
+    def weight(self, levels: Tensor, /) -> Tensor:
+        """Return the factor [B] of the squared error of the clean image in `losses`."""
+        ...
 
-        `clip` allows the sampler to keep its estimates in [-1, 1]: true of pixels, false of latents.
-        """
+    def grid(self, steps: int, /) -> list[float]:
+        """Return the noise levels of a sampler's steps, from the highest down, without that of the clean image."""
         ...
 
 
-def over_images(values: Tensor) -> Tensor:
-    """View one value an image [B] as [B, 1, 1, 1]."""
-    return values[:, None, None, None]
+def sigmas(process: Process, levels: Tensor) -> Tensor:
+    """Return the noise's standard deviation [B] for a signal of scale 1: sigma / alpha."""
+    alpha, sigma = process.scales(levels)
+    return sigma / alpha
+
+
+def over_images(values: Tensor, images: Tensor) -> Tensor:
+    """View one value an image [B] as [B, 1, ...], of the images' rank."""
+    return values.view(-1, *[1] * (images.ndim - 1))

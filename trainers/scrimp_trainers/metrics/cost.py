@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.recipe.techniques import Sparsity
 from scrimp_trainers.techniques import sparsity
 
@@ -26,7 +27,7 @@ def nonzero_parameters(network: nn.Module) -> int:
     return sum(int(parameter.count_nonzero()) for parameter in network.parameters())
 
 
-def forward_flops(network: nn.Module, *inputs: Tensor | None) -> int:
+def forward_flops(network: nn.Module, *inputs: Tensor | Conditions) -> int:
     """Count the FLOPs of one forward pass.
 
     Parameters
@@ -39,7 +40,7 @@ def forward_flops(network: nn.Module, *inputs: Tensor | None) -> int:
     return _count(network, inputs).get_total_flops()
 
 
-def layer_flops(network: nn.Module, *inputs: Tensor | None) -> dict[str, int]:
+def layer_flops(network: nn.Module, *inputs: Tensor | Conditions) -> dict[str, int]:
     """Count the FLOPs of one forward pass that each convolution and linear layer takes, by the name of its weight.
 
     What is missing from `forward_flops` is matrix products of activations: attention.
@@ -81,10 +82,10 @@ def training_flops(
     return batch_size * (3 * sparse * steps + (dense - sparse) * gradients)
 
 
-def _count(network: nn.Module, inputs: tuple[Tensor | None, ...]) -> FlopCounterMode:
+def _count(network: nn.Module, inputs: tuple[Tensor | Conditions, ...]) -> FlopCounterMode:
     own = [*network.named_parameters(), *network.named_buffers()]
     tensors = {name: value.detach().to("meta") for name, value in own}
-    arguments = tuple(None if value is None else value.to("meta") for value in inputs)
+    arguments = tuple(value.to("meta") for value in inputs)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         torch.func.functional_call(network, tensors, arguments)

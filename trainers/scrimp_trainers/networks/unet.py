@@ -1,64 +1,73 @@
 """A U-Net of diffusers, with the inputs that its own `forward` has no place for: augmentation labels, coordinates."""
 
+import json
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
+from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.networks import dropout
-from scrimp_trainers.recipe.sections import Network
+from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.recipe import networks
 
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 
-class UNet(nn.Module):
+class UNet(Denoiser):
     """A `UNet2DModel` that can also be told how an image was augmented and which part of the frame it is.
 
     Neither changes what the `UNet2DModel` alone computes where augmentation labels are zero or absent, so the
     `UNet2DModel` is all that sampling needs.
     """
 
+    folder = "unet"
+    library_class = "UNet2DModel"
+
     def __init__(self, unet: "UNet2DModel", *, augment_labels: int = 0, coordinates: bool = False) -> None:
         super().__init__()
         self.unet = unet
         config = unet.config
-        self.augment = (
-            nn.Linear(augment_labels, config["block_out_channels"][0], bias=False) if augment_labels else None
-        )
+        self.augment = None
+        if augment_labels:
+            self.augment = nn.Linear(augment_labels, config["block_out_channels"][0], bias=False)
         self.coordinates = coordinates
-        self.classes: int = (config["num_class_embeds"] or 1) - 1
-        """Number of classes that the network can be told, 0 for none."""
+        self.classes = (config["num_class_embeds"] or 1) - 1
         self.shape = torch.Size((config["out_channels"], config["sample_size"], config["sample_size"]))
-        """Shape [C, H, W] of an image."""
 
-    def forward(
-        self,
-        images: Tensor,
-        levels: Tensor,
-        labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        coordinates: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Return the raw output [B, C, H, W] for images [B, C, H, W] and what stands for their noise levels [B].
 
-        `labels` [B] are classes, or the number of classes where they are hidden; none hides all. `augment_labels`
-        [B, A] are zero for an image as it is. `coordinates` [B, 2, H, W] are x and y in [-1, 1] of the full frame;
-        none means that the images are full frames.
+        Labels that are not told are hidden; without coordinates the images are full frames.
         """
         unet = self.unet
         features = unet.time_proj(levels)
-        if self.augment is not None and augment_labels is not None:
-            features = features + self.augment(augment_labels)
+        if self.augment is not None and conditions.augment_labels is not None:
+            features = features + self.augment(conditions.augment_labels)
         embedding = unet.time_embedding(features)
+
+        labels = conditions.labels
         if unet.class_embedding is not None:
             labels = levels.new_full((), self.classes, dtype=torch.long) if labels is None else labels
             embedding = embedding + unet.class_embedding(labels)
+
         if self.coordinates:
-            images = torch.cat([images, frame(images) if coordinates is None else coordinates], dim=1)
+            places = frame(images) if conditions.coordinates is None else conditions.coordinates
+            images = torch.cat([images, places], dim=1)
         return _blocks(unet, images, embedding)
+
+    def save(self, folder: Path) -> None:
+        """Write the `UNet2DModel`."""
+        self.unet.save_pretrained(folder)
+
+    def call(self, images: str, labels: str | None) -> str:
+        """Return the code that asks a `UNet2DModel`."""
+        return f"unet({images}, t{f', {labels}' if labels else ''}).sample"
 
 
 def frame(images: Tensor) -> Tensor:
@@ -70,7 +79,7 @@ def frame(images: Tensor) -> Tensor:
 
 
 def build(
-    network: Network,
+    section: networks.UNet,
     *,
     image_size: int,
     channels: int,
@@ -87,21 +96,21 @@ def build(
     """
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    levels = len(network.multipliers)
-    widths = [network.channels * multiplier for multiplier in network.multipliers]
-    _check(network, image_size, widths)
-    attends = [image_size >> level in network.attention for level in range(levels)]
+    levels = len(section.multipliers)
+    widths = [section.channels * multiplier for multiplier in section.multipliers]
+    _check(section, image_size, widths)
+    attends = [image_size >> level in section.attention for level in range(levels)]
     unet = UNet2DModel(
         sample_size=image_size,
         in_channels=channels + (2 if coordinates else 0),
         out_channels=channels,
         block_out_channels=tuple(widths),
-        layers_per_block=network.blocks,
+        layers_per_block=section.blocks,
         down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
         up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
-        attention_head_dim=network.head_channels,
-        dropout=network.dropout,
-        norm_num_groups=math.gcd(32, network.channels // 4),
+        attention_head_dim=section.head_channels,
+        dropout=section.dropout,
+        norm_num_groups=math.gcd(32, section.channels // 4),
         freq_shift=1,  # the embedding's frequencies end at 1/10000, as in DDPM and EDM
         num_class_embeds=classes + 1 if classes else None,
     )
@@ -110,15 +119,35 @@ def build(
     return UNet(unet, augment_labels=augment_labels, coordinates=coordinates)
 
 
-def _check(network: Network, image_size: int, widths: list[int]) -> None:
+def load(folder: Path) -> UNet:
+    """Read the network of an exported model. Where tensors are missing, diffusers' own loading would leave them random.
+
+    Raises
+    ------
+    UserError
+        If the folder's config or weights are damaged, missing or misshapen.
+    """
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    config = folder / UNet.folder / "config.json"
+    file = folder / UNet.folder / "diffusion_pytorch_model.safetensors"
+    try:
+        unet = cast("UNet2DModel", UNet2DModel.from_config(json.loads(config.read_text())))
+    except Exception as error:  # each wrong value fails in a different way
+        raise UserError(f"{config}: not the config of a UNet2DModel: {weights.reason(error)}") from error
+    weights.fill(unet, weights.read(file), file)
+    return UNet(unet, coordinates=unet.config["in_channels"] > unet.config["out_channels"])
+
+
+def _check(section: networks.UNet, image_size: int, widths: list[int]) -> None:
     halvings = len(widths) - 1
     if image_size % 2**halvings:
         raise UserError(
             f"network.multipliers: {len(widths)} levels halve the images {halvings} times, but {image_size} pixels are "
             f"not a multiple of {2**halvings}; use fewer levels or another --size"
         )
-    if network.head_channels and any(width % network.head_channels for width in widths):
-        raise UserError(f"network.head_channels: {network.head_channels} does not divide {sorted(set(widths))}")
+    if section.head_channels and any(width % section.head_channels for width in widths):
+        raise UserError(f"network.head_channels: {section.head_channels} does not divide {sorted(set(widths))}")
 
 
 def _blocks(unet: "UNet2DModel", x: Tensor, embedding: Tensor) -> Tensor:

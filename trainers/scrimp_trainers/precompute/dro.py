@@ -16,7 +16,7 @@ from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.export import load_model
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.precompute.class_weights import excess, move, relative, shares
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Reweighting
@@ -50,7 +50,7 @@ class Weighing:
     """Time spent, over all attempts."""
 
 
-def train_reference(recipe: Recipe, dataset: Dataset, folder: Path, device: torch.device) -> UNet:
+def train_reference(recipe: Recipe, dataset: Dataset, folder: Path, device: torch.device) -> Denoiser:
     """Train the reference as any repeat is, in this process alone, or go on with it; return its averaged network."""
     if not (folder / "model").exists():
         session = Session(recipe, dataset, folder, REFERENCE_SEED, device=device, alone=True)
@@ -71,7 +71,7 @@ def train_proxy(
     folder: Path,
     device: torch.device,
     kept: np.ndarray | None,
-    reference: UNet | None,
+    reference: Denoiser | None,
 ) -> Weighing:
     """Train the proxy, moving the class weights at every step, or go on with it from its checkpoint in the folder.
 
@@ -132,7 +132,7 @@ def weighed_steps(
     state: State,
     drawn: Iterator[Batch],
     weighing: Weighing,
-    reference: UNet | None,
+    reference: Denoiser | None,
     settings: Reweighting,
     device: torch.device,
 ) -> Iterator[Step]:

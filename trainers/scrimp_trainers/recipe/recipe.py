@@ -7,14 +7,17 @@ A recipe is frozen and refuses what it does not know, so a typing mistake is fou
 import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import yaml_files
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.sections import DDPM, EDM, EMA, Conditioning, Network, Optimizer, Sampler, Section, Training
+from scrimp_trainers.recipe.diffusion import DDPM, EDM, Diffusion
+from scrimp_trainers.recipe.networks import Network, UNet
+from scrimp_trainers.recipe.samplers import AnySampler, Heun
+from scrimp_trainers.recipe.sections import EMA, Conditioning, Optimizer, Section, Training
 from scrimp_trainers.recipe.techniques import MAFP, OOD, Ambient, Codec, Coreset, Patches, Reweighting, Sparsity
 
 PRESETS = importlib.resources.files("scrimp_trainers.recipe") / "presets"
@@ -25,9 +28,9 @@ class Recipe(Section):
 
     about: str = ""
     """What the recipe is and where its numbers come from."""
-    diffusion: Annotated[EDM | DDPM, Field(discriminator="kind")] = EDM()
+    diffusion: Diffusion = EDM()
     """The diffusion process."""
-    network: Network = Network()
+    network: Network = UNet()
     """The denoising network."""
     conditioning: Conditioning = Conditioning()
     """What the network is told besides the noisy image."""
@@ -37,7 +40,7 @@ class Recipe(Section):
     """The average of the weights."""
     training: Training = Training()
     """Length, batches, arithmetic."""
-    sampler: Sampler = Sampler()
+    sampler: AnySampler = Heun()
     """The sampler."""
     codec: Codec = Codec()
     """Diffusion in the latents of a frozen autoencoder."""
@@ -58,16 +61,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
-        samplers = {"edm": ("heun",), "ddpm": ("ancestral", "ddim")}[self.diffusion.kind]
-        if self.sampler.kind not in samplers:
-            raise ValueError(
-                f"sampler.kind: {self.sampler.kind!r} cannot sample {self.diffusion.kind!r}; "
-                f"use {' or '.join(samplers)}"
-            )
+        self._check_needs()
         if isinstance(self.diffusion, DDPM) and self.sampler.steps > self.diffusion.timesteps:
             raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
-        if self.ood.on and isinstance(self.diffusion, DDPM):
-            raise ValueError("ood: its weight is that of EDM's loss; use diffusion.kind edm or ood.weight 0")
         if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
             raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
         return self
@@ -85,18 +81,28 @@ class Recipe(Section):
         """Load a preset by name, or a recipe from a YAML file; `UserError` says what is wrong with it."""
         return load(name)
 
+    def _check_needs(self) -> None:
+        """Refuse a section that needs what no other one offers."""
+        sections = {name: section for name, section in self if isinstance(section, Section)}
+        offered = frozenset[str]().union(*(section.offers for section in sections.values()))
+        for name, section in sections.items():
+            for need in sorted(section.needs - offered):
+                kind = getattr(section, "kind", None)
+                who = f"{name}.kind: {kind!r}" if kind else name
+                remedy = "" if kind else f", or turn {name} off"
+                raise ValueError(f"{who} needs {need}; use {' or '.join(_offering(need))}{remedy}")
+
     @property
     def nfe(self) -> int:
         """Network evaluations that one image costs."""
-        evaluations = 2 * self.sampler.steps - 1 if self.sampler.kind == "heun" else self.sampler.steps
-        return evaluations * (1 if self.sampler.guidance == 1 else 2)
+        return self.sampler.evaluations * (1 if self.sampler.guidance == 1 else 2)
 
     def replace(self, values: dict[str, Any]) -> "Recipe":
         """Return the recipe with these fields set, validated anew.
 
         A field is named by its dotted path (`optimizer.lr: 0.002`), or inside its section (`optimizer: {lr: 0.002}`),
-        which leaves the section's other fields as they are. Another `diffusion.kind` has other fields: those that
-        are not set take their defaults.
+        which leaves the section's other fields as they are. A section of another `kind` has other fields: those that
+        both have stay, and the others take their defaults.
 
         Raises
         ------
@@ -105,8 +111,11 @@ class Recipe(Section):
         """
         tree = self.model_dump()
         fields = flattened(values)
-        if "diffusion.kind" in fields and fields["diffusion.kind"] != self.diffusion.kind:
-            tree["diffusion"] = {}
+        for name in UNIONS:
+            kind = fields.get(f"{name}.kind")
+            known = {section.model_fields["kind"].default: section for section in sections_of(name)}
+            if kind in known:
+                tree[name] = {leaf: value for leaf, value in tree[name].items() if leaf in known[kind].model_fields}
         for path, value in fields.items():
             section, _, leaf = path.rpartition(".")
             if path not in PATHS:
@@ -139,19 +148,42 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def sections_of(name: str) -> list[type[Section]]:
+    """Return the sections that may stand in a field of a recipe: several where it is a union by `kind`."""
+    return _sections(Recipe.model_fields[name].annotation)
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
 def _paths() -> frozenset[str]:
     """Return the dotted paths of all fields that a recipe can have."""
     paths = set()
-    for name, field in Recipe.model_fields.items():
-        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
-        paths |= {f"{name}.{leaf}" for section in sections for leaf in section.model_fields} or {name}
+    for name in Recipe.model_fields:
+        paths |= {f"{name}.{leaf}" for section in sections_of(name) for leaf in section.model_fields} or {name}
     return frozenset(paths)
 
 
-def _is_section(kind: Any) -> TypeGuard[type[Section]]:
-    return isinstance(kind, type) and issubclass(kind, Section)
+def _kinds(name: str) -> list[str]:
+    """Return the kinds of sections that may stand in a field of a recipe."""
+    return [section.model_fields["kind"].default for section in sections_of(name) if "kind" in section.model_fields]
 
 
+def _offering(need: str) -> list[str]:
+    """Name the kinds of sections that offer what another section needs."""
+    return [
+        f"{name}.kind {section.model_fields['kind'].default}"
+        for name in UNIONS
+        for section in sections_of(name)
+        if need in section.offers
+    ]
+
+
+UNIONS = tuple(name for name in Recipe.model_fields if _kinds(name))
+"""Fields whose section has a `kind`."""
 PATHS = _paths()
 
 
@@ -160,9 +192,7 @@ def whole(path: str) -> tuple[bool, int]:
     name, _, leaf = path.partition(".")
     if not leaf:
         return False, 1
-    section = Recipe.model_fields[name].annotation
-    kinds = [section, *get_args(section)]
-    field = next(kind.model_fields[leaf] for kind in kinds if _is_section(kind) and leaf in kind.model_fields)
+    field = next(section.model_fields[leaf] for section in sections_of(name) if leaf in section.model_fields)
     parts = [field, *(part for part in get_args(field.annotation))]
     types = {field.annotation, *get_args(field.annotation)}
     types |= {get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated}
@@ -181,7 +211,7 @@ def check_field(recipe: Recipe, path: str, value: Any) -> None:
     """
     section, _, leaf = path.partition(".")
     kind = type(getattr(recipe, section))
-    if not leaf or not _is_section(kind) or leaf not in kind.model_fields:
+    if not leaf or leaf not in kind.model_fields:
         return
     try:
         kind.__pydantic_validator__.validate_assignment(kind.model_construct(), leaf, value)
@@ -201,11 +231,23 @@ def explain(error: ValidationError) -> str:
     """Say in one line which fields were refused, with what value, and what is allowed."""
     faults = []
     for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"])
+        path = ".".join(_without_kind(fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "union_tag_invalid":
+            context = fault.get("ctx", {})
+            faults.append(f"{path}.kind: there is no {context['tag']!r}; use {context['expected_tags']}")
+            continue
         given = "" if isinstance(fault["input"], dict) else f", not {fault['input']!r}"
         faults.append(f"{path}: {message}{given}" if path else message)
     return "; ".join(faults)
+
+
+def _without_kind(location: tuple[int | str, ...]) -> list[str]:
+    """Return where a fault is, without the kind that pydantic puts after the name of a union."""
+    parts = [str(part) for part in location]
+    if len(parts) > 1 and parts[0] in UNIONS and parts[1] in _kinds(parts[0]):
+        del parts[1]
+    return parts
 
 
 def presets() -> list[str]:

@@ -1,10 +1,11 @@
-"""The sections of a recipe that every training run has: process, network, optimizer, length, sampler."""
+"""What all sections of a recipe have in common, and those of every training run: conditioning, optimizer, length."""
 
 import os.path
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -19,58 +20,22 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    offers: ClassVar[frozenset[str]] = frozenset()
+    """What this part can do that another section may need."""
 
-class EDM(Section):
-    """EDM (Karras et al. 2022): preconditioned denoiser, log-normal noise levels, table 1."""
-
-    kind: Literal["edm"] = "edm"
-    """Which diffusion process."""
-    sigma_data: Positive = 0.5
-    """Standard deviation of the data that the preconditioning assumes, in units of images scaled to [-1, 1]."""
-    p_mean: Annotated[float, Field(ge=-10, le=10)] = -1.2
-    """Mean of ln(sigma) in training."""
-    p_std: Positive = 1.2
-    """Standard deviation of ln(sigma) in training."""
-    sigma_min: Positive = 0.002
-    """Lowest noise level of the sampler."""
-    sigma_max: Positive = 80.0
-    """Highest noise level of the sampler."""
-    rho: Positive = 7.0
-    """Exponent of the sampler's time grid (eq. 5)."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """What another section has to offer for this one to work."""
+        return frozenset()
 
 
-class DDPM(Section):
-    """DDPM (Ho et al. 2020): a discrete chain of `timesteps` steps with a fixed variance schedule."""
+def by_kind(default: str) -> Discriminator:
+    """Return what chooses among the sections of a union by their `kind`; where it is left out, `default` is meant."""
 
-    kind: Literal["ddpm"]
-    """Which diffusion process."""
-    timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
-    """Length of the chain, T."""
-    betas: Literal["linear", "cosine"] = "linear"
-    """Variance schedule: linear (Ho et al.) or squared cosine (Nichol and Dhariwal 2021)."""
-    beta_start: Probability = 1e-4
-    """First variance of the linear schedule."""
-    beta_end: Probability = 0.02
-    """Last variance of the linear schedule."""
-    prediction: Literal["epsilon", "v"] = "epsilon"
-    """What the network predicts: the noise, or the velocity of Salimans and Ho (2022)."""
+    def choose(value: Any) -> str:
+        return value.get("kind", default) if isinstance(value, Mapping) else value.kind
 
-
-class Network(Section):
-    """A U-Net of diffusers (`UNet2DModel`)."""
-
-    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 128
-    """Channels of the first level."""
-    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (2, 2, 2)
-    """Channels of each level as multiples of `channels`; every level after the first halves the resolution."""
-    blocks: Count = 4
-    """Residual blocks a level."""
-    attention: tuple[Count, ...] = (16,)
-    """Resolutions, in pixels, at which there is self-attention."""
-    head_channels: Annotated[int, Field(ge=1)] | None = None
-    """Channels of one attention head; none for a single head."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout probability in the residual blocks."""
+    return Discriminator(choose)
 
 
 class Conditioning(Section):
@@ -128,24 +93,3 @@ class Training(Section):
     """Factor on the loss before the backward pass, undone in the gradients; keeps fp16 gradients from vanishing."""
     compile: bool = False
     """Compile the network with `torch.compile`."""
-
-
-class Sampler(Section):
-    """How images are drawn from the trained model."""
-
-    kind: Literal["heun", "ancestral", "ddim"] = "heun"
-    """Heun is EDM's second-order sampler (NFE = 2 steps - 1); ancestral and DDIM go with DDPM."""
-    steps: Count = 18
-    """Sampling steps."""
-    s_churn: NonNegative = 0.0
-    """Stochasticity of Heun (S_churn); 0 is deterministic."""
-    s_min: NonNegative = 0.0
-    """Lowest noise level at which Heun adds noise (S_min)."""
-    s_max: Annotated[float, Field(ge=0, allow_inf_nan=True)] = float("inf")
-    """Highest noise level at which Heun adds noise (S_max)."""
-    s_noise: Positive = 1.0
-    """Inflation of the noise that Heun adds (S_noise)."""
-    eta: Probability = 0.0
-    """Stochasticity of DDIM: 0 is deterministic, 1 is DDPM's variance."""
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Classifier-free guidance scale; 1 is none."""

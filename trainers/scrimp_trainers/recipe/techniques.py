@@ -44,6 +44,11 @@ class MAFP(Section):
         """Whether anything is augmented."""
         return self.p1 > 0 or self.p2 > 0
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The pipe's labels tell the network what was done to an image."""
+        return frozenset({"augmentation labels"}) if self.p1 > 0 else frozenset()
+
 
 class Patches(Section):
     """Patch Diffusion's training on parts of images, whose place the network is told by two coordinate channels."""
@@ -61,6 +66,13 @@ class Patches(Section):
     def on(self) -> bool:
         """Whether some steps are on parts of images."""
         return self.real_p < 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Parts of images are smaller, and have a place."""
+        if self.on:
+            return frozenset({"images of several sizes", "coordinates"})
+        return frozenset({"coordinates"}) if self.coordinates else frozenset()
 
     @model_validator(mode="after")
     def _a_share_each(self) -> "Patches":
@@ -81,6 +93,11 @@ class OOD(Section):
     def on(self) -> bool:
         """Whether the term is added."""
         return self.weight > 0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The estimate is compared with a jigsaw of the image."""
+        return frozenset({"an estimate of the clean image"}) if self.on else frozenset()
 
 
 class Ambient(Section):

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.common.seeds import seed_of
-from scrimp_trainers.diffusion.choose import process_of
-from scrimp_trainers.diffusion.process import over_images
-from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.diffusion.process import Process, over_images, sigmas
+from scrimp_trainers.recipe.techniques import Ambient
 
 FULLY_COMPENSATED = 0.01
 """The a from which on the compensated loss is compensated in full. Without a bound its mean over sigma is infinite:
@@ -52,35 +51,38 @@ def fixed_noise(keys: Tensor, shape: Sequence[int]) -> Tensor:
     return pairs[:, :count].reshape(len(keys), *shape)
 
 
-def add_noise(recipe: Recipe, images: Tensor, hidden: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+def add_noise(
+    settings: Ambient, process: Process, images: Tensor, hidden: Tensor, noise: Tensor, levels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return noisy images at these levels, and what each was made of: x^n from sigma_n on, below it the image."""
-    deviation, share, _ = _split(recipe, levels)
-    target = torch.addcmul(images, hidden, over_images(deviation))
-    process = process_of(recipe.diffusion)
-    return process.add_noise(recipe.diffusion, target, noise * over_images(share.sqrt()), levels), target
+    deviation, share, _ = _split(settings, process, levels)
+    target = torch.addcmul(images, hidden, over_images(deviation, images))
+    return process.add_noise(target, noise * over_images(share.sqrt(), images), levels), target
 
 
-def losses(recipe: Recipe, estimate: Tensor, target: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+def losses(
+    settings: Ambient, process: Process, estimate: Tensor, target: Tensor, noise: Tensor, levels: Tensor
+) -> Tensor:
     """Compare what `denoise` returned for `add_noise`'s noisy images with its target, given the same noise and levels.
 
     Released weighting keeps the process's own weight for the error in x^n, which goes to 0 at sigma_n with a^2.
     Compensated divides that by a^2, as the later code of Ambient Omni does, though only where a >= `FULLY_COMPENSATED`.
     """
-    deviation, share, sigma = _split(recipe, levels)
+    deviation, share, sigma = _split(settings, process, levels)
     pull = deviation.square() / (sigma * share.sqrt())
-    clean = torch.addcmul(target, noise, -over_images(pull))
-    total = noise / over_images(share.sqrt())
-    values = process_of(recipe.diffusion).losses(recipe.diffusion, estimate, clean, total, levels)
+    clean = torch.addcmul(target, noise, -over_images(pull, target))
+    total = noise / over_images(share.sqrt(), target)
+    values = process.losses(estimate, clean, total, levels)
     factor = share
-    if recipe.ambient.weighting == "compensated":
+    if settings.weighting == "compensated":
         factor = share / share.clamp(min=FULLY_COMPENSATED)
     return factor.square() * values
 
 
-def _split(recipe: Recipe, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _split(settings: Ambient, process: Process, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each level the deviation of z (sigma_n, or 0 below it), a, and sigma."""
-    sigma = process_of(recipe.diffusion).sigmas(recipe.diffusion, levels)
-    deviation = (sigma >= recipe.ambient.sigma_n) * recipe.ambient.sigma_n
+    sigma = sigmas(process, levels)
+    deviation = (sigma >= settings.sigma_n) * settings.sigma_n
     return deviation, (1 - (deviation / sigma).square()).clamp(min=SMALLEST), sigma
 
 

@@ -9,8 +9,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from scrimp_trainers.diffusion import edm
-from scrimp_trainers.recipe.sections import EDM
+from scrimp_trainers.diffusion.process import Process
 from scrimp_trainers.recipe.techniques import OOD
 
 
@@ -28,10 +27,10 @@ def jigsaw(images: Tensor, generator: torch.Generator, *, total: int, mine: slic
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
-def term(settings: OOD, diffusion: EDM, estimate: Tensor, negative: Tensor, levels: Tensor) -> Tensor:
-    """Return what is added to `edm.losses` [b], like it the mean over an image's elements."""
+def term(settings: OOD, process: Process, estimate: Tensor, negative: Tensor, levels: Tensor) -> Tensor:
+    """Return what is added to `Process.losses` [b], like it the mean over an image's elements."""
     closeness = 1 / ((estimate - negative).square() + settings.constant)
-    return settings.weight / edm.weight(diffusion, levels) * closeness.flatten(1).mean(1)
+    return settings.weight / process.weight(levels) * closeness.flatten(1).mean(1)
 
 
 @cache

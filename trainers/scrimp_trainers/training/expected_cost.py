@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import cost
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import patches, sparsity
 from scrimp_trainers.techniques.sparsity import Row
@@ -16,10 +17,10 @@ KNOWN = ("parameters", "nonzero_parameters", "train_flops", "sample_flops")
 """Scores that are counted and not measured."""
 
 
-def flops(recipe: Recipe, network: UNet) -> tuple[int, int, list[Row]]:
+def flops(recipe: Recipe, network: Denoiser) -> tuple[int, int, list[Row]]:
     """Count the FLOPs of a forward pass on one whole image, without masks and with them, and say where masks are."""
-    labels = torch.zeros(1, dtype=torch.long) if network.classes else None
-    inputs = torch.zeros(1, *network.shape), torch.zeros(1), labels
+    conditions = Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
+    inputs = torch.zeros(1, *network.shape), torch.zeros(1), conditions
     dense = cost.forward_flops(network, *inputs)
     if not recipe.sparsity.on:
         return dense, dense, []
@@ -28,7 +29,7 @@ def flops(recipe: Recipe, network: UNet) -> tuple[int, int, list[Row]]:
     return dense, sparse, sparsity.table(recipe.sparsity, network, layers)
 
 
-def train_flops(recipe: Recipe, network: UNet, dense: int, sparse: int, steps: int) -> float:
+def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, steps: int) -> float:
     """Count the FLOPs of the first `steps` of the recipe's training, given those of forward passes."""
     spent = cost.training_flops(
         recipe.sparsity,

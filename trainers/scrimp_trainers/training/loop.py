@@ -18,14 +18,14 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from scrimp_trainers.codecs.pixels import scaled
 from scrimp_trainers.common import foreach
+from scrimp_trainers.common import parts as part_files
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.errors import Diverged
 from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.batch import Batch
-from scrimp_trainers.diffusion.choose import process_of
 from scrimp_trainers.networks import dropout
 from scrimp_trainers.recipe.recipe import Recipe
-from scrimp_trainers.recipe.sections import EDM
 from scrimp_trainers.techniques import ambient, ood, views
 from scrimp_trainers.training.inputs import NOTHING, Prepared
 from scrimp_trainers.training.microbatch import Microbatch
@@ -82,7 +82,8 @@ def train(
     for the device. With `world` > 1 a process group must be initialised. `weigh` puts a factor on each image's loss,
     in the place of the prepared class weights.
     """
-    settings, process, training = recipe.diffusion, process_of(recipe.diffusion), recipe.training
+    training = recipe.training
+    process = part_files.build("diffusion", recipe.diffusion)
     total, share = training.batch_size, training.batch_size // world
     mine = slice(rank * share, (rank + 1) * share)
     microbatch = Microbatch(training, share)
@@ -102,11 +103,11 @@ def train(
         images = prepared.codec.draw(batch.images, draw) if prepared.codec else scaled(batch.images)
 
         # Augment.
-        hidden, told, coordinates = None, None, None
+        hidden, augment_labels, coordinates = None, None, None
         if recipe.ambient.on:
             hidden = views.hidden_noise(recipe.ambient, prepared.image_keys, batch, images.shape, draw)
         if recipe.mafp.on:
-            images, hidden, told = views.augment(recipe, images, hidden, generator, mine)
+            images, hidden, augment_labels = views.augment(recipe, images, hidden, generator, mine)
 
         # Patch: all images of a step are cut to one size, each at its own place.
         if recipe.patches.on:
@@ -114,39 +115,37 @@ def train(
             images, hidden, coordinates = views.cut(recipe, images, hidden, generator, mine, seed)
 
         # Noise. What ambient training hides is known by a noisy copy alone.
-        levels = process.levels(settings, total, generator)[mine]
+        levels = process.levels(total, generator)[mine]
         noise = draw(images.shape)
         if hidden is None:
-            noisy, target = process.add_noise(settings, images, noise, levels), images
+            noisy = process.add_noise(images, noise, levels)
+            target = images
         else:
-            noisy, target = ambient.add_noise(recipe, images, hidden, noise, levels)
+            noisy, target = ambient.add_noise(recipe.ambient, process, images, hidden, noise, levels)
         negative = ood.jigsaw(target, generator, total=total, mine=mine) if recipe.ood.on else None
         shown = _hide(batch.labels, recipe, state.network.classes, generator, mine)
         factors = prepared.loss_weights[batch.labels] if prepared.loss_weights is not None else None
-        inputs = {"labels": shown, "augment_labels": told, "coordinates": coordinates}
+        conditions = Conditions(shown, augment_labels, coordinates)
 
-        # EDM sums the loss over an image's elements, DDPM averages it. To Adam it is nearly the same: only eps and L2
-        # weight decay, which is added to the gradient, know the difference.
-        elements = images[0].numel() if isinstance(settings, EDM) else 1
+        elements = images[0].numel() if process.sums else 1
         scale = elements * training.loss_scale / share
         dropped = seed_of("dropout", state.seed, state.step)
 
         def losses_of(model: nn.Module, part: slice) -> Tensor:
             """Return a model's loss on each image of a part of the step."""
             # Denoise.
-            own = {name: value[part] for name, value in inputs.items() if value is not None}
             dropping = dropout.of_step(model, total, mine.start + part.start, dropped)
             with autocast(training.precision, device), dropping:
-                estimate = process.denoise(settings, model, noisy[part], levels[part], **own)
+                estimate = process.denoise(model, noisy[part], levels[part], conditions[part])
 
             # Loss: one value an image.
             seen = target[part], noise[part], levels[part]
             if hidden is None:
-                values = process.losses(settings, estimate, *seen)
+                values = process.losses(estimate, *seen)
             else:
-                values = ambient.losses(recipe, estimate, *seen)
+                values = ambient.losses(recipe.ambient, process, estimate, *seen)
             if negative is not None:
-                values = values + ood.term(recipe.ood, cast(EDM, settings), estimate, negative[part], levels[part])
+                values = values + ood.term(recipe.ood, process, estimate, negative[part], levels[part])
             return values
 
         def accumulate(size: int) -> Tensor:

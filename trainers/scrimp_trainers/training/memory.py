@@ -7,7 +7,7 @@ import torch
 
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.errors import TooLarge, UserError
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.training.state import State
 
@@ -59,7 +59,7 @@ def refusal(recipe: Recipe, memory: Memory) -> UserError:
     return TooLarge(f"{what}; set training.microbatch to auto, or to {fits}, which trains the same in more parts")
 
 
-def _peak(recipe: Recipe, network: UNet, count: int, device: torch.device) -> int:
+def _peak(recipe: Recipe, network: Denoiser, count: int, device: torch.device) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     images = torch.zeros(count, *network.shape, device=device)

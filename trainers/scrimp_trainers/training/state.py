@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.seeds import seed_of
-from scrimp_trainers.networks.unet import UNet, build
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.sections import EMA, Optimizer, Training
 from scrimp_trainers.techniques import mafp, sparsity
@@ -20,8 +21,8 @@ from scrimp_trainers.techniques.sparsity import Masks
 class State:
     """What training changes, and what a checkpoint holds."""
 
-    network: UNet
-    ema: UNet
+    network: Denoiser
+    ema: Denoiser
     """The average of the network's weights: what is sampled, scored and exported."""
     optimizer: torch.optim.Optimizer
     seed: int
@@ -62,7 +63,7 @@ def ema_decay(ema: EMA, images: int, batch_size: int) -> float:
     return 0.5 ** (batch_size / halflife) if halflife else 0.0
 
 
-def new_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> UNet:
+def new_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> Denoiser:
     """Make the recipe's network, with weights that depend on the seed `number` alone."""
     if recipe.conditioning.classes and not classes:
         raise UserError(
@@ -70,7 +71,8 @@ def new_network(recipe: Recipe, image_size: int, channels: int, classes: int, nu
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("network", number))
-        return build(
+        return parts.build(
+            "networks",
             recipe.network,
             image_size=image_size,
             channels=channels,

@@ -1,0 +1,35 @@
+"""What a network is told of each image of a batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a network is told of a batch; none where it is told nothing, or the images are whole and as they were."""
+
+    labels: Tensor | None = None
+    """int64 [B], classes, or the number of classes where they are hidden."""
+    augment_labels: Tensor | None = None
+    """[B, A], what was done to an image; zero for one as it was."""
+    coordinates: Tensor | None = None
+    """[B, 2, H, W], x and y of each pixel in [-1, 1] of the whole image."""
+
+    def __getitem__(self, part: slice) -> "Conditions":
+        """Return what is told of a part of the batch."""
+        return self._each(lambda value: value[part])
+
+    def to(self, device: torch.device | str) -> "Conditions":
+        """Return the same on another device."""
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Conditions(**{name: None if value is None else change(value) for name, value in values.items()})
+
+
+NOTHING = Conditions()
+"""For a network that is told nothing, or not at this time."""

@@ -1,0 +1,23 @@
+"""How diffusers samples as a sampler of ours does: what an exported model says of it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A scheduler of diffusers, and how to use it."""
+
+    scheduler: "SchedulerMixin"
+    """Makes the same steps."""
+    steps: int
+    """Their number."""
+    note: str = "the recipe's steps"
+    """What is to be said of them."""
+    arguments: str = ""
+    """What its `step` is given besides, as code."""
+    pipeline: str | None = None
+    """The pipeline that samples so where a network is told nothing; none if none does."""

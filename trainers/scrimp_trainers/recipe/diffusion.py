@@ -1,0 +1,52 @@
+"""The diffusion processes' sections: each `kind` is a file in `diffusion/`."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, Tag
+
+from scrimp_trainers.recipe.sections import Positive, Probability, Section, by_kind
+
+
+class EDM(Section):
+    """EDM (Karras et al. 2022): preconditioned denoiser, log-normal noise levels, table 1."""
+
+    offers: ClassVar[frozenset[str]] = frozenset(
+        {"levels that are standard deviations", "an estimate of the clean image"}
+    )
+
+    kind: Literal["edm"] = "edm"
+    """Which diffusion process."""
+    sigma_data: Positive = 0.5
+    """Standard deviation of the data that the preconditioning assumes, in units of images scaled to [-1, 1]."""
+    p_mean: Annotated[float, Field(ge=-10, le=10)] = -1.2
+    """Mean of ln(sigma) in training."""
+    p_std: Positive = 1.2
+    """Standard deviation of ln(sigma) in training."""
+    sigma_min: Positive = 0.002
+    """Lowest noise level of the sampler."""
+    sigma_max: Positive = 80.0
+    """Highest noise level of the sampler."""
+    rho: Positive = 7.0
+    """Exponent of the sampler's time grid (eq. 5)."""
+
+
+class DDPM(Section):
+    """DDPM (Ho et al. 2020): a discrete chain of `timesteps` steps with a fixed variance schedule."""
+
+    offers: ClassVar[frozenset[str]] = frozenset({"a chain of steps"})
+
+    kind: Literal["ddpm"] = "ddpm"
+    """Which diffusion process."""
+    timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
+    """Length of the chain, T."""
+    betas: Literal["linear", "cosine"] = "linear"
+    """Variance schedule: linear (Ho et al.) or squared cosine (Nichol and Dhariwal 2021)."""
+    beta_start: Probability = 1e-4
+    """First variance of the linear schedule."""
+    beta_end: Probability = 0.02
+    """Last variance of the linear schedule."""
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    """What the network predicts: the noise, or the velocity of Salimans and Ho (2022)."""
+
+
+Diffusion = Annotated[Annotated[EDM, Tag("edm")] | Annotated[DDPM, Tag("ddpm")], by_kind("edm")]

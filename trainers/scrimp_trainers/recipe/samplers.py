@@ -1,0 +1,78 @@
+"""The samplers' sections: each `kind` is a file in `samplers/`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Tag
+
+from scrimp_trainers.recipe.sections import Count, NonNegative, Positive, Probability, Section, by_kind
+
+
+class Sampler(Section):
+    """What all samplers have in common."""
+
+    steps: Count = 18
+    """Sampling steps."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Classifier-free guidance scale; 1 is none."""
+
+    @property
+    def evaluations(self) -> int:
+        """How often the sampler asks the denoiser for one image."""
+        return self.steps
+
+
+class Heun(Sampler):
+    """EDM's sampler of second order (Karras et al. 2022, algorithms 1 and 2)."""
+
+    kind: Literal["heun"] = "heun"
+    """Which sampler."""
+    s_churn: NonNegative = 0.0
+    """Stochasticity (S_churn); 0 is deterministic."""
+    s_min: NonNegative = 0.0
+    """Lowest noise level at which noise is added (S_min)."""
+    s_max: Annotated[float, Field(ge=0, allow_inf_nan=True)] = float("inf")
+    """Highest noise level at which noise is added (S_max)."""
+    s_noise: Positive = 1.0
+    """Inflation of the noise that is added (S_noise)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """It integrates over sigma."""
+        return frozenset({"levels that are standard deviations"})
+
+    @property
+    def evaluations(self) -> int:
+        """Two a step, but for the last."""
+        return 2 * self.steps - 1
+
+
+class Ancestral(Sampler):
+    """DDPM's sampler (Ho et al. 2020, algorithm 2), on the whole chain or on evenly spaced steps of it."""
+
+    kind: Literal["ancestral"] = "ancestral"
+    """Which sampler."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """It goes from step to step."""
+        return frozenset({"a chain of steps"})
+
+
+class DDIM(Sampler):
+    """DDIM (Song et al. 2021)."""
+
+    kind: Literal["ddim"] = "ddim"
+    """Which sampler."""
+    eta: Probability = 0.0
+    """Stochasticity: 0 is deterministic, 1 is DDPM's variance."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """It goes from step to step."""
+        return frozenset({"a chain of steps"})
+
+
+AnySampler = Annotated[
+    Annotated[Heun, Tag("heun")] | Annotated[Ancestral, Tag("ancestral")] | Annotated[DDIM, Tag("ddim")],
+    by_kind("heun"),
+]
