@@ -72,7 +72,17 @@ class DDIM(Sampler):
         return frozenset({"a chain of steps"})
 
 
+class DPMSolver(Sampler):
+    """DPM-Solver++(2M) (Lu et al. 2022), for every process."""
+
+    kind: Literal["dpmpp"] = "dpmpp"
+    """Which sampler."""
+
+
 AnySampler = Annotated[
-    Annotated[Heun, Tag("heun")] | Annotated[Ancestral, Tag("ancestral")] | Annotated[DDIM, Tag("ddim")],
+    Annotated[Heun, Tag("heun")]
+    | Annotated[Ancestral, Tag("ancestral")]
+    | Annotated[DDIM, Tag("ddim")]
+    | Annotated[DPMSolver, Tag("dpmpp")],
     by_kind("heun"),
 ]
