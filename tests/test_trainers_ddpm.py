@@ -14,7 +14,7 @@ from scrimp_trainers.recipe.samplers import DDIM, Ancestral
 CPU = torch.device("cpu")
 CHAINS = [
     DDPM(kind="ddpm", betas=betas, prediction=prediction)
-    for betas in ("linear", "cosine")
+    for betas in ("linear", "scaled_linear", "cosine")
     for prediction in ("epsilon", "v")
 ]
 NAMES = [f"{chain.betas}-{chain.prediction}" for chain in CHAINS]
@@ -25,7 +25,7 @@ def theirs(kind, chain) -> Any:
         num_train_timesteps=chain.timesteps,
         beta_start=chain.beta_start,
         beta_end=chain.beta_end,
-        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[chain.betas],
+        beta_schedule={"cosine": "squaredcos_cap_v2"}.get(chain.betas, chain.betas),
         prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[chain.prediction],
         timestep_spacing="trailing",
     )

@@ -15,6 +15,9 @@ from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.diffusion.process import over_images
 from scrimp_trainers.recipe import diffusion
 
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+"""What diffusers calls the schedules of betas."""
+
 
 @dataclass(frozen=True)
 class DDPM:
@@ -89,7 +92,7 @@ class DDPM:
             "num_train_timesteps": settings.timesteps,
             "beta_start": settings.beta_start,
             "beta_end": settings.beta_end,
-            "beta_schedule": "linear" if settings.betas == "linear" else "squaredcos_cap_v2",
+            "beta_schedule": SCHEDULES[settings.betas],
             "prediction_type": "epsilon" if settings.prediction == "epsilon" else "v_prediction",
             "timestep_spacing": "trailing",
         }
@@ -106,9 +109,15 @@ def build(settings: diffusion.DDPM) -> DDPM:
 
 @cache
 def _alpha_bars(kind: str, start: float, end: float, timesteps: int, device: torch.device) -> Tensor:
-    """Return abar for linear betas (Ho et al., section 4) or the squared cosine (Nichol and Dhariwal 2021, eq. 17)."""
+    """Return abar.
+
+    Betas are linear (Ho et al., section 4), or their square root is (Rombach et al. 2022), or abar is a squared cosine
+    (Nichol and Dhariwal 2021, eq. 17).
+    """
     if kind == "linear":
         betas = torch.linspace(start, end, timesteps, dtype=torch.float64)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(math.sqrt(start), math.sqrt(end), timesteps, dtype=torch.float64).square()
     else:
         share = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         cosine = torch.cos((share + 0.008) / 1.008 * math.pi / 2).square()

@@ -39,12 +39,13 @@ class DDPM(Section):
     """Which diffusion process."""
     timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
     """Length of the chain, T."""
-    betas: Literal["linear", "cosine"] = "linear"
-    """Variance schedule: linear (Ho et al.) or squared cosine (Nichol and Dhariwal 2021)."""
+    betas: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    """Variance schedule: linear (Ho et al.), its square root linear, which latent and Stable Diffusion call "linear"
+    (Rombach et al. 2022), or squared cosine (Nichol and Dhariwal 2021)."""
     beta_start: Probability = 1e-4
-    """First variance of the linear schedule."""
+    """First variance of the linear schedules."""
     beta_end: Probability = 0.02
-    """Last variance of the linear schedule."""
+    """Last variance of the linear schedules."""
     prediction: Literal["epsilon", "v"] = "epsilon"
     """What the network predicts: the noise, or the velocity of Salimans and Ho (2022)."""
 
