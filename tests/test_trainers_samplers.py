@@ -119,6 +119,7 @@ def drawn(settings: EDM | DDPM, sampler: AnySampler, data: Data) -> tuple[Tensor
         assert isinstance(settings, EDM)
         return samples, heun(settings, sampler, data.std), noise
     assert isinstance(settings, DDPM)
+    assert isinstance(sampler, Ancestral | DDIM)
     return samples, chain(settings, sampler, data.std), noise
 
 
