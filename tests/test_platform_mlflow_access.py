@@ -144,7 +144,7 @@ def test_links_out_of_the_artifacts_are_not_followed(server, tmp_path):
 ENSURE = """
 import sys
 from pathlib import Path
-from scrimp_platform import mlflow_server
+from scrimp_platform.tracking import mlflow_server
 from scrimp_platform.store import Storage
 server = mlflow_server.ensure(Storage(Path(sys.argv[1])))
 server.wait()

@@ -125,7 +125,7 @@ def test_images_that_cannot_be_halved_so_often_are_refused(options, tmp_path):
         "search:", "override: {network.multipliers: [1, 1, 1, 1, 1]}\nsearch:"
     )
     space.write_text(text)
-    with pytest.raises(UserError, match="cannot be halved 4 times"):
+    with pytest.raises(UserError, match="size 8 is not a multiple of 16"):
         plan.make(change(options, space=str(space)))
 
 
