@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scrimp_platform.plan import Options, Plan
+from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
@@ -37,7 +37,7 @@ NOISE_OF_TRIALS, NOISE_OF_SEEDS = 0.2, 0.05
 
 def make_plan(storage: Path, nodes: int, tracking_uri: str) -> Plan:
     """Plan a sweep of the quickstart space for so many nodes, on a dataset that need not exist."""
-    space = spaces.load("quickstart")
+    space = spaces.load_space("quickstart")
     changes = {"trials": TRIALS * nodes, "leaders": max(1, nodes // (REPEATS - 1)), "repeats": REPEATS}
     space = space.model_copy(update={"budget": space.budget.model_copy(update=changes)})
     facts = Manifest(
@@ -51,7 +51,7 @@ def make_plan(storage: Path, nodes: int, tracking_uri: str) -> Plan:
         provenance={"source": "digits"},
     )
     folder = SweepFolder(storage / "replay")
-    options = Options(storage=storage, tracking_uri=tracking_uri)
+    options = SweepOptions(storage=storage, tracking_uri=tracking_uri)
     return Plan(options, space, space.base(), Storage(storage), folder, storage, facts, resumed=False)
 
 
@@ -72,7 +72,7 @@ def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Ca
         if not training:
             return
         now, name, line, rungs = heapq.heappop(training)
-        if ask(searcher.judge, name, line) and (following := next(rungs, None)):
+        if ask(searcher.handle_result, name, line) and (following := next(rungs, None)):
             heapq.heappush(training, (now - line["seconds"] + following["seconds"], name, following, rungs))
         else:
             ask(searcher.on_trial_complete, name, line)
@@ -113,7 +113,7 @@ def record(sweep: Path) -> None:
     from scrimp_platform.search import records
 
     folder = SweepFolder(sweep)
-    finished = [repeat for repeat in records.read(folder).repeats if repeat.status == "finished"]
+    finished = [repeat for repeat in records.read_records(folder).repeats if repeat.status == "finished"]
     with CURVES.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -20,7 +20,7 @@ PLAN = """
 import sys
 from pathlib import Path
 from scrimp_platform import plan, sweep
-plan.make(plan.Options(data=sys.argv[1], storage=Path(sys.argv[2])))
+plan.make_plan(plan.SweepOptions(data=sys.argv[1], storage=Path(sys.argv[2])))
 """
 LIMIT = 300.0  # seconds
 MOST_ROUNDS = 3

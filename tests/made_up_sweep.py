@@ -36,7 +36,7 @@ Line = dict[str, Any]
 
 def make_space(**changes: Any) -> Space:
     budget = TREE["budget"] | changes.pop("budget", {})
-    return spaces.parse(TREE | changes | {"budget": budget}, "space")
+    return spaces.parse_space(TREE | changes | {"budget": budget}, "space")
 
 
 def curve(space: Space, params: dict[str, Any], seed: int) -> Iterator[Line]:

@@ -83,7 +83,7 @@ def test_a_replayed_sweep_trains_each_repeat_once_and_mlflow_hears_of_each_once(
         plan = replay.make_plan(tmp_path, 3, uri)
         scale.drive(plan, 3)
         heard = mlflow_stub.heard(uri)
-    trials = records.read(plan.folder).trials
+    trials = records.read_records(plan.folder).trials
     repeats = [repeat for trial in trials for repeat in trial.repeats]
     assert len(trials) == 6
     assert [len(trial.repeats) for trial in trials].count(6) == 1  # the one leader

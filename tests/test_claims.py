@@ -217,8 +217,8 @@ def test_a_complete_claim_is_not_trained_again(made_up, tmp_path, monkeypatch):
 def test_a_claim_is_run_as_an_ordinary_sweep_of_its_arms(made_up, tmp_path, monkeypatch):
     from scrimp_platform import plan, sweep
 
-    def train(options: plan.Options) -> None:
-        the_plan = plan.make(options)
+    def train(options: plan.SweepOptions) -> None:
+        the_plan = plan.make_plan(options)
         assert list(the_plan.space.arms) == ["good", "bad"]
         write_sweep(the_plan.folder.path, the_plan.space)
 

@@ -86,7 +86,7 @@ def test_prepare_has_the_options_of_the_command_with_its_defaults():
 
 def test_sweep_has_the_options_of_the_command_with_its_defaults():
     parameters = inspect.signature(scrimp.sweep).parameters
-    for option in fields(plan.Options):
+    for option in fields(plan.SweepOptions):
         if option.name != "dry_run":
             default = parameters[option.name].default
             assert (Path(default) if option.name == "storage" else default) == option.default, option.name
@@ -195,7 +195,7 @@ def test_a_finished_training_is_not_scored_in_two_ways(scored_digits, tmp_path):
 
 def test_a_result_says_what_the_report_says(swept):
     result, space = scrimp.Result.load(swept.path), make_space()
-    rows = leaderboard.rank(records.read(swept).trials, space)
+    rows = leaderboard.rank(records.read_records(swept).trials, space)
     assert (result.reason, result.verdict, result.problems) == ("complete", leaderboard.verdict(rows, space), ())
     assert result == scrimp.Result.load(str(swept.path))
 
@@ -208,7 +208,7 @@ def test_a_result_says_what_the_report_says(swept):
 def test_the_leaderboard_is_that_of_the_csv_with_and_without_pandas(swept, monkeypatch):
     pandas = pytest.importorskip("pandas")
     space = make_space()
-    leaderboard.write_csv(leaderboard.rank(records.read(swept).trials, space), space, swept)
+    leaderboard.write_csv(leaderboard.rank(records.read_records(swept).trials, space), space, swept)
     result, written = scrimp.Result.load(swept.path), pandas.read_csv(swept.leaderboard)
     frame = result.leaderboard
     assert isinstance(frame, pandas.DataFrame)
@@ -248,7 +248,7 @@ def test_without_a_winner_there_is_no_model(tmp_path):
 
 def test_damaged_records_leave_the_best_open(tmp_path):
     folder = write_sweep(tmp_path / "sweep", make_space())
-    best = leaderboard.rank(records.read(folder).trials, make_space())[0]
+    best = leaderboard.rank(records.read_records(folder).trials, make_space())[0]
     (folder.trial(best.number) / "trial.json").write_text("{}")
     result = scrimp.Result.load(folder.path)
     assert result.best_recipe is None
@@ -266,18 +266,18 @@ def test_a_sweep_that_does_not_end_well_returns_its_result(swept, monkeypatch, s
     monkeypatch.setattr(the_sweep, "run_sweep", run_sweep)
     space = make_space()
     assert scrimp.sweep(space, "digits", rungs=[1, 2], warm_start=["earlier"]) == scrimp.Result.load(swept.path)
-    assert asked == [plan.Options(space=space, rungs=(1, 2), warm_start=(Path("earlier"),))]
+    assert asked == [plan.SweepOptions(space=space, rungs=(1, 2), warm_start=(Path("earlier"),))]
 
 
 def test_a_space_made_in_python_is_planned_like_one_of_a_file(scored_digits, tmp_path):
-    options = plan.Options(space=make_space(), data=str(scored_digits.folder), storage=tmp_path / "runs", trials=5)
-    the_plan = plan.make(options)
+    options = plan.SweepOptions(space=make_space(), data=str(scored_digits.folder), storage=tmp_path / "runs", trials=5)
+    the_plan = plan.make_plan(options)
     assert the_plan.folder.path.name == "space-digits"
-    assert plan.record(the_plan)["space_name"] == "space"
+    assert plan.sweep_record(the_plan)["space_name"] == "space"
 
     words = job.arguments(the_plan)
     file = Path(words[words.index("--space") + 1])
-    again = plan.make(plan.Options(space=str(file), data=options.data, storage=options.storage, trials=5))
+    again = plan.make_plan(plan.SweepOptions(space=str(file), data=options.data, storage=options.storage, trials=5))
     assert (again.space, again.folder) == (the_plan.space, the_plan.folder)
 
 

@@ -57,7 +57,7 @@ MISTAKES = [
     (["sweep", "--rungs", "a,b"], "'a,b' is not a list of numbers"),
     (["sweep", "--trials", "0"], "0 is not in the range x>=1"),
     (["sweep", "--speed", "9"], "No such option"),
-    (["sweep", "--storage", "lab.yaml"], "lab.yaml is not a folder that can be written; mend that, or name another"),
+    (["sweep", "--storage", "lab.yaml"], "lab.yaml is not a writable folder; make it one, or name another"),
     (["sweep", "--dry-run", "--tracking-uri", "host:5000"], "--tracking-uri host:5000: not the address of an MLflow"),
     (["sweep", "--warm-start", "empty"], "--warm-start empty: not the folder of a sweep (no sweep.json)"),
     (["prepare", "nothing", "out"], "nothing: no such folder or file"),

@@ -57,19 +57,19 @@ def test_the_cluster_that_ray_notes_is_found(tmp_path, monkeypatch, variable):
     for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
-    assert cluster.address() is None
+    assert cluster.running_address() is None
 
     (tmp_path / "ray").mkdir()
     utils.write_ray_address("10.0.0.1:6379")
 
-    assert cluster.address() == "10.0.0.1:6379"
+    assert cluster.running_address() == "10.0.0.1:6379"
 
 
 @pytest.mark.parametrize(
     ("where", "error", "told"),
     [
         ("http://127.0.0.1:8265", None, "RAY_ADDRESS http://127.0.0.1:8265: not a cluster's address"),
-        ("head:6379", AuthenticationError("no token found"), "head:6379 does not know this user: no token found"),
+        ("head:6379", AuthenticationError("no token found"), "head:6379 rejects this user's token: no token found"),
         ("head:6379", ConnectionError("timed out"), "no Ray cluster answers at head:6379; start it"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_machine_too_busy_to_start_ray_is_told_so_in_a_line(monkeypatch):
         raise Exception("The current node timed out during startup. This could happen because ...")  # as Ray does
 
     monkeypatch.setattr("ray.init", init)
-    with pytest.raises(UserError, match="did not start within 30 s: this machine is very busy"):
+    with pytest.raises(UserError, match="did not start within 30 s: this machine may be overloaded"):
         cluster.start_here()
     assert "RAY_GCS_SERVER_PORT" not in os.environ
 
@@ -94,7 +94,7 @@ def test_a_machine_too_busy_to_start_ray_is_told_so_in_a_line(monkeypatch):
 @pytest.fixture
 def private_ray(monkeypatch):
     """Processes in place of Ray's own, and the exit status with which the driver ends when one of them dies."""
-    parts = {name: [SimpleNamespace(process=subprocess.Popen(["sleep", "60"]))] for name in cluster.VITAL}
+    parts = {name: [SimpleNamespace(process=subprocess.Popen(["sleep", "60"]))] for name in cluster.VITAL_PROCESSES}
     ended, status = threading.Event(), []
 
     def end(code: int) -> None:
@@ -103,7 +103,7 @@ def private_ray(monkeypatch):
         threading.Event().wait()  # nothing of a process runs after its end
 
     monkeypatch.setattr(worker, "_global_node", SimpleNamespace(all_processes=parts))
-    monkeypatch.setattr(cluster, "WATCH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(cluster, "PROCESS_CHECK_INTERVAL_S", 0.05)
     monkeypatch.setattr(cluster.os, "_exit", end)
     yield SimpleNamespace(parts=parts, ended=ended, status=status)
     for [part] in parts.values():
@@ -111,11 +111,11 @@ def private_ray(monkeypatch):
         part.process.wait()
 
 
-@pytest.mark.parametrize("name", cluster.VITAL)
+@pytest.mark.parametrize("name", cluster.VITAL_PROCESSES)
 @pytest.mark.parametrize(("requested", "reason", "status"), [(None, "", 1), (signal.SIGTERM, "interrupted", 143)])
 def test_the_driver_ends_with_its_ray_and_says_so(private_ray, monkeypatch, capfd, name, requested, reason, status):
     monkeypatch.setattr(interrupt, "_requested", requested)
-    with cluster._watched():
+    with cluster._exit_when_ray_dies():
         assert not private_ray.ended.wait(0.2)
         private_ray.parts[name][0].process.kill()
         assert private_ray.ended.wait(10)
@@ -125,7 +125,7 @@ def test_the_driver_ends_with_its_ray_and_says_so(private_ray, monkeypatch, capf
 
 
 def test_a_ray_that_is_left_may_end(private_ray):
-    with cluster._watched():
+    with cluster._exit_when_ray_dies():
         pass
     private_ray.parts["raylet"][0].process.kill()
     assert not private_ray.ended.wait(0.3)

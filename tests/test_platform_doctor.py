@@ -14,7 +14,7 @@ from scrimp_cluster.nodes import Node
 from scrimp_platform import cluster
 from scrimp_platform import sweep as the_sweep
 from scrimp_platform.cli import terminal
-from scrimp_platform.plan import Options
+from scrimp_platform.plan import SweepOptions
 from scrimp_platform.search import tune_loop
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.common.errors import UserError
@@ -25,7 +25,7 @@ WORKSTATIONS = tuple(Node(f"ws{number}", 16, 2, f"id{number}") for number in ran
 class FakePlan:
     """As much of a plan as placing needs."""
 
-    options = Options()
+    options = SweepOptions()
     storage = type("Storage", (), {"path": Path("runs")})
     dataset = Path("digits")
 
@@ -45,7 +45,7 @@ def unfit(monkeypatch):
 
 
 def place(nodes: tuple[Node, ...] = WORKSTATIONS) -> cluster.Placement:
-    return the_sweep.place(nodes, FakePlan())  # type: ignore[arg-type]
+    return the_sweep.place_repeats(nodes, FakePlan())  # type: ignore[arg-type]
 
 
 def test_an_unfit_node_gets_no_repeats_and_is_named(unfit, capsys):
@@ -53,7 +53,7 @@ def test_an_unfit_node_gets_no_repeats_and_is_named(unfit, capsys):
     placement = place()
     assert [node.name for node in placement.nodes] == ["ws0", "ws2"]
     assert placement.places == 2
-    assert placement.describe() == "2 nodes with 4 GPUs, 2 repeats at once, each on 2 of a node's; without ws1"
+    assert placement.describe() == "2 nodes with 4 GPUs, 2 repeats at once, each on 2 GPUs of a node; without ws1"
     assert "STOPS  ws1: no storage; mount it" in capsys.readouterr().out
 
 
@@ -192,7 +192,7 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
             SweepFolder(tmp_path / unfit_node.id[:8]),
             make_space(budget={"trials": 3, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 1}),
         )
-        tune_loop.run(
+        tune_loop.run_repeats(
             ledger,
             train,
             {"used": str(used)},

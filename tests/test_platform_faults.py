@@ -114,7 +114,7 @@ def leaderboard(folder: SweepFolder) -> list[dict[str, str]]:
 
 def assert_whole(folder: SweepFolder) -> None:
     """Whether every repeat of both arms is there once, each line of it once, and nothing is left to do."""
-    trials = records.read(folder).trials
+    trials = records.read_records(folder).trials
     assert [len(trial.repeats) for trial in trials] == [2, 2]
     assert {repeat.status for trial in trials for repeat in trial.repeats} == {"finished"}
     for files in folder.repeats():
@@ -180,7 +180,7 @@ def test_a_full_disk_stops_a_sweep_until_there_is_room_and_changes_nothing(start
     sweep = start(disk.path)
     sweep.until(lambda: any(checkpoint(files).exists() for files in sweep.folder.repeats()))
     disk.fill()
-    sweep.until(lambda: "waits for room in" in sweep.output)
+    sweep.until(lambda: "waiting for disk space in" in sweep.output)
     time.sleep(40)
     assert sweep.driver.poll() is None, sweep.output
     disk.free()
@@ -188,7 +188,7 @@ def test_a_full_disk_stops_a_sweep_until_there_is_room_and_changes_nothing(start
     assert sweep.driver.returncode == 0, output
     assert "Traceback" not in output
     assert "No space left on device" in sweep.folder.log.read_text()
-    assert {repeat.attempt for trial in records.read(sweep.folder).trials for repeat in trial.repeats} == {1}
+    assert {repeat.attempt for trial in records.read_records(sweep.folder).trials for repeat in trial.repeats} == {1}
     assert_whole(sweep.folder)
     assert leaderboard(sweep.folder) == leaderboard(calm.folder)
 

@@ -61,7 +61,7 @@ def report_answer(folder: SweepFolder) -> Answer:
         space = records.space_of(folder)
     except UserError as error:
         return [], [str(error)]
-    known = records.look(folder)
+    known = records.read_as_observer(folder)
     rows = leaderboard.rank(known.trials, space)
     curves = [metrics_log.read(folder.repeat(repeat.trial, repeat.repeat).metrics) for repeat in known.repeats]
     ranking = [(row.number, row.status, row.summaries) for row in rows]

@@ -13,7 +13,7 @@ import pytest
 from scrimp_platform import cluster, interrupt, store
 from scrimp_platform import sweep as the_sweep
 from scrimp_platform.cli import main
-from scrimp_platform.plan import Options
+from scrimp_platform.plan import SweepOptions
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -68,14 +68,14 @@ def test_a_wait_for_room_on_the_disk_hears_a_signal_that_is_only_noted(number):
     with interrupt.deferred(lambda: None):
         send(number, after=0.3)
         with pytest.raises(KeyboardInterrupt) as raised:
-            store.patiently(write, print)
+            store.retry_when_disk_full(write, print)
     assert interrupt.exit_status(raised.value) == STATUS[number]
     assert time.monotonic() - began < 2
 
     # What the sweep still wants to write after that is tried once, and not waited for.
     said = []
     with pytest.raises(KeyboardInterrupt):
-        store.patiently(write, said.append)
+        store.retry_when_disk_full(write, said.append)
     assert said == []
 
 
@@ -85,9 +85,9 @@ def test_a_sweep_that_was_ended_in_order_has_the_signals_status(number, scored_d
         with interrupt.deferred(lambda: None):
             send(number)
 
-    monkeypatch.setattr(cluster, "address", lambda: None)
+    monkeypatch.setattr(cluster, "running_address", lambda: None)
     monkeypatch.setattr(cluster, "connect", lambda: contextlib.nullcontext(cluster.peek()))
     monkeypatch.setattr(the_sweep, "carry_out", carry_out)
     with pytest.raises(SystemExit) as left:
-        the_sweep.sweep(Options(data=str(scored_digits.folder), storage=tmp_path))
+        the_sweep.sweep(SweepOptions(data=str(scored_digits.folder), storage=tmp_path))
     assert left.value.code == STATUS[number]

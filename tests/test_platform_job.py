@@ -11,7 +11,7 @@ import pytest
 from scrimp_platform import cluster, job, plan
 from scrimp_platform import sweep as the_sweep
 from scrimp_platform.cli import main
-from scrimp_platform.plan import Options
+from scrimp_platform.plan import SweepOptions
 
 SPACE = "recipe: tiny-edm\nsearch: {optimizer.lr: {uniform: [0.001, 0.01]}}\nobjectives: {fd_classifier: minimize}\n"
 SPACE += "scoring: {extractor: classifier, samples: 64}\nbudget: {trials: 2, rungs_kimg: [2, 6]}\n"
@@ -65,7 +65,7 @@ def lab(scored_digits, tmp_path, monkeypatch):
     (folder / "two words.yaml").write_text(SPACE)
     (folder / "it's").symlink_to(scored_digits.folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cluster, "address", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "running_address", lambda: "10.0.0.1:6379")
     monkeypatch.setattr(cluster, "peek", lambda: (cluster.Node("ws1", 16, 2),))
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     return folder
@@ -77,13 +77,13 @@ def client(monkeypatch):
 
     def install(*jobs: Job, **how) -> Client:
         it = Client(*jobs, **how)
-        monkeypatch.setattr(job, "connect", lambda address: it)
+        monkeypatch.setattr(job, "jobs_client", lambda address: it)
         return it
 
     return install
 
 
-OPTIONS = Options(
+OPTIONS = SweepOptions(
     space="two words.yaml",
     data="it's",
     trials=3,
@@ -97,15 +97,15 @@ OPTIONS = Options(
 )
 
 
-def parse(words: list[str]) -> Options:
+def parse(words: list[str]) -> SweepOptions:
     context = main.sweep_command.make_context("sweep", list(words), allow_extra_args=False)
-    return Options(**context.params)
+    return SweepOptions(**context.params)
 
 
 def test_the_job_gets_the_same_options_with_absolute_paths(lab):
-    the_plan = plan.make(OPTIONS)
+    the_plan = plan.make_plan(OPTIONS)
     (told := parse(job.arguments(the_plan)))
-    assert told == Options(
+    assert told == SweepOptions(
         **(
             vars(OPTIONS)
             | {
@@ -116,12 +116,12 @@ def test_the_job_gets_the_same_options_with_absolute_paths(lab):
             }
         )
     )
-    assert plan.make(told).folder == the_plan.folder
+    assert plan.make_plan(told).folder == the_plan.folder
 
 
 def test_a_space_that_comes_with_scrimp_keeps_its_name_and_a_fresh_sweep_its_number(lab):
     (lab / "runs" / "mine").mkdir(parents=True)
-    told = parse(job.arguments(plan.make(Options(space="quickstart", data="it's", name="mine", fresh=True))))
+    told = parse(job.arguments(plan.make_plan(SweepOptions(space="quickstart", data="it's", name="mine", fresh=True))))
     assert (told.space, told.name, told.fresh) == ("quickstart", "mine-2", False)
 
 
@@ -134,7 +134,7 @@ def test_options_arrive_whole_in_the_shell_that_ray_starts(lab, client, monkeypa
     the_sweep.sweep(OPTIONS)
     monkeypatch.chdir("/")
     printed = subprocess.run(["sh", "-c", api.entrypoint], capture_output=True, text=True).stdout.splitlines()
-    assert printed[:4] == [str(lab), "-c", job.COMMAND, "sweep"]
+    assert printed[:4] == [str(lab), "-c", job.CODE, "sweep"]
     assert parse(printed[4:]).data == str(lab / "it's")
 
 
@@ -159,13 +159,13 @@ def test_in_a_job_the_sweep_runs_itself(lab, client, monkeypatch):
 
 
 def test_the_same_command_attaches_to_the_job_that_runs(lab, client, capsys):
-    the_plan = plan.make(OPTIONS)
+    the_plan = plan.make_plan(OPTIONS)
     mine = {"sweep": str(the_plan.folder.path), "options": shlex.join(job.arguments(the_plan))}
     others = [Job("ended", mine, "STOPPED"), Job("other", mine | {"sweep": "/else/mine"}), Job("bare", {})]
     api = client(*others, Job("running", mine))
     the_sweep.sweep(OPTIONS)
     assert len(api.jobs) == 4
-    assert "This is job running;" in (printed := capsys.readouterr().out)
+    assert "Running as job running," in (printed := capsys.readouterr().out)
     assert "other options" not in printed
 
 

@@ -84,7 +84,7 @@ class Terminal:
 
     @property
     def job(self) -> str:
-        return "".join(re.findall("This is job (.*?);", self.text))
+        return "".join(re.findall("Running as job (.*?),", self.text))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def story(environment, scored_digits, terminals, tmp_path_factory) -> dict:
     folder = Storage(work / "two runs").sweep("lab-digits")
 
     def scored(count: int) -> bool:
-        return sum(len(repeat.scores) for trial in records.read(folder).trials for repeat in trial.repeats) >= count
+        return sum(len(repeat.scores) for repeat in records.read_records(folder).repeats) >= count
 
     terminals.append(Terminal(work, scored_digits.folder, environment, "first"))
     wait_for(lambda: scored(1) or terminals[0].process.poll() is not None, 400)
@@ -114,7 +114,7 @@ def story(environment, scored_digits, terminals, tmp_path_factory) -> dict:
     wait_for(lambda: scored(2), 120)
 
     terminals.append(Terminal(work, scored_digits.folder, environment, "second"))
-    wait_for(lambda: "repeat 0.0 of the search" in terminals[1].text, 60)
+    wait_for(lambda: "starting repeat 0.0 of the search" in terminals[1].text, 60)
     alone = store.holder(folder.lock)
     terminals[1].process.send_signal(signal.SIGINT)
     terminals[1].process.wait(200)
@@ -153,10 +153,10 @@ def test_the_next_job_goes_on_to_the_end(story):
     folder: SweepFolder = story["folder"]
     assert third.process.returncode == 0, third.text
     assert third.job != second.job
-    assert "(goes on)" in third.text
+    assert "(resumed)" in third.text
     assert "wins" in third.text or "leads" in third.text
     assert store.read_json(folder.outcome)["reason"] == "complete"
-    trials = records.read(folder).trials
+    trials = records.read_records(folder).trials
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(repeat.status in ("finished", "stopped") for trial in trials for repeat in trial.repeats)
 

@@ -70,7 +70,7 @@ def test_what_waits_goes_to_a_node_that_joins_once_that_is_found_fit(one_node, t
     space = make_space(budget={"trials": 2, "rungs_kimg": [20], "reduction": 2, "leaders": 1, "repeats": 1})
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), space)
     fit_nodes = FitNodes(one_node, ledger)
-    tune_loop.run(ledger, pretend, {"places": str(places)}, lambda: 2, tune_loop.Limits(ledger), fit_nodes)
+    tune_loop.run_repeats(ledger, pretend, {"places": str(places)}, lambda: 2, tune_loop.Limits(ledger), fit_nodes)
 
     assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)] * 2
     began, node = (places / "1").read_text().split()

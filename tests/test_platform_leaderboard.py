@@ -10,7 +10,7 @@ from made_up_sweep import make_space
 from rich.console import Console
 
 from scrimp_platform.report import formatting, leaderboard
-from scrimp_platform.report.leaderboard import Row
+from scrimp_platform.report.leaderboard import TrialRow
 from scrimp_platform.search import stats
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
@@ -42,12 +42,12 @@ def failed(number: int) -> Trial:
     return Trial(number, {"optimizer.lr": 1e-3}, "failed", [repeat(number, 0, "failed")])
 
 
-def ranked(*trials: Trial, **changes) -> tuple[list[Row], Space]:
+def ranked(*trials: Trial, **changes) -> tuple[list[TrialRow], Space]:
     space = make_space(**changes)
     return leaderboard.rank(trials, space), space
 
 
-def summary(rows: list[Row]) -> list[tuple[int, int, str]]:
+def summary(rows: list[TrialRow]) -> list[tuple[int, int, str]]:
     return [(row.rank, row.number, row.status) for row in rows]
 
 

@@ -164,7 +164,7 @@ def test_a_repeat_that_has_not_begun_is_taken_back_and_handed_out_again_as_the_s
     first = ledger.propose()
     assert first
     for _ in range(5):  # more often than it may be tried again
-        ledger.take_back(first)
+        ledger.withdraw(first)
         assert not ledger.running
         assert json.loads(folder.repeat(0, 0).record.read_text())["status"] == "waiting"
         assert ledger.propose() is first
@@ -189,7 +189,7 @@ def test_a_proposal_that_contradicts_itself_is_passed_over_and_trained_by_nobody
     known = {trial.number for trial in ledger.trials}
     refused = [trial for trial in study(folder).get_trials() if trial.number not in known]
     assert refused
-    assert [trial.number for trial in records.read(folder).skipped] == [trial.number for trial in refused]
+    assert [trial.number for trial in records.read_records(folder).skipped] == [trial.number for trial in refused]
     assert open_ledger(folder, space).propose() is None
 
 
@@ -362,7 +362,7 @@ def test_three_trials_that_fail_alike_end_the_sweep_and_say_why(folder):
         fail_next(ledger, "DamagedData: shard 3 is damaged")
     assert ledger.exhausted() == ""
     fail_next(ledger, "DamagedData: shard 3 is damaged")
-    assert ledger.exhausted() == "3 trials in a row failed alike (DamagedData: shard 3 is damaged)"
+    assert ledger.exhausted() == "3 trials in a row failed with the same error (DamagedData: shard 3 is damaged)"
     assert ledger.in_vain
     resumed = open_ledger(folder)  # once its cause has been repaired
     assert resumed.exhausted() == ""

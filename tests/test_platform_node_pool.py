@@ -20,7 +20,7 @@ BOTH = [FIRST.id, SECOND.id]
 def cluster(monkeypatch):
     """The nodes that are alive; a sweep looks at them whenever it asks for its places."""
     alive = [FIRST, SECOND]
-    monkeypatch.setattr(node_pool, "LOOK", 0.0)
+    monkeypatch.setattr(node_pool, "UPDATE_INTERVAL_S", 0.0)
     monkeypatch.setattr(node_pool.cluster_nodes, "alive", lambda: tuple(alive))
     return alive
 
@@ -55,7 +55,7 @@ def test_a_node_that_joins_is_examined_once_and_gets_repeats(gather, cluster):
     cluster.append(THIRD)
     assert [pool.places(), pool.places()] == [3, 3]
     assert asked == [[THIRD]]
-    assert said == ["3 nodes: 3 repeats at once from now on"]
+    assert said == ["3 nodes in the cluster: up to 3 repeats at once"]
 
 
 def test_a_unfit_node_that_joins_gets_none_and_is_named(gather, cluster):
@@ -89,12 +89,12 @@ def test_a_node_on_which_repeats_fail_rests_and_is_examined_then(gather, monkeyp
     pool, asked, said = gather()
     now = [1000.0]
     monkeypatch.setattr(node_pool.time, "monotonic", lambda: now[0])
-    pool.blame(FIRST.id)
+    pool.record_failure(FIRST.id)
     assert (pool.places(), pool.fit_nodes(), said) == (2, BOTH, [])  # that may happen
     for minutes in (10, 20):
-        pool.blame(FIRST.id)
+        pool.record_failure(FIRST.id)
         assert (pool.places(), pool.fit_nodes()) == (1, [SECOND.id])
-        assert f"rests for {minutes} minutes" in said[-2]
+        assert f"suspended for {minutes} minutes" in said[-2]
         now[0] += 60 * minutes
         examined = len(asked)
         assert (pool.places(), pool.fit_nodes()) == (2, BOTH)
@@ -106,16 +106,16 @@ def test_two_failures_far_apart_are_no_reason_to_rest(gather, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(node_pool.time, "monotonic", lambda: now[0])
     for _ in range(3):
-        pool.blame(FIRST.id)
-        now[0] += node_pool.AGAIN + 1
+        pool.record_failure(FIRST.id)
+        now[0] += node_pool.FAILURE_WINDOW_S + 1
     assert pool.fit_nodes() == BOTH
 
 
 def test_the_last_node_that_is_fit_never_rests(gather, cluster):
     pool, _, _ = gather()
     for _ in range(3):
-        pool.blame(FIRST.id)
-        pool.blame(SECOND.id)
+        pool.record_failure(FIRST.id)
+        pool.record_failure(SECOND.id)
     assert pool.fit_nodes() == [SECOND.id]
     assert pool.places() == 1
 
@@ -128,9 +128,9 @@ def test_cpu_workers_have_one_repeat_waiting(gather):
 def test_a_node_that_has_joined_gets_nothing_before_the_doctor_has_seen_it(gather, cluster, monkeypatch):
     pool, asked, _ = gather()
     cluster.append(THIRD)
-    monkeypatch.setattr(pool, "_due", math.inf)
+    monkeypatch.setattr(pool, "_update_due", math.inf)
     assert (pool.fit_nodes(), asked) == (BOTH, [])
-    monkeypatch.setattr(pool, "_due", 0.0)
+    monkeypatch.setattr(pool, "_update_due", 0.0)
     assert (pool.fit_nodes(), asked) == ([*BOTH, THIRD.id], [[THIRD]])  # also while no place is asked for
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from scrimp_platform import plan, store
 from scrimp_platform.cluster import Node, place
-from scrimp_platform.plan import Options
+from scrimp_platform.plan import SweepOptions
 from scrimp_platform.search import estimate, records
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import Storage
@@ -23,29 +23,29 @@ from scrimp_trainers.data.manifest import Manifest
 
 
 @pytest.fixture
-def options(scored_digits, tmp_path) -> Options:
-    return Options(data=str(scored_digits.folder), storage=tmp_path)
+def options(scored_digits, tmp_path) -> SweepOptions:
+    return SweepOptions(data=str(scored_digits.folder), storage=tmp_path)
 
 
-def change(options: Options, **values) -> Options:
-    return Options(**(vars(options) | values))
+def change(options: SweepOptions, **values) -> SweepOptions:
+    return SweepOptions(**(vars(options) | values))
 
 
-def begin(options: Options) -> plan.Plan:
-    the_plan = plan.make(options)
-    store.write_json(the_plan.folder.sweep, plan.record(the_plan))
+def begin(options: SweepOptions) -> plan.Plan:
+    the_plan = plan.make_plan(options)
+    store.write_json(the_plan.folder.sweep, plan.sweep_record(the_plan))
     return the_plan
 
 
 def test_the_command_line_overrides_the_space_s_budget(options):
-    the_plan = plan.make(change(options, trials=3, repeats=5, rungs=(1.0, 2.0), max_gpu_hours=9.0))
+    the_plan = plan.make_plan(change(options, trials=3, repeats=5, rungs=(1.0, 2.0), max_gpu_hours=9.0))
     budget = the_plan.space.budget
     assert (budget.trials, budget.repeats, budget.rungs_kimg, budget.max_gpu_hours) == (3, 5, (1.0, 2.0), 9.0)
     assert the_plan.base.training.kimg == 2.0
 
 
 def test_a_plan_leaves_nothing_behind(options, tmp_path):
-    plan.make(options)
+    plan.make_plan(options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,7 +53,7 @@ def test_a_sweep_is_named_after_its_space_and_its_data_and_goes_on_under_that_na
     first = begin(options)
     assert first.folder.path.name == "quickstart-digits"
     assert not first.resumed
-    assert plan.make(options).resumed
+    assert plan.make_plan(options).resumed
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_a_sweep_is_named_after_its_space_and_its_data_and_goes_on_under_that_na
 )
 def test_a_name_made_of_others_is_one_that_a_folder_can_have(space, data, name):
     facts = cast("Manifest", SimpleNamespace(name=data))
-    assert plan._folder(Options(space=space), Storage(Path("runs")), facts).path.name == name
+    assert plan._folder(SweepOptions(space=space), Storage(Path("runs")), facts).path.name == name
 
 
 def test_more_trials_and_repeats_are_no_other_sweep(options):
     begin(options)
-    assert plan.make(change(options, trials=99, repeats=9, max_gpu_hours=5.0)).resumed
+    assert plan.make_plan(change(options, trials=99, repeats=9, max_gpu_hours=5.0)).resumed
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_another_space_under_an_old_name_is_refused_with_the_difference(options,
     options = change(options, rungs=(20.0, 60.0))
     begin(options)
     with pytest.raises(UserError) as caught:
-        plan.make(change(options, **values))
+        plan.make_plan(change(options, **values))
     assert difference in str(caught.value)
     assert "--fresh" in str(caught.value)
 
@@ -92,45 +92,45 @@ def test_another_dataset_under_an_old_name_is_refused(options, tmp_path, digits_
     record["dataset"]["content_hash"] = "0" * 64
     store.write_json(the_plan.folder.sweep, record)
     with pytest.raises(UserError, match="dataset was 000000000000"):
-        plan.make(options)
+        plan.make_plan(options)
 
 
 def test_fresh_starts_beside_the_old_sweep(options):
     begin(options)
-    fresh = plan.make(change(options, fresh=True))
+    fresh = plan.make_plan(change(options, fresh=True))
     assert fresh.folder.path.name == "quickstart-digits-2"
     assert not fresh.resumed
 
 
 def test_a_storage_that_cannot_be_written_is_refused(options, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda place, mode: place == tmp_path and mode == os.F_OK)  # root may write all
-    with pytest.raises(UserError, match=f"my/runs: {tmp_path} is not a folder that can be written"):
-        plan.check(change(options, storage=tmp_path / "my" / "runs"))
+    with pytest.raises(UserError, match=f"my/runs: {tmp_path} is not a writable folder"):
+        plan.check_options(change(options, storage=tmp_path / "my" / "runs"))
 
 
 @pytest.mark.parametrize("name", ["../up", ".hidden", "a b"])
 def test_a_name_that_is_no_folder_name_is_refused(options, name):
     with pytest.raises(UserError, match="--name"):
-        plan.make(change(options, name=name))
+        plan.make_plan(change(options, name=name))
 
 
 def test_data_without_a_classifier_is_refused_where_the_space_scores_with_one(options, digits_dataset):
     with pytest.raises(UserError, match="extractor classifier"):
-        plan.make(change(options, data=str(digits_dataset.folder)))
+        plan.make_plan(change(options, data=str(digits_dataset.folder)))
 
 
 def test_images_that_cannot_be_halved_so_often_are_refused(options, tmp_path):
     space = tmp_path / "deep.yaml"
-    text = plan.spaces.text("quickstart").replace(
+    text = plan.spaces.space_yaml("quickstart").replace(
         "search:", "override: {network.multipliers: [1, 1, 1, 1, 1]}\nsearch:"
     )
     space.write_text(text)
     with pytest.raises(UserError, match="size 8 is not a multiple of 16"):
-        plan.make(change(options, space=str(space)))
+        plan.make_plan(change(options, space=str(space)))
 
 
 def test_the_estimate_counts_the_rungs_and_the_race(options):
-    the_plan = plan.make(change(options, trials=9, repeats=3, rungs=(10.0, 30.0)))
+    the_plan = plan.make_plan(change(options, trials=9, repeats=3, rungs=(10.0, 30.0)))
     cost = estimate.estimate(the_plan, places=2, speed=Speed(seconds_per_kimg=1.0, seconds_per_score=5.0, bytes=100))
     # 9 trials to 10 kimg, 3 on to 30, 3 leaders with 2 more repeats of 30; two scores in each finished repeat.
     assert cost.kimg == 9 * 10 + 3 * 20 + 6 * 30
@@ -139,21 +139,21 @@ def test_the_estimate_counts_the_rungs_and_the_race(options):
 
 
 def test_a_measured_speed_is_found_again_for_the_same_plan_and_no_other(options):
-    the_plan = plan.make(options)
+    the_plan = plan.make_plan(options)
     placement = place((Node("here", 2, 0),), None)
     speed = Speed(1.0, 2.0, 3)
-    estimate.save(the_plan, placement.gpus_per_repeat, speed)
-    assert estimate.last(the_plan, 0) == speed
-    assert estimate.last(the_plan, 2) is None
-    assert estimate.last(plan.make(change(options, rungs=(1.0, 2.0))), 0) is None
+    estimate.save_speed(the_plan, placement.gpus_per_repeat, speed)
+    assert estimate.last_speed(the_plan, 0) == speed
+    assert estimate.last_speed(the_plan, 2) is None
+    assert estimate.last_speed(plan.make_plan(change(options, rungs=(1.0, 2.0))), 0) is None
 
 
 def test_a_warm_start_takes_the_leaders_values_that_this_space_allows(options, tmp_path):
     from made_up_sweep import write_sweep
 
     earlier = tmp_path / "earlier"
-    write_sweep(earlier, plan.spaces.load("quickstart"))
-    the_plan = plan.make(change(options, warm_start=(earlier,)))
+    write_sweep(earlier, plan.spaces.load_space("quickstart"))
+    the_plan = plan.make_plan(change(options, warm_start=(earlier,)))
     assert the_plan.warm_start
     search = the_plan.space.search
     for values in the_plan.warm_start:
@@ -162,17 +162,17 @@ def test_a_warm_start_takes_the_leaders_values_that_this_space_allows(options, t
 
 def test_a_warm_start_from_no_sweep_is_refused(options, tmp_path):
     with pytest.raises(UserError, match="not the folder of a sweep"):
-        plan.make(change(options, warm_start=(tmp_path,)))
+        plan.make_plan(change(options, warm_start=(tmp_path,)))
 
 
 def test_a_dataset_in_the_storage_moves_with_its_sweep(options, scored_digits, tmp_path):
     runs = tmp_path / "runs"
     inside = shutil.copytree(scored_digits.folder, runs / "datasets" / "mine")
-    near = begin(change(options, data=str(inside), storage=runs, name="near"))
-    far = begin(change(options, storage=runs, name="far"))
+    begin(change(options, data=str(inside), storage=runs, name="near"))
+    begin(change(options, storage=runs, name="far"))
     moved = Storage(runs.rename(tmp_path / "moved"))
-    assert records.describe(moved.sweep(near.folder.path.name))["dataset"]["folder"] == str(moved.dataset("mine"))
-    assert records.describe(moved.sweep(far.folder.path.name))["dataset"]["folder"] == str(scored_digits.folder)
+    assert records.sweep_description(moved.sweep("near"))["dataset"]["folder"] == str(moved.dataset("mine"))
+    assert records.sweep_description(moved.sweep("far"))["dataset"]["folder"] == str(scored_digits.folder)
 
 
 def test_the_second_of_two_first_sweeps_waits_until_the_first_has_prepared_the_digits(tmp_path, monkeypatch, capsys):
@@ -192,4 +192,6 @@ def test_the_second_of_two_first_sweeps_waits_until_the_first_has_prepared_the_d
         assert first.result(10) == second.result(10) == storage.dataset("digits")
     assert prepared == ["digits"]
     said = " ".join(capsys.readouterr().out.split())
-    assert said == f"waiting for dataset digits to be prepared: process {os.getpid()} on {os.uname().nodename} has it"
+    assert (
+        said == f"waiting for dataset digits to be prepared: in use by process {os.getpid()} on {os.uname().nodename}"
+    )

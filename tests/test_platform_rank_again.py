@@ -26,7 +26,7 @@ def report(capsys: pytest.CaptureFixture[str], folder: SweepFolder, *options: st
 
 
 def test_a_constraint_makes_trials_infeasible_and_names_the_best_of_the_others(folder, capsys):
-    first, second = leaderboard.rank(records.read(folder).trials, make_space())[:2]
+    first, second = leaderboard.rank(records.read_records(folder).trials, make_space())[:2]
     limit = (first.summaries["fd_classifier"].mean + second.summaries["fd_classifier"].mean) / 2
 
     before = contents(folder)
@@ -40,7 +40,7 @@ def test_a_constraint_makes_trials_infeasible_and_names_the_best_of_the_others(f
 def test_another_objective_ranks_by_it(folder, capsys):
     text = report(capsys, folder, "--objective", "parameters:minimize")
     space = make_space(objectives={"parameters": "minimize"})
-    rows = leaderboard.rank(records.read(folder).trials, space)
+    rows = leaderboard.rank(records.read_records(folder).trials, space)
     first = rows[0]
     assert first.summaries["parameters"].mean == min(row.summaries["parameters"].mean for row in rows if row.fresh)
     assert f"recipe {folder.repeat(first.number, 0).recipe}" in text

@@ -45,16 +45,16 @@ def flip(file: Path, old: bytes, new: bytes) -> None:
 
 
 def answer(folder: SweepFolder) -> tuple[list, str, list[str]]:
-    known, space = records.look(folder), records.space_of(folder)
+    known, space = records.read_as_observer(folder), records.space_of(folder)
     rows = leaderboard.rank(known.trials, space)
     return [(row.number, row.status, row.summaries) for row in rows], leaderboard.verdict(rows, space), known.problems
 
 
 def raced(folder: SweepFolder) -> records.Trial:
-    return next(trial for trial in records.read(folder).trials if len(trial.repeats) == 3)
+    return next(trial for trial in records.read_records(folder).trials if len(trial.repeats) == 3)
 
 
-ANEW = "study.journal does not hold the trials on disk: made anew from them"
+ANEW = "study.journal does not match the trials on disk: rebuilt from them"
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_journal_lost_in_the_middle_of_a_sweep_changes_nothing(original, tmp_p
     assert said == [ANEW]
     train_all(ledger)
     assert [(trial.params, trial.status) for trial in ledger.trials] == [
-        (trial.params, trial.status) for trial in records.read(original).trials
+        (trial.params, trial.status) for trial in records.read_records(original).trials
     ]
 
 
@@ -114,12 +114,12 @@ def test_skipped_proposals_stay_counted_without_the_journal(tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
     ledger = Ledger(folder, space, 5, 1, lambda _: None)
     train_all(ledger)
-    skipped = records.read(folder).skipped
+    skipped = records.read_records(folder).skipped
     assert skipped
     folder.journal.unlink()
     again = Ledger(folder, space, 5, 1, lambda _: None)
     assert again.propose() is None
-    assert records.read(folder).skipped == skipped
+    assert records.read_records(folder).skipped == skipped
 
 
 DAMAGES = {
@@ -149,7 +149,7 @@ def test_a_damaged_repeat_is_named_and_left_out_until_it_is_trained_again(folder
 
     ledger, said = resume(folder)
     assert said[0] == problem
-    assert said[1] == f"repeat {best}.{number} is trained again, from its last checkpoint"
+    assert said[1] == f"retraining damaged repeat {best}.{number} from its last checkpoint"
     train_all(ledger)
     assert answer(folder) == (rows, verdict, [])
 
@@ -194,7 +194,7 @@ def test_trials_that_are_gone_are_named(folder):
 def test_a_sweep_without_its_description_is_not_begun_anew(folder):
     folder.sweep.unlink()
     with pytest.raises(DamagedRecord, match=r"sweep\.json: missing; restore it"):
-        records.describe(folder)
+        records.sweep_description(folder)
 
 
 @pytest.mark.parametrize("foreign", ['{"name": "somebody else\'s"}', "[1]", "{", '{"crc32": "a3"}'])

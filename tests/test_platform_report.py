@@ -90,7 +90,7 @@ def seen(whole: SweepFolder) -> Page:
 
 def test_every_section_is_there_once_and_the_verdict_on_top(whole, seen):
     space = make_space(budget={"trials": 16, "leaders": 4})
-    rows = leaderboard.rank(records.read(whole).trials, space)
+    rows = leaderboard.rank(records.read_records(whole).trials, space)
     assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
     assert leaderboard.verdict(rows, space) in seen.text[:400]
     assert rows[0].repeats >= 2
@@ -213,7 +213,7 @@ def test_scores_within_classes_have_a_plot_and_a_table(classed):
     folder, space = classed
     seen = read_page(folder)
     assert {"classes", "fd_classifier-by-class"} <= set(seen.ids)
-    rows = leaderboard.rank(records.read(folder).trials, space)
+    rows = leaderboard.rank(records.read_records(folder).trials, space)
     names = [f"class {i}" for i in range(10)]
     found = classwise.gather(rows, plots.leaders(rows), names)
     assert found is not None
@@ -229,7 +229,7 @@ def test_scores_within_classes_have_a_plot_and_a_table(classed):
 
 def test_the_plot_by_class_shows_the_tables_intervals(classed):
     folder, space = classed
-    rows = leaderboard.rank(records.read(folder).trials, space)
+    rows = leaderboard.rank(records.read_records(folder).trials, space)
     found = classwise.gather(rows, plots.leaders(rows), None)
     assert found is not None
     bars = traces(plots.class_wise(found, plots.leaders(rows)))
@@ -241,7 +241,7 @@ def test_the_plot_by_class_shows_the_tables_intervals(classed):
 
 
 def test_without_scores_within_classes_there_is_nothing_about_them(whole, seen):
-    rows = leaderboard.rank(records.read(whole).trials, make_space())
+    rows = leaderboard.rank(records.read_records(whole).trials, make_space())
     assert classwise.gather(rows, plots.leaders(rows), None) is None
     assert "classes" not in seen.ids
 
@@ -251,7 +251,7 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
     search = {"optimizer.kind": {"choice": ["adam", "adamw"]}, "optimizer.weight_decay": decay}
     space = make_space(search=search, budget={"trials": 8})
     folder = write_sweep(tmp_path / "sweep", space)
-    rows = leaderboard.rank(records.read(folder).trials, space)
+    rows = leaderboard.rank(records.read_records(folder).trials, space)
     lines = {line.hovertext[0].split(",")[0]: line.y for line in traces(plots.parallel(rows, space, "fd_classifier"))}
     assert {row.trial.params["optimizer.kind"] for row in rows} == {"adam", "adamw"}
     for row in rows:
@@ -260,7 +260,7 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
 
 def test_the_race_plot_shows_the_leaderboards_intervals(whole):
     space = make_space(budget={"trials": 16, "leaders": 4})
-    rows = leaderboard.rank(records.read(whole).trials, space)
+    rows = leaderboard.rank(records.read_records(whole).trials, space)
     means = [trace for trace in traces(plots.race(rows, "fd_classifier")) if trace.error_x.array is not None]
     raced = [row for row in rows if row.raced]
     assert len(means) == len(raced) >= 2
@@ -273,13 +273,13 @@ def test_the_race_plot_shows_the_leaderboards_intervals(whole):
 def test_importances_are_optunas_own(whole):
     storage = JournalStorage(JournalFileBackend(str(whole.journal)))
     study = optuna.load_study(study_name="scrimp", storage=storage)
-    shares = importance.importances(records.read(whole).trials, make_space())
+    shares = importance.importances(records.read_records(whole).trials, make_space())
     assert shares == pytest.approx(optuna.importance.get_param_importances(study))
 
 
 def test_importances_of_few_trials_are_skipped_with_the_reason(tmp_path):
     folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 3}))
-    shares = importance.importances(records.read(folder).trials, make_space())
+    shares = importance.importances(records.read_records(folder).trials, make_space())
     assert isinstance(shares, str)
     assert "6 trials" in shares
 

@@ -8,7 +8,7 @@ from made_up_sweep import make_space, train_all, write_sweep
 
 from scrimp_platform import plan, store, sweep
 from scrimp_platform.cluster import Node, place
-from scrimp_platform.plan import Options, Plan
+from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.report import page
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
@@ -39,12 +39,14 @@ def folder(tmp_path) -> SweepFolder:
 def plan_of(folder: SweepFolder) -> Plan:
     dataset = folder.path.parent / "datasets" / "digits"
     storage = store.Storage(folder.path.parent)
-    return Plan(Options(seed=5), SPACE, SPACE.base(), storage, folder, dataset, manifest.load(dataset), resumed=True)
+    return Plan(
+        SweepOptions(seed=5), SPACE, SPACE.base(), storage, folder, dataset, manifest.load(dataset), resumed=True
+    )
 
 
 def resume(folder: SweepFolder) -> list[dict[str, Any]]:
     """Write sweep.json as a driver does when it starts, and return what it says of earlier software."""
-    description = plan.record(plan_of(folder))
+    description = plan.sweep_record(plan_of(folder))
     store.write_json(folder.sweep, description)
     return description["earlier"]
 
@@ -68,7 +70,7 @@ def test_a_resumed_sweep_names_what_has_changed(folder, software, changed, monke
     resume(folder)
     if changed:
         software |= NEW
-    monkeypatch.setattr(sweep, "run", lambda *_: "complete")
+    monkeypatch.setattr(sweep, "search_and_race", lambda *_: "complete")
     for name in ("keep_outcome", "conclude"):
         monkeypatch.setattr(sweep, name, lambda *_: None)
     tracker = cast(Tracker, SimpleNamespace(start=lambda: None, stop=lambda **_: None))

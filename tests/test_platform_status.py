@@ -158,13 +158,13 @@ def test_a_trial_that_begins_while_the_records_are_read_does_no_harm(tmp_path):
             return numbers
 
     folder = Growing(tmp_path)
-    assert [[trial.number for trial in records.read(folder).trials] for _ in range(3)] == [[], [0], [0, 1]]
+    assert [[trial.number for trial in records.read_records(folder).trials] for _ in range(3)] == [[], [0], [0, 1]]
 
 
 def test_the_time_left_is_that_of_all_repeats_at_the_pace_so_far(storage):
     space = make_space(budget={"trials": 4, "rungs_kimg": [10, 40], "reduction": 2, "leaders": 2, "repeats": 3})
     folder = write_sweep(storage.path / "lab", space, most=1)
-    trials = records.read(folder).trials
+    trials = records.read_records(folder).trials
     (repeat,) = trials[0].repeats
     repeat.scores = {10.0: {"kimg": 10.0, "seconds": 20.0}}
     # Each of three more trials goes to 10 kimg, and half of them on to 40; then four repeats of 40 in the race.

@@ -52,7 +52,7 @@ def test_a_storage_that_goes_in_the_middle_ends_the_sweep_with_one_line_and_is_n
     assert (code, error.count("\n")) == (1, 1)
     assert error == (
         f"scrimp: the storage is gone: {folder.path}: No such file or directory; "
-        "with it back, the same command resumes\n"
+        "once it is back, the same command resumes\n"
     )
     assert not folder.path.exists()
 
@@ -98,7 +98,7 @@ def test_a_sweep_of_another_user_is_one_line(capsys):
             os.seteuid(0)
     assert resumed == (
         2,
-        f"scrimp: {folder.path}: belongs to another user, and cannot be written; use another --name\n",
+        f"scrimp: {folder.path}: belongs to another user and cannot be written; use another --name\n",
     )
     assert reported[0] == 2
     assert re.fullmatch(r"scrimp: .* Permission denied: .*; ask its owner, or name another place\n", reported[1])

@@ -21,7 +21,7 @@ from scrimp_trainers.common import metrics_log
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(store, "ROOM", 0.01)
+    monkeypatch.setattr(store, "DISK_CHECK_INTERVAL_S", 0.01)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def run_all(ledger: Ledger) -> list:
         written = []
         for rung in RUNGS:
             written.append(score(repeat, rung, params))
-            store.patiently(partial(metrics_log.rewrite, metrics, written), ledger.say)
+            store.retry_when_disk_full(partial(metrics_log.rewrite, metrics, written), ledger.say)
             if not ledger.report(repeat, written[-1]):
                 break
         ledger.finish(repeat)
@@ -62,19 +62,19 @@ def test_a_driver_decides_the_same_on_a_disk_that_is_full_again_and_again(tide, 
 
     said: list[str] = []
     folder = SweepFolder(tide / "sweep")
-    store.patiently(folder.path.mkdir, said.append)
+    store.retry_when_disk_full(folder.path.mkdir, said.append)
     ledger = open_ledger(folder, seed=3, say=said.append)
     assert run_all(ledger) == expected
-    waits = [line for line in said if line.startswith("the sweep waits: [Errno 28] No space left on device")]
+    waits = [line for line in said if line.startswith("waiting for disk space: [Errno 28] No space left on device")]
     assert waits
-    assert sum(line.startswith("there is room again after") for line in said) == len(waits)
+    assert sum(line.startswith("disk space is available again after") for line in said) == len(waits)
     assert [trial.state for trial in study(folder).trials] == [trial.state for trial in study(calm).trials]
     again = open_ledger(folder, seed=3)
     assert [trial.status for trial in again.trials] == [status for _, status, _ in expected]
 
 
 def test_the_journal_has_all_of_an_entry_or_nothing(small_disk, monkeypatch):
-    monkeypatch.setattr(store, "ROOM", 0.5)  # time to look at it between two attempts
+    monkeypatch.setattr(store, "DISK_CHECK_INTERVAL_S", 0.5)  # time to look at it between two attempts
     folder = SweepFolder(small_disk.path / "sweep")
     said: list[str] = []
     ledger = open_ledger(folder, say=said.append)
@@ -103,12 +103,12 @@ def test_a_sweep_that_is_resumed_on_a_full_disk_waits(small_disk):
         assert not opened.done()
         small_disk.free()
         assert [repeat.status for repeat in opened.result(60).repeats] == ["waiting"]
-    assert "the sweep waits: [Errno 28] No space left" in folder.log.read_text()
+    assert "waiting for disk space: [Errno 28] No space left" in folder.log.read_text()
 
 
 def test_other_errors_are_not_waited_for():
     with pytest.raises(FileNotFoundError):
-        store.patiently(Path("/nowhere/at/all").touch, print)
+        store.retry_when_disk_full(Path("/nowhere/at/all").touch, print)
 
 
 def test_what_the_log_could_not_write_follows_when_there_is_room(small_disk):

@@ -55,7 +55,7 @@ def killed_and_resumed(tmp_path_factory, scored_digits) -> dict:
     with (work / "first.log").open("w") as log:
         driver = subprocess.Popen(arguments, cwd=work, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 300
-    while not any(repeat.status == "finished" for trial in records.read(folder).trials for repeat in trial.repeats):
+    while not any(repeat.status == "finished" for repeat in records.read_records(folder).repeats):
         assert driver.poll() is None, (work / "first.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -89,7 +89,7 @@ def test_finished_repeats_are_not_touched_and_none_is_missing(killed_and_resumed
     assert before
     for label, stat in before.items():
         assert (after[label].st_ino, after[label].st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
-    trials = records.read(folder).trials
+    trials = records.read_records(folder).trials
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(repeat.status in ("finished", "stopped") for trial in trials for repeat in trial.repeats)
     for files in folder.repeats():
@@ -107,7 +107,7 @@ def test_running_it_once_more_trains_nothing(killed_and_resumed):
 
 def test_the_winning_recipe_is_one_that_train_takes(killed_and_resumed):
     recipe = recipes.load(killed_and_resumed["folder"].best_recipe)
-    space = spaces.parse(read_json(killed_and_resumed["folder"].sweep)["space"], "space")
+    space = spaces.parse_space(read_json(killed_and_resumed["folder"].sweep)["space"], "space")
     assert recipe.training.kimg == 6
     assert space.search["optimizer.lr"].allows(recipe.optimizer.lr)
 
@@ -152,7 +152,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(killed_and_resumed):
             killed_and_resumed["arguments"], cwd=killed_and_resumed["work"], capture_output=True, text=True
         )
     assert answer.returncode == 2
-    assert "another process has it" in answer.stderr
+    assert "in use by another process" in answer.stderr
 
 
 def test_ctrl_c_ends_it_cleanly_with_what_is_known(scored_digits, tmp_path):
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_it_cleanly_with_what_is_known(scored_digits, tmp_path):
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     deadline = time.monotonic() + 200
-    while not any(repeat.scores for trial in records.read(folder).trials for repeat in trial.repeats):
+    while not any(repeat.scores for repeat in records.read_records(folder).repeats):
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)

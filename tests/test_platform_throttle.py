@@ -20,7 +20,7 @@ def test_long_work_takes_a_tenth_of_the_time(monkeypatch):
 
     def work() -> None:
         begun.append(now[0])
-        now[0] += 2 + throttle.FREE
+        now[0] += 2 + throttle.FREE_WORK_S
 
     for _ in range(5000):
         seldom(work)

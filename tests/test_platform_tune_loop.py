@@ -46,7 +46,7 @@ def pretend():
         if config["trial"] == 1:
             os._exit(9)
         if config["trial"] == 2:
-            tune.report({tune_loop.FAILURE: "Diverged: step 3: loss is nan", tune_loop.FINAL: True})
+            tune.report({tune_loop.FAILURE: "Diverged: step 3: loss is nan", tune_loop.NON_RETRYABLE: True})
             return
         if config["trial"] == 3:
             tune.report({tune_loop.NOTE: "its checkpoint is damaged"})
@@ -69,7 +69,7 @@ def sweep(ray_here, pretend, tmp_path_factory):
     ledger = open_ledger(folder, space, say=said.append)
     pids = folder.path / "pids"
     config = {"pids": str(pids), "stacks": str(folder.repeat(3, 0).stacks)}
-    tune_loop.run(ledger, pretend, config, places=lambda: 2, limits=tune_loop.Limits(ledger))
+    tune_loop.run_repeats(ledger, pretend, config, places=lambda: 2, limits=tune_loop.Limits(ledger))
     return ledger, list(map(int, pids.read_text().split())), said
 
 
@@ -139,24 +139,28 @@ def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_di
     ledger = open_ledger(folder, space, say=said.append)
     store.write_json(folder.sweep, {"space": space.model_dump(mode="json")})
     task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0}
-    blamed: list[str] = []
-    tune_loop.run(ledger, tune_repeat, task, places=lambda: 1, limits=tune_loop.Limits(ledger), blame=blamed.append)
+    failures: list[str] = []
+    tune_loop.run_repeats(
+        ledger, tune_repeat, task, places=lambda: 1, limits=tune_loop.Limits(ledger), record_failure=failures.append
+    )
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 1)
     assert f"repeat 0.0 failed (DamagedData: {shard}: is missing or damaged; prepare the dataset again)" in said[-1]
-    assert not blamed  # it would fail so anywhere
+    assert not failures  # it would fail so anywhere
 
 
 def test_a_node_that_has_lost_the_storage_is_blamed(ray_here, tmp_path):
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), make_space(budget={"trials": 1, "retries": 1}))
     elsewhere = tmp_path / "not mounted"
     task = {"sweep": str(elsewhere), "dataset": "", "gpus": 0}
-    blamed: list[str] = []
-    tune_loop.run(ledger, tune_repeat, task, places=lambda: 1, limits=tune_loop.Limits(ledger), blame=blamed.append)
+    failures: list[str] = []
+    tune_loop.run_repeats(
+        ledger, tune_repeat, task, places=lambda: 1, limits=tune_loop.Limits(ledger), record_failure=failures.append
+    )
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("failed", 2)
     assert "is the storage folder mounted?" in repeat.cause
-    assert blamed == [ray_here[0].id] * 2
+    assert failures == [ray_here[0].id] * 2
 
 
 def test_processes_are_kept_for_the_next_repeat(sweep):
@@ -176,7 +180,7 @@ def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
 
     space = make_space(budget={"trials": 4, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 1, "repeats": 1})
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), space)
-    tune_loop.run(ledger, lingers, {}, lambda: 1, tune_loop.Limits(ledger))
+    tune_loop.run_repeats(ledger, lingers, {}, lambda: 1, tune_loop.Limits(ledger))
     assert not ledger.running
     assert {repeat.status for repeat in ledger.repeats} == {"finished", "stopped"}
 
@@ -201,14 +205,14 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
         deadline = time.monotonic() + 60
         while not all((begun / name).exists() for name in awaited):
             if time.monotonic() > deadline:
-                tune.report({tune_loop.FAILURE: f"{awaited} have not all begun", tune_loop.FINAL: True})
+                tune.report({tune_loop.FAILURE: f"{awaited} have not all begun", tune_loop.NON_RETRYABLE: True})
                 return
             time.sleep(0.1)
         tune.report(config["score"] | {"fd_classifier": float(config["trial"])})
 
     def say(line: str) -> None:
         said.append(line)
-        if "handed out again" in line:
+        if "withdrawing repeat" in line:
             (begun / "withdrawn").touch()
 
     def fit_nodes() -> list[str]:
@@ -224,11 +228,11 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(4), say=say)
     config = {"begun": str(begun), "score": score(0)}
     all_but_two = ray.remote(lambda: time.sleep(300)).options(num_cpus=ray_here[0].cpus - 2).remote()
-    tune_loop.run(ledger, together, config, lambda: 3, tune_loop.Limits(ledger), fit_nodes)
+    tune_loop.run_repeats(ledger, together, config, lambda: 3, tune_loop.Limits(ledger), fit_nodes)
     ray.cancel(all_but_two, force=True)
 
-    assert [line for line in said if "handed out again" in line] == [
-        "repeat 2.0 waits, and is handed out again for the nodes that are fit now"
+    assert [line for line in said if "withdrawing repeat" in line] == [
+        "withdrawing repeat 2.0, which was waiting: the fit nodes have changed"
     ]
     assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)] * 4
     assert not capfd.readouterr().out
@@ -255,9 +259,9 @@ def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ra
     said: list[str] = []
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(1), say=said.append)
     config = {"score": score(0)} | {name: str(tmp_path / name) for name in ("asked", "working")}
-    tune_loop.run(ledger, pretend, config, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
+    tune_loop.run_repeats(ledger, pretend, config, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
 
-    assert len([line for line in said if "handed out again" in line]) == 1
+    assert len([line for line in said if "withdrawing repeat" in line]) == 1
     assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)]
 
 
@@ -266,7 +270,7 @@ def test_a_limit_ends_the_sweep_and_what_ran_can_go_on(ray_here, pretend, tmp_pa
     budget = make_space().budget.model_dump() | {"max_gpu_hours": 1e-9}
     ledger = open_ledger(folder, make_space(budget=budget))
     limits = tune_loop.Limits(ledger)
-    tune_loop.run(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=lambda: 2, limits=limits)
+    tune_loop.run_repeats(ledger, pretend, {"pids": str(tmp_path / "pids")}, places=lambda: 2, limits=limits)
     assert limits.reached == "max_gpu_hours 1e-09 reached"
     assert len(ledger.trials) < 8
 
@@ -289,7 +293,7 @@ def test_ctrl_c_ends_a_repeat_that_will_not_report_for_long(ray_here, tmp_path, 
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"))
     threading.Thread(target=stop).start()
     with interrupt.deferred(lambda: None):
-        tune_loop.run(
+        tune_loop.run_repeats(
             ledger, wait, {"began": str(tmp_path / "began")}, places=lambda: 1, limits=tune_loop.Limits(ledger)
         )
     assert time.monotonic() - pressed[0] < 4
@@ -310,7 +314,7 @@ def test_a_private_ray_names_the_parts_that_are_watched(ray_here):
     from ray._private import worker
 
     node: Any = worker._global_node
-    for name in cluster.VITAL:
+    for name in cluster.VITAL_PROCESSES:
         assert [part.process.poll() for part in node.all_processes[name]] == [None]
 
 

@@ -49,7 +49,7 @@ def prepared(scored_digits, tmp_path):
     """Open the ledger of a sweep, and tell what its repeats are told."""
 
     def prepare(**budget) -> tuple[Ledger, dict]:
-        tree = spaces.load("quickstart").model_dump() | {
+        tree = spaces.load_space("quickstart").model_dump() | {
             "scoring": {"extractor": "classifier", "samples": 32},
             "override": {"sampler.steps": 2, "network.channels": 16},
             "search": {"optimizer.lr": {"loguniform": [1e-3, 1e-2]}},
@@ -57,12 +57,12 @@ def prepared(scored_digits, tmp_path):
         }
         storage = store.Storage(tmp_path)
         folder = storage.sweep("ddp")
-        space = spaces.parse(tree, "space")
-        options = plan.Options(storage=tmp_path, data=str(scored_digits.folder))
+        space = spaces.parse_space(tree, "space")
+        options = plan.SweepOptions(storage=tmp_path, data=str(scored_digits.folder))
         the_plan = plan.Plan(
             options, space, space.base(), storage, folder, scored_digits.folder, scored_digits.manifest, False
         )
-        store.write_json(folder.sweep, plan.record(the_plan))
+        store.write_json(folder.sweep, plan.sweep_record(the_plan))
         task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}
         return Ledger(folder, space, 0, devices=2, say=print), task
 
@@ -74,7 +74,7 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     ledger, task = prepared(trials=3)
     folder = ledger.folder
     monkeypatch.setattr(race, "survives", lambda line, others, space: len(others) != 1)
-    tune_loop.run(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
+    tune_loop.run_repeats(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
     first, second, third = (trial.repeats[0] for trial in ledger.trials)
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
     assert (second.status, third.status) == ("stopped", "finished")
@@ -103,7 +103,7 @@ def test_a_repeat_that_waits_for_gpus_is_handed_out_again_when_other_nodes_are_f
 
     def say(line: str) -> None:
         said.append(line)
-        if "handed out again" in line:
+        if "withdrawing repeat" in line:
             ray.cancel(other, force=True)
 
     def fit() -> list[str]:
@@ -113,9 +113,9 @@ def test_a_repeat_that_waits_for_gpus_is_handed_out_again_when_other_nodes_are_f
         return [here, GONE] if waiting else [here]
 
     ledger.say = say
-    tune_loop.run(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit, reuse=False)
+    tune_loop.run_repeats(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit, reuse=False)
     repeat = ledger.trials[0].repeats[0]
-    assert len([line for line in said if "handed out again" in line]) == 1
+    assert len([line for line in said if "withdrawing repeat" in line]) == 1
     assert (repeat.status, repeat.attempt) == ("finished", 1), repeat.cause
     groups = ray.util.placement_group_table()
     assert groups[waiting[0]["placement_group_id"]]["state"] == "REMOVED"
@@ -139,7 +139,7 @@ def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_
     with ThreadPoolExecutor(1) as killer:
         first = killer.submit(kill, "RayTrainWorker", ledger, 1)
         second = killer.submit(kill, "TrainController", ledger, 2)
-        tune_loop.run(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
+        tune_loop.run_repeats(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
     assert 0 < first.result() < second.result()  # it went on from where it was
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("finished", 3), repeat.cause

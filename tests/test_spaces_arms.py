@@ -21,7 +21,7 @@ TREE_OF_ARMS = {name: value for name, value in TREE.items() if name != "search"}
 
 
 def parse(**changes):
-    return spaces.parse(TREE_OF_ARMS | changes, "space")
+    return spaces.parse_space(TREE_OF_ARMS | changes, "space")
 
 
 def test_what_an_arm_leaves_out_is_as_in_the_recipe():
@@ -33,20 +33,20 @@ def test_what_an_arm_leaves_out_is_as_in_the_recipe():
 
 def test_a_space_of_arms_is_read_back_unchanged():
     space = parse()
-    assert spaces.parse(space.model_dump(), "space") == space
+    assert spaces.parse_space(space.model_dump(), "space") == space
     assert spaces.Space.model_validate(space.model_dump(mode="json")).arms == space.arms
 
 
 def test_every_arm_is_tried_once_and_has_all_repeats_however_bad_it_is(tmp_path):
     folder = write_sweep(tmp_path / "sweep", parse())
-    trials = records.read(folder).trials
+    trials = records.read_records(folder).trials
     assert [trial.params for trial in trials] == list(parse().arms.values())
-    assert [len(records.counted(trial, parse(), 60.0)) for trial in trials] == [5, 5, 5]
+    assert [len(records.unbiased_repeats(trial, parse(), 60.0)) for trial in trials] == [5, 5, 5]
 
 
 def test_an_arm_whose_training_fails_is_not_tried_again_and_stops_no_other(tmp_path):
     folder = write_sweep(tmp_path / "sweep", parse(), lambda repeat: "too hot" if repeat.trial == 1 else "")
-    assert [trial.status for trial in records.read(folder).trials] == ["complete", "failed", "complete"]
+    assert [trial.status for trial in records.read_records(folder).trials] == ["complete", "failed", "complete"]
 
 
 def test_a_proposal_lost_in_a_kill_is_made_again(tmp_path):

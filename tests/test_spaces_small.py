@@ -14,23 +14,23 @@ def techniques(space):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_space_has_a_small_form_for_digits(name, scored_digits, tmp_path):
-    large, small = spaces.load(name), spaces.load(f"{name}-small")
+    large, small = spaces.load_space(name), spaces.load_space(f"{name}-small")
     assert techniques(small) == techniques(large)
     assert len(small.objectives) == len(large.objectives)
     # Whatever it may propose fits the dataset.
-    options = plan.Options(space=f"{name}-small", data=str(scored_digits.folder), storage=tmp_path)
-    assert plan.make(options).space.search == small.search
+    options = plan.SweepOptions(space=f"{name}-small", data=str(scored_digits.folder), storage=tmp_path)
+    assert plan.make_plan(options).space.search == small.search
 
 
 def test_the_space_of_all_techniques_searches_whatever_the_others_search():
-    together = techniques(spaces.load("scrimp"))
+    together = techniques(spaces.load_space("scrimp"))
     for name in LARGE:
-        assert techniques(spaces.load(name)) <= together, name
+        assert techniques(spaces.load_space(name)) <= together, name
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_space_can_propose_to_leave_every_technique_off(name):
-    space = spaces.load(name)
+    space = spaces.load_space(name)
     base = space.base()
     off = dict.fromkeys(techniques(space), False)
     for values in space.corners():
@@ -41,4 +41,4 @@ def test_a_space_can_propose_to_leave_every_technique_off(name):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_every_field_of_a_paper_has_the_papers_value_beside_it(name):
-    assert all(span.paper for span in spaces.load(name).search.values())
+    assert all(span.paper for span in spaces.load_space(name).search.values())

@@ -24,9 +24,9 @@ GOOD = {
 
 @pytest.mark.parametrize("name", spaces.names())
 def test_a_space_that_ships_loads_and_survives_a_round_trip(name):
-    space = spaces.load(name)
+    space = spaces.load_space(name)
     assert space.about
-    assert spaces.parse(yaml.safe_load(space.to_yaml()), name) == space
+    assert spaces.parse_space(yaml.safe_load(space.to_yaml()), name) == space
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_space_that_ships_loads_and_survives_a_round_trip(name):
 )
 def test_a_space_that_does_not_hold_is_refused_with_the_reason(changes, complaint):
     with pytest.raises(UserError) as caught:
-        spaces.parse(GOOD | changes, "space lab.yaml")
+        spaces.parse_space(GOOD | changes, "space lab.yaml")
     assert str(caught.value).startswith("space lab.yaml: ")
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -80,7 +80,7 @@ def test_conditions_decide_which_fields_are_searched():
         "optimizer.kind": {"choice": ["adam", "adamw"]},
         "optimizer.weight_decay": {"uniform": [0, 0.1], "when": {"optimizer.kind": ["adamw"]}},
     }
-    space = spaces.parse(GOOD | {"search": search}, "space")
+    space = spaces.parse_space(GOOD | {"search": search}, "space")
     assert space.active({"optimizer.kind": "adam"}) == ["optimizer.kind"]
     assert space.active({"optimizer.kind": "adamw"}) == ["optimizer.kind", "optimizer.weight_decay"]
 
@@ -93,7 +93,7 @@ GUIDED = {
 
 
 def test_conditions_make_ranges_that_would_contradict_each_other_fit():
-    space = spaces.parse(GOOD | {"search": GUIDED}, "space")
+    space = spaces.parse_space(GOOD | {"search": GUIDED}, "space")
     corners = list(space.corners())
     assert {"conditioning.classes": True, "conditioning.label_drop": 0.1, "sampler.guidance": 3.0} in corners
     assert all(space.active(corner) == list(corner) for corner in corners)
@@ -106,14 +106,14 @@ def test_every_two_ends_of_ranges_meet_in_a_corner_where_their_conditions_allow_
         "optimizer.eps": {"choice": [1e-8, 1e-6], "when": {"optimizer.kind": ["adam"]}},
         "network.channels": {"int": [8, 16]},
     }
-    corners = list(spaces.parse(GOOD | {"search": search}, "space").corners())
+    corners = list(spaces.parse_space(GOOD | {"search": search}, "space").corners())
     for decay, channels in itertools.product((0, 0.1), (8, 16)):
         assert {"optimizer.kind": "adamw", "optimizer.weight_decay": decay, "network.channels": channels} in corners
     assert not any({"optimizer.weight_decay", "optimizer.eps"} <= corner.keys() for corner in corners)
 
 
 def test_the_base_recipe_is_as_long_as_the_last_rung_and_has_the_overrides():
-    space = spaces.parse(GOOD | {"override": {"network.channels": 16}, "budget": {"rungs_kimg": [1, 7]}}, "space")
+    space = spaces.parse_space(GOOD | {"override": {"network.channels": 16}, "budget": {"rungs_kimg": [1, 7]}}, "space")
     assert (space.base().training.kimg, space.base().network.channels) == (7, 16)
 
 
@@ -125,7 +125,7 @@ def test_a_bound_says_by_how_much_it_is_broken():
 def test_a_section_in_override_keeps_the_recipes_other_fields():
     base = recipes.load("tiny-edm")
     for override in ({"optimizer": {"lr": 0.002}}, {"optimizer.lr": 0.002}):
-        optimizer = spaces.parse(GOOD | {"search": CHANNELS, "override": override}, "space").base().optimizer
+        optimizer = spaces.parse_space(GOOD | {"search": CHANNELS, "override": override}, "space").base().optimizer
         assert (optimizer.lr, optimizer.warmup_kimg) == (0.002, 2.0)
         assert optimizer == base.optimizer.model_copy(update={"lr": 0.002})
 
@@ -133,17 +133,17 @@ def test_a_section_in_override_keeps_the_recipes_other_fields():
 def test_a_section_in_an_arm_or_a_choice_keeps_the_other_fields():
     arms = {"a": {"optimizer": {"lr": 0.002}}, "b": {"optimizer.lr": 0.004}}
     tree = {name: value for name, value in GOOD.items() if name != "search"}
-    space = spaces.parse(tree | {"arms": arms}, "space")
+    space = spaces.parse_space(tree | {"arms": arms}, "space")
     assert space.arms == {"a": {"optimizer.lr": 0.002}, "b": {"optimizer.lr": 0.004}}
 
-    space = spaces.parse(GOOD | {"search": {"optimizer": {"choice": [{"lr": 0.002}, {"lr": 0.004}]}}}, "space")
+    space = spaces.parse_space(GOOD | {"search": {"optimizer": {"choice": [{"lr": 0.002}, {"lr": 0.004}]}}}, "space")
     assert space.base().replace({"optimizer": {"lr": 0.004}}).optimizer.warmup_kimg == 2.0
 
 
 def test_a_field_that_is_set_twice_is_refused():
     override = {"optimizer": {"lr": 0.002}, "optimizer.lr": 0.003}
     with pytest.raises(UserError, match=r"optimizer\.lr: is set twice"):
-        spaces.parse(GOOD | {"override": override}, "space")
+        spaces.parse_space(GOOD | {"override": override}, "space")
 
 
 def test_another_process_takes_its_own_defaults_and_nothing_of_the_other():
@@ -162,7 +162,7 @@ def test_another_process_takes_its_own_defaults_and_nothing_of_the_other():
     ],
 )
 def test_whole_numbers_are_searched_in_whole_numbers_and_steps(path, span, values):
-    space = spaces.parse(GOOD | {"search": {path: span}}, "space")
+    space = spaces.parse_space(GOOD | {"search": {path: span}}, "space")
     searched = space.search[path]
     assert searched.int == (values[0], values[-1])
     assert searched.log is ("loguniform" in span)
@@ -170,7 +170,7 @@ def test_whole_numbers_are_searched_in_whole_numbers_and_steps(path, span, value
     assert proposed == set(values)
     for value in values:
         space.base().replace({path: value})
-    assert spaces.parse(space.model_dump(mode="json"), "space") == space
+    assert spaces.parse_space(space.model_dump(mode="json"), "space") == space
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_whole_numbers_are_searched_in_whole_numbers_and_steps(path, span, value
 )
 def test_ranges_of_which_some_values_cannot_be_are_refused(search, message):
     with pytest.raises(UserError, match=message):
-        spaces.parse(GOOD | {"search": search}, "space")
+        spaces.parse_space(GOOD | {"search": search}, "space")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_ranges_of_which_some_values_cannot_be_are_refused(search, message):
 )
 def test_no_limit_or_field_is_nan_or_infinite(changes):
     with pytest.raises(UserError, match="finite number"):
-        spaces.parse(GOOD | changes, "space")
+        spaces.parse_space(GOOD | changes, "space")
 
 
 def test_the_samplers_highest_churn_may_be_infinite():
@@ -210,6 +210,6 @@ def test_the_samplers_highest_churn_may_be_infinite():
 
 def test_a_file_with_a_key_twice_is_refused(tmp_path):
     file = tmp_path / "lab.yaml"
-    file.write_text(spaces.text("quickstart") + "search:\n  optimizer.lr: {loguniform: [1.0e-4, 1.0e-3]}\n")
+    file.write_text(spaces.space_yaml("quickstart") + "search:\n  optimizer.lr: {loguniform: [1.0e-4, 1.0e-3]}\n")
     with pytest.raises(UserError, match="search stands twice, in lines"):
-        spaces.load(file)
+        spaces.load_space(file)

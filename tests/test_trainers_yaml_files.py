@@ -109,7 +109,7 @@ def test_a_preset_says_what_it_always_said(name):
 def test_spaces_that_are_mangled_load_or_are_refused_in_a_line():
     """2,000 seeded changes of the spaces that ship: never a traceback, never more than a second."""
     rng = random.Random(0)
-    texts = [spaces.text(name) for name in spaces.names()]
+    texts = [spaces.space_yaml(name) for name in spaces.names()]
     pieces = ["{", "}", "[", ":", "&a ", "*a", "<<: ", "\n", "  ", ".nan", "1e999", "!!int ", "\x00", "é", "- ", "null"]
     messages: list[str] = []
     for _ in range(2000):

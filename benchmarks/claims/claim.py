@@ -139,7 +139,7 @@ class Claim(Section):
             "scoring": {"extractor": "classifier", "samples": experiment.samples},
             "budget": {"rungs_kimg": [share * experiment.kimg for share in self.rungs], "repeats": experiment.repeats},
         }
-        return spaces.parse(tree, f"claim {self.name}")
+        return spaces.parse_space(tree, f"claim {self.name}")
 
 
 def names() -> list[str]:

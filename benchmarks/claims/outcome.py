@@ -53,7 +53,7 @@ class Outcome:
         """Return a score of an arm's finished repeats after this share of the training."""
         trial = self.trials.get(arm)
         kimg = share * self.space.budget.rungs_kimg[-1]
-        return records.values(trial.finished(kimg), score, kimg) if trial else []
+        return records.finite_scores(trial.finished(kimg), score, kimg) if trial else []
 
     def sides(self, comparison: Comparison) -> tuple[list[float], list[float]]:
         """Return the values of the two arms of a comparison."""
@@ -73,7 +73,7 @@ def read(claim: Claim, size: Size, storage: Storage) -> Outcome | None:
     if sweep is None:
         return None
     machines = (store.read_json(folder.path / MACHINE) or {"names": ["not known"]})["names"]
-    return _outcome(claim, size, sweep | {"machines": machines}, records.read(folder).trials)
+    return _outcome(claim, size, sweep | {"machines": machines}, records.read_records(folder).trials)
 
 
 def keep(claim: Claim, size: Size, outcome: Outcome) -> None:

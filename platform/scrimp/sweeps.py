@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scrimp_platform import store
 from scrimp_platform.model import Model
 from scrimp_platform.report import goals, leaderboard
-from scrimp_platform.report.leaderboard import Row
+from scrimp_platform.report.leaderboard import TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
@@ -37,7 +37,7 @@ class Result:
     """A line for each record that is damaged or missing."""
     space: Space = field(repr=False)
     """What was searched, and by what it is ranked."""
-    _rows: tuple[Row, ...] = field(repr=False)
+    _rows: tuple[TrialRow, ...] = field(repr=False)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Result":
@@ -49,7 +49,7 @@ class Result:
             If the folder is not that of a sweep, or its description is damaged.
         """
         files = SweepFolder(Path(folder).expanduser().absolute())
-        space, known = records.space_of(files), records.look(files)
+        space, known = records.space_of(files), records.read_as_observer(files)
         rows = leaderboard.rank(known.trials, space)
         outcome = store.read_sound(files.outcome) or {"reason": "not over yet"}
         return cls(
@@ -188,10 +188,10 @@ def sweep(
     from scrimp_cluster import proxies, temporary
     from scrimp_platform import interrupt
     from scrimp_platform.cli import terminal
-    from scrimp_platform.plan import Options
+    from scrimp_platform.plan import SweepOptions
     from scrimp_platform.sweep import run_sweep
 
-    options = Options(
+    options = SweepOptions(
         space=space if isinstance(space, Space) else fspath(space),
         data=str(data.folder) if isinstance(data, Dataset) else str(Path(data).expanduser()),
         trials=trials,

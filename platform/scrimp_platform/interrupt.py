@@ -7,20 +7,20 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-STEP_S = 0.1
-"""Seconds after which a pause looks again whether it is to end."""
+CHECK_INTERVAL_S = 0.1
+"""How often a sleep checks for a signal."""
 
 _requested: int | None = None
 
 
 class Terminated(KeyboardInterrupt):
-    """What SIGTERM raises, so that whatever cleans up after Ctrl-C does so after it, too."""
+    """Raised for SIGTERM, so that code that cleans up after Ctrl-C also does after SIGTERM."""
 
 
 def listen() -> None:
     """Raise `Terminated` for SIGTERM, as Python raises KeyboardInterrupt for Ctrl-C.
 
-    Ray takes SIGTERM for itself when it starts, and prints the stacks of its C++ code. So this is called again then.
+    Ray installs a handler of its own when it starts, which prints C++ stacks. Call this again after that.
     """
     if _in_main_thread():
         signal.signal(signal.SIGTERM, _terminate)
@@ -59,10 +59,10 @@ def exit_status(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def deferred(notice: Callable[[], object]) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM only be noted, in `requested`, and call `notice`; the second ends at once."""
+    """Record the first Ctrl-C or SIGTERM, for `requested`, and call `notice`; the second one raises at once."""
     global _requested
 
-    def note(number: int, _frame: Any) -> None:
+    def record(number: int, _frame: Any) -> None:
         global _requested
         _requested = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,17 +70,17 @@ def deferred(notice: Callable[[], object]) -> Iterator[None]:
         notice()
 
     _requested = None
-    with handled(note, signal.SIGINT, signal.SIGTERM):
+    with handled(record, signal.SIGINT, signal.SIGTERM):
         yield
 
 
 def requested() -> int | None:
-    """Return the signal that was noted; none if there was none."""
+    """Return the signal that was recorded; none if there was none."""
     return _requested
 
 
-def check() -> None:
-    """Raise the signal that was noted, if there was one.
+def raise_if_requested() -> None:
+    """Raise the exception of the signal that was recorded, if there was one.
 
     Raises
     ------
@@ -93,12 +93,12 @@ def check() -> None:
         raise Terminated if _requested == signal.SIGTERM else KeyboardInterrupt
 
 
-def pause(seconds: float) -> None:
-    """Sleep; `check` meanwhile."""
+def sleep(seconds: float) -> None:
+    """Sleep, unless a signal is recorded before or meanwhile: that is raised."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
-        check()
-        time.sleep(min(left, STEP_S))
+        raise_if_requested()
+        time.sleep(min(left, CHECK_INTERVAL_S))
 
 
 def _in_main_thread() -> bool:

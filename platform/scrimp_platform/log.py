@@ -22,7 +22,7 @@ class Log:
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
         console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {escape(decision)}", soft_wrap=True)
         self._unwritten += f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {decision}\n"
-        with contextlib.suppress(OSError):  # a full disk: the next decision takes it along
+        with contextlib.suppress(OSError):  # a full disk: written together with the next decision
             with self._path.open("a") as file:
                 file.write(self._unwritten)
             self._unwritten = ""

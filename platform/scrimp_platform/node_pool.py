@@ -1,6 +1,6 @@
-"""The nodes that train, as they come and go while a sweep runs; one that joins is examined first.
+"""The nodes that train, as they join and leave while a sweep runs; a node that joins is examined first.
 
-A node on which repeats fail is free again at once, and would be given the next, and the next. So it rests.
+A node on which repeats fail becomes free at once and would be given one repeat after another. So it is suspended.
 """
 
 import math
@@ -14,9 +14,11 @@ from scrimp_cluster.doctor import ClusterReport
 from scrimp_cluster.nodes import Node
 from scrimp_platform.cluster import Placement
 
-LOOK = 10.0  # seconds between two looks at the cluster
-AGAIN = 3600.0  # seconds within which a second failure on a node is one too many
-REST = 600.0  # seconds that it rests then, and twice as long each further time
+UPDATE_INTERVAL_S = 10.0
+FAILURE_WINDOW_S = 3600.0
+"""Two failures on a node within this time suspend it."""
+SUSPENSION_S = 600.0
+"""Doubled at each further suspension of the same node."""
 
 
 class NodePool:
@@ -25,11 +27,11 @@ class NodePool:
     Parameters
     ----------
     placement : Placement
-        What was found at the start.
+        The nodes at the start of the sweep.
     examine : Callable
-        Asks the doctor about nodes that have joined since. Training does not wait for it, decisions do.
+        Asks the doctor about nodes that have joined since. The driver waits for the answer, training does not.
     say : Callable
-        Takes a line for people.
+        Called with each line for the user.
     """
 
     def __init__(
@@ -41,66 +43,79 @@ class NodePool:
         self._places = placement.places
         self._examine = examine
         self._say = say
-        self._noted: set[str] = set()
-        self._failed: dict[str, float] = {}
-        self._resting: dict[str, float] = {}
-        self._rests: Counter[str] = Counter()
-        self._due = time.monotonic() + LOOK
+        self._reported: set[str] = set()
+        self._failed_at: dict[str, float] = {}
+        self._suspended_until: dict[str, float] = {}
+        self._suspensions: Counter[str] = Counter()
+        self._update_due = time.monotonic() + UPDATE_INTERVAL_S
 
     def places(self) -> int:
-        """Return how many repeats may be under way at once."""
-        self._look_if_due()
-        # One repeat more than there are places waits for a process to become free: Tune then keeps the process, and
-        # with it some 15 s of imports. A Train run brings processes of its own.
-        return self._places if self._gpus else self._places + 1
+        """Return how many repeats may be running or waiting for a place now."""
+        self._update_if_due()
+        if self._gpus:
+            return self._places
+        # One repeat more than fits waits for a process to become free: Tune then reuses the process, which saves about
+        # 15 s of imports. A Train run starts its own processes.
+        return self._places + 1
 
     def fit_nodes(self) -> list[str]:
-        """Return the ids of the nodes that may train: those that the doctor found fit and that do not rest.
+        """Return the ids of the nodes that may train: those that the doctor found fit and that are not suspended.
 
-        A node that is gone stays among them. There is always one, since the last one that is alive never rests.
+        A node that has left stays among them. There is always one, since the last one alive is never suspended.
         """
-        self._look_if_due()
+        self._update_if_due()
         return sorted(self._fit)
 
-    def blame(self, failed: str) -> None:
-        """Take note that a repeat has failed on the node with this id, and that it may not be the recipe's fault."""
+    def record_failure(self, node_id: str) -> None:
+        """Record that a repeat has failed on a node, and that the recipe may not be the cause."""
         now = time.monotonic()
-        last, self._failed[failed] = self._failed.get(failed, -math.inf), now
-        others = [node for node in cluster_nodes.alive() if node.id in self._fit and node.id != failed]
-        if now - last > AGAIN or failed not in self._fit or not others:
+        previous = self._failed_at.get(node_id, -math.inf)
+        self._failed_at[node_id] = now
+
+        others = [node for node in cluster_nodes.alive() if node.id in self._fit and node.id != node_id]
+        if now - previous > FAILURE_WINDOW_S or node_id not in self._fit or not others:
             return
-        rest = REST * 2 ** self._rests[failed]
-        self._rests[failed] += 1
-        self._resting[failed] = now + rest
+
+        duration = SUSPENSION_S * 2 ** self._suspensions[node_id]
+        self._suspensions[node_id] += 1
+        self._suspended_until[node_id] = now + duration
+        node = self._fit.pop(node_id)
         self._say(
-            f"{self._fit.pop(failed).name}: repeats have failed there twice within an hour; it rests for "
-            f"{rest / 60:.0f} minutes, and is examined then"
+            f"{node.name}: two repeats failed there within an hour; suspended for {duration / 60:.0f} minutes, "
+            "then examined again"
         )
-        self._due = now
+        self._update_due = now
 
-    def _at_rest(self) -> set[str]:
+    def _suspended(self) -> set[str]:
         now = time.monotonic()
-        return {node for node, until in self._resting.items() if until > now}
+        return {node_id for node_id, until in self._suspended_until.items() if until > now}
 
-    def _look_if_due(self) -> None:
-        if time.monotonic() >= self._due:
-            self._look()
-            self._due = time.monotonic() + LOOK
+    def _update_if_due(self) -> None:
+        if time.monotonic() >= self._update_due:
+            self._update()
+            self._update_due = time.monotonic() + UPDATE_INTERVAL_S
 
-    def _look(self) -> None:
+    def _update(self) -> None:
+        """Examine the nodes that have joined, and count the places again."""
         nodes = cluster_nodes.alive()
-        known = self._fit.keys() | self._unfit.keys() | self._at_rest()
-        if new := [node for node in nodes if node.id not in known]:
-            report = self._examine(new)
-            for node_report in report.nodes:
-                (self._unfit if node_report.unfit else self._fit)[node_report.node.id] = node_report.node
-            for fault in report.faults:
-                # A node that comes back still has what is worth knowing, with other figures.
-                kind = re.sub(r"\d+(\.\d+)?", "#", str(fault))
-                if fault.stops or kind not in self._noted:
-                    self._say(str(fault))
-                self._noted.add(kind)
+        known = self._fit.keys() | self._unfit.keys() | self._suspended()
+        new = [node for node in nodes if node.id not in known]
+        if new:
+            self._add(self._examine(new))
+
         places = sum(node.places(self._gpus) for node in nodes if node.id in self._fit)
         if places != self._places:
-            self._say(f"{len(nodes)} nodes: {places} repeats at once from now on")
+            self._say(f"{len(nodes)} nodes in the cluster: up to {places} repeats at once")
             self._places = places
+
+    def _add(self, report: ClusterReport) -> None:
+        for node_report in report.nodes:
+            group = self._unfit if node_report.unfit else self._fit
+            group[node_report.node.id] = node_report.node
+
+        for fault in report.faults:
+            # A node that rejoins may have the same harmless fault with other figures: it is reported once.
+            kind = re.sub(r"\d+(\.\d+)?", "#", str(fault))
+            if fault.stops or kind not in self._reported:
+                self._say(str(fault))
+            self._reported.add(kind)

@@ -29,9 +29,16 @@ DIGITS = "digits"
 """The dataset that comes with scikit-learn."""
 
 
+FILE_FIELDS = ("codec.encoder", "codec.decoder", "coreset.weights", "reweighting.recipe")
+"""Fields of a recipe that may name a file."""
+
+LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gpu_hours", "max_hours")
+"""Fields of the budget that may change when a sweep is resumed: they limit it, and leave what it compares unchanged."""
+
+
 @dataclass(frozen=True)
-class Options:
-    """What a user may say on the command line; none takes the space's own value."""
+class SweepOptions:
+    """The options of `scrimp sweep`; None means the space's own value."""
 
     space: str | Space = "quickstart"
     data: str = DIGITS
@@ -58,7 +65,7 @@ class Options:
 class Plan:
     """A sweep that may start: all its parts exist and fit together."""
 
-    options: Options
+    options: SweepOptions
     space: Space
     base: Recipe
     storage: Storage
@@ -70,33 +77,37 @@ class Plan:
     """Values of searched fields to propose first."""
 
 
-def make(options: Options) -> Plan:
-    """Resolve what was asked for and check that it holds together.
+def make_plan(options: SweepOptions) -> Plan:
+    """Resolve the options and check that the parts of the sweep fit together.
 
     Raises
     ------
     UserError
         If the space, the dataset, or an earlier sweep of the same name does not allow it.
     """
-    space = check(options)
+    space = check_options(options)
     base = space.base()
     storage = Storage(options.storage.expanduser().absolute())
     dataset = resolve_dataset(options.data, storage)
     facts = manifest.load(dataset)
+
     names.check(space.scoring, facts)
-    judged = [*space.objectives, *space.constraints]
-    names.check_classes(judged, space.scoring, facts, base.conditioning.classes)
+    goals = [*space.objectives, *space.constraints]
+    names.check_classes(goals, space.scoring, facts, base.conditioning.classes)
     for values in [{}, *space.corners()]:
         fit.check(base.replace(values), facts)
     space = feasibility.resolve(space, facts)
+
     folder = _folder(options, storage, facts)
     resumed = _check_resume(folder, space, facts, options.seed)
-    warm_start = tuple(values for path in options.warm_start for values in best_values(SweepFolder(path), space))
-    return Plan(options, space, base, storage, folder, dataset, facts, resumed, warm_start)
+    warm_start: list[dict[str, Any]] = []
+    for path in options.warm_start:
+        warm_start += best_values(SweepFolder(path), space)
+    return Plan(options, space, base, storage, folder, dataset, facts, resumed, tuple(warm_start))
 
 
-def check(options: Options) -> Space:
-    """Refuse what can be refused without reading the dataset, or preparing it; return the space that was asked for."""
+def check_options(options: SweepOptions) -> Space:
+    """Refuse what can be refused before the dataset is prepared or read; return the space."""
     space = resolve_space(options)
     if options.data != DIGITS and not Path(options.data, manifest.FILE).is_file():
         raise UserError(
@@ -117,32 +128,38 @@ def check(options: Options) -> Space:
     return space
 
 
-def resolve_space(options: Options) -> Space:
-    """Load the space and put the command line's budget into it."""
+def resolve_space(options: SweepOptions) -> Space:
+    """Load the space and replace its budget by what the command line sets of it."""
     if isinstance(options.space, Space):
-        space, where = options.space, "space"
+        space = options.space
+        where = "space"
     else:
-        space, where = spaces.load(options.space), f"space {options.space}"
-    asked = {
+        space = spaces.load_space(options.space)
+        where = f"space {options.space}"
+
+    budget = space.budget.model_dump()
+    chosen = {
         "trials": options.trials,
         "repeats": options.repeats,
         "rungs_kimg": options.rungs,
         "max_gpu_hours": options.max_gpu_hours,
     }
-    budget = space.budget.model_dump() | {name: value for name, value in asked.items() if value is not None}
+    for name, value in chosen.items():
+        if value is not None:
+            budget[name] = value
     override = recipes.flattened(space.override) | _absolute_files(space)
-    return spaces.parse(space.model_dump() | {"budget": budget, "override": override}, where)
-
-
-FILES = ("codec.encoder", "codec.decoder", "coreset.weights", "reweighting.recipe")
+    return spaces.parse_space(space.model_dump() | {"budget": budget, "override": override}, where)
 
 
 def _absolute_files(space: Space) -> dict[str, str]:
-    """Return the recipe's fields that name files here by a relative path, absolute: workers run in other folders."""
+    """Return the recipe's fields that name an existing file by a relative path, made absolute for the workers."""
     base = space.base()
-    named = {path: spaces.value_of(base, path) for path in FILES}
-    here = {path: Path(name) for path, name in named.items() if name and Path(name).exists()}
-    return {path: str(file.absolute()) for path, file in here.items() if not file.is_absolute()}
+    absolute = {}
+    for field in FILE_FIELDS:
+        name = spaces.value_of(base, field)
+        if name and Path(name).exists() and not Path(name).is_absolute():
+            absolute[field] = str(Path(name).absolute())
+    return absolute
 
 
 def resolve_dataset(data: str, storage: Storage) -> Path:
@@ -156,7 +173,7 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
     from scrimp_trainers import ingest
     from scrimp_trainers.data import options
 
-    # Of two first sweeps in a storage one prepares the digits.
+    # If two sweeps are started in a new storage folder, only one of them prepares the digits.
     lock = folder.with_name(f"{data}.lock")
     with store.exclusive(lock, f"dataset {data} to be prepared", patience=math.inf, say=terminal.say):
         if not folder.exists():
@@ -169,29 +186,31 @@ def _require_sound(earlier: SweepFolder) -> None:
         records.space_of(earlier)
     except UserError as error:
         raise UserError(f"--warm-start {error}") from None
-    if problems := records.read(earlier).problems:
-        raise UserError(f"--warm-start {problems[0]}; resume that sweep first, which trains again what is damaged")
+    problems = records.read_records(earlier).problems
+    if problems:
+        raise UserError(f"--warm-start {problems[0]}; resume that sweep first, which retrains what is damaged")
 
 
 def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
-    """Yield the values of an earlier sweep's leaders, as far as this space searches them too.
+    """Yield the values of an earlier sweep's leaders, restricted to the fields and ranges that this space searches.
 
-    Only values are taken over, not scores: on another dataset those would mean something else.
+    The scores are not reused: they would not be comparable on another dataset.
     """
     from scrimp_platform.search import race  # it imports optuna, which only a warm start needs here
 
-    for trial in race.leaders(records.read(earlier).trials, records.space_of(earlier)):
-        known = {path: value for path, value in trial.params.items() if path in space.search}
-        yield {path: value for path, value in known.items() if space.search[path].allows(value)}
+    for trial in race.leaders(records.read_records(earlier).trials, records.space_of(earlier)):
+        searched = {path: value for path, value in trial.params.items() if path in space.search}
+        yield {path: value for path, value in searched.items() if space.search[path].allows(value)}
 
 
-def record(plan: Plan) -> dict[str, Any]:
-    """Return what `sweep.json` says of the sweep."""
-    earlier, now = store.read_json(plan.folder.sweep) or {}, time.time()
+def sweep_record(plan: Plan) -> dict[str, Any]:
+    """Return the content of `sweep.json`."""
+    earlier = store.read_json(plan.folder.sweep) or {}
+    now = time.time()
     software = _software()
     return {
         "name": plan.folder.path.name,
-        # MLflow knows the sweep by this, also when its folder has been renamed.
+        # Identifies the sweep in MLflow, also after its folder has been renamed.
         "id": earlier.get("id", f"{plan.folder.path.name} {now:.3f}"),
         "space_name": plan.options.space_name,
         "space": plan.space.model_dump(mode="json"),
@@ -208,37 +227,42 @@ def record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def changes(description: dict[str, Any]) -> str:
-    """Say what of the software that a sweep runs with is not as it was when it was last run; empty if all is."""
-    before, now = _flat_software(description), _flat_software(_software())
-    return environment.changes(before, now) if before else ""
+def software_changes(description: dict[str, Any]) -> str:
+    """Say which packages or code have changed since a sweep was last run; empty if none has."""
+    if "code" not in description:
+        return ""
+    return environment.changes(_flat_software(description), _flat_software(_software()))
 
 
 def _software() -> dict[str, Any]:
-    return {"versions": {package: version for package, version in versions().items() if version}, "code": code()}
+    installed = {package: version for package, version in versions().items() if version}
+    return {"versions": installed, "code": code()}
 
 
 def _flat_software(description: dict[str, Any]) -> dict[str, str]:
-    return {"code": description["code"], **description["versions"]} if "code" in description else {}
+    return {"code": description["code"], **description["versions"]}
 
 
 def _earlier_software(folder: SweepFolder, description: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """List what the sweep ran with before, each with the repeats that ended then; attempts are in their own folders."""
-    known: list[dict[str, Any]] = description.get("earlier", [])
+    """List the software with which the sweep ran before, and for each the repeats that ended then."""
+    entries: list[dict[str, Any]] = description.get("earlier", [])
     before = {name: description.get(name) for name in now}
     if not description or before == now:
-        return known
-    listed = {label for entry in known for label in entry["repeats"]}
-    ended = [
-        folder.repeat(repeat.trial, repeat.repeat).label
-        for repeat in records.read(folder).repeats
-        if repeat.status in ("finished", "stopped", "failed")
-    ]
-    return [*known, before | {"repeats": [label for label in ended if label not in listed]}]
+        return entries
+
+    listed: set[str] = set()
+    for entry in entries:
+        listed.update(entry["repeats"])
+    ended = []
+    for repeat in records.read_records(folder).repeats:
+        label = folder.repeat(repeat.trial, repeat.repeat).label
+        if repeat.status in ("finished", "stopped", "failed") and label not in listed:
+            ended.append(label)
+    return [*entries, before | {"repeats": ended}]
 
 
 def _portable(plan: Plan) -> str:
-    """Return the dataset's folder; one in the storage as seen from the sweep, so that both may be moved together."""
+    """Return the dataset's folder, relative to the sweep's if it lies in the storage, which may then be moved."""
     if plan.dataset.is_relative_to(plan.storage.path):
         return os.path.relpath(plan.dataset, plan.folder.path)
     return str(plan.dataset)
@@ -250,44 +274,46 @@ def _check_name(name: str) -> None:
 
 
 def _check_storage(folder: Path) -> None:
-    there = next(place for place in (folder, *folder.parents) if os.access(place, os.F_OK))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--storage {folder}: {there} is not a folder that can be written; mend that, or name another")
+    existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--storage {folder}: {existing} is not a writable folder; make it one, or name another")
 
 
-def _folder(options: Options, storage: Storage, facts: Manifest) -> SweepFolder:
-    name = options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{options.space_name}-{facts.name}").lstrip("._-")
+def _folder(options: SweepOptions, storage: Storage, facts: Manifest) -> SweepFolder:
+    name = options.name
+    if not name:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{options.space_name}-{facts.name}").lstrip("._-")
     _check_name(name)
+
     if options.fresh:
-        stem, number = name, 2
+        stem = name
+        number = 2
         while storage.sweep(name).path.exists():
-            name, number = f"{stem}-{number}", number + 1
+            name = f"{stem}-{number}"
+            number += 1
     return storage.sweep(name)
 
 
-# What may differ when a sweep goes on: limits, not what was compared.
-LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gpu_hours", "max_hours")
-
-
 def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int) -> bool:
-    """Whether the folder holds this very sweep already; one of another space or dataset is refused."""
+    """Whether the folder holds this sweep already; one of another space, seed or dataset is refused."""
     if folder.path.exists() and not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-        raise UserError(f"{folder.path}: belongs to another user, and cannot be written; use another --name")
+        raise UserError(f"{folder.path}: belongs to another user and cannot be written; use another --name")
     if not folder.sweep.exists() and not folder.trial_numbers():
         return False
-    old = records.describe(folder)
-    now = {"space": space.model_dump(mode="json"), "seed": seed}
-    before, after = (_flatten({"space": tree["space"], "seed": tree["seed"]}) for tree in (old, now))
-    before["dataset"], after["dataset"] = old["dataset"]["content_hash"][:12], facts.content_hash[:12]
-    limits = {f"space.budget.{name}" for name in LIMITS} | {"space.about"}
-    changes = [
-        f"{path} was {before.get(path)}, is {after.get(path)}"
-        for path in sorted((before.keys() | after.keys()) - limits)
-        if before.get(path) != after.get(path)
-    ]
+
+    earlier = records.sweep_description(folder)
+    before = _flatten({"space": earlier["space"], "seed": earlier["seed"]})
+    before["dataset"] = earlier["dataset"]["content_hash"][:12]
+    after = _flatten({"space": space.model_dump(mode="json"), "seed": seed})
+    after["dataset"] = facts.content_hash[:12]
+
+    may_change = {f"space.budget.{name}" for name in LIMITS} | {"space.about"}
+    fixed = sorted((before.keys() | after.keys()) - may_change)
+    changed = [path for path in fixed if before.get(path) != after.get(path)]
+    changes = [f"{path} was {before.get(path)}, is {after.get(path)}" for path in changed]
     if changes:
         raise UserError(
-            f"sweep {folder.path.name} exists with something else: {'; '.join(changes)}; "
+            f"sweep {folder.path.name} exists and differs: {'; '.join(changes)}; "
             "use another --name, or --fresh to start beside it"
         )
     return True
@@ -296,8 +322,7 @@ def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int)
 def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {path: tree}
-    return {
-        leaf: value
-        for name, branch in tree.items()
-        for leaf, value in _flatten(branch, f"{path}.{name}" if path else name).items()
-    }
+    leaves = {}
+    for name, branch in tree.items():
+        leaves |= _flatten(branch, f"{path}.{name}" if path else name)
+    return leaves

@@ -1,4 +1,4 @@
-"""What happens when the storage is removed, unmounted or no longer answers: one line, and nothing is left running."""
+"""What happens when the storage is removed, unmounted or no longer answers: one error message, no process left."""
 
 import contextlib
 import errno
@@ -8,45 +8,46 @@ from pathlib import Path
 
 from scrimp_platform.store import SweepFolder
 
-LOST = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENODEV)
+LOST_ERRNOS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENODEV)
 
 
 class StorageLost(Exception):
-    """A sweep's folder is gone. The message is one line."""
+    """A sweep's folder is no longer there. The message is one line."""
 
 
 def require(file: Path) -> None:
-    """Refuse to go on without a file that has been there: the folder would be made anew on what lies below a mount.
+    """Fail if a file that existed is missing: writing would create the folder again, below an unmounted mount point.
 
     Raises
     ------
     OSError
-        If it is not there.
+        If the file is missing.
     """
     file.stat()
 
 
 @contextlib.contextmanager
 def explained(folder: SweepFolder) -> Iterator[None]:
-    """Turn whatever goes wrong because a sweep's folder is gone into one line.
+    """Replace any exception by one line if its cause is that a sweep's folder is no longer there.
 
     Raises
     ------
     StorageLost
-        If that is why.
+        If that is the cause.
     """
     try:
         yield
     except Exception as error:
-        if cause := _cause(folder, error):
-            _clear(folder)
-            line = f"the storage is gone: {folder.path}: {cause}; with it back, the same command resumes"
-            raise StorageLost(line) from error
-        raise
+        cause = _cause(folder, error)
+        if not cause:
+            raise
+        _remove_leftovers(folder)
+        line = f"the storage is gone: {folder.path}: {cause}; once it is back, the same command resumes"
+        raise StorageLost(line) from error
 
 
-def _clear(folder: SweepFolder) -> None:
-    """Remove what Ray has made anew where the folder was."""
+def _remove_leftovers(folder: SweepFolder) -> None:
+    """Remove what Ray has created again in place of the folder."""
     with contextlib.suppress(OSError):
         shutil.rmtree(folder.ray, ignore_errors=True)
         folder.path.rmdir()
@@ -54,8 +55,8 @@ def _clear(folder: SweepFolder) -> None:
 
 
 def _cause(folder: SweepFolder, error: Exception) -> str:
-    """Say why the folder cannot be used; empty if it can."""
-    if isinstance(error, OSError) and error.errno in LOST:
+    """Return why the folder cannot be used; empty if it can."""
+    if isinstance(error, OSError) and error.errno in LOST_ERRNOS:
         return str(error.strerror)
     try:
         folder.sweep.stat()

@@ -1,6 +1,6 @@
 """The files of a sweep: the only module of the platform that knows their names.
 
-A file is written aside and renamed, so a reader sees all of it or none, also after a kill or a full disk.
+A file is written under a temporary name and renamed: readers see the old or the new content, never a part of it.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ from scrimp_trainers.common.files import no_room, write_atomic
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"
-ROOM = 5.0
-"""Seconds between two looks whether a full disk has room again."""
+DISK_CHECK_INTERVAL_S = 5.0
+"""Between two attempts to write to a full disk."""
+LOCK_CHECK_INTERVAL_S = 0.5
 
 Result = TypeVar("Result")
 
@@ -37,7 +38,7 @@ def read_json(path: Path) -> Any:
     Raises
     ------
     DamagedRecord
-        If it cannot be read or is not what was written; names the file.
+        If it cannot be read or is not what was written; the message names the file.
     """
     try:
         return checksums.unseal(path.read_bytes())
@@ -50,36 +51,36 @@ def read_json(path: Path) -> Any:
 
 
 def read_sound(path: Path) -> Any:
-    """Read a record that can be done without; none if it does not exist or is damaged."""
+    """Read an optional record; none if it does not exist or is damaged."""
     with contextlib.suppress(DamagedRecord):
         return read_json(path)
 
 
-def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Result:
-    """Write what can be written again from its start; wait while the disk is full or read-only.
+def retry_when_disk_full(write: Callable[[], Result], say: Callable[[str], object]) -> Result:
+    """Call `write`, which can be repeated, until the disk is no longer full or read-only.
 
-    The driver waits and does not end: what is being trained goes on meanwhile, and nothing has to be started again.
+    The driver waits instead of ending, so the repeats that are running continue.
 
     Raises
     ------
     KeyboardInterrupt
-        If it would wait after Ctrl-C or SIGTERM, also after one that was only noted.
+        If it would wait after Ctrl-C or SIGTERM, also after one that was only recorded.
     """
-    began = 0.0
+    waiting_since = None
     while True:
         try:
             result = write()
         except OSError as error:
             if not no_room(error):
                 raise
-            interrupt.check()
-            if not began:
-                began = time.monotonic()
-                say(f"the sweep waits: {error}; it goes on when there is room")
-            interrupt.pause(ROOM)
+            interrupt.raise_if_requested()
+            if waiting_since is None:
+                waiting_since = time.monotonic()
+                say(f"waiting for disk space: {error}")
+            interrupt.sleep(DISK_CHECK_INTERVAL_S)
             continue
-        if began:
-            say(f"there is room again after {time.monotonic() - began:.0f} s")
+        if waiting_since is not None:
+            say(f"disk space is available again after {time.monotonic() - waiting_since:.0f} s")
         return result
 
 
@@ -87,7 +88,7 @@ def patiently(write: Callable[[], Result], say: Callable[[str], object]) -> Resu
 def exclusive(
     lock: Path, what: str, patience: float = 0.0, say: Callable[[str], object] = lambda _: None
 ) -> Iterator[None]:
-    """Hold a lock file, which a killed process gives up by itself; `say` is told what is waited for.
+    """Hold a lock file, which the system releases if the process is killed; `say` reports what it waits for.
 
     Raises
     ------
@@ -95,7 +96,8 @@ def exclusive(
         If another process still holds it after `patience` seconds.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    deadline, waits = time.monotonic() + patience, False
+    deadline = time.monotonic() + patience
+    waiting = False
     with lock.open("a+") as file:
         while True:
             try:
@@ -103,13 +105,14 @@ def exclusive(
                 break
             except BlockingIOError:
                 file.seek(0)
-                other = file.read() or "unknown"
+                owner = file.read() or "unknown"
                 if time.monotonic() >= deadline:
-                    raise UserError(f"{what}: another process has it, {other}") from None
-                if not waits:
-                    say(f"waiting for {what}: {other} has it")
-                waits = True
-                time.sleep(0.5)
+                    raise UserError(f"{what}: in use by another process, {owner}") from None
+                if not waiting:
+                    say(f"waiting for {what}: in use by {owner}")
+                waiting = True
+                time.sleep(LOCK_CHECK_INTERVAL_S)
+
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()
@@ -117,7 +120,7 @@ def exclusive(
 
 
 def holder(lock: Path) -> str:
-    """Say which process holds a lock, as `exclusive` wrote it down; empty if none does."""
+    """Return which process holds a lock, as `exclusive` wrote it; empty if none does."""
     with contextlib.suppress(FileNotFoundError), lock.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -156,7 +159,7 @@ class RepeatFolder:
 
     @property
     def stacks(self) -> Path:
-        """Where its threads were when it made no progress."""
+        """The stacks of its threads when it made no progress."""
         return self.path / "stacks.txt"
 
     @property
@@ -186,7 +189,7 @@ class RepeatFolder:
 
     @property
     def prepared(self) -> list[Path]:
-        """What the recipe's techniques left: which layers are masked, which images are kept, how classes weigh."""
+        """What the recipe's techniques wrote: masked layers, images of the coreset, class weights."""
         names = ("layers.csv", "coreset.csv", "coreset.png", "class_weights.json")
         return [self.path / name for name in names]
 
@@ -234,7 +237,7 @@ class SweepFolder:
 
     @property
     def tracking(self) -> Path:
-        """What MLflow has been told so far, and its run ids."""
+        """What MLflow has received so far, and its run ids."""
         return self.path / "tracking.json"
 
     @property
@@ -271,21 +274,22 @@ class SweepFolder:
         return RepeatFolder(self.trial(trial) / f"repeat-{repeat}", trial, repeat)
 
     def trial_numbers(self) -> list[int]:
-        """Return the numbers of all trials, in order; one of which nothing is on disk yet is not among them."""
+        """Return the numbers of all trials that have a record, in order."""
         folders = (self.path / "trials").glob("[0-9]*")
         numbers = sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
-        # The newest one's folder is made an instant before its record.
+        # The folder of the newest trial is created an instant before its record.
         if numbers and not _holds_records(self.trial(numbers[-1])):
             numbers.pop()
         return numbers
 
     def repeat_numbers(self, trial: int) -> list[int]:
-        """Return the numbers of a trial's repeats that are on disk."""
-        names = (file.parent.name.removeprefix("repeat-") for file in self.trial(trial).glob("repeat-*/repeat.json"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        """Return the numbers of a trial's repeats that have a record, in order."""
+        files = self.trial(trial).glob("repeat-*/repeat.json")
+        numbers = [file.parent.name.removeprefix("repeat-") for file in files]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def repeats(self) -> Iterator[RepeatFolder]:
-        """Every repeat that was decided on, in order."""
+        """Yield every repeat that has a record, in order."""
         for trial in self.trial_numbers():
             for repeat in self.repeat_numbers(trial):
                 yield self.repeat(trial, repeat)
@@ -306,9 +310,9 @@ class Storage:
         return SweepFolder(self.path / name)
 
     def sweeps(self) -> list[SweepFolder]:
-        """Every sweep, by name, also one that has lost its `sweep.json`."""
-        folders = {file.parent for name in (SWEEP_FILE, "trials") for file in self.path.glob(f"*/{name}")}
-        return [SweepFolder(folder) for folder in sorted(folders)]
+        """Return every sweep, by name, also one that has lost its `sweep.json`."""
+        files = [*self.path.glob(f"*/{SWEEP_FILE}"), *self.path.glob("*/trials")]
+        return [SweepFolder(folder) for folder in sorted({file.parent for file in files})]
 
     def dataset(self, name: str) -> Path:
         """Folder of a dataset that a sweep prepared by itself."""

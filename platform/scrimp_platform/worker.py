@@ -1,7 +1,7 @@
 """One repeat on the cluster: the Tune function, the TorchTrainer in it, and the worker function in that.
 
-What the worker does is `scrimp_trainers.run.run`, the same as `scrimp train`; this module only places it on a node
-and passes on what it yields. The worker writes every file itself, so nothing is lost if nobody listens.
+The worker calls `scrimp_trainers.run.run`, as `scrimp train` does; this module only places it on a node and reports
+what it yields. The worker writes every file itself, so nothing is lost if the driver is gone.
 """
 
 import contextlib
@@ -14,75 +14,80 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, storage_loss, store
-from scrimp_platform.search.tune_loop import FAILURE, FINAL, NODE, NOTE, WORKING
+from scrimp_platform.search.tune_loop import FAILURE, NODE, NON_RETRYABLE, NOTE, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers.common import heartbeat
 from scrimp_trainers.common.errors import Final, NoRoom, UserError
 from scrimp_trainers.common.files import no_room
 
-PATIENCE = 60.0
-"""Seconds in which the worker of a killed driver has to give its repeat up."""
-ROOM, AGAIN = 15.0, 600.0
-"""Seconds between two attempts where something is waited for, and between two lines about it."""
+LOCK_TIMEOUT_S = 60.0
+"""Time for the worker of a killed driver to release its repeat."""
+RETRY_INTERVAL_S = 15.0
+"""Between two attempts while the worker waits for disk space or GPUs."""
+NOTE_INTERVAL_S = 600.0
+"""Between two lines that say what it waits for."""
 
 
 class Task(TypedDict):
-    """What a Tune function is told: the same for every repeat, but for the two numbers."""
+    """The configuration of a Tune function: the same for every repeat, except for the nodes and the two numbers."""
 
     sweep: str
     dataset: str
     gpus: int
     fit_nodes: list[str]
-    """Ids of the nodes that may train it."""
+    """Ids of the nodes that may train the repeat."""
     trial: int
     repeat: int
 
 
 def tune_repeat(config: dict[str, Any]) -> None:
-    """Train one repeat on this node: on its GPUs through Ray Train, or in this very process on the CPU.
+    """Train one repeat on this node: on its GPUs through Ray Train, or on the CPU in this process.
 
-    A failure is reported, not raised: the ledger decides what follows, and Tune keeps the process for the next. Only
-    a full disk and GPUs that are taken are no failures: they are waited for.
+    A failure is reported, not raised: the ledger decides what follows, and Tune reuses the process. A full disk and
+    GPUs in use are not failures: the function waits and tries again.
     """
     from ray import tune
 
-    # Tune waits so long for a stopped repeat before it takes the process for lost, and what it handed to it.
+    # How long Tune waits for a stopped repeat to return before it gives up the process, and the repeat given to it.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     task = Task(**{name: config[name] for name in Task.__annotations__})
-    folder, told = _folder(task), -math.inf
+    folder = _folder(task)
+    last_note = -math.inf
     while True:
         try:
             folder.stacks.unlink(missing_ok=True)
             if task["gpus"]:
                 _train(task)
             else:
-                # A Train run starts three more processes, 20 s of imports; one CPU worker can do without.
-                with _signed():
+                # A Train run would start three more processes, with 20 s of imports, for a single CPU worker.
+                with _failures_name_this_node():
                     work(task, tune.report)
             return
         except Exception as error:
             cause = cause_of(error)
-            line = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-            awaited = _awaited(cause, task)
-            if not awaited:
+            message = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+            shortage = _shortage(cause, task)
+            if not shortage:
                 with contextlib.suppress(OSError):
                     storage_loss.require(folder.record)
                     store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
-                line = heartbeat.timeout_message(folder.stacks) or line
-                tune.report({FAILURE: line, FINAL: isinstance(cause, Final), NODE: vars(cause).get(NODE)})
+                message = heartbeat.timeout_message(folder.stacks) or message
+                final = isinstance(cause, Final)
+                tune.report({FAILURE: message, NON_RETRYABLE: final, NODE: vars(cause).get(NODE)})
                 return
-        # Wait here, where it costs no attempt. While it waits, the driver may take it back for other nodes.
+
+        # Waiting here costs no attempt. Meanwhile the driver may withdraw the repeat, to place it on other nodes.
         tune.report({WORKING: False})
-        if time.monotonic() > told + AGAIN:
-            tune.report({NOTE: f"waits for {awaited}: {line}"})
-            told = time.monotonic()
-        time.sleep(ROOM)
+        if time.monotonic() > last_note + NOTE_INTERVAL_S:
+            tune.report({NOTE: f"waiting for {shortage}: {message}"})
+            last_note = time.monotonic()
+        time.sleep(RETRY_INTERVAL_S)
 
 
-def _awaited(cause: BaseException, task: Task) -> str:
-    """Say what has to be there before another try is worth while; empty if that is not all that went wrong."""
+def _shortage(cause: BaseException, task: Task) -> str:
+    """Return what the repeat has to wait for, disk space or GPUs; empty if it failed for another reason."""
     if isinstance(cause, NoRoom) or no_room(cause):
-        return f"room in {_folder(task).path}"
+        return f"disk space in {_folder(task).path}"
     if task["gpus"]:
         from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
 
@@ -98,7 +103,7 @@ def _train(task: Task) -> None:
 
     from scrimp_platform.process_group import TorchConfig
 
-    # One process less to start: nobody announces that a workstation is to go away.
+    # Saves a process: workstations are not preempted.
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     folder = _folder(task)
     TorchTrainer(
@@ -112,12 +117,12 @@ def _train(task: Task) -> None:
             label_selector=cluster.labels_of(task["fit_nodes"]) or None,
         ),
         run_config=train.RunConfig(
-            # Each attempt has its own: what Train finds under its name, which a kill may have cut, it would go on from.
+            # Unique to the attempt: Train would resume from what it finds under its name, which a kill may have cut.
             name=f"{folder.label}-{time.time_ns()}",
             storage_path=str(SweepFolder(Path(task["sweep"])).ray / "train"),
             callbacks=[TuneReportCallback()],
-            # If its GPUs are not there within a minute, it ends, instead of asking for the same again for ever. A Train
-            # run that is killed while it waits leaves behind what it has asked for, and GPUs with it (ray 2.60).
+            # If its GPUs are not free within a minute it ends, instead of requesting them for ever. A Train run that
+            # is killed while it waits leaves its request behind, which then holds GPUs (ray 2.60).
             failure_config=train.FailureConfig(controller_failure_limit=0),
         ),
     ).fit()
@@ -126,13 +131,13 @@ def _train(task: Task) -> None:
 def _worker(config: dict[str, Any]) -> None:
     from ray import train
 
-    with _signed():
+    with _failures_name_this_node():
         work(Task(**config), train.report)
 
 
 @contextlib.contextmanager
-def _signed() -> Iterator[None]:
-    """Let what is raised in here bear the id of this node: Train's controller, which passes it on, may be elsewhere."""
+def _failures_name_this_node() -> Iterator[None]:
+    """Attach this node's id to exceptions: Train's controller, which passes them on, may run on another node."""
     try:
         yield
     except Exception as error:
@@ -153,18 +158,23 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+
     folder = _folder(task)
-    sweep, record = store.read_json(SweepFolder(Path(task["sweep"])).sweep), store.read_json(folder.record)
+    sweep = store.read_json(SweepFolder(Path(task["sweep"])).sweep)
+    record = store.read_json(folder.record)
     if not sweep or not record:
-        raise UserError(f"{folder.path}: not there on {os.uname().nodename}; is the storage folder mounted?")
+        raise UserError(f"{folder.path}: missing on {os.uname().nodename}; is the storage folder mounted?")
     space = sweep["space"]
     objective, direction = next(iter(space["objectives"].items()))
-    # A worker that outlives a killed driver must not write beside its successor.
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    alone = store.exclusive(folder.lock, f"repeat {folder.label}", PATIENCE) if first else contextlib.nullcontext()
-    with alone, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
+
+    # A worker that outlives a killed driver must not write at the same time as its successor.
+    lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        lock = store.exclusive(folder.lock, f"repeat {folder.label}", LOCK_TIMEOUT_S)
+
+    with lock, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True})
-        for line in run(
+        lines = run(
             recipes.load(folder.recipe),
             open_dataset(Path(task["dataset"])),
             folder.path,
@@ -173,7 +183,8 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             scoring=Scoring.model_validate(space["scoring"]),
             objective=objective,
             direction=direction,
-        ):
+        )
+        for line in lines:
             storage_loss.require(folder.record)
             if "rung" in line or NOTE in line:
                 report(line)
@@ -184,7 +195,8 @@ def _folder(task: Task) -> RepeatFolder:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what a worker or Train's controller raised, out of the two layers that Ray Train wraps around it."""
-    other = getattr(error, "controller_failure", error)
-    failure = next(iter(getattr(error, "worker_failures", {}).values()), other)
+    """Return what a worker or Train's controller raised, without the two layers that Ray Train wraps around it."""
+    controller_failure = getattr(error, "controller_failure", error)
+    worker_failures = getattr(error, "worker_failures", {})
+    failure = next(iter(worker_failures.values()), controller_failure)
     return getattr(failure, "_base_exc", failure)

@@ -200,12 +200,12 @@ class Space(Section):
     @classmethod
     def load(cls, name: str | Path) -> "Space":
         """Load a space by name or from a YAML file; `UserError` says what is wrong with it."""
-        return load(name)
+        return load_space(name)
 
     @classmethod
     def of(cls, **fields: Any) -> "Space":
         """Make a space of plain values, as its YAML has them; `UserError` says what is wrong with them."""
-        return parse(fields, "space")
+        return parse_space(fields, "space")
 
     def base(self) -> Recipe:
         """Return the recipe that every trial starts from, as long as the last rung."""
@@ -252,7 +252,7 @@ class Space(Section):
         return options
 
     def to_yaml(self) -> str:
-        """Return the whole space as YAML that `load` reads back unchanged."""
+        """Return the whole space as YAML that `load_space` reads back unchanged."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
 
 
@@ -261,7 +261,7 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in SPACES.iterdir() if entry.name.endswith(".yaml"))
 
 
-def text(name: str) -> str:
+def space_yaml(name: str) -> str:
     """Return the YAML of a space that comes with Scrimp, or of a file.
 
     Raises
@@ -276,7 +276,7 @@ def text(name: str) -> str:
     raise UserError(f"space {name!s}: no such space or file; spaces are {', '.join(names())}")
 
 
-def load(name: str | Path) -> Space:
+def load_space(name: str | Path) -> Space:
     """Load a space by name or from a YAML file, and check every range against the recipe.
 
     Raises
@@ -286,11 +286,11 @@ def load(name: str | Path) -> Space:
     """
     file = Path(name).expanduser()
     if str(name) not in names() and file.is_file():
-        return parse(yaml_files.read(file, f"space {name}"), f"space {name}")
-    return parse(yaml_files.load(text(str(name)), f"space {name}"), f"space {name}")
+        return parse_space(yaml_files.read(file, f"space {name}"), f"space {name}")
+    return parse_space(yaml_files.load(space_yaml(str(name)), f"space {name}"), f"space {name}")
 
 
-def parse(tree: Any, where: str) -> Space:
+def parse_space(tree: Any, where: str) -> Space:
     """Validate a tree of plain values, and each range against the recipe's fields; `where` names its source."""
     try:
         space = Space.model_validate(tree)

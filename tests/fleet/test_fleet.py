@@ -154,7 +154,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(fleet, undisturbed, s
     before = Before(sweep)
     assert before.finished
     assert submitted("killed").wait(timeout=LIMIT) == 0
-    assert "goes on" in sweep.log()
+    assert "resuming repeat" in sweep.log()
     check(fleet, sweep, before, undisturbed)
 
 

@@ -151,7 +151,7 @@ def rank_again(sweep: Path, objectives: Sequence[str], constraints: Sequence[str
     """Print how a sweep's trials rank by other objectives or constraints; nothing is trained or written."""
     folder = SweepFolder(sweep)
     space = goals.replaced(records.space_of(folder), objectives, constraints)
-    known = records.look(folder)
+    known = records.read_as_observer(folder)
     goals.require_measured(space, known.trials)
     terminal.show_ranking(folder, leaderboard.rank(known.trials, space), space)
     terminal.show_problems(known.problems)
@@ -230,14 +230,14 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
 
 def list_spaces() -> None:
     """Print the spaces that come with Scrimp."""
-    terminal.show_list({name: spaces.load(name).about for name in spaces.names()})
+    terminal.show_list({name: spaces.load_space(name).about for name in spaces.names()})
 
 
 def show_space(name: str, as_yaml: bool) -> None:
     """Print one space, as a table or as the YAML that it is."""
-    space = spaces.load(name)
+    space = spaces.load_space(name)
     if as_yaml:
-        click.echo(spaces.text(name), nl=False)
+        click.echo(spaces.space_yaml(name), nl=False)
     else:
         terminal.show_space(space)
 

@@ -84,10 +84,10 @@ def sweep_command(context: click.Context, **options: Any) -> None:
     """Search a space on a dataset, repeat the leaders, report the winner. The same command resumes."""
     if context.args:
         raise click.UsageError(f"{context.args[0]}: belongs to no option; quote what holds spaces: --data 'my data'")
-    from scrimp_platform.plan import Options
+    from scrimp_platform.plan import SweepOptions
     from scrimp_platform.sweep import sweep
 
-    sweep(Options(**options))
+    sweep(SweepOptions(**options))
 
 
 @scrimp.command()

@@ -28,7 +28,7 @@ def show(standings: Sequence[Standing], complete: Sequence[str], problems: Seque
 def show_one(one: Standing) -> None:
     """Print what of a sweep is done and left, its best so far, and a line for each repeat that runs."""
     budget, counts = one.space.budget, Counter(repeat.status for repeat in one.repeats)
-    left, to_come = budget.trials - len(one.trials), estimate.races_left(one.trials, one.space)
+    left, to_come = budget.trials - len(one.trials), estimate.max_race_repeats_left(one.trials, one.space)
     stands = f"runs on {one.node}, {one.phase}" if one.node else f"does not run: {one.reason or 'its driver is gone'}"
     since = time.strftime("%d %b %H:%M", time.localtime(one.sweep["started"]))
     limit = f" of at most {budget.max_gpu_hours:g}" if budget.max_gpu_hours else ""

@@ -80,7 +80,7 @@ def unfinished(storage: Storage) -> tuple[list[Standing], list[str], list[str]]:
     standings, complete, problems = [], [], []
     for folder in storage.sweeps():
         try:
-            sweep, node = records.describe(folder), node_of(folder.lock)
+            sweep, node = records.sweep_description(folder), node_of(folder.lock)
             reason = _reason(folder, sweep)
             if reason == "complete" and not node:
                 complete.append(folder.path.name)
@@ -105,7 +105,7 @@ def _reason(folder: SweepFolder, sweep: dict[str, Any]) -> str:
 
 
 def _read(folder: SweepFolder, sweep: dict[str, Any], node: str, reason: str) -> Standing:
-    known = records.look(folder)
+    known = records.read_as_observer(folder)
     handed_out = [repeat for repeat in known.repeats if repeat.status == "running"]
     running = [_training(repeat, folder.repeat(repeat.trial, repeat.repeat)) for repeat in handed_out]
     return Standing(folder, sweep, records.space_of(folder), known.trials, running, node, reason, known.problems)

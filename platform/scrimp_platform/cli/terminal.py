@@ -36,12 +36,12 @@ NODE_COLUMNS = (
 """Headings of the doctor's table; those without any entry are left out."""
 
 
-def show_plan(the_plan: Plan, placement: Placement, speed: Speed | None) -> None:
+def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
     """Print what is searched, what will run where, for how long and on how much disk."""
-    space, facts = the_plan.space, the_plan.manifest
+    space, facts = plan.space, plan.manifest
     colours, classes = ("grey", "RGB")[facts.channels // 3], len(facts.classes or ())
     rows = {
-        "sweep": f"{the_plan.folder.path}{' (goes on)' if the_plan.resumed else ''}",
+        "sweep": f"{plan.folder.path}{' (resumed)' if plan.resumed else ''}",
         "dataset": f"{facts.name}: {facts.splits['train'].count} images of {facts.size}x{facts.size}, "
         f"{colours}, {classes} classes, content {facts.content_hash[:12]}",
         "recipe": f"{space.recipe}, up to {space.budget.rungs_kimg[-1]:g} kimg",
@@ -53,7 +53,7 @@ def show_plan(the_plan: Plan, placement: Placement, speed: Speed | None) -> None
         "runs on": placement.describe(),
     }
     if speed:
-        cost = estimate.estimate(the_plan, placement.places, speed)
+        cost = estimate.estimate(plan, placement.places, speed)
         rows["will take"] = (
             f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
             f"for {cost.first_repeats} + at most {cost.race_repeats} repeats, {cost.kimg:,.0f} kimg"
@@ -84,7 +84,7 @@ def condition(space: Space, path: str) -> str:
     return " and ".join(parts)
 
 
-def show_result(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Space, reason: str) -> None:
+def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space, reason: str) -> None:
     """Print the leaderboard, the verdict and where everything lies."""
     console.print("", leaderboard.table(rows, space, console.width), leaderboard.verdict(rows, space), "", sep="\n")
     if reason != "complete":
@@ -94,7 +94,7 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Spa
         say(f"best recipe  {folder.best_recipe}")
 
 
-def show_ranking(folder: SweepFolder, rows: Sequence[leaderboard.Row], space: Space) -> None:
+def show_ranking(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space) -> None:
     """Print the leaderboard by objectives and constraints that are not the sweep's own."""
     console.print("", leaderboard.table(rows, space, console.width), leaderboard.verdict(rows, space), "", sep="\n")
     goals = _goals(space)

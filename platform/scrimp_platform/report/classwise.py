@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scrimp_platform.report.ranking import Row
+from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import stats
 from scrimp_platform.search.stats import Summary
 
@@ -25,7 +25,7 @@ class ClassWise:
     """For each of them, that of the mean over the classes."""
 
 
-def gather(rows: Sequence[Row], chosen: Collection[int], classes: Sequence[str] | None) -> ClassWise | None:
+def gather(rows: Sequence[TrialRow], chosen: Collection[int], classes: Sequence[str] | None) -> ClassWise | None:
     """Gather the scores of the chosen trials; none if they were not scored by class."""
     lines = {row.number: _last(row) for row in rows if row.number in chosen}
     names = {name for repeats in lines.values() for line in repeats for name in line}
@@ -41,7 +41,7 @@ def gather(rows: Sequence[Row], chosen: Collection[int], classes: Sequence[str] 
     return ClassWise(name, list(known), trials, {number: _summary(repeats, mean) for number, repeats in scored.items()})
 
 
-def _last(row: Row) -> list[Mapping[str, Any]]:
+def _last(row: TrialRow) -> list[Mapping[str, Any]]:
     return [repeat.scores[row.kimg] for repeat in row.counted if row.finished]
 
 

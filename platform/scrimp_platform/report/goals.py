@@ -32,7 +32,7 @@ def replaced(space: Space, objectives: Sequence[str], constraints: Sequence[str]
 def with_goals(
     space: Space, objectives: Mapping[str, Any] | None, constraints: Mapping[str, Mapping[str, float]] | None
 ) -> Space:
-    """Return the space with these objectives and constraints as its own; where there are none of a kind, its own stay.
+    """Return the space with these objectives and constraints; where none of a kind are given, its own stay.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def with_goals(
     """
     goals = {"objectives": objectives, "constraints": constraints}
     changes = {name: value for name, value in goals.items() if value}
-    return spaces.parse(space.model_dump() | changes, "report")
+    return spaces.parse_space(space.model_dump() | changes, "report")
 
 
 def require_measured(space: Space, trials: Sequence[Trial]) -> None:

@@ -15,21 +15,21 @@ from rich.table import Table
 
 from scrimp_platform import store
 from scrimp_platform.report import formatting
-from scrimp_platform.report.ranking import Row, best, cost, lost, rank, typical, violation
+from scrimp_platform.report.ranking import TrialRow, best, cost, lost, rank, typical, violation
 from scrimp_platform.search.stats import Direction
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
 __all__ = [
-    "Row", "best", "chosen", "columns", "entries", "lost", "rank", "score", "status", "table", "typical", "verdict",
-    "write_csv",
+    "TrialRow", "best", "chosen", "columns", "entries", "lost", "rank", "score", "status", "table", "typical",
+    "verdict", "write_csv",
 ]  # fmt: skip
 
 _GOOD, _BAD = "bold green", "red"
 _STYLES = {"winner": _GOOD, "leader": _GOOD, "front": _GOOD, "tied": "green", "failed": _BAD, "damaged": _BAD}
 
 
-def verdict(rows: Sequence[Row], space: Space) -> str:
+def verdict(rows: Sequence[TrialRow], space: Space) -> str:
     """Say which trial wins and by what, or which cannot be told apart, in one or two sentences."""
     first = best(rows)
     if first is None:
@@ -41,7 +41,7 @@ def verdict(rows: Sequence[Row], space: Space) -> str:
     return f"{text}."
 
 
-def _single_verdict(rows: Sequence[Row], first: Row, name: str, space: Space) -> str:
+def _single_verdict(rows: Sequence[TrialRow], first: TrialRow, name: str, space: Space) -> str:
     """Say how the first trial stands by the only objective."""
     score = f"{name} {formatting.interval(first.summaries[name])}"
     if not first.fresh:
@@ -66,7 +66,7 @@ def _single_verdict(rows: Sequence[Row], first: Row, name: str, space: Space) ->
     return text
 
 
-def _lucky(rows: Sequence[Row], first: Row, name: str, direction: Direction) -> str:
+def _lucky(rows: Sequence[TrialRow], first: TrialRow, name: str, direction: Direction) -> str:
     """Name the trials that were better in a single repeat and got no fresh seeds."""
     mean = cost(first.summaries[name].mean, direction)
     lucky = [row for row in rows if row.status == "single" and cost(row.summaries[name].mean, direction) < mean]
@@ -79,7 +79,7 @@ def _seeds(count: int, space: Space) -> str:
     return formatting.counted(count, "seed" if space.arms else "fresh seed")
 
 
-def _front_verdict(rows: Sequence[Row], first: Row, space: Space) -> str:
+def _front_verdict(rows: Sequence[TrialRow], first: TrialRow, space: Space) -> str:
     front = [row.number for row in rows if row.rank == first.rank]
     so_far = " so far" if first.status == "leader" else ""
     verb = "is alone on" if len(front) == 1 else "form"
@@ -95,7 +95,7 @@ def _front_verdict(rows: Sequence[Row], first: Row, space: Space) -> str:
     return f"{text}."
 
 
-def _no_winner(rows: Sequence[Row], space: Space) -> str:
+def _no_winner(rows: Sequence[TrialRow], space: Space) -> str:
     broken = [row for row in rows if row.status == "infeasible"]
     if broken:
         faults = [
@@ -118,7 +118,7 @@ def _trials(numbers: Sequence[int]) -> str:
     return f"trial{'' if len(numbers) == 1 else 's'} {formatting.listed(sorted(numbers))}"
 
 
-def write_csv(rows: Sequence[Row], space: Space, folder: SweepFolder) -> None:
+def write_csv(rows: Sequence[TrialRow], space: Space, folder: SweepFolder) -> None:
     """Write `leaderboard.csv`: numbers in full, nothing where there is no value, lists as JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -129,48 +129,46 @@ def write_csv(rows: Sequence[Row], space: Space, folder: SweepFolder) -> None:
 
 
 def columns(space: Space) -> list[str]:
-    """Return the names of what the leaderboard says of a trial."""
+    """Return the names of the leaderboard's columns."""
     parts = ("mean", "std", "ci_low", "ci_high", "chosen_at")
     scores = [f"{name}_{part}" for name in space.objectives for part in parts]
     return ["rank", "trial", "status", "repeats", *scores, "kimg", "gpu_hours", *space.search]
 
 
-def entries(rows: Sequence[Row], space: Space) -> list[dict[str, Any]]:
-    """Return what the leaderboard says of each trial, by column: nan where a score, none where a field has no value."""
+def entries(rows: Sequence[TrialRow], space: Space) -> list[dict[str, Any]]:
+    """Return each trial's values by column: nan for a missing score, None for a field without a value."""
     return [_entry(row, space) for row in rows]
 
 
-def _entry(row: Row, space: Space) -> dict[str, Any]:
-    numbers = [
-        value
-        for name in space.objectives
-        for summary in [row.summaries[name]]
-        for value in (summary.mean, summary.std, summary.low, summary.high, row.chosen[name])
-    ]
+def _entry(row: TrialRow, space: Space) -> dict[str, Any]:
+    numbers: list[float | None] = []
+    for name in space.objectives:
+        summary = row.summaries[name]
+        numbers += [summary.mean, summary.std, summary.low, summary.high, row.chosen[name]]
     values = [row.trial.params.get(path) for path in space.search]
     cells = [row.rank, row.number, status(row), row.repeats, *numbers, row.kimg, row.gpu_hours, *values]
     return dict(zip(columns(space), cells, strict=True))
 
 
-def score(row: Row, objective: str) -> str:
+def score(row: TrialRow, objective: str) -> str:
     """Say an objective's mean with its interval; with the first one at which rung, if that is not the last."""
     summary, first = row.summaries[objective], next(iter(row.summaries))
     rung = f" at {row.kimg:g} kimg" if summary.n and not row.finished and objective == first else ""
     return formatting.interval(summary) + rung
 
 
-def chosen(row: Row, objective: str) -> str:
+def chosen(row: TrialRow, objective: str) -> str:
     """Say by which score the search chose a trial of the race; it counts in no mean."""
     return formatting.number(row.chosen[objective]) if row.fresh else ""
 
 
-def status(row: Row) -> str:
+def status(row: TrialRow) -> str:
     """Say a row's status, and how many repeats failed or are damaged where others are not."""
     exceptions = [f" ({formatting.counted(count, 'repeat')} {name})" for name, count in _exceptions(row).items()]
     return row.status + "".join(exceptions)
 
 
-def _exceptions(row: Row) -> dict[str, int]:
+def _exceptions(row: TrialRow) -> dict[str, int]:
     """Return how many repeats failed or are damaged, where that is not the trial's own status."""
     counts = {"failed": row.failed, "damaged": row.damaged}
     return {name: count for name, count in counts.items() if count and name != row.status}
@@ -182,7 +180,7 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
-def table(rows: Sequence[Row], space: Space, width: int = 100) -> Table:
+def table(rows: Sequence[TrialRow], space: Space, width: int = 100) -> Table:
     """Lay the leaderboard out for a terminal: tightly where it has to, with the searched fields folded at worst."""
     measure = Console(width=1000).measure
     layouts = (_table(rows, space, tight) for tight in (False, True))
@@ -190,7 +188,7 @@ def table(rows: Sequence[Row], space: Space, width: int = 100) -> Table:
     return next(fitting, _table(rows, space, tight=False, folded=True))
 
 
-def _table(rows: Sequence[Row], space: Space, tight: bool, folded: bool = False) -> Table:
+def _table(rows: Sequence[TrialRow], space: Space, tight: bool, folded: bool = False) -> Table:
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0 if tight else 1, 0, 0))
     names = formatting.short_names(space.search)
     for title in ("#", "trial"):

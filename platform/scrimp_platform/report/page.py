@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from scrimp_platform import store
 from scrimp_platform.report import classwise, formatting, importance, leaderboard, pictures, plots
 from scrimp_platform.report.classwise import ClassWise
-from scrimp_platform.report.ranking import MEANINGS, Row
+from scrimp_platform.report.ranking import MEANINGS, TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import RepeatFolder, SweepFolder
@@ -45,7 +45,7 @@ class Plot:
 
 def write_report(folder: SweepFolder) -> None:
     """Write a sweep's `report.html` from what is on disk."""
-    sweep, space, known = records.describe(folder), records.space_of(folder), records.look(folder)
+    sweep, space, known = records.sweep_description(folder), records.space_of(folder), records.read_as_observer(folder)
     trials, problems = known.trials, known.problems
     rows = leaderboard.rank(trials, space)
     repeats = known.repeats
@@ -99,7 +99,7 @@ def _ending(folder: SweepFolder) -> str:
     return f"Complete, {when}" if outcome["reason"] == "complete" else f"Ended early, {when}: {outcome['reason']}"
 
 
-def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows: Sequence[Row]) -> dict[str, str]:
+def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows: Sequence[TrialRow]) -> dict[str, str]:
     """Return the summary: names of facts, and the facts."""
     statuses = Counter(row.status for row in rows)
     ends = Counter(repeat.status for repeat in repeats)
@@ -134,7 +134,7 @@ def _dataset(sweep: dict[str, Any]) -> str:
     return f"{name}: {facts.splits['train'].count:,} images, {facts.size}×{facts.size} {colours}{classes}"
 
 
-def _race_plots(rows: Sequence[Row], space: Space) -> list[Plot]:
+def _race_plots(rows: Sequence[TrialRow], space: Space) -> list[Plot]:
     few = "No trial has a finished repeat with a fresh seed yet."
     caption = (
         "Rings are repeats with fresh seeds, diamonds their means with 95% intervals (Student's t). "
@@ -153,7 +153,7 @@ def _race_plots(rows: Sequence[Row], space: Space) -> list[Plot]:
     return [*result, _plot(f"{first} against time", caption, plots.tradeoff(rows, space, first), none)]
 
 
-def _class_plots(found: ClassWise | None, rows: Sequence[Row]) -> list[Plot]:
+def _class_plots(found: ClassWise | None, rows: Sequence[TrialRow]) -> list[Plot]:
     if found is None:
         return []
     caption = (
@@ -164,7 +164,7 @@ def _class_plots(found: ClassWise | None, rows: Sequence[Row]) -> list[Plot]:
     return [_plot(f"{found.name} by class", caption, figure, "Nothing has been scored yet.", True)]
 
 
-def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[Row], space: Space) -> list[Plot]:
+def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
     caption = "One thin line a repeat; grey ones are other trials. Thick: mean of the repeats, with its 95% band."
     none = "Nothing has been scored yet."
     result = [
@@ -179,7 +179,7 @@ def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence
     return [*result, _plot("Training loss", "Every repeat of the leading trials.", losses, "No leader yet.")]
 
 
-def _search_plots(trials: Sequence[Trial], rows: Sequence[Row], space: Space) -> list[Plot]:
+def _search_plots(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
     first, none = next(iter(space.objectives)), "Nothing has been scored yet."
     caption = "The first repeat of each trial. Scores of trials that were stopped are those of an earlier rung."
     result = [_plot(f"{name} by trial", caption, plots.history(trials, space, name), none) for name in space.objectives]
@@ -203,7 +203,7 @@ def _plot(title: str, caption: str, figure: go.Figure, missing: str, wide: bool 
 
 
 def _samples(
-    folder: SweepFolder, rows: Sequence[Row], space: Space, problems: list[str]
+    folder: SweepFolder, rows: Sequence[TrialRow], space: Space, problems: list[str]
 ) -> dict[str, list[pictures.Picture]]:
     """Return the grids of the three best, how the best came along, and its nearest training images."""
 
@@ -225,12 +225,12 @@ def _samples(
     return {name: [picture for picture in group if picture] for name, group in shown.items()}
 
 
-def _typical(folder: SweepFolder, row: Row, space: Space) -> RepeatFolder:
+def _typical(folder: SweepFolder, row: TrialRow, space: Space) -> RepeatFolder:
     nearest = leaderboard.typical(row, space)
     return folder.repeat(nearest.trial, nearest.repeat)
 
 
-def _copies(row: Row) -> str:
+def _copies(row: TrialRow) -> str:
     """Say how much of what the best trial samples is copied from its training images."""
     scores = next((repeat.scores[row.kimg] for repeat in row.trial.repeats if row.kimg in repeat.scores), {})
     share, control = scores.get("memorized_fraction"), scores.get("memorized_fraction_holdout")
@@ -241,7 +241,7 @@ def _copies(row: Row) -> str:
     return text
 
 
-def _use(folder: SweepFolder, sweep: dict[str, Any], best: Row, space: Space) -> dict[str, str]:
+def _use(folder: SweepFolder, sweep: dict[str, Any], best: TrialRow, space: Space) -> dict[str, str]:
     """Return what to type to train and to sample the winner."""
     files = _typical(folder, best, space)
     card = files.model / "README.md"

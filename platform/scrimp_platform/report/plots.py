@@ -10,7 +10,7 @@ from plotly.colors import sample_colorscale
 
 from scrimp_platform.report import formatting
 from scrimp_platform.report.classwise import ClassWise
-from scrimp_platform.report.ranking import Row
+from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import stats
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
@@ -24,7 +24,7 @@ Point = tuple[Any, Any, str]
 """Abscissa, ordinate, what is said on hovering."""
 
 
-def leaders(rows: Sequence[Row]) -> dict[int, str]:
+def leaders(rows: Sequence[TrialRow]) -> dict[int, str]:
     """Give the raced trials, or without a race the three best, a colour each."""
     best = [row for row in rows if row.raced] or [row for row in rows if row.finished][:3]
     return {row.number: colour for row, colour in zip(best, COLOURS, strict=False)}
@@ -50,7 +50,7 @@ def history(trials: Sequence[Trial], space: Space, objective: str) -> go.Figure:
     return _view(figure, [value for _, value, _ in whole + stopped])
 
 
-def over_kimg(trials: Sequence[Trial], rows: Sequence[Row], objective: str) -> go.Figure:
+def over_kimg(trials: Sequence[Trial], rows: Sequence[TrialRow], objective: str) -> go.Figure:
     """Show every repeat's scores over training; the leaders in colour, with their mean and its 95% band."""
     figure, colours = _figure("thousands of images seen (kimg)", objective), leaders(rows)
     seen = []
@@ -65,7 +65,7 @@ def over_kimg(trials: Sequence[Trial], rows: Sequence[Row], objective: str) -> g
     return _view(figure, seen)
 
 
-def _mean(figure: go.Figure, row: Row, objective: str, colour: str) -> None:
+def _mean(figure: go.Figure, row: TrialRow, objective: str, colour: str) -> None:
     scores = [dict(_scores(repeat, objective)) for repeat in row.counted if repeat.status == "finished"]
     rungs = sorted({kimg for repeat in scores for kimg in repeat})
     means = [stats.summarize([repeat[kimg] for repeat in scores if kimg in repeat]) for kimg in rungs]
@@ -79,7 +79,7 @@ def _mean(figure: go.Figure, row: Row, objective: str, colour: str) -> None:
     _line(figure, points, colour, 3, name=f"trial {row.number}", hoverinfo="skip")
 
 
-def race(rows: Sequence[Row], objective: str) -> go.Figure:
+def race(rows: Sequence[TrialRow], objective: str) -> go.Figure:
     """Show the raced trials' repeats, with means and 95% intervals."""
     raced, colours = [row for row in rows if row.raced], leaders(rows)
     figure = _figure(objective, "")
@@ -101,7 +101,7 @@ def race(rows: Sequence[Row], objective: str) -> go.Figure:
     return figure.update_layout(height=max(380, 120 + 44 * len(raced)))
 
 
-def losses(curves: Mapping[int, Sequence[Sequence[Mapping[str, Any]]]], rows: Sequence[Row]) -> go.Figure:
+def losses(curves: Mapping[int, Sequence[Sequence[Mapping[str, Any]]]], rows: Sequence[TrialRow]) -> go.Figure:
     """Show the training loss of the leaders' repeats, given the lines of their metrics."""
     figure, colours = _figure("thousands of images seen (kimg)", "training loss"), leaders(rows)
     seen = []
@@ -114,7 +114,7 @@ def losses(curves: Mapping[int, Sequence[Sequence[Mapping[str, Any]]]], rows: Se
     return _view(figure, seen)
 
 
-def parallel(rows: Sequence[Row], space: Space, objective: str) -> go.Figure:
+def parallel(rows: Sequence[TrialRow], space: Space, objective: str) -> go.Figure:
     """Show each trial as a line through its values; those trained to the end in colour, as far as their score."""
     names = formatting.short_names(space.search)
     done = sorted((row for row in rows if row.finished), key=lambda row: -row.rank)
@@ -200,7 +200,7 @@ def class_wise(found: ClassWise, colours: Mapping[int, str]) -> go.Figure:
     return figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.06)
 
 
-def tradeoff(rows: Sequence[Row], space: Space, objective: str, other: str | None = None) -> go.Figure:
+def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str | None = None) -> go.Figure:
     """Show an objective against another, or against the time of a repeat, with the Pareto front of the two."""
     done = [row for row in rows if row.finished and row.status != "infeasible"]
     hours = max((row.gpu_hours for row in done), default=0.0)

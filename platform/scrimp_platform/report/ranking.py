@@ -32,7 +32,7 @@ _ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "prun
 
 
 @dataclass
-class Row:
+class TrialRow:
     """One trial on the leaderboard.
 
     The summaries are over the repeats in `counted`, at `kimg`. Of a trial of the race these are its finished repeats
@@ -79,7 +79,7 @@ class Row:
         return self.status not in ("running", "pruned", "failed", "damaged")
 
 
-def rank(trials: Sequence[Trial], space: Space) -> list[Row]:
+def rank(trials: Sequence[Trial], space: Space) -> list[TrialRow]:
     """Order the trials from best to worst.
 
     First those of the race, by their means over fresh seeds at the last rung; then those trained to the end only in
@@ -104,21 +104,21 @@ def lost(trial: Trial) -> bool:
     return damaged and trial.status not in ("pruned", "failed")
 
 
-def best(rows: Sequence[Row]) -> Row | None:
+def best(rows: Sequence[TrialRow]) -> TrialRow | None:
     """Return the first row, if its trial was trained to the end and keeps the constraints."""
     return rows[0] if rows and rows[0].finished and rows[0].status != "infeasible" else None
 
 
-def typical(row: Row, space: Space) -> Repeat:
+def typical(row: TrialRow, space: Space) -> Repeat:
     """Return the repeat of a trial whose score is nearest to the trial's mean, not the prettiest."""
     name, kimg = next(iter(space.objectives)), row.kimg
     mean = row.summaries[name].mean
     return min(row.counted, key=lambda repeat: abs(repeat.scores[kimg][name] - mean))
 
 
-def _row(trial: Trial, space: Space) -> Row:
+def _row(trial: Trial, space: Space) -> TrialRow:
     kimg = space.budget.rungs_kimg[-1]
-    counted = records.counted(trial, space, kimg)
+    counted = records.unbiased_repeats(trial, space, kimg)
     fresh = bool(counted)
     counted = counted or trial.finished(kimg)
     done = bool(counted)
@@ -126,7 +126,7 @@ def _row(trial: Trial, space: Space) -> Row:
         kimg = max((rung for repeat in trial.repeats for rung in repeat.scores), default=0.0)
         counted = [repeat for repeat in trial.repeats if kimg in repeat.scores]
 
-    constraints = {name: stats.summarize(records.values(counted, name, kimg)).mean for name in space.constraints}
+    constraints = {name: stats.summarize(records.finite_scores(counted, name, kimg)).mean for name in space.constraints}
     excess = sum(violation(space, name, mean) for name, mean in constraints.items()) if done else 0.0
     damaged = sum(repeat.status == "damaged" for repeat in trial.repeats)
     status: Status = "failed" if trial.status in ("complete", "skipped") else trial.status
@@ -139,20 +139,20 @@ def _row(trial: Trial, space: Space) -> Row:
 
     judged = [repeat for repeat in trial.repeats if repeat.phase == "search" and not space.arms]
     spent = [hours for repeat in counted or trial.repeats if (hours := repeat.device_hours)]
-    return Row(
+    return TrialRow(
         trial=trial,
         status=status,
         fresh=fresh,
         counted=counted,
-        chosen={name: stats.summarize(records.values(judged, name, kimg)).mean for name in space.objectives},
+        chosen={name: stats.summarize(records.finite_scores(judged, name, kimg)).mean for name in space.objectives},
         failed=sum(repeat.status == "failed" for repeat in trial.repeats),
         damaged=damaged,
-        summaries={name: stats.summarize(records.values(counted, name, kimg)) for name in space.objectives},
+        summaries={name: stats.summarize(records.finite_scores(counted, name, kimg)) for name in space.objectives},
         constraints=constraints,
         excess=excess,
         kimg=kimg,
         gpu_hours=stats.summarize(spent).mean,
-        parameters=stats.summarize(records.values(counted, "parameters", kimg)).mean,
+        parameters=stats.summarize(records.finite_scores(counted, "parameters", kimg)).mean,
     )
 
 
@@ -168,7 +168,7 @@ def cost(value: float, direction: stats.Direction) -> float:
     return value if direction == "minimize" else -value
 
 
-def _places(rows: Sequence[Row], space: Space) -> dict[int, tuple[float, ...]]:
+def _places(rows: Sequence[TrialRow], space: Space) -> dict[int, tuple[float, ...]]:
     """Return what each trial is ordered by: its kind, then rung or violation, then its Pareto front."""
     places, groups = {}, defaultdict(list)
     for row in rows:
@@ -184,7 +184,7 @@ def _places(rows: Sequence[Row], space: Space) -> dict[int, tuple[float, ...]]:
     return places
 
 
-def _judge(rows: Sequence[Row], space: Space, over: bool) -> None:
+def _judge(rows: Sequence[TrialRow], space: Space, over: bool) -> None:
     """Say of each ranked trial whether it wins, ties or is beaten."""
     first = best(rows)
     if first is None:
@@ -206,7 +206,7 @@ def _judge(rows: Sequence[Row], space: Space, over: bool) -> None:
             row.status = "tied" if tied else "winner"
 
 
-def _beats(leader: Row, row: Row, space: Space) -> bool:
+def _beats(leader: TrialRow, row: TrialRow, space: Space) -> bool:
     """Whether `leader` is better where the two intervals do not overlap, and that leaves no other objective open."""
     clear = []
     for name, way in space.objectives.items():

@@ -1,4 +1,4 @@
-"""How long a sweep will take and how much disk: from the last one like it on this machine, or from a short probe."""
+"""How long a sweep will take and how much disk: from the last similar one on this machine, or a short measurement."""
 
 import dataclasses
 import hashlib
@@ -25,25 +25,26 @@ class Speed:
 
 
 def _key(plan: Plan, gpus: int) -> str:
-    """Name a measurement by what it depends on: the base recipe, the scoring, the data's shape, the devices."""
-    facts = (plan.base.model_dump_json(exclude={"about"}), plan.space.scoring.model_dump_json())
+    """Return a hash of what a measurement depends on: the base recipe, the scoring, the data's shape, the devices."""
+    settings = (plan.base.model_dump_json(exclude={"about"}), plan.space.scoring.model_dump_json())
     shape = (plan.manifest.size, plan.manifest.channels, plan.manifest.splits["train"].count, gpus)
-    return hashlib.sha256(repr((facts, shape)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((settings, shape)).encode()).hexdigest()[:16]
 
 
-def last(plan: Plan, gpus: int) -> Speed | None:
+def last_speed(plan: Plan, gpus: int) -> Speed | None:
     """Return what the last sweep like this one measured on this machine."""
-    known = (store.read_sound(plan.storage.speeds) or {}).get(_key(plan, gpus))
-    return Speed(**known) if known else None
+    speeds = store.read_sound(plan.storage.speeds) or {}
+    speed = speeds.get(_key(plan, gpus))
+    return Speed(**speed) if speed else None
 
 
-def save(plan: Plan, gpus: int, speed: Speed) -> None:
+def save_speed(plan: Plan, gpus: int, speed: Speed) -> None:
     """Keep a measurement for the next plan."""
     speeds = store.read_sound(plan.storage.speeds) or {}
     store.write_json(plan.storage.speeds, speeds | {_key(plan, gpus): dataclasses.asdict(speed)})
 
 
-def probe(plan: Plan) -> Speed:
+def measure_base_recipe(plan: Plan) -> Speed:
     """Measure a very short repeat of the base recipe in this process."""
     import torch
 
@@ -52,8 +53,9 @@ def probe(plan: Plan) -> Speed:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+
     kimg = max(16 * plan.base.training.batch_size, 1000) / 1000
-    fewer = min(plan.space.scoring.samples, 64)
+    samples = min(plan.space.scoring.samples, 64)
     with tempfile.TemporaryDirectory() as folder:
         lines = run(
             plan.base.replace({"training.kimg": kimg}),
@@ -61,13 +63,18 @@ def probe(plan: Plan) -> Speed:
             Path(folder),
             plan.options.seed,
             rungs_kimg=[kimg],
-            scoring=plan.space.scoring.model_copy(update={"samples": fewer}),
+            scoring=plan.space.scoring.model_copy(update={"samples": samples}),
         )
         line = list(lines)[-1]
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        size = _bytes_in(Path(folder))
+
     training = kimg * 1000 / line["images_per_second"]
-    scoring = (line["seconds"] - training) * plan.space.scoring.samples / fewer
+    scoring = (line["seconds"] - training) * plan.space.scoring.samples / samples
     return Speed(training / kimg, scoring, size)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,18 @@ class Estimate:
 
 
 def estimate(plan: Plan, places: int, speed: Speed) -> Estimate:
-    """Reckon with a share 1/reduction of the trials going on after each rung, and a race in which nobody drops out."""
+    """Assume that 1/reduction of the trials continue after each rung, and that the race eliminates no trial."""
     budget = plan.space.budget
-    kimg = scores = 0.0
-    alive, previous = float(budget.trials), 0.0
+    kimg = 0.0
+    scores = 0.0
+    trials = float(budget.trials)
+    previous = 0.0
     for rung in budget.rungs_kimg:
-        kimg += alive * (rung - previous)
-        scores += alive
-        alive, previous = max(1.0, alive / budget.reduction), rung
+        kimg += trials * (rung - previous)
+        scores += trials
+        trials = max(1.0, trials / budget.reduction)
+        previous = rung
+
     race = min(budget.leaders, budget.trials) * (budget.repeats - 1)
     kimg += race * budget.rungs_kimg[-1]
     scores += race * len(budget.rungs_kimg)
@@ -97,53 +108,66 @@ def estimate(plan: Plan, places: int, speed: Speed) -> Estimate:
     return Estimate(budget.trials, race, kimg, seconds / places / 3600, (budget.trials + race) * speed.bytes)
 
 
-def measured(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | None:
-    """Take the measure of the repeats that finished; none if there are none."""
+def measure_repeats(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | None:
+    """Return what the finished repeats cost; none if there are none."""
     finished = [repeat for repeat in repeats if repeat.status == "finished"]
     if not finished:
         return None
-    training, scoring, sizes = [], [], []
+
+    training = []
+    scoring = []
+    sizes = []
     for repeat in finished:
         line = repeat.last
-        seconds = 1000 / line["images_per_second"]
-        training.append(seconds)
-        scoring.append(max(0.0, line["seconds"] - seconds * line["kimg"]) / len(repeat.scores))
-        files = folder.repeat(repeat.trial, repeat.repeat).path.rglob("*")
-        sizes.append(sum(path.stat().st_size for path in files if path.is_file()))
+        seconds_per_kimg = 1000 / line["images_per_second"]
+        training.append(seconds_per_kimg)
+        scoring.append(max(0.0, line["seconds"] - seconds_per_kimg * line["kimg"]) / len(repeat.scores))
+        sizes.append(_bytes_in(folder.repeat(repeat.trial, repeat.repeat).path))
     return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes))
 
 
 def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, float]) -> float | None:
-    """Return how long a sweep's end is off, one repeat after another; none before the first score.
+    """Return the time to the end of a sweep that trains one repeat at a time; none before the first score.
 
-    It is reckoned as in `estimate`, at the mean pace so far, from the kimg of each repeat that runs (by its label).
+    The assumptions are those of `estimate`, at the mean speed so far, given the kimg of each running repeat by label.
     """
     budget = space.budget
-    scored = [repeat.last for trial in trials for repeat in trial.repeats if repeat.scores]
+    last_rung = budget.rungs_kimg[-1]
+    repeats = [repeat for trial in trials for repeat in trial.repeats]
+    scored = [repeat.last for repeat in repeats if repeat.scores]
     if not scored:
         return None
-    last, kimg = budget.rungs_kimg[-1], (budget.trials - len(trials)) * _ladder(budget)
-    for repeat in (repeat for trial in trials for repeat in trial.repeats):
-        if repeat.open:
-            begun = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.get("kimg", 0.0))
-            kimg += max(0.0, last - begun if repeat.phase == "race" else _ladder(budget, repeat.passed, begun))
-    kimg += races_left(trials, space) * last
+
+    kimg = (budget.trials - len(trials)) * _expected_kimg(budget)
+    for repeat in repeats:
+        if not repeat.open:
+            continue
+        trained = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.get("kimg", 0.0))
+        if repeat.phase == "race":
+            kimg += max(0.0, last_rung - trained)
+        else:
+            kimg += _expected_kimg(budget, repeat.passed, trained)
+    kimg += max_race_repeats_left(trials, space) * last_rung
     return kimg * statistics.fmean(line["seconds"] / line["kimg"] for line in scored)
 
 
-def races_left(trials: Sequence[Trial], space: Space) -> int:
-    """Return how many more repeats the race will begin at most."""
+def max_race_repeats_left(trials: Sequence[Trial], space: Space) -> int:
+    """Return how many more repeats the race can start."""
     budget = space.budget
-    out = sum(trial.status in ("pruned", "failed") for trial in trials)
-    begun = sum(repeat.phase == "race" for trial in trials for repeat in trial.repeats)
-    return max(0, min(budget.leaders, budget.trials - out) * (budget.repeats - 1) - begun)
+    stopped = sum(trial.status in ("pruned", "failed") for trial in trials)
+    leaders = min(budget.leaders, budget.trials - stopped)
+    started = sum(repeat.phase == "race" for trial in trials for repeat in trial.repeats)
+    return max(0, leaders * (budget.repeats - 1) - started)
 
 
-def _ladder(budget: Budget, passed: float = 0.0, begun: float = 0.0) -> float:
-    """Return the kimg that a trial of the search has before it, if each rung stops all but 1/reduction of them."""
-    kimg, alive, previous = 0.0, 1.0, max(passed, begun)
+def _expected_kimg(budget: Budget, passed: float = 0.0, trained: float = 0.0) -> float:
+    """Return the kimg still expected of a trial of the search, if each rung lets 1/reduction of the trials continue."""
+    kimg = 0.0
+    probability = 1.0
+    previous = max(passed, trained)
     for rung in budget.rungs_kimg:
         if rung > passed:
-            kimg += alive * max(0.0, rung - previous)
-            alive, previous = alive / budget.reduction, max(previous, rung)
+            kimg += probability * max(0.0, rung - previous)
+            probability /= budget.reduction
+            previous = max(previous, rung)
     return kimg

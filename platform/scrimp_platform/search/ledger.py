@@ -1,7 +1,7 @@
 """What the sweep has decided and what it decides next, on disk before anyone acts on it.
 
-The ledger knows nothing of Ray: `propose`, `report` and `finish` are all that the engine calls. It is rebuilt from
-the sweep's folder, so a driver that was killed goes on where it stopped.
+The ledger knows nothing of Ray, which calls `propose`, `report` and `finish`. It is rebuilt from the sweep's folder, so
+a new driver resumes where a killed one stopped.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from scrimp_trainers.common.errors import Diverged, UserError
 
 Say = Callable[[str], None]
 
-MOST_ALIKE = 3
-"""Trials that fail for good in a row, for the same cause, before a sweep ends: the fault is not their recipes'."""
-MOST_PROPOSALS = 10
-"""Proposals a trial, at most: where a space proposes little else than contradictions, its search ends early."""
+MAX_SAME_FAILURES = 3
+"""Trials in a row that fail for good with the same cause before the sweep ends: their recipes are not the cause."""
+MAX_PROPOSALS_PER_TRIAL = 10
+"""The search ends early if nearly all proposals of a space contradict themselves."""
 
 
 class Ledger:
@@ -42,7 +42,7 @@ class Ledger:
     devices : int
         Devices that one repeat takes.
     say : Callable
-        Told each decision, one line each.
+        Called with each decision, in one line.
     """
 
     def __init__(self, folder: SweepFolder, space: Space, seed: int, devices: int, say: Say) -> None:
@@ -51,9 +51,10 @@ class Ledger:
         self._seed = seed
         self._devices = devices
         self.say = say
-        self._alike: dict[int, str] = {}
+        self._same_failures: dict[int, str] = {}
         self._base = space.base()
-        known = records.read(folder)
+
+        known = records.read_records(folder)
         self.trials = known.trials
         for problem in known.problems:
             say(problem)
@@ -67,7 +68,7 @@ class Ledger:
 
     @property
     def running(self) -> list[Repeat]:
-        """Repeats that were handed out and have not come back."""
+        """Repeats that were handed out and have not ended."""
         return [repeat for repeat in self.repeats if repeat.status == "running"]
 
     @property
@@ -77,16 +78,17 @@ class Ledger:
 
     @property
     def in_vain(self) -> bool:
-        """Whether there is nothing to show: no trial began, or all failed, or too many failed alike."""
-        return len(self._alike) >= MOST_ALIKE or all(trial.status == "failed" for trial in self.trials)
+        """Whether the sweep has no result: no trial was started, all failed, or too many failed for the same cause."""
+        return len(self._same_failures) >= MAX_SAME_FAILURES or all(trial.status == "failed" for trial in self.trials)
 
     def exhausted(self) -> str:
-        """Say which limit of the budget has been reached; empty while there is none."""
+        """Return which limit has been reached; empty while there is none."""
         limit = self.space.budget.max_gpu_hours
         if limit is not None and self.device_hours >= limit:
             return f"max_gpu_hours {limit:g} reached"
-        if len(self._alike) >= MOST_ALIKE:
-            return f"{len(self._alike)} trials in a row failed alike ({next(iter(self._alike.values()))})"
+        if len(self._same_failures) >= MAX_SAME_FAILURES:
+            cause = next(iter(self._same_failures.values()))
+            return f"{len(self._same_failures)} trials in a row failed with the same error ({cause})"
         return ""
 
     def warm_start(self, values: dict[str, Any]) -> None:
@@ -97,27 +99,28 @@ class Ledger:
     def propose(self) -> Repeat | None:
         """Decide on the next repeat and hand it out: an interrupted one, a new trial's, or one of the race.
 
-        None means that nothing can be decided now; once `running` is empty too, the sweep is done.
+        None means that nothing can be decided now; if `running` is empty too, the sweep is complete.
         """
         repeat = self._interrupted() or self._search() or self._race()
         if repeat:
-            repeat.status, repeat.started, repeat.began = "running", time.time(), None
+            repeat.status = "running"
+            repeat.started = time.time()
+            repeat.began = None
             self._save(repeat)
         return repeat
 
     def report(self, repeat: Repeat, line: dict[str, Any]) -> bool:
-        """Take a repeat's scores at a rung and decide whether it goes on. Hearing a line again changes nothing."""
+        """Record a repeat's scores at a rung and decide whether it continues; a second report changes nothing."""
         rung = float(line["rung"])
         repeat.scores[rung] = line
         # A missing score says nothing about the trial's rank: `finish` will fail it.
         if repeat.phase == "race" or rung <= repeat.passed or not self._scored(repeat, rung):
             return True
-        self._study.report(repeat.trial, round(rung * 1000), float(line[next(iter(self.space.objectives))]))
-        others = [
-            other.scores[rung]
-            for other in self.repeats
-            if other.phase == "search" and other is not repeat and self._scored(other, rung)
-        ]
+
+        first_objective = next(iter(self.space.objectives))
+        self._study.report(repeat.trial, round(rung * 1000), float(line[first_objective]))
+        rivals = [other for other in self.repeats if other.phase == "search" and other is not repeat]
+        others = [rival.scores[rung] for rival in rivals if self._scored(rival, rung)]
         if rung == self.space.budget.rungs_kimg[-1] or race.survives(line, others, self.space):
             repeat.passed = rung
             self._save(repeat)
@@ -126,82 +129,95 @@ class Ledger:
         return False
 
     def clock(self, repeat: Repeat, working: bool) -> None:
-        """Take note that a repeat's devices begin to work for it, or that it waits."""
+        """Record that a repeat's devices start to work for it, or that it waits."""
         if working:
             repeat.start_clock()
             self._save(repeat)
-        else:  # perhaps for room on the disk, where this could not be written either
+        else:  # perhaps for disk space, so this may not fit on the disk either
             repeat.stop_clock()
 
-    def take_back(self, repeat: Repeat) -> None:
-        """Let a repeat that was handed out and only waits be handed out again; that is no attempt."""
+    def withdraw(self, repeat: Repeat) -> None:
+        """Withdraw a waiting repeat, so that it is handed out again; this does not count as an attempt."""
         repeat.status = "waiting"
         self._save(repeat)
-        self.say(f"repeat {self._label(repeat)} waits, and is handed out again for the nodes that are fit now")
+        self.say(f"withdrawing repeat {self._label(repeat)}, which was waiting: the fit nodes have changed")
 
     def finish(self, repeat: Repeat, failure: str = "", final: bool = False) -> None:
-        """Take note that a repeat has ended: well, or with a failure that another attempt may mend unless `final`."""
+        """Record that a repeat has ended, successfully or with a failure, which is retried unless it is `final`."""
         if not repeat.open:
             return  # Halving has closed it already.
         if not failure and not self._scored(repeat, self.space.budget.rungs_kimg[-1]):
-            failure, final = "its scores at the last rung are missing or not finite", True
+            failure = "its scores at the last rung are missing or not finite"
+            final = True
         if failure and not final and repeat.attempt <= self.space.budget.retries:
-            repeat.status, repeat.cause = "waiting", failure
+            repeat.status = "waiting"
+            repeat.cause = failure
             repeat.attempt += 1
             repeat.stop_clock()
             self._save(repeat)
-            self.say(f"repeat {self._label(repeat)} failed ({failure}); attempt {repeat.attempt} follows")
+            self.say(f"repeat {self._label(repeat)} failed ({failure}); starting attempt {repeat.attempt}")
             return
         self._close(repeat, "failed" if failure else "finished", failure)
 
     def note(self, repeat: Repeat, text: str) -> None:
-        """Pass on what a repeat has to say."""
+        """Print a message from a repeat."""
         self.say(f"repeat {self._label(repeat)}: {text}")
 
     def _recover(self, skipped: list[Trial]) -> None:
-        """Take back what a killed driver had handed out, and have trained again what is damaged."""
+        """Reopen what a killed driver had handed out, and retrain what is damaged."""
         for trial in self.trials:
             if trial.status in ("running", "complete"):
-                self._mend(trial)
+                self._reopen(trial)
         self.rebuilt = self._study.match(sorted([*self.trials, *skipped], key=lambda trial: trial.number))
 
-    def _mend(self, trial: Trial) -> None:
-        """Train a trial's damaged repeats again; what halving stopped is not worth it, and stays left out by name."""
-        for damaged in [repeat for repeat in trial.repeats if repeat.status == "damaged"]:
-            repeat = self._new_repeat(trial, damaged.repeat, damaged.phase)
-            repeat.spent = damaged.spent
+    def _reopen(self, trial: Trial) -> None:
+        """Let a trial's open repeats be handed out again, and its damaged ones be retrained.
+
+        The damaged repeats of trials that halving stopped are not worth that: they are left out, and named.
+        """
+        damaged = [repeat for repeat in trial.repeats if repeat.status == "damaged"]
+        for lost in damaged:
+            repeat = self._new_repeat(trial, lost.repeat, lost.phase)
+            repeat.spent = lost.spent
             if trial.status == "complete":
-                repeat.passed = self.space.budget.rungs_kimg[-1]  # halving has let it go on
+                repeat.passed = self.space.budget.rungs_kimg[-1]  # halving has let it continue
             trial.repeats[repeat.repeat] = repeat
-            self.say(f"repeat {self._label(repeat)} is trained again, from its last checkpoint")
-        for repeat in [repeat for repeat in trial.repeats if repeat.open]:
-            repeat.status = "waiting"
-            self._write_recipe(trial, repeat)
-            self._save(repeat)
-        if trial.repeats and trial.status != (status := _status(trial)):
-            trial.status = status
+            self.say(f"retraining damaged repeat {self._label(repeat)} from its last checkpoint")
+
+        for repeat in trial.repeats:
+            if repeat.open:
+                repeat.status = "waiting"
+                self._write_recipe(trial, repeat)
+                self._save(repeat)
+
+        if trial.repeats and trial.status != _status(trial):
+            trial.status = _status(trial)
             self._write(partial(trial.save, self.folder))
 
     def _interrupted(self) -> Repeat | None:
-        bare = next((trial for trial in self.trials if trial.status == "running" and not trial.repeats), None)
-        if bare:
-            return self._add(bare, "search")
-        repeat = next((repeat for repeat in self.repeats if repeat.status == "waiting"), None)
-        if repeat:
-            self.say(f"repeat {self._label(repeat)} goes on")
-        return repeat
+        # A trial without a repeat: the driver was killed between the two.
+        for trial in self.trials:
+            if trial.status == "running" and not trial.repeats:
+                return self._add(trial, "search")
+        for repeat in self.repeats:
+            if repeat.status == "waiting":
+                self.say(f"resuming repeat {self._label(repeat)}")
+                return repeat
+        return None
 
     def _search(self) -> Repeat | None:
         budget = self.space.budget.trials
-        while len(self._sound()) < budget and len(self._study.trials()) < MOST_PROPOSALS * budget:
+        max_proposals = MAX_PROPOSALS_PER_TRIAL * budget
+        while len(self._sound()) < budget and len(self._study.trials()) < max_proposals:
             number, params = self._study.ask(self._next_arm())
             try:
                 self._base.replace(params)
             except UserError as refusal:  # a contradiction that no condition of the space excludes
                 self._write(partial(Trial(number, params, "skipped").save, self.folder))
                 self._study.prune(number)
-                self.say(f"proposal {number:04d} is passed over: {refusal}")
+                self.say(f"skipping proposal {number:04d}: {refusal}")
                 continue
+
             trial = Trial(number, params)
             self._write(partial(trial.save, self.folder))
             self.trials.append(trial)
@@ -227,12 +243,13 @@ class Ledger:
         self._save(repeat)
         self._write(partial(trial.save, self.folder))
         values = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
-        self.say(f"repeat {self._label(repeat)} of the {phase}: {values}")
+        self.say(f"starting repeat {self._label(repeat)} of the {phase}: {values}")
         return repeat
 
     def _new_repeat(self, trial: Trial, number: int, phase: records.Phase) -> Repeat:
         digest = hashlib.sha256(f"{self._seed}/{trial.number}/{number}".encode()).digest()
-        repeat = Repeat(trial.number, number, int.from_bytes(digest[:4], "big") >> 1, phase, devices=self._devices)
+        seed = int.from_bytes(digest[:4], "big") >> 1
+        repeat = Repeat(trial.number, number, seed, phase, devices=self._devices)
         self._write_recipe(trial, repeat)
         return repeat
 
@@ -242,39 +259,41 @@ class Ledger:
         self._write(partial(write_atomic, self.folder.repeat(trial.number, repeat.repeat).recipe, recipe))
 
     def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:
-        """Write down a repeat's end, then the trial's, then tell Optuna: a kill in between is mended by `_recover`."""
-        repeat.status, repeat.cause, repeat.ended = status, cause, time.time()
-        self._compare(repeat)
+        """Write a repeat's end, then the trial's, then tell Optuna; `_recover` completes this after a kill."""
+        repeat.status = status
+        repeat.cause = cause
+        repeat.ended = time.time()
+        self._count_same_failures(repeat)
         repeat.stop_clock()
         self._save(repeat)
         if repeat.phase == "search":
-            self._tell(next(trial for trial in self.trials if trial.number == repeat.trial))
-        scores = " ".join(
-            f"{name} {_short(repeat.last[name])}" for name in self.space.objectives if name in repeat.last
-        )
-        self.say(
-            f"repeat {self._label(repeat)} {status}" + (f" ({cause})" if cause else "") + f": {scores or 'no score'}"
-        )
+            trial = next(trial for trial in self.trials if trial.number == repeat.trial)
+            self._close_trial(trial)
 
-    def _compare(self, repeat: Repeat) -> None:
-        """Collect the trials in a row that fail alike, in this run of the sweep.
+        reason = f" ({cause})" if cause else ""
+        scores = [f"{name} {_short(repeat.last[name])}" for name in self.space.objectives if name in repeat.last]
+        self.say(f"repeat {self._label(repeat)} {status}{reason}: {' '.join(scores) or 'no score'}")
 
-        A training that diverges says something of its recipe, and counts neither way.
+    def _count_same_failures(self, repeat: Repeat) -> None:
+        """Collect the trials in a row that fail with the same error, in this run of the sweep.
+
+        A training that diverges fails because of its recipe: it neither counts nor ends the row.
         """
         if repeat.status == "failed" and repeat.cause.startswith(Diverged.__name__):
             return
-        alike = set(self._alike.values())
-        if repeat.status != "failed" or alike - {repeat.cause}:
-            self._alike.clear()
+        causes = set(self._same_failures.values())
+        if repeat.status != "failed" or causes - {repeat.cause}:
+            self._same_failures.clear()
         if repeat.status == "failed":
-            self._alike[repeat.trial] = repeat.cause
+            self._same_failures[repeat.trial] = repeat.cause
 
-    def _tell(self, trial: Trial) -> None:
+    def _close_trial(self, trial: Trial) -> None:
         first = trial.repeats[0]
         trial.status = _status(trial)
         self._write(partial(trial.save, self.folder))
         if self._study.trials()[trial.number].state.is_finished():
             return
+
         if trial.status == "complete":
             self._study.complete(trial.number, first.last)
         elif trial.status == "pruned":
@@ -290,18 +309,18 @@ class Ledger:
         self._write(partial(repeat.save, self.folder.repeat(repeat.trial, repeat.repeat)))
 
     def _write(self, write: Callable[[], None]) -> None:
-        def write_there() -> None:
+        def write_if_storage_exists() -> None:
             storage_loss.require(self.folder.journal)
             write()
 
-        store.patiently(write_there, self.say)
+        store.retry_when_disk_full(write_if_storage_exists, self.say)
 
     def _label(self, repeat: Repeat) -> str:
         return self.folder.repeat(repeat.trial, repeat.repeat).label
 
 
 def _status(trial: Trial) -> records.TrialStatus:
-    """Return what the end of a trial's first repeat makes of the trial."""
+    """Return the status of a trial, which follows from that of its first repeat."""
     first: records.RepeatStatus = trial.repeats[0].status
     ends: dict[records.RepeatStatus, records.TrialStatus] = {
         "finished": "complete",

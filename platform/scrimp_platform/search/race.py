@@ -1,4 +1,4 @@
-"""Who goes on: successive halving at a rung of the search, and the race of the leaders over further seeds."""
+"""Which trials continue: successive halving at a rung of the search, and the race of the leaders over more seeds."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,22 +16,28 @@ MIN_REPEATS_BEFORE_ELIMINATION = 2
 def order(scores: Sequence[Mapping[str, Any]], space: Space) -> list[int]:
     """Return the positions of `scores` from best to worst.
 
-    What keeps the constraints comes before what breaks them, by how much; then the Pareto fronts of the
-    objectives (with one objective: its value); then the first objective.
+    They are ordered by how much they break the constraints, then by the Pareto fronts of several objectives, then by
+    the first objective.
     """
-    violations = [sum(max(excess, 0.0) for excess in excesses(space, score).values()) for score in scores]
+    violations = []
+    for score in scores:
+        excess = excesses(space, score).values()
+        violations.append(sum(max(value, 0.0) for value in excess))
+
     points = [{name: float(score[name]) for name in space.objectives} for score in scores]
-    fronts = stats.fronts(points, space.objectives) if len(space.objectives) > 1 else [0] * len(points)
+    fronts = [0] * len(points)
+    if len(space.objectives) > 1:
+        fronts = stats.fronts(points, space.objectives)
     first, direction = next(iter(space.objectives.items()))
     sign = 1 if direction == "minimize" else -1
     return sorted(range(len(scores)), key=lambda i: (violations[i], fronts[i], sign * points[i][first]))
 
 
 def survives(scores: Mapping[str, Any], others: Sequence[Mapping[str, Any]], space: Space) -> bool:
-    """Whether a trial goes on after a rung: it is among the best 1/reduction of those that got there (ASHA).
+    """Whether a trial continues after a rung: it is among the best 1/reduction of those that have reached it (ASHA).
 
-    Li et al. 2020, "A system for massively parallel hyperparameter tuning", in the form that stops trials
-    and never pauses them: the first to reach a rung always goes on.
+    Li et al. 2020, "A system for massively parallel hyperparameter tuning", in the variant that stops trials
+    and never pauses them: the first to reach a rung always continues.
     """
     places = math.ceil((len(others) + 1) / space.budget.reduction)
     return order([scores, *others], space).index(0) < places
@@ -41,33 +47,35 @@ def leaders(trials: Sequence[Trial], space: Space) -> list[Trial]:
     """Return the trials that enter the race: the best of the search, by their first repeat at the last rung."""
     rung = space.budget.rungs_kimg[-1]
     complete = [trial for trial in trials if trial.status == "complete" and rung in trial.repeats[0].scores]
-    ranking = order([trial.repeats[0].scores[rung] for trial in complete], space)
+    scores = [trial.repeats[0].scores[rung] for trial in complete]
+    ranking = order(scores, space)
     return [complete[i] for i in ranking[: space.budget.leaders]]
 
 
 def next_trial(field: Sequence[Trial], space: Space) -> Trial | None:
     """Return the trial of the race that gets the next repeat: of those that may still win, the one with the fewest.
 
-    As in SMAC3's intensification a trial is repeated only while it may win; none when all that may have
-    every repeat that the budget allows. Arms are compared, so each gets them all.
+    As in SMAC3's intensification, a trial is repeated only while it may win. None means that all of those have as many
+    repeats as the budget allows. Arms are compared, so each gets all repeats.
     """
-    short = [trial for trial in field if len(trial.repeats) < space.budget.repeats]
-    short.sort(key=lambda trial: len(trial.repeats))
-    return next(iter(short) if space.arms else contenders(short, field, space), None)
+    incomplete = [trial for trial in field if len(trial.repeats) < space.budget.repeats]
+    incomplete.sort(key=lambda trial: len(trial.repeats))
+    candidates = iter(incomplete) if space.arms else contenders(incomplete, field, space)
+    return next(candidates, None)
 
 
 def contenders(trials: Sequence[Trial], field: Sequence[Trial], space: Space) -> Iterator[Trial]:
     """Yield those of `trials` that may still win the race among the trials of `field`.
 
-    A trial is out once another one is surely better in some objective, and surely better or exactly equal in every
-    other. The scores by which the search chose the trials do not count.
+    A trial is eliminated once another one is significantly better in some objective, and significantly better or
+    exactly equal in every other. The scores by which the search chose the trials do not count.
     """
     rung = space.budget.rungs_kimg[-1]
-    counted = {trial.number: records.counted(trial, space, rung) for trial in field}
-    samples = {
-        name: {number: records.values(repeats, name, rung) for number, repeats in counted.items()}
-        for name in space.objectives
-    }
+    counted = {trial.number: records.unbiased_repeats(trial, space, rung) for trial in field}
+    samples: dict[str, dict[int, list[float]]] = {name: {} for name in space.objectives}
+    for name, by_trial in samples.items():
+        for number, repeats in counted.items():
+            by_trial[number] = records.finite_scores(repeats, name, rung)
 
     def may_win(trial: Trial) -> bool:
         if len(counted[trial.number]) < MIN_REPEATS_BEFORE_ELIMINATION:
@@ -79,14 +87,15 @@ def contenders(trials: Sequence[Trial], field: Sequence[Trial], space: Space) ->
 
 
 def _beaten(trial: int, rival: int, samples: Mapping[str, Mapping[int, Sequence[float]]], space: Space) -> bool:
-    """Whether `rival` is surely better than `trial` in some objective, and in the others too or exactly equal."""
-    surely_worse = False
+    """Whether `rival` is significantly better than `trial` in some objective, and in the others better or equal."""
+    significantly_worse = False
     for name, direction in space.objectives.items():
         own = samples[name][trial]
         other = samples[name][rival]
         if own and set(own) == set(other) and len(set(own)) == 1:
             continue  # the same value every time, such as the cost of two networks of one size
-        if not stats.worse(own, other, *stats.pool(list(samples[name].values())), direction):
+        std, freedom = stats.pool(list(samples[name].values()))
+        if not stats.worse(own, other, std, freedom, direction):
             return False
-        surely_worse = True
-    return surely_worse
+        significantly_worse = True
+    return significantly_worse

@@ -28,9 +28,9 @@ class Repeat:
 
     `stopped` means that successive halving ended it, `failed` that no further attempt will be made, `damaged` that
     its records cannot be trusted; this is never written. `scores` maps a rung, in kimg, to what was measured there;
-    `passed` is the highest rung after which it was told to go on. `recipe` is the checksum of its recipe.yaml.
-    `started` is when it was handed out, `began` when its devices began to work for it: none while it waits for them, or
-    for room on the disk. `spent` holds the seconds of their work before that.
+    `passed` is the highest rung after which halving let it continue. `recipe` is the checksum of its recipe.yaml.
+    `started` is when it was handed out, `began` when its devices started to work for it: none while it waits for them,
+    or for disk space. `spent` is the seconds of their work before that.
     """
 
     trial: int
@@ -57,21 +57,25 @@ class Repeat:
     @property
     def last(self) -> dict[str, Any]:
         """Scores of the highest rung reached; empty before the first."""
-        return self.scores[max(self.scores)] if self.scores else {}
+        if not self.scores:
+            return {}
+        return self.scores[max(self.scores)]
 
     @property
     def device_hours(self) -> float:
         """Hours for which its devices have worked for it so far, times devices."""
-        running = time.time() - self.began if self.began and self.status == "running" else 0.0
-        return max(self.spent + running, self.last.get("seconds", 0.0)) * self.devices / 3600
+        seconds = self.spent
+        if self.began and self.status == "running":
+            seconds += time.time() - self.began
+        return max(seconds, self.last.get("seconds", 0.0)) * self.devices / 3600
 
     def start_clock(self) -> None:
-        """Count the time of its devices from now on; what a killed driver did not write down, its scores still tell."""
+        """Start counting the time of its devices; what a killed driver could not write is taken from the scores."""
         self.spent = max(self.spent, self.last.get("seconds", 0.0))
         self.began = time.time()
 
     def stop_clock(self) -> None:
-        """Count it no longer."""
+        """Stop counting the time of its devices."""
         if self.began:
             self.spent += time.time() - self.began
         self.began = None
@@ -87,8 +91,8 @@ class Repeat:
 class Trial:
     """One concrete recipe: its values of the searched fields, and its repeats.
 
-    `skipped` means that the values contradict each other, so that no recipe has them. Of a `damaged` trial nothing is
-    known but its number; this is never written.
+    `skipped` means that the values contradict each other, so that no recipe has them. Of a `damaged` trial only the
+    number is known; this is never written.
     """
 
     number: int
@@ -101,17 +105,17 @@ class Trial:
         return [repeat for repeat in self.repeats if repeat.status == "finished" and kimg in repeat.scores]
 
     def save(self, folder: SweepFolder) -> None:
-        """Write `trial.json`; it counts the repeats, each of which is on disk before."""
+        """Write `trial.json`; it contains the number of repeats, which must be on disk before."""
         record = {"number": self.number, "params": self.params, "status": self.status, "repeats": len(self.repeats)}
         store.write_json(folder.trial(self.number) / store.TRIAL_FILE, record)
 
 
 @dataclass(frozen=True)
 class Records:
-    """What a sweep's folder says."""
+    """The content of a sweep's folder."""
 
     trials: list[Trial]
-    """In order, those that are damaged among them."""
+    """In order, including those that are damaged."""
     skipped: list[Trial]
     """Proposals that were not trained."""
     problems: list[str]
@@ -123,23 +127,23 @@ class Records:
         return [repeat for trial in self.trials for repeat in trial.repeats]
 
 
-def counted(trial: Trial, space: Space, kimg: float) -> list[Repeat]:
+def unbiased_repeats(trial: Trial, space: Space, kimg: float) -> list[Repeat]:
     """Return the finished repeats whose scores at a rung may be reported as the trial's.
 
-    The score by which the search chose a trial flatters it, so that repeat is left out. Arms are compared and not
-    chosen: all of their repeats count.
+    The score by which the search chose a trial is biased in its favour, so that repeat is left out. Arms are compared
+    and not chosen: all of their repeats count.
     """
     return [repeat for repeat in trial.finished(kimg) if space.arms or repeat.phase == "race"]
 
 
-def values(repeats: Iterable[Repeat], name: str, kimg: float) -> list[float]:
-    """Return a score of these repeats at a rung; where it is missing or not finite it is left out."""
+def finite_scores(repeats: Iterable[Repeat], name: str, kimg: float) -> list[float]:
+    """Return a score of these repeats at a rung, except where it is missing or not finite."""
     scores = [float(repeat.scores.get(kimg, {}).get(name, math.nan)) for repeat in repeats]
     return [score for score in scores if math.isfinite(score)]
 
 
-def describe(folder: SweepFolder) -> dict[str, Any]:
-    """Return what `sweep.json` says; the dataset's folder, if that is in the storage, as it is called by now.
+def sweep_description(folder: SweepFolder) -> dict[str, Any]:
+    """Return the content of `sweep.json`; the dataset's folder is made absolute.
 
     Raises
     ------
@@ -159,49 +163,54 @@ def describe(folder: SweepFolder) -> dict[str, Any]:
 
 
 def space_of(folder: SweepFolder) -> Space:
-    """Return the space of a sweep; raises as `describe` does."""
-    tree = describe(folder)["space"]
+    """Return the space of a sweep; raises as `sweep_description` does."""
+    tree = sweep_description(folder)["space"]
     try:
         return Space.model_validate(tree)
     except UserError:
         raise DamagedRecord(f"{folder.sweep}: its space is not one of this version") from None
 
 
-def read(folder: SweepFolder, earlier: Records | None = None) -> Records:
-    """Read every trial of a sweep with its repeats; of those read earlier, what had ended is kept.
+def read_records(folder: SweepFolder, earlier: Records | None = None) -> Records:
+    """Read every trial of a sweep with its repeats; repeats that had ended in `earlier` are not read again.
 
     A record that is damaged or missing is named in `problems`. What depends on it is left out: the repeat or the
     trial has the status `damaged` and no scores.
     """
-    known = {
-        (repeat.trial, repeat.repeat): repeat
-        for repeat in (earlier.repeats if earlier else [])
-        if repeat.status in ("finished", "stopped", "failed")
-    }
+    ended: dict[tuple[int, int], Repeat] = {}
+    for repeat in earlier.repeats if earlier else []:
+        if repeat.status in ("finished", "stopped", "failed"):
+            ended[repeat.trial, repeat.repeat] = repeat
+
     problems: list[str] = []
     try:
-        ended = store.read_json(folder.outcome) or {}
+        outcome = store.read_json(folder.outcome) or {}
     except DamagedRecord as damage:
-        ended = {}
+        outcome = {}
         problems.append(f"{damage}; why the last driver ended is not known")
 
-    count = max([*folder.trial_numbers(), ended.get("trials", 0) - 1]) + 1
-    trials = [_read_trial(folder, number, known, problems) for number in range(count)]
-    skipped = [trial for trial in trials if trial.status == "skipped"]
-    return Records([trial for trial in trials if trial.status != "skipped"], skipped, problems)
+    # The outcome counts the trials: if the last ones are missing on disk, they are damaged.
+    count = max([*folder.trial_numbers(), outcome.get("trials", 0) - 1]) + 1
+    records = Records([], [], problems)
+    for number in range(count):
+        trial = _read_trial(folder, number, ended, problems)
+        group = records.skipped if trial.status == "skipped" else records.trials
+        group.append(trial)
+    return records
 
 
-def look(folder: SweepFolder) -> Records:
-    """Read every trial as whoever is not the driver: while none runs, what was handed out waits for the next one."""
-    known = read(folder)
+def read_as_observer(folder: SweepFolder) -> Records:
+    """Read every trial, for a process other than the driver: if no driver runs, no repeat is running either."""
+    records = read_records(folder)
     if not store.holder(folder.lock):
-        for repeat in (repeat for repeat in known.repeats if repeat.status == "running"):
-            repeat.status = "waiting"
-    return known
+        for repeat in records.repeats:
+            if repeat.status == "running":
+                repeat.status = "waiting"
+    return records
 
 
 def _read_trial(
-    folder: SweepFolder, number: int, known: Mapping[tuple[int, int], Repeat], problems: list[str]
+    folder: SweepFolder, number: int, ended: Mapping[tuple[int, int], Repeat], problems: list[str]
 ) -> Trial:
     file = folder.trial(number) / store.TRIAL_FILE
     try:
@@ -212,10 +221,11 @@ def _read_trial(
         problems.append(f"{_reason(file, damage)}; trial {number} is left out")
         return Trial(number, {}, "damaged")
 
-    # After trial.json, which counts no repeat that is not on disk.
-    for repeat in range(max([count, *(there + 1 for there in folder.repeat_numbers(number))])):
+    # Listed after trial.json was read: every repeat that it counts is on disk, unless it was lost.
+    count = max([count - 1, *folder.repeat_numbers(number)]) + 1
+    for repeat in range(count):
         files = folder.repeat(number, repeat)
-        trial.repeats.append(known.get((number, repeat)) or _read_repeat(files, problems))
+        trial.repeats.append(ended.get((number, repeat)) or _read_repeat(files, problems))
     return trial
 
 
@@ -229,27 +239,33 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
         # Its seed follows from its numbers (ledger.py).
         return Repeat(files.trial, files.repeat, 0, "race" if files.repeat else "search", "damaged")
 
-    # An open repeat writes again what is missing, on its way from the checkpoint.
-    sound, damages = _scan(files, [] if repeat.open else rungs)
-    recipe = _text(files.recipe)
-    if repeat.recipe and (recipe is None or checksums.of_text(recipe) != repeat.recipe):
-        damages.append(f"{files.recipe}: {'missing' if recipe is None else 'not what was written'}")
+    # An open repeat may miss scores: it writes them again when it resumes from its checkpoint.
+    scores, damages = _scan(files, [] if repeat.open else rungs)
+    recipe = _content(files.recipe)
+    if repeat.recipe and recipe is None:
+        damages.append(f"{files.recipe}: missing")
+    elif repeat.recipe and checksums.of_text(recipe or b"") != repeat.recipe:
+        damages.append(f"{files.recipe}: not what was written")
     if damages and repeat.status in ("finished", "stopped"):
-        repeat.status, sound = "damaged", {}
+        repeat.status = "damaged"
+        scores = {}
         damages = [f"{damage}; repeat {files.label} is left out" for damage in damages]
     problems += damages
 
-    # What a worker wrote after the repeat was stopped, nobody has judged.
-    repeat.scores = sound if repeat.open else {rung: sound[rung] for rung in rungs if rung in sound}
+    if not repeat.open:
+        # A worker may have written more after the repeat was stopped; that played no part in any decision.
+        scores = {rung: scores[rung] for rung in rungs if rung in scores}
+    repeat.scores = scores
     return repeat
 
 
 def _scan(files: RepeatFolder, rungs: Sequence[float]) -> tuple[dict[float, dict[str, Any]], list[str]]:
-    """Return the scores by rung, and what is wrong with `metrics.jsonl`, which held those of `rungs`."""
+    """Return the scores by rung, and what is wrong with `metrics.jsonl`, which should contain those of `rungs`."""
     try:
         rows, damage = metrics_log.scan(files.metrics)
     except OSError as error:
         return {}, [f"{files.metrics}: cannot be read ({error.strerror})"]
+
     scores = {float(line["rung"]): line for line in rows if line.get("rung")}
     lost = [f"{rung:g}" for rung in rungs if rung not in scores]
     if damage:
@@ -264,15 +280,17 @@ def _load(file: Path, **numbers: int) -> dict[str, Any]:
     if record is None:
         raise DamagedRecord(f"{file}: missing")
     if any(record[name] != number for name, number in numbers.items()):
-        raise DamagedRecord(f"{file}: not of this folder")
+        raise DamagedRecord(f"{file}: belongs to another folder")
     return record
 
 
 def _reason(file: Path, damage: Exception) -> str:
-    return str(damage) if isinstance(damage, DamagedRecord) else f"{file}: not a record of this version"
+    if isinstance(damage, DamagedRecord):
+        return str(damage)
+    return f"{file}: not a record of this version"
 
 
-def _text(file: Path) -> bytes | None:
+def _content(file: Path) -> bytes | None:
     try:
         return file.read_bytes()
     except OSError:

@@ -1,6 +1,6 @@
-"""Statistics of repeats: means with 95% intervals, ties, who may still win, Pareto fronts.
+"""Statistics of repeats: means with 95% intervals, ties, significant differences, Pareto fronts.
 
-Only the standard library and scipy's Student distribution; values are few, so nothing here needs arrays.
+There are few values, so the standard library and scipy's Student distribution are enough.
 """
 
 import bisect
@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample's mean with its Student interval; one value has none (nan), so nothing can be said of its spread."""
+    """A sample's mean with its Student interval, which is nan for a single value."""
 
     n: int
     mean: float
@@ -54,12 +54,13 @@ def tied(one: Summary, other: Summary) -> bool:
 
 
 def worse(values: Sequence[float], best: Sequence[float], pooled: float, freedom: int, direction: Direction) -> bool:
-    """Whether `values` are worse than `best` beyond doubt: a one-sided t-test at 95% with the pooled deviation.
+    """Whether `values` are significantly worse than `best`: a one-sided t-test at 95% with a pooled deviation.
 
-    The deviation is pooled over all trials of the race, since two or three repeats say little of their own.
+    The standard deviation is pooled over all trials of the race: two or three repeats do not determine their own.
     """
     if not values or not best or freedom < 1:
         return False
+
     gap = statistics.fmean(values) - statistics.fmean(best)
     if direction == "maximize":
         gap = -gap
@@ -71,16 +72,24 @@ def pool(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
     freedom = sum(len(sample) - 1 for sample in samples if len(sample) > 1)
     if freedom == 0:
         return math.nan, 0
-    means = [statistics.fmean(sample) if sample else math.nan for sample in samples]
-    squares = sum((value - mean) ** 2 for sample, mean in zip(samples, means, strict=True) for value in sample)
+
+    squares = 0.0
+    for sample in filter(None, samples):
+        mean = statistics.fmean(sample)
+        for value in sample:
+            squares += (value - mean) ** 2
     return math.sqrt(squares / freedom), freedom
 
 
 def dominates(one: Mapping[str, float], other: Mapping[str, float], directions: Mapping[str, Direction]) -> bool:
-    """Whether `one` is nowhere worse than `other` and somewhere better."""
+    """Whether `one` is worse than `other` in no objective, and better in some."""
     better = False
     for name, direction in directions.items():
-        low, high = (one[name], other[name]) if direction == "minimize" else (other[name], one[name])
+        low = one[name]
+        high = other[name]
+        if direction == "maximize":
+            low = other[name]
+            high = one[name]
         if low > high:
             return False
         better |= low < high
@@ -90,9 +99,10 @@ def dominates(one: Mapping[str, float], other: Mapping[str, float], directions: 
 def fronts(points: Sequence[Mapping[str, float]], directions: Mapping[str, Direction]) -> list[int]:
     """Return the number of each point's Pareto front, 0 for the non-dominated.
 
-    With one objective this is the order of the values, equal values sharing a front. With several, each point joins
-    the first front without anyone who dominates it (Zhang et al. 2015, "An efficient approach to nondominated
-    sorting"): sorted by one objective after the other, those come first; and fronts after that have none either.
+    With one objective this is the order of the values, and equal values share a front. With several, each point joins
+    the first front in which no point dominates it (Zhang et al. 2015, "An efficient approach to nondominated
+    sorting"): in lexicographic order a point comes after all that dominate it, and if no point of a front does, none
+    of a later front does either.
     """
     signs = {name: 1 if direction == "minimize" else -1 for name, direction in directions.items()}
     keys = [tuple(sign * point[name] for name, sign in signs.items()) for point in points]
@@ -103,11 +113,12 @@ def fronts(points: Sequence[Mapping[str, float]], directions: Mapping[str, Direc
     def open_to(point: Mapping[str, float], front: Sequence[Mapping[str, float]]) -> bool:
         return not any(dominates(other, point, directions) for other in reversed(front))
 
-    found: list[list[Mapping[str, float]]] = []
-    rank = [0] * len(points)
+    members: list[list[Mapping[str, float]]] = []
+    numbers = [0] * len(points)
     for i in sorted(range(len(points)), key=keys.__getitem__):
-        rank[i] = bisect.bisect_left(found, True, key=functools.partial(open_to, points[i]))
-        if rank[i] == len(found):
-            found.append([])
-        found[rank[i]].append(points[i])
-    return rank
+        number = bisect.bisect_left(members, True, key=functools.partial(open_to, points[i]))
+        if number == len(members):
+            members.append([])
+        members[number].append(points[i])
+        numbers[i] = number
+    return numbers

@@ -1,8 +1,8 @@
-"""Ray Tune's side of the sweep: a Searcher that proposes repeats and a scheduler that stops them, both by the ledger.
+"""Ray Tune's side of the sweep: a Searcher that proposes repeats and a scheduler that stops them, as the ledger says.
 
-Ray's own OptunaSearch, ASHA and Tuner.restore are not used: they tell a stopped trial as complete, leave one
-without a number running for ever, know no constraints and no repeats, and lose or repeat work after a kill. Here
-Tune places and watches processes; every decision is the ledger's, which has it on disk first.
+Ray's own OptunaSearch, ASHA and Tuner.restore are not used: they report a stopped trial as complete, leave one with
+a nan running for ever, know neither constraints nor repeats, and lose or repeat work after a kill. Here Tune places
+and watches processes; the ledger makes every decision, and has it on disk first.
 """
 
 import logging
@@ -26,8 +26,12 @@ from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.records import Repeat
 from scrimp_trainers.common import heartbeat
 
-# What a Tune function reports besides a rung's scores (see worker.py).
-FAILURE, FINAL, NOTE, NODE, WORKING = "failure", "final", "note", "node", "working"
+# Keys of what a Tune function reports besides a rung's scores (see worker.py).
+FAILURE = "failure"
+NON_RETRYABLE = "final"
+NOTE = "note"
+NODE = "node"
+WORKING = "working"
 
 Decision = TypeVar("Decision")
 
@@ -38,15 +42,15 @@ class RepeatSearcher(Searcher):
     Parameters
     ----------
     ledger : Ledger
-        Decides.
+        Makes the decisions.
     places : Callable
-        Returns how many repeats may be under way or waiting for their resources now.
+        Returns how many repeats may be running or waiting for their resources now.
     fit_nodes : Callable
-        Returns the ids of the nodes that may train what is handed out now.
-    blame : Callable
-        Told the id of a node on which a repeat has failed that is tried again.
+        Returns the ids of the nodes on which a repeat may be placed now.
+    record_failure : Callable
+        Called with the id of a node on which a repeat has failed that may be retried.
     fail : Callable
-        Called with why the ledger cannot write what it decides.
+        Called with the error when the ledger cannot write a decision.
     """
 
     def __init__(
@@ -54,100 +58,105 @@ class RepeatSearcher(Searcher):
         ledger: Ledger,
         places: Callable[[], int],
         fit_nodes: Callable[[], list[str]],
-        blame: Callable[[str], object],
+        record_failure: Callable[[str], object],
         fail: Callable[[OSError], object],
     ) -> None:
         super().__init__()
         self._ledger = ledger
         self._places = places
         self._fit_nodes = fit_nodes
-        self._blame = blame
+        self._record_failure = record_failure
         self._fail = fail
-        self._live: dict[str, Repeat] = {}
-        self._tune: dict[str, Any] = {}
+        self._repeats: dict[str, Repeat] = {}
+        self._tune_trials: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        """Hand out a repeat; none while there is no place or no decision, FINISHED once nothing is left to do."""
-        self._give_up_lost()
-        if len(self._live) >= self._places():
+        """Hand out a repeat; None while there is no place or no decision, FINISHED once nothing is left to do."""
+        self._report_lost_processes()
+        if len(self._repeats) >= self._places():
             return None
+
         repeat = self._decide(self._ledger.propose, None)
         if repeat is None:
-            return None if self._live else Searcher.FINISHED
-        self._live[trial_id] = repeat
+            return None if self._repeats else Searcher.FINISHED
+        self._repeats[trial_id] = repeat
         return {"trial": repeat.trial, "repeat": repeat.repeat, "fit_nodes": self._fit_nodes()}
 
     def watch(self, trial: Any) -> None:
-        """Take Tune's side of a repeat that was handed out."""
-        self._tune[trial.trial_id] = trial
+        """Remember the Tune trial of a repeat that was handed out."""
+        self._tune_trials[trial.trial_id] = trial
 
-    def withdraw(self, controller: Any) -> None:
-        """Take back what Tune has no process for yet, once the fit nodes are others; it is handed out again.
+    def withdraw_outdated(self, controller: Any) -> None:
+        """Withdraw repeats without a process if the fit nodes have changed; they are handed out again.
 
-        What works on a GPU has its process long before Ray Train has its GPUs: see `_judge`.
+        A repeat on GPUs has its process long before Ray Train has its GPUs: it is withdrawn when it next reports.
         """
-        for trial in [trial for trial in self._tune.values() if self._outdated(trial)]:
+        outdated = [trial for trial in self._tune_trials.values() if self._outdated(trial)]
+        for trial in outdated:
             if trial.status == Trial.PENDING and trial.temporary_state.ray_actor is None:
-                self._take_back(trial)
-                _stop_waiting(controller, trial)
+                self._withdraw(trial)
+                _unstage(controller, trial)
 
     def _outdated(self, trial: Any) -> bool:
-        """Whether a repeat was handed out for other nodes than those that are fit now.
+        """Whether the fit nodes have changed since a repeat was handed out.
 
-        Any change counts, which is simple and safe: a node that has joined may have a free place, one that rests is to
-        get nothing, and which of the others will have a place again, nobody knows. No work is lost by it.
+        Any change counts, which is simple and safe: a node that has joined may have a free place, a suspended one must
+        get no repeat, and nobody knows which of the others will have a free place first. No work is lost.
         """
         return trial.config["fit_nodes"] != self._fit_nodes()
 
-    def _take_back(self, trial: Any) -> None:
-        del self._tune[trial.trial_id]
-        repeat = self._live.pop(trial.trial_id)
-        self._decide(partial(self._ledger.take_back, repeat), None)
+    def _withdraw(self, trial: Any) -> None:
+        del self._tune_trials[trial.trial_id]
+        repeat = self._repeats.pop(trial.trial_id)
+        self._decide(partial(self._ledger.withdraw, repeat), None)
 
-    def _give_up_lost(self) -> None:
-        # A process that Tune kept and that would not take its next repeat: Tune fails that one and tells nobody.
-        for trial_id in [trial_id for trial_id, trial in self._tune.items() if trial.is_finished()]:
+    def _report_lost_processes(self) -> None:
+        # If a process that Tune reuses does not take its next repeat, Tune marks that as failed without a callback.
+        lost = [trial_id for trial_id, trial in self._tune_trials.items() if trial.is_finished()]
+        for trial_id in lost:
             self.on_trial_complete(trial_id, error=True)
 
-    def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take what a repeat reported; false if it is to stop."""
-        return self._decide(lambda: self._judge(trial_id, result), False)
+    def handle_result(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Pass to the ledger what a repeat reported; return whether the repeat continues."""
+        return self._decide(lambda: self._handle(trial_id, result), False)
+
+    def _handle(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if NOTE in result:
+            self._ledger.note(self._repeats[trial_id], result[NOTE])
+        if WORKING in result:
+            self._ledger.clock(self._repeats[trial_id], result[WORKING])
+            if not result[WORKING] and self._outdated(self._tune_trials[trial_id]):
+                self._withdraw(self._tune_trials[trial_id])
+                return False
+        if "rung" in result:
+            return self._ledger.report(self._repeats[trial_id], result)
+        return True
 
     def _decide(self, decide: Callable[[], Decision], otherwise: Decision) -> Decision:
-        """Let the ledger decide; where it cannot write, the sweep ends. Tune would log a traceback and carry on."""
+        """Let the ledger decide; if it cannot write, end the sweep. Tune would log a traceback and carry on."""
         try:
             return decide()
         except OSError as error:
             self._fail(error)
             return otherwise
 
-    def _judge(self, trial_id: str, result: dict[str, Any]) -> bool:
-        if NOTE in result:
-            self._ledger.note(self._live[trial_id], result[NOTE])
-        if WORKING in result:
-            self._ledger.clock(self._live[trial_id], result[WORKING])
-            if not result[WORKING] and self._outdated(self._tune[trial_id]):
-                self._take_back(self._tune[trial_id])
-                return False
-        if "rung" in result:
-            return self._ledger.report(self._live[trial_id], result)
-        return True
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the ledger how a repeat ended; of one that was withdrawn there is nothing to tell."""
-        repeat = self._live.pop(trial_id, None)
+        """Tell the ledger how a repeat ended, unless it was withdrawn."""
+        repeat = self._repeats.pop(trial_id, None)
         if repeat is None:
             return
-        self._tune.pop(trial_id, None)
+        self._tune_trials.pop(trial_id, None)
+
         result = result or {}
         failure = result.get(FAILURE, "")
+        final = bool(result.get(NON_RETRYABLE))
         if error:
             files = self._ledger.folder.repeat(repeat.trial, repeat.repeat)
-            died = f"its process died, or Ray ended it to free memory; see {files.path}"
+            died = f"its process died, or Ray killed it to free memory; see {files.path}"
             failure = heartbeat.timeout_message(files.stacks) or died
-        self._decide(lambda: self._ledger.finish(repeat, failure, final=bool(result.get(FINAL))), None)
-        if failure and not result.get(FINAL) and result.get(NODE):
-            self._blame(result[NODE])
+        self._decide(lambda: self._ledger.finish(repeat, failure, final=final), None)
+        if failure and not final and result.get(NODE):
+            self._record_failure(result[NODE])
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the ledger is on disk already."""
@@ -156,25 +165,25 @@ class RepeatSearcher(Searcher):
         """Do nothing: a resumed sweep starts a new Tune experiment from the ledger."""
 
 
-def _stop_waiting(controller: Any, trial: Any) -> None:
+def _unstage(controller: Any, trial: Any) -> None:
     """Stop a trial for which Tune has no process yet.
 
-    Tune by itself would count on the process that it had asked for, and keep another one for it, and with that its
-    place, until the sweep ends (ray 2.60, `_staged_trials`). Its `stop_trial` prints a line besides, and
-    `request_stop_trial` does nothing.
+    Otherwise Tune would still expect the process that it had requested, and reserve another one and its place until
+    the sweep ends (ray 2.60, `_staged_trials`). Its `stop_trial` also prints a line, and `request_stop_trial` does
+    nothing.
     """
-    tune_itself = controller._tune_controller
-    if trial in tune_itself._staged_trials:
-        tune_itself._unstage_trial_with_resources(trial)
-    tune_itself._schedule_trial_stop(trial)
+    inner = controller._tune_controller
+    if trial in inner._staged_trials:
+        inner._unstage_trial_with_resources(trial)
+    inner._schedule_trial_stop(trial)
 
 
 class ActorManager(RayActorManager):
-    """Tune's, with two differences: when a machine runs out of memory, and after Ctrl-C.
+    """Tune's actor manager, with two differences: when a machine runs out of memory, and after Ctrl-C.
 
-    A process that Ray ended because its machine ran out of memory has died like any other; Tune by itself ends the
-    whole sweep then (ray 2.60, `RayActorManager._actor_task_failed`). After Ctrl-C processes are killed at once; Tune
-    by itself waits 10 s for each until it reports, which it does at its next rung, and kills it then.
+    A process that Ray kills because its machine ran out of memory counts like any other death; Tune would end the
+    whole sweep (ray 2.60, `RayActorManager._actor_task_failed`). After Ctrl-C processes are killed at once; Tune would
+    wait 10 s for each to report, which it does at its next rung, and kill it then.
     """
 
     def remove_actor(self, tracked_actor: Any, kill: bool = False, stop_future: Any = None) -> bool:
@@ -187,38 +196,38 @@ class ActorManager(RayActorManager):
         super()._actor_task_failed(tracked_actor_task, exception)
 
 
-tune_controller.RayActorManager = ActorManager  # Tune has no other way to be given one
-# It prints a traceback where its own records find no room on the disk. Nobody reads them: the ledger has everything.
+tune_controller.RayActorManager = ActorManager  # Tune has no setting for it
+# Tune prints a traceback if its own records do not fit on the disk. They are not needed: the ledger has everything.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 
 class RungScheduler(FIFOScheduler):
-    """Stops a repeat where the ledger says so, and where it waits for the wrong nodes."""
+    """Stops a repeat if the ledger decides so, or if it waits for nodes that are no longer the fit ones."""
 
     def __init__(self, searcher: RepeatSearcher) -> None:
         super().__init__()
         self._searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Let the ledger judge what a repeat reported."""
-        go_on = self._searcher.judge(trial.trial_id, result)
-        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+        """Pass a repeat's report to the ledger, which decides whether the repeat continues."""
+        continues = self._searcher.handle_result(trial.trial_id, result)
+        return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Choose as Tune does, from what still may go to the nodes for which it was handed out.
+        """Choose as Tune does, after outdated repeats have been withdrawn.
 
-        Tune asks this at every step; for another repeat it asks only while none waits.
+        Tune calls this at every step, but asks for another repeat only while none is waiting.
         """
-        self._searcher.withdraw(tune_controller)
+        self._searcher.withdraw_outdated(tune_controller)
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Let the searcher see what becomes of a repeat."""
+        """Show the searcher the Tune trial of a repeat."""
         self._searcher.watch(trial)
 
 
 class Limits(Stopper):
-    """Ends the sweep when a limit of its budget is reached; what was running can go on another time."""
+    """Ends the sweep when a limit of its budget is reached; running repeats can be resumed."""
 
     def __init__(self, ledger: Ledger) -> None:
         hours = ledger.space.budget.max_hours
@@ -233,7 +242,7 @@ class Limits(Stopper):
 
     @property
     def reached(self) -> str:
-        """Why the sweep is to end; empty while it goes on."""
+        """Why the sweep is to end; empty while it continues."""
         return "interrupted" if interrupt.requested() else self._limit
 
     def __getstate__(self) -> dict[str, Any]:
@@ -253,14 +262,14 @@ class Limits(Stopper):
         return bool(self.reached or self.failure)
 
 
-def run(
+def run_repeats(
     ledger: Ledger,
     trainable: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     places: Callable[[], int],
     limits: Limits,
     fit_nodes: Callable[[], list[str]] = list,
-    blame: Callable[[str], object] = str,
+    record_failure: Callable[[str], object] = str,
     reuse: bool = True,
 ) -> None:
     """Train repeats until the ledger has no more, or a limit is reached.
@@ -270,17 +279,17 @@ def run(
     trainable : Callable
         The Tune function that trains one repeat.
     config : dict
-        What every repeat is told besides its numbers and the nodes that may train it.
+        The configuration of every repeat, without its numbers and the nodes that may train it.
     places : Callable
-        Returns how many repeats may be under way at once now.
+        Returns how many repeats may be running at once now.
     limits : Limits
         When to end early.
     fit_nodes : Callable, optional
         Returns the ids of the nodes that may train now; by default any may.
-    blame : Callable, optional
-        Told the id of a node on which a repeat has failed that is tried again.
+    record_failure : Callable, optional
+        Called with the id of a node on which a repeat has failed that may be retried.
     reuse : bool
-        Whether Tune keeps a process for its next repeat, which needs a function that ends as soon as it is stopped.
+        Whether Tune reuses a process for the next repeat, for which the function must end as soon as it is stopped.
 
     Raises
     ------
@@ -288,9 +297,9 @@ def run(
         If the ledger cannot write.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # a sweep has its own
-    searcher = RepeatSearcher(ledger, places, fit_nodes, blame, limits.fail)
+    searcher = RepeatSearcher(ledger, places, fit_nodes, record_failure, limits.fail)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, _place),
+        tune.with_resources(trainable, _resources),
         param_space=config,
         tune_config=tune.TuneConfig(
             search_alg=searcher, scheduler=RungScheduler(searcher), num_samples=-1, reuse_actors=reuse
@@ -308,6 +317,6 @@ def run(
         raise limits.failure
 
 
-def _place(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     labels = cluster.labels_of(config["fit_nodes"])
     return tune.PlacementGroupFactory([{"CPU": 1}], bundle_label_selector=[labels] if labels else None)

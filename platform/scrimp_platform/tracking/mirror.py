@@ -85,7 +85,7 @@ class Mirror:
     def _send(self, runs: Runs, sweep: dict[str, Any], outcome: str) -> None:
         parent = runs.get("", sweep["name"], sweep["started"])
         space = Space.model_validate(sweep["space"])
-        self._known = records.read(self._folder, self._known)
+        self._known = records.read_records(self._folder, self._known)
         trials = [trial for trial in self._known.trials if trial.status != "damaged"]
         over = bool(outcome)
         if not over:
@@ -122,12 +122,12 @@ class Mirror:
     def _tell_trial(self, runs: Runs, parent: Run, run: Run, trial: Trial, space: Space, over: bool) -> None:
         rung = space.budget.rungs_kimg[-1]
         metrics, count = {}, sum(repeat.status == "finished" for repeat in trial.repeats)
-        fresh = records.counted(trial, space, rung)
+        fresh = records.unbiased_repeats(trial, space, rung)
         for name in [*space.objectives, *space.constraints]:
-            summary = stats.summarize(records.values(fresh, name, rung))
+            summary = stats.summarize(records.finite_scores(fresh, name, rung))
             values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high}
             judged = [repeat for repeat in trial.finished(rung) if repeat not in fresh]
-            values["chosen_at"] = stats.summarize(records.values(judged, name, rung)).mean
+            values["chosen_at"] = stats.summarize(records.finite_scores(judged, name, rung)).mean
             metrics |= {f"{name}_{part}": value for part, value in values.items() if math.isfinite(value)}
         is_open = any(repeat.open for repeat in trial.repeats)
         status = ("SCHEDULED" if over else "RUNNING") if is_open else STATUS[trial.status]
