@@ -91,5 +91,8 @@ class Training(Section):
     """Arithmetic of the network; weights and losses stay fp32. On a processor fp16 is computed as fp32."""
     loss_scale: Positive = 1.0
     """Factor on the loss before the backward pass, undone in the gradients; keeps fp16 gradients from vanishing."""
+    min_snr_gamma: Positive | None = None
+    """Weigh the clean image's error by min(SNR, gamma), min-SNR weighting (Hang et al. 2023, who use 5); none keeps the
+    weights of the diffusion process."""
     compile: bool = False
     """Compile the network with `torch.compile`."""

@@ -24,6 +24,7 @@ from scrimp_trainers.common.errors import Diverged
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.batch import Batch
+from scrimp_trainers.diffusion import weighting
 from scrimp_trainers.networks import dropout
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import ambient, ood, views
@@ -144,6 +145,8 @@ def train(
                 values = process.losses(estimate, *seen)
             else:
                 values = ambient.losses(recipe.ambient, process, estimate, *seen)
+            if training.min_snr_gamma is not None:
+                values = values * weighting.min_snr(process, levels[part], training.min_snr_gamma)
             if negative is not None:
                 values = values + ood.term(recipe.ood, process, estimate, negative[part], levels[part])
             return values
