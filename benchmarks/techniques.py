@@ -17,6 +17,7 @@ from benchmarks.measure import Side, console, settled
 from scrimp_trainers.common import device as devices
 from scrimp_trainers.common import parts
 from scrimp_trainers.data.batch import Batch
+from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.techniques import ambient, mafp, patches, sparsity
 from scrimp_trainers.training.loop import train
@@ -42,6 +43,7 @@ class Case:
     def recipe(self, device: str) -> Recipe:
         """Return the preset, which on CPU cores is narrow and computes in fp32."""
         recipe = load(self.preset).replace({"network.dropout": 0.0})
+        assert isinstance(recipe.network, UNet)
         small = {"network.channels": recipe.network.channels // 4, "training.precision": "fp32"}
         return recipe.replace(small if device == "cpu" else {})
 

@@ -41,7 +41,7 @@ def export(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, 
         exported = _sampler(recipe)
         network.save(part / network.folder)
         exported.scheduler.save_pretrained(part / "scheduler")
-        if exported.pipeline and not (network.classes or network.coordinates or recipe.codec.on):
+        if exported.pipeline and network.takes_only_images_and_levels and not recipe.codec.on:
             (part / "model_index.json").write_text(_index(network, exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         if recipe.codec.on:

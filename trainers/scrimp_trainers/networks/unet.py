@@ -1,18 +1,16 @@
 """A U-Net of diffusers, with the inputs that its own `forward` has no place for: augmentation labels, coordinates."""
 
-import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.networks import dropout
-from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.networks.denoiser import Denoiser, load_library_network
 from scrimp_trainers.recipe import networks
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -120,22 +118,10 @@ def build(
 
 
 def load(folder: Path) -> UNet:
-    """Read the network of an exported model. Where tensors are missing, diffusers' own loading would leave them random.
-
-    Raises
-    ------
-    UserError
-        If the folder's config or weights are damaged, missing or misshapen.
-    """
+    """Read the network of an exported model; raises as `load_library_network` does."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    config = folder / UNet.folder / "config.json"
-    file = folder / UNet.folder / "diffusion_pytorch_model.safetensors"
-    try:
-        unet = cast("UNet2DModel", UNet2DModel.from_config(json.loads(config.read_text())))
-    except Exception as error:  # each wrong value fails in a different way
-        raise UserError(f"{config}: not the config of a UNet2DModel: {weights.reason(error)}") from error
-    weights.fill(unet, weights.read(file), file)
+    unet = load_library_network(UNet2DModel, folder / UNet.folder)
     return UNet(unet, coordinates=unet.config["in_channels"] > unet.config["out_channels"])
 
 
