@@ -32,6 +32,7 @@ from scrimp_trainers.data.options import Options
 from scrimp_trainers.export import export, load_codec, load_model
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.networks.unet import build
+from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.run import run
 
 KINDS = ("kl", "tiny")
@@ -286,6 +287,7 @@ print([name for name in ("torch", "diffusers", "huggingface_hub") if name in sys
 @pytest.mark.parametrize(("kind", "channels"), [("kl", 3), ("kl", 1), ("tiny", 3)])
 def test_samples_are_decoded(autoencoders, kind, channels):
     recipe = small(sampler__steps=2, codec__kind=kind)
+    assert isinstance(recipe.network, UNet)
     network = build(recipe.network, image_size=8, channels=4)
     codec = open_codec(settings_of(autoencoders, kind), CPU, channels)
     images = torch.cat(list(sampling.generate(network, recipe, 3, seed=0, batch_size=2, codec=codec)))
@@ -297,6 +299,7 @@ def test_samples_are_decoded(autoencoders, kind, channels):
 def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path, monkeypatch, preset, kind, channels):
     path = str(autoencoders / kind)
     recipe = small(preset, sampler__steps=2, codec__kind=kind, codec__encoder="/not/needed", codec__decoder=path)
+    assert isinstance(recipe.network, UNet)
     network = build(recipe.network, image_size=8, channels=4)
     split = Split(count=300, per_class=None, shards=[])
     manifest = Manifest.model_validate(

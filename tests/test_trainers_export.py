@@ -16,6 +16,7 @@ from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.export import _sampler, export, load_model
 from scrimp_trainers.networks.unet import build
+from scrimp_trainers.recipe.networks import UNet
 
 MANIFEST = Manifest(
     name="dots", content_hash="c0ffee", size=8, channels=1, classes=None, reference="train", provenance={},
@@ -148,6 +149,7 @@ def test_the_card_samples_as_the_recipe_does_or_says_how_not(models):
 
 def test_coordinate_channels_are_exported_and_read_back(tmp_path, monkeypatch):
     recipe = small()
+    assert isinstance(recipe.network, UNet)
     unet = build(recipe.network, image_size=8, channels=1, coordinates=True)
     export(tmp_path / "model", unet, recipe, MANIFEST, {})
     config = json.loads((tmp_path / "model" / "unet" / "config.json").read_text())

@@ -2,9 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from scrimp_trainers.recipe.sections import Count, Section
+from scrimp_trainers.recipe.sections import Count, Section, by_kind
 
 
 class UNet(Section):
@@ -34,4 +34,30 @@ class UNet(Section):
         return 2 ** (len(self.multipliers) - 1)
 
 
-Network = UNet
+class DiT(Section):
+    """A diffusion transformer (Peebles and Xie 2023): diffusers' `DiTTransformer2DModel`.
+
+    The defaults are the paper's S/2; B/2 has 768 channels and 12 heads, XL/2 1152 channels, 28 layers and 16 heads.
+    """
+
+    kind: Literal["dit"] = "dit"
+    """Which network."""
+
+    patch_size: Count = 2
+    """Side of the square of pixels that is one token."""
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 384
+    """Channels of a token."""
+    layers: Count = 12
+    """Transformer blocks."""
+    heads: Count = 6
+    """Attention heads, which share the channels."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability in the blocks."""
+
+    @property
+    def multiple(self) -> int:
+        """What the side of an image must be a multiple of."""
+        return self.patch_size
+
+
+Network = Annotated[Annotated[UNet, Tag("unet")] | Annotated[DiT, Tag("dit")], by_kind("unet")]
