@@ -74,7 +74,7 @@ def test_inception_scores_equal_torch_fidelitys_own(inception_file: Path):
     extractor = opened("inception", inception_file)
     features, logits = extractor.features(samples)
     reference, _ = extractor.features(real)
-    ours = fidelity.scores("inception", features, logits, reference, fidelity.statistics(reference))
+    ours = fidelity.scores(fidelity.Compared("inception", features, logits, reference, fidelity.statistics(reference)))
     theirs = calculate_metrics(
         input1=Pixels(samples),
         input2=Pixels(real),

@@ -8,7 +8,9 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from scrimp_trainers.metrics import fidelity
+from scrimp_trainers.metrics.fidelity import Compared
 from scrimp_trainers.metrics.names import FIDELITY
+from scrimp_trainers.recipe.scoring import Extractor
 
 
 def normal(count: int, width: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -17,11 +19,15 @@ def normal(count: int, width: int, seed: int, shift: float = 0.0) -> Tensor:
     return torch.randn(count, width, generator=generator) @ mix + shift
 
 
+def compare(extractor: Extractor, samples: Tensor, reference: Tensor, logits: Tensor | None = None) -> Compared:
+    return Compared(extractor, samples, logits, reference, fidelity.statistics(reference))
+
+
 @pytest.mark.parametrize(("count", "width"), [(300, 24), (40, 96)], ids=["full rank", "more features than samples"])
 def test_scores_equal_torch_fidelitys(count: int, width: int):
     samples, reference = normal(count, width, 1, shift=0.1), normal(count + 50, width, 2) * 1.1
     logits = normal(count, 10, 3) * 4
-    ours = fidelity.scores("classifier", samples, logits, reference, fidelity.statistics(reference))
+    ours = fidelity.scores(compare("classifier", samples, reference, logits))
     fid = fid_statistics_to_metric(*(fid_features_to_statistics(part) for part in (samples, reference)), verbose=False)
     kid = kid_features_to_metric(samples, reference, kid_subset_size=count, verbose=False)
     prc = prc_features_to_metric(samples, reference, verbose=False)
@@ -52,7 +58,7 @@ def test_frechet_of_two_gaussians_reaches_the_closed_form():
 
 def test_a_set_is_at_no_distance_from_itself():
     features = normal(200, 16, 4)
-    found = fidelity.scores("vgg16", features, None, features, fidelity.statistics(features))
+    found = fidelity.scores(compare("vgg16", features, features))
     assert found["fd_vgg16"] == pytest.approx(0, abs=1e-6)
     assert found["precision_vgg16"] == found["recall_vgg16"] == 1
 
@@ -67,9 +73,8 @@ def test_copies_of_one_image_are_precise_but_recall_nothing():
 
 def test_kid_takes_smaller_subsets_where_there_are_fewer_images_and_says_so():
     reference = normal(80, 8, 6)
-    known = fidelity.statistics(reference)
-    assert fidelity.scores("clip", normal(50, 8, 7), None, reference, known)["kid_subset_size"] == 50
-    assert fidelity.scores("clip", normal(2000, 8, 7), None, reference, known)["kid_subset_size"] == 80
+    assert fidelity.scores(compare("clip", normal(50, 8, 7), reference))["kid_subset_size"] == 50
+    assert fidelity.scores(compare("clip", normal(2000, 8, 7), reference))["kid_subset_size"] == 80
 
 
 def test_large_sets_are_compared_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch):

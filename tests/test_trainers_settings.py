@@ -31,7 +31,7 @@ def test_nobody_gets_an_extractor_that_was_not_named():
 
 def test_fid_means_inception_and_nothing_else():
     for extractor in names.FIDELITY:
-        named_so = {"fid", "kid", "isc", "precision", "recall"} & set(names.score_names(extractor))
+        named_so = {"fid", "kid", "isc", "precision", "recall"} & set(names.score_names(Scoring(extractor=extractor)))
         assert bool(named_so) == (extractor == "inception")
 
 
@@ -53,7 +53,7 @@ def test_an_objective_that_nothing_measures_is_refused_with_what_there_is():
 
 @pytest.mark.parametrize("extractor", list(names.FIDELITY))
 def test_what_is_measured_is_accepted(extractor: names.Extractor):
-    measured = [*names.score_names(extractor), names.class_name(extractor), *names.COST, "loss"]
+    measured = [*names.score_names(Scoring(extractor=extractor)), names.class_name(extractor), *names.COST, "loss"]
     names.require_objectives(measured, Scoring(extractor=extractor))
 
 

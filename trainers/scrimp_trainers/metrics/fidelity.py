@@ -5,13 +5,15 @@ the same quantities in a form that uses what is known of the reference beforehan
 non-symmetric eigenvalue problem and all distances within the reference anew for every score.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from scrimp_trainers.metrics.names import FIDELITY, class_name
+from scrimp_trainers.metrics.names import class_name, named
 from scrimp_trainers.recipe.scoring import Extractor
 
 NEIGHBOURS = 3
@@ -38,31 +40,41 @@ def statistics(features: Tensor) -> dict[str, Tensor]:
     return {"mean": mean, "covariance": covariance, "root": root, "radii": radii(features)}
 
 
-def scores(
-    extractor: Extractor, features: Tensor, logits: Tensor | None, reference: Tensor, known: dict[str, Tensor]
-) -> dict[str, float]:
-    """Score samples by their features.
+@dataclass(frozen=True)
+class Compared:
+    """What there is to score: samples, and the reference set that they are compared with."""
 
-    Parameters
-    ----------
-    features, logits
-        float32 [n, d] of the samples, and their class logits [n, classes] if there are any.
-    reference, known
-        float32 features [m, d] of the reference set, and their `statistics`.
+    extractor: Extractor
+    features: Tensor
+    """float32 [n, d] of the samples."""
+    logits: Tensor | None
+    """Class logits [n, classes] of the samples, if the extractor gives them."""
+    reference: Tensor
+    """float32 [m, d] of the reference set."""
+    known: dict[str, Tensor]
+    """The `statistics` of the reference set."""
 
-    Returns
-    -------
-    dict
-        The scores under the extractor's names, and the `kid_subset_size` that was used.
-    """
+
+def scores(compared: Compared) -> dict[str, float]:
+    """Score samples by their features: under the extractor's names, and the `kid_subset_size` that was used."""
+    extractor = compared.extractor
+    features = compared.features
+    reference = compared.reference
     subset = min(KID_SUBSET, len(features), len(reference))
     kid = kid_features_to_metric(features, reference, kid_subset_size=subset, verbose=False)
-    precision, recall = precision_recall(features, reference, known["radii"])
-    values = [frechet(features, known), kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]]
-    if logits is not None:
-        values.append(isc_features_to_metric(logits)[KEY_METRIC_ISC_MEAN])
-    named = dict(zip(FIDELITY[extractor], [*values, precision, recall], strict=True))
-    return named | {"kid_subset_size": float(subset)}
+    precision, recall = precision_recall(features, reference, compared.known["radii"])
+
+    values = {
+        named("fd", extractor): frechet(features, compared.known),
+        named("kd", extractor): kid[KEY_METRIC_KID_MEAN],
+        named("kd_std", extractor): kid[KEY_METRIC_KID_STD],
+    }
+    if compared.logits is not None:
+        values[named("isc", extractor)] = isc_features_to_metric(compared.logits)[KEY_METRIC_ISC_MEAN]
+    values[named("precision", extractor)] = precision
+    values[named("recall", extractor)] = recall
+    values["kid_subset_size"] = float(subset)
+    return values
 
 
 def frechet(features: Tensor, known: dict[str, Tensor]) -> float:

@@ -4,28 +4,40 @@
 formulas bear its name: `fd_classifier`, `kd_dinov2`.
 """
 
+import pkgutil
 from collections.abc import Collection, Iterable
+from typing import Any, get_args
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.metrics import families
 from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
 
-FIDELITY: dict[Extractor, list[str]] = {
-    "inception": ["fid", "kid", "kid_std", "isc", "precision", "recall"],
-    "clip": ["fd_clip", "kd_clip", "kd_clip_std", "precision_clip", "recall_clip"],
-    "dinov2": ["fd_dinov2", "kd_dinov2", "kd_dinov2_std", "precision_dinov2", "recall_dinov2"],
-    "vgg16": ["fd_vgg16", "kd_vgg16", "kd_vgg16_std", "precision_vgg16", "recall_vgg16"],
-    "resnet18": ["fd_resnet18", "kd_resnet18", "kd_resnet18_std", "precision_resnet18", "recall_resnet18"],
-    "classifier": [
-        "fd_classifier",
-        "kd_classifier",
-        "kd_classifier_std",
-        "isc_classifier",
-        "precision_classifier",
-        "recall_classifier",
-    ],
-}
-"""Scores of each extractor. The inception score is there only where the extractor has class logits."""
+INCEPTION_NAMES = {"fd": "fid", "kd": "kid"}
+"""What scores are called over Inception-v3; there the others have no suffix."""
+HAVE_LOGITS = ("inception", "classifier")
+"""Extractors that also give class logits, without which there is no inception score."""
+
+
+def named(score: str, extractor: Extractor) -> str:
+    """Name a score over an extractor: `fd` is `fid` over inception, `fd_dinov2` over dinov2."""
+    if extractor == "inception":
+        quantity, *rest = score.split("_")
+        return "_".join([INCEPTION_NAMES.get(quantity, quantity), *rest])
+    score, is_deviation, _ = score.partition("_std")
+    return f"{score}_{extractor}{is_deviation}"
+
+
+def _fidelity(extractor: Extractor) -> list[str]:
+    scores = ["fd", "kd", "kd_std", "isc", "precision", "recall"]
+    if extractor not in HAVE_LOGITS:
+        scores.remove("isc")
+    return [named(score, extractor) for score in scores]
+
+
+FIDELITY: dict[Extractor, list[str]] = {extractor: _fidelity(extractor) for extractor in get_args(Extractor)}
+"""The scores against the reference set that each extractor always gives."""
 
 MEMORISATION = ["memorized_fraction", "similarity_mean", "pixel_copied_fraction"]
 """Scores against the training set; `<name>_holdout` is the same for held-out images."""
@@ -45,9 +57,29 @@ CLASS_SMALLEST = 50
 """Fewest samples and reference images of every class for class-wise scores."""
 
 
-def score_names(extractor: Extractor) -> list[str]:
-    """Names of the scores that this extractor gives, without the held-out controls."""
-    return FIDELITY[extractor] + MEMORISATION
+def score_names(scoring: Scoring) -> list[str]:
+    """Names of the scores that such a scoring gives, without the held-out controls."""
+    further = [name for kind in scoring.also for name in family(kind).names(scoring.extractor)]
+    return [*FIDELITY[scoring.extractor], *MEMORISATION, *further]
+
+
+def family(kind: str) -> Any:
+    """Return the module of further scores of this name.
+
+    It has `names(extractor)`, which costs no import of torch, and `scores(compared)`, which returns their values.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    if kind not in _families():
+        raise UserError(f"scoring.also: there are no scores {kind!r}; use {', '.join(_families())}")
+    return parts.module("metrics.families", kind)
+
+
+def _families() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(families.__path__)]
 
 
 def class_name(extractor: Extractor, label: int | None = None) -> str:
@@ -125,7 +157,7 @@ def require_objectives(names: Iterable[str], scoring: Scoring) -> None:
     UserError
         If one is another extractor's score (`fid` without `inception`), or nothing that is measured.
     """
-    own = [*score_names(scoring.extractor), class_name(scoring.extractor)]
+    own = [*score_names(scoring), class_name(scoring.extractor)]
     for name in names:
         others = [ext for ext, scores in FIDELITY.items() if name in scores or name == class_name(ext)]
         if name in own or name in COST or name == "loss":
@@ -135,4 +167,7 @@ def require_objectives(names: Iterable[str], scoring: Scoring) -> None:
                 f"{name}: is measured with extractor {others[0]}, but this dataset is scored with {scoring.extractor}; "
                 f"use {own[0]}, or extractor {others[0]}"
             )
+        for kind in _families():
+            if name in family(kind).names(scoring.extractor):
+                raise UserError(f"{name}: is not measured unless asked for; set scoring.also to [{kind}]")
         raise UserError(f"{name}: no such score; there are {', '.join([*own, *COST, 'loss'])}")

@@ -16,7 +16,8 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors import open_extractor
-from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise
+from scrimp_trainers.metrics.fidelity import Compared
+from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise, family
 from scrimp_trainers.recipe.scoring import SMALLEST, Scoring
 
 
@@ -87,8 +88,9 @@ class Scorer:
         width = features.shape[1]
         features, similarity, ratio = rows[:, :width], rows[:, width], rows[:, width + 1]
         logits = None if logits is None else rows[:, width + 2 :].cpu()
+        compared = Compared(self.extractor.name, features, logits, self.reference, self.known)
         values: dict[str, float | str] = {
-            **fidelity.scores(self.extractor.name, features, logits, self.reference, self.known),
+            **fidelity.scores(compared),
             **self._class_scores(features, classes),
             **memorisation.summary(similarity, ratio, self.threshold),
             **self.control,
@@ -99,6 +101,8 @@ class Scorer:
             "reference": self.dataset.manifest.reference,
             "reference_samples": float(len(self.reference)),
         }
+        for kind in self.scoring.also:
+            values |= family(kind).scores(compared)
         shown = min(self.scoring.neighbours, len(images))
         return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
 

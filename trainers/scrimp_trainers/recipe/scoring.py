@@ -18,6 +18,8 @@ class Scoring(Section):
 
     extractor: Extractor
     """The feature extractor: `inception` for FID, `classifier` for the dataset's own small CNN."""
+    also: tuple[str, ...] = ()
+    """Further scores, which cost time: `fd_infinity`, the Fréchet distance without the bias of the sample count."""
     samples: Annotated[int, Field(ge=SMALLEST)] = 1000
     """Images that are sampled for one score."""
     weights: FilePath | None = None
