@@ -174,6 +174,8 @@ class Space(Section):
     arms: dict[str, dict[str, Any]] = {}
     """In place of a search: the recipes to compare, by name, as values of fields; what an arm leaves out is as in
     `recipe`. No arm is stopped, and each gets all repeats."""
+    proposals: Literal["tpe", "gp", "random", "qmc"] = "tpe"
+    """Who proposes the recipes of a search: Optuna's TPE, its Gaussian process, chance, or a Sobol sequence."""
     objectives: Annotated[dict[str, Literal["minimize", "maximize"]], Field(min_length=1)]
     """Scores to optimise; several make a Pareto front."""
     constraints: dict[str, Bound] = {}

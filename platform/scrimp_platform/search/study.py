@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
+from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from scrimp_platform import store
+from scrimp_platform.search import proposals
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
 
@@ -28,8 +29,6 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 STUDY_NAME = "scrimp"
 """In the journal. It does not contain the sweep's name, since the folder may be renamed."""
-MIN_STARTUP_TRIALS = 4
-MAX_STARTUP_TRIALS = 10
 STATES = {
     "running": TrialState.RUNNING,
     "complete": TrialState.COMPLETE,
@@ -138,12 +137,9 @@ class Study:
         If an arm is given, its values are the proposal.
         """
         number = len(self.trials())
-        # A new sampler for each proposal depends on seed, number and history alone, which a resumed sweep has, too.
-        startup = min(MAX_STARTUP_TRIALS, max(MIN_STARTUP_TRIALS, self._space.budget.trials // 3))
-        self._study.sampler = TPESampler(
-            seed=(self._seed * 100_003 + number) % 2**32, n_startup_trials=startup, multivariate=True, group=True
-        )
-        if arm is not None:
+        if arm is None:
+            self._study.sampler = proposals.sampler(self._space, self._seed, number)
+        else:
             fixed = {path: _encode(self._space.search[path], value) for path, value in arm.items()}
             self._study.sampler = PartialFixedSampler(fixed, RandomSampler())
 
