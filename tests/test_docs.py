@@ -81,7 +81,7 @@ def definitions(file: Path) -> set[str]:
 def test_every_file_function_and_class_on_the_architecture_page_exists():
     count = 0
     for block in blocks():
-        defined = set[str]().union(*(definitions(file) for file in files_named(block) ))
+        defined = set[str]().union(*(definitions(file) for file in files_named(block)))
         classes = {one or other for one, other in CLASS.findall(block)}
         for name in [*CALL.findall(block), *classes]:
             assert name in defined, f"{name}: not defined in the files that its paragraph names:\n{block}"

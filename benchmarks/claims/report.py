@@ -23,14 +23,14 @@ The claims of the four papers, tested at a size that a laptop or one GPU can aff
 `python -m benchmarks.claims report` regenerates it from the sweeps' folders, or from the scores kept in `docs/claims/`.
 Do not edit it: edit `benchmarks/claims/*.yaml`.
 
-An *arm* is one of the recipes that a claim compares. Every arm is trained from scratch, with each seed, to the same length.
-The comparisons, their scores and the expected direction were fixed before training. A difference is between the arms' means
-over seeds, with Welch's 95% interval. **Supported**: the interval of every comparison lies on the claimed side of 0.
-**Not supported**: the interval of at least one lies entirely on the other side. **Undecided at this scale**: anything else,
-which is common with few seeds and small networks. Intervals are not corrected for the number of claims.
-`no higher (10%)` means: lower than 1.1 times the other. A verdict holds for the data, network and length in its section,
-not for those of the paper. `fd_classifier` is a Fréchet distance in the features of a small classifier trained on the whole
-set; it is not an FID.
+An *arm* is one of the recipes that a claim compares. Every arm is trained from scratch, with each seed, to the same
+length. The comparisons, their scores and the expected direction were fixed before training. A difference is between the
+arms' means over seeds, with Welch's 95% interval. **Supported**: the interval of every comparison lies on the claimed
+side of 0. **Not supported**: the interval of at least one lies entirely on the other side. **Undecided at this scale**:
+anything else, which is common with few seeds and small networks. Intervals are not corrected for the number of claims.
+`no higher (10%)` means: lower than 1.1 times the other. A verdict holds for the data, network and length in its
+section, not for those of the paper. `fd_classifier` is a Fréchet distance in the features of a small classifier trained
+on the whole set; it is not an FID.
 
 | claim | paper's figure | measured | seeds | verdict | command | machine |
 |---|---|---|---|---|---|---|
