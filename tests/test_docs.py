@@ -33,7 +33,7 @@ def anchors(page: Path) -> set[str]:
     return {f"#{heading.replace(' ', '-')}" for heading in words}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_links_lead_to_a_file_and_a_heading(page):
     for target, anchor in LINK.findall(without_code_blocks(page)):
         file = (page.parent / target).resolve() if target else page

@@ -19,7 +19,6 @@ PACKAGES = [
     ROOT / "cluster/scrimp_cluster",
 ]
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
-TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
 
 
 def test_a_source_root_holds_its_packages_and_nothing_else():
@@ -64,11 +63,3 @@ def test_the_lock_is_the_same_for_every_python():
     oldest = packages("3.11")
     assert len(oldest) > 100
     assert all(packages(version) == oldest for version in ("3.12", "3.13", "3.14"))
-
-
-@pytest.mark.skipif(not TRACKED, reason="not a git checkout")
-def test_links_in_the_docs_lead_somewhere():
-    for name in (name for name in TRACKED if name.endswith(".md")):
-        page = ROOT / name
-        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{name}: {target}"
