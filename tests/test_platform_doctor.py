@@ -186,10 +186,10 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
         for rung in (20.0, 60.0):
             tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
 
-    for unfit_node in nodes:
+    for fit_node in nodes:
         used.unlink(missing_ok=True)
         ledger = open_ledger(
-            SweepFolder(tmp_path / unfit_node.id[:8]),
+            SweepFolder(tmp_path / fit_node.id[:8]),
             make_space(budget={"trials": 3, "rungs_kimg": [20, 60], "reduction": 2, "leaders": 2, "repeats": 1}),
         )
         tune_loop.run_repeats(
@@ -198,10 +198,9 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
             {"used": str(used)},
             lambda: 3,
             tune_loop.Limits(ledger),
-            lambda unfit_node=unfit_node: [unfit_node.id],
+            lambda fit_node=fit_node: [fit_node.id],
         )
-        (other,) = {node.id for node in nodes} - {unfit_node.id}
-        assert set(used.read_text().split()) == {other}
+        assert set(used.read_text().split()) == {fit_node.id}
 
 
 @alone

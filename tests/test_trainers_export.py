@@ -173,5 +173,5 @@ def test_the_exported_scheduler_clips_pixels_and_no_latents(kind):
     latents = {"codec__kind": "kl", "codec__encoder": "vae", "codec__decoder": "vae"}
     for values, clips in (({}, True), (latents, False)):
         recipe = small("tiny-ddpm", sampler__kind=kind, **values)
-        config: Any = _sampler(recipe).scheduler
-        assert config.config["clip_sample"] is clips
+        exported: Any = _sampler(recipe)
+        assert exported.scheduler.config["clip_sample"] is clips

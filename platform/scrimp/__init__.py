@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scrimp.sweeps import Result, sweep
-    from scrimp.trainings import evaluate, load_model, open_dataset, prepare, train
+    from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train
     from scrimp_platform.model import Model
     from scrimp_spaces.space import Space
     from scrimp_trainers.common.errors import Diverged, UserError
@@ -25,6 +25,7 @@ __all__ = [
     "UserError",
     "evaluate",
     "load_model",
+    "load_parts",
     "open_dataset",
     "prepare",
     "sweep",
@@ -41,6 +42,7 @@ _HOMES = {
     "UserError": "scrimp_trainers.common.errors",
     "evaluate": "scrimp.trainings",
     "load_model": "scrimp.trainings",
+    "load_parts": "scrimp.trainings",
     "open_dataset": "scrimp.trainings",
     "prepare": "scrimp.trainings",
     "sweep": "scrimp.sweeps",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from scrimp_platform import operations
 from scrimp_platform.model import Model
 from scrimp_platform.operations import Progress
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.metrics_log import Line
 from scrimp_trainers.data import dataset as datasets
 from scrimp_trainers.data import manifest
@@ -34,6 +35,7 @@ def prepare(
     background: str | None = None,
     max_pixels: int | None = None,
     skip_bad: bool = False,
+    reader: str | None = None,
     seed: int = 0,
     classifier: bool | None = None,
     codec: Literal["kl", "tiny"] | None = None,
@@ -74,6 +76,8 @@ def prepare(
         Pixels that an image may have before it is resized.
     skip_bad
         Prepare the rest where some images cannot be used.
+    reader
+        An own reader of the source, `my_parts:MyReader`; see `load_parts`.
     seed
         Seed of every draw.
     classifier
@@ -110,6 +114,7 @@ def prepare(
         background=background,
         max_pixels=max_pixels,
         skip_bad=skip_bad,
+        reader=reader,
         labels=labels,
         flat=flat,
         frames=frames,
@@ -197,6 +202,22 @@ def train(
     data = folder_of(dataset)
     scoring = operations.scoring_of(manifest.load(data), extractor=extractor, samples=samples) if extractor else None
     return operations.train(the_recipe, data, Path(folder).expanduser(), seed, scoring, device)
+
+
+def load_parts(*files: str | PathLike[str]) -> None:
+    """Load Python files with own parts, for models that have some. A recipe or space that lists them does so itself.
+
+    Parameters
+    ----------
+    files
+        Such as `my_parts.py`; its class `MyNetwork` is then the part `my_parts:MyNetwork`.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or cannot be imported.
+    """
+    parts.load_files(Path(file).expanduser() for file in files)
 
 
 def load_model(folder: str | PathLike[str], *, device: str | None = None) -> Model:

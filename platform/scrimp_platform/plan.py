@@ -4,7 +4,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scrimp_platform.tracking import mlflow_server
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers import fit
-from scrimp_trainers.common import environment
+from scrimp_trainers.common import environment, parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
@@ -75,6 +75,8 @@ class Plan:
     resumed: bool
     warm_start: tuple[dict[str, Any], ...] = ()
     """Values of searched fields to propose first."""
+    own_parts: tuple[Path, ...] = ()
+    """The user's own parts, where the user has them; space and base recipe name their copies in the sweep's folder."""
 
 
 def make_plan(options: SweepOptions) -> Plan:
@@ -99,11 +101,16 @@ def make_plan(options: SweepOptions) -> Plan:
     space = feasibility.resolve(space, facts)
 
     folder = _folder(options, storage, facts)
-    resumed = _check_resume(folder, space, facts, options.seed)
+    own_parts = base.parts
+    resumed = _check_resume(folder, space, facts, options.seed, own_parts)
+    if own_parts:
+        copies = tuple(folder.parts / file.name for file in own_parts)
+        space = space.model_copy(update={"parts": copies})
+        base = base.model_copy(update={"parts": copies})
     warm_start: list[dict[str, Any]] = []
     for path in options.warm_start:
         warm_start += best_values(SweepFolder(path), space)
-    return Plan(options, space, base, storage, folder, dataset, facts, resumed, tuple(warm_start))
+    return Plan(options, space, base, storage, folder, dataset, facts, resumed, tuple(warm_start), own_parts)
 
 
 def check_options(options: SweepOptions) -> Space:
@@ -219,6 +226,7 @@ def sweep_record(plan: Plan) -> dict[str, Any]:
             "content_hash": plan.manifest.content_hash,
             "folder": _portable(plan),
         },
+        "parts": parts.digests(plan.own_parts),
         "seed": plan.options.seed,
         "started": earlier.get("started", now),
         "driver_started": now,
@@ -294,7 +302,9 @@ def _folder(options: SweepOptions, storage: Storage, facts: Manifest) -> SweepFo
     return storage.sweep(name)
 
 
-def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int) -> bool:
+def _check_resume(
+    folder: SweepFolder, space: Space, facts: Manifest, seed: int, own_parts: Sequence[Path] = ()
+) -> bool:
     """Whether the folder holds this sweep already; one of another space, seed or dataset is refused."""
     if folder.path.exists() and not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise UserError(f"{folder.path}: belongs to another user and cannot be written; use another --name")
@@ -302,12 +312,17 @@ def _check_resume(folder: SweepFolder, space: Space, facts: Manifest, seed: int)
         return False
 
     earlier = records.sweep_description(folder)
-    before = _flatten({"space": earlier["space"], "seed": earlier["seed"]})
+    # Parsed, so that a field which was added since has its default.
+    earlier_space = records.space_of(folder)
+    before = _flatten({"space": earlier_space.model_dump(mode="json"), "seed": earlier["seed"]})
     before["dataset"] = earlier["dataset"]["content_hash"][:12]
+    before |= _flatten({"parts": earlier.get("parts", {})})
     after = _flatten({"space": space.model_dump(mode="json"), "seed": seed})
     after["dataset"] = facts.content_hash[:12]
+    after |= _flatten({"parts": parts.digests(own_parts)})
 
-    may_change = {f"space.budget.{name}" for name in LIMITS} | {"space.about"}
+    # Of own parts the content counts, not the place.
+    may_change = {f"space.budget.{name}" for name in LIMITS} | {"space.about", "space.parts"}
     fixed = sorted((before.keys() | after.keys()) - may_change)
     changed = [path for path in fixed if before.get(path) != after.get(path)]
     changes = [f"{path} was {before.get(path)}, is {after.get(path)}" for path in changed]

@@ -221,6 +221,11 @@ class SweepFolder:
         return self.path / "space.yaml"
 
     @property
+    def parts(self) -> Path:
+        """Copies of the user's own parts, which its workers load."""
+        return self.path / "parts"
+
+    @property
     def lock(self) -> Path:
         """Held by the driver, so that a sweep has one at a time."""
         return self.path / "driver.lock"

@@ -126,6 +126,9 @@ def carry_out(plan: Plan, placement: Placement, tracker: Tracker) -> bool:
     """Search, race and report while MLflow is kept up to date; return whether the sweep has no result."""
     folder = plan.folder
     changes = software_changes(store.read_json(folder.sweep) or {})
+    for file in plan.own_parts:
+        folder.parts.mkdir(exist_ok=True)
+        store.write_atomic(folder.parts / file.name, file.read_text())
     store.write_json(folder.sweep, sweep_record(plan))
     tracker.start()
     cut_short = True

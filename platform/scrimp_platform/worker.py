@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 from scrimp_platform import cluster, storage_loss, store
 from scrimp_platform.search.tune_loop import FAILURE, NODE, NON_RETRYABLE, NOTE, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
-from scrimp_trainers.common import heartbeat
+from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.errors import Final, NoRoom, UserError
 from scrimp_trainers.common.files import no_room
 
@@ -164,6 +164,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     record = store.read_json(folder.record)
     if not sweep or not record:
         raise UserError(f"{folder.path}: missing on {os.uname().nodename}; is the storage folder mounted?")
+    _load_own_parts(SweepFolder(Path(task["sweep"])), sweep)
     space = sweep["space"]
     objective, direction = next(iter(space["objectives"].items()))
 
@@ -175,7 +176,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     with lock, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True})
         lines = run(
-            recipes.load(folder.recipe),
+            recipes.read(folder.recipe),
             open_dataset(Path(task["dataset"])),
             folder.path,
             record["seed"],
@@ -188,6 +189,16 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             storage_loss.require(folder.record)
             if "rung" in line or NOTE in line:
                 report(line)
+
+
+def _load_own_parts(folder: SweepFolder, sweep: dict[str, Any]) -> None:
+    """Load the user's own parts that the sweep recorded, if they are as it recorded them."""
+    recorded = sweep.get("parts", {})
+    files = [folder.parts / name for name in recorded]
+    for file in files:
+        if not file.is_file() or parts.digests([file])[file.name] != recorded[file.name]:
+            raise Final(f"{file}: is not the file with which the sweep began; run the sweep's command again")
+    parts.load_files(files)
 
 
 def _folder(task: Task) -> RepeatFolder:

@@ -20,7 +20,7 @@ from scrimp_trainers.metrics.names import require_objectives
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe, explain
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.sections import Count, Positive, Section
+from scrimp_trainers.recipe.sections import Count, FilePath, OwnPart, Positive, Section
 
 SPACES = importlib.resources.files("scrimp_spaces")
 Bounds = tuple[float, float]
@@ -174,7 +174,9 @@ class Space(Section):
     arms: dict[str, dict[str, Any]] = {}
     """In place of a search: the recipes to compare, by name, as values of fields; what an arm leaves out is as in
     `recipe`. No arm is stopped, and each gets all repeats."""
-    proposals: Literal["tpe", "gp", "random", "qmc"] = "tpe"
+    parts: tuple[FilePath, ...] = ()
+    """Python files with a user's own parts, which recipes of the space, `scoring.also` and `proposals` may name."""
+    proposals: Literal["tpe", "gp", "random", "qmc"] | OwnPart = "tpe"
     """Who proposes the recipes of a search: Optuna's TPE, its Gaussian process, chance, or a Sobol sequence."""
     objectives: Annotated[dict[str, Literal["minimize", "maximize"]], Field(min_length=1)]
     """Scores to optimise; several make a Pareto front."""
@@ -207,12 +209,13 @@ class Space(Section):
     @classmethod
     def of(cls, **fields: Any) -> "Space":
         """Make a space of plain values, as its YAML has them; `UserError` says what is wrong with them."""
-        return parse_space(fields, "space")
+        return parse_space(recipes.with_own_parts(fields, Path(), "space"), "space")
 
     def base(self) -> Recipe:
         """Return the recipe that every trial starts from, as long as the last rung."""
         base = recipes.load(self.recipe).replace(self.override)
-        return base.replace({"training.kimg": self.budget.rungs_kimg[-1]})
+        own_files = {file.name: file for file in (*base.parts, *self.parts)}
+        return base.replace({"training.kimg": self.budget.rungs_kimg[-1], "parts": list(own_files.values())})
 
     def active(self, values: dict[str, Any]) -> list[str]:
         """Return the searched fields whose conditions hold, given the values chosen so far."""
@@ -288,7 +291,8 @@ def load_space(name: str | Path) -> Space:
     """
     file = Path(name).expanduser()
     if str(name) not in names() and file.is_file():
-        return parse_space(yaml_files.read(file, f"space {name}"), f"space {name}")
+        tree = recipes.with_own_parts(yaml_files.read(file, f"space {name}"), file.parent, f"space {name}")
+        return parse_space(tree, f"space {name}")
     return parse_space(yaml_files.load(space_yaml(str(name)), f"space {name}"), f"space {name}")
 
 

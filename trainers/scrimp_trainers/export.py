@@ -40,8 +40,9 @@ def export(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, 
     with atomic_folder(folder) as part:
         exported = _sampler(recipe)
         network.save(part / network.folder)
-        exported.scheduler.save_pretrained(part / "scheduler")
-        if exported.pipeline and network.takes_only_images_and_levels and not recipe.codec.on:
+        if exported:
+            exported.scheduler.save_pretrained(part / "scheduler")
+        if exported and exported.pipeline and network.takes_only_images_and_levels and not recipe.codec.on:
             (part / "model_index.json").write_text(_index(network, exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         if recipe.codec.on:
@@ -67,7 +68,7 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
     """
     if not (folder / "recipe.yaml").is_file() or not any(folder.glob("*/config.json")):
         raise UserError(f"{folder}: not a model (no network or no recipe.yaml); name the model folder of a repeat")
-    recipe = recipes.load(folder / "recipe.yaml")
+    recipe = recipes.read(folder / "recipe.yaml")
     network: Denoiser = parts.module("networks", recipe.network.kind).load(folder)
     return network.to(select_device(device)).eval(), recipe
 
@@ -108,10 +109,12 @@ def check_images(folder: Path, network: Denoiser, codec: OpenCodec | None, manif
         )
 
 
-def _sampler(recipe: Recipe) -> Exported:
-    """Return how diffusers samples as the recipe does."""
+def _sampler(recipe: Recipe) -> Exported | None:
+    """Return how diffusers samples as the recipe does; none where a user's own sampler does not say it."""
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
+    if not hasattr(sampler, "export"):
+        return None
     return sampler.export(process, recipe.sampler, clip=not recipe.codec.on)
 
 
@@ -129,9 +132,6 @@ def _index(network: Denoiser, exported: Exported) -> str:
 
 def _card(network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in scores.items())
-    sampler = _sampler(recipe).note
-    if recipe.sampler.guidance != 1:
-        sampler += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
     return f"""---
 library_name: diffusers
 tags: [unconditional-image-generation, scrimp]
@@ -146,10 +146,7 @@ Trained by Scrimp; the weights are the exponential moving average of the trainin
 
 ## Use
 
-With diffusers alone, in this folder; {sampler}:
-
-```python
-{_code(network, recipe, manifest.channels)}```
+{_use(network, recipe, manifest.channels)}
 
 ## Scores
 
@@ -164,9 +161,23 @@ With diffusers alone, in this folder; {sampler}:
 """
 
 
-def _code(network: Denoiser, recipe: Recipe, channels: int) -> str:
-    """Return the lines that sample with diffusers; a test runs them."""
+def _use(network: Denoiser, recipe: Recipe, channels: int) -> str:
+    """Say how to sample: with diffusers alone, or with Scrimp where diffusers has no class for a part."""
     exported = _sampler(recipe)
+    if not exported or not network.library_class:
+        files = ", ".join(f'"{file.name}"' for file in recipe.parts)
+        own = f"scrimp.load_parts({files})\n" if files else ""
+        return f"With Scrimp:\n\n```python\nimport scrimp\n\n{own}images = scrimp.load_model('.').sample(16)\n```"
+
+    note = exported.note
+    if recipe.sampler.guidance != 1:
+        note += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
+    code = _code(network, recipe, channels, exported)
+    return f"With diffusers alone, in this folder; {note}:\n\n```python\n{code}```"
+
+
+def _code(network: Denoiser, recipe: Recipe, channels: int, exported: Exported) -> str:
+    """Return the lines that sample with diffusers; a test runs them."""
     scheduler = type(exported.scheduler).__name__
     labels = f"labels = torch.arange(16) % {network.classes}\n" if network.classes else ""
     given = "scheduler.scale_model_input(x, t)"

@@ -59,9 +59,9 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
     with atomic_folder(out) as folder, no_bombs(options.max_pixels):
         scratch = folder / "scratch"
         scratch.mkdir()
-        sources: dict[SplitName, Source] = {"train": open_source(source, scratch, layout)}
+        sources: dict[SplitName, Source] = {"train": open_source(source, scratch, layout, options.reader)}
         if options.reference is not None:
-            sources["reference"] = open_source(options.reference, scratch, layout)
+            sources["reference"] = open_source(options.reference, scratch, layout, options.reader)
         parts = read_images(sources, scratch, options, progress)
 
         images = parts["train"]

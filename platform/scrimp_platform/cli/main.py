@@ -90,6 +90,23 @@ def sweep_command(context: click.Context, **options: Any) -> None:
     sweep(SweepOptions(**options))
 
 
+def _load_own_parts(_context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
+    from scrimp_trainers.common import parts
+
+    parts.load_files(files)
+
+
+OWN_PARTS = click.option(
+    "--parts",
+    type=FILE,
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_load_own_parts,
+    help="A Python file with own parts that are needed; it is run.",
+)
+
+
 @scrimp.command()
 @click.argument("source", type=NAME)
 @click.argument("out", type=FOLDER)
@@ -117,6 +134,7 @@ def sweep_command(context: click.Context, **options: Any) -> None:
 @click.option("--background", metavar="COLOUR", help="Put transparent images on this: a name or #rrggbb.")
 @click.option("--max-pixels", type=click.IntRange(1), help="Pixels that an image may have.  [default: 89,478,485]")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used; dataset.json lists them.")
+@click.option("--reader", metavar="FILE:CLASS", help="An own reader of the source, my_parts:MyReader; see --parts.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
 @click.option(
     "--classifier/--no-classifier",
@@ -125,6 +143,7 @@ def sweep_command(context: click.Context, **options: Any) -> None:
 )
 @click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Encode the images, too, for training on latents.")
 @click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Its autoencoder.  [default: sd-vae-ft-mse]")
+@OWN_PARTS
 def prepare(source: str, out: Path, **options: Any) -> None:
     """Make a dataset of SOURCE: a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or digits."""
     from scrimp_platform.cli import commands
@@ -161,6 +180,7 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
+@OWN_PARTS
 def sample(model: Path, out: Path, **options: Any) -> None:
     """Draw images from MODEL as PNGs and one grid, in OUT."""
     from scrimp_platform.cli import commands
@@ -178,6 +198,7 @@ def sample(model: Path, out: Path, **options: Any) -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--grid", type=FOLDER, help="Write samples beside their nearest training images here (PNG).")
+@OWN_PARTS
 def evaluate(model: Path, data: Path, **options: Any) -> None:
     """Score MODEL against DATA: fidelity, memorisation, cost."""
     from scrimp_platform.cli import commands
@@ -196,6 +217,7 @@ def evaluate(model: Path, data: Path, **options: Any) -> None:
 @click.option("--side", default="high", show_default=True, help="Keep the high scores or the low ones.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the score random.")
 @click.option("--out", type=FOLDER, metavar="PNG", help="The picture.  [default: beside the list]")
+@OWN_PARTS
 def score(data: Path, **options: Any) -> None:
     """Score DATA's training images; list and picture those that a coreset keeps."""
     from scrimp_platform.cli import commands

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from scipy.stats.qmc import Sobol
 
 from scrimp_spaces.space import Space
+from scrimp_trainers.common import parts
 
 MIN_STARTUP_TRIALS = 4
 MAX_STARTUP_TRIALS = 10
@@ -31,6 +32,8 @@ def sampler(space: Space, seed: int, number: int) -> BaseSampler:
             return RandomSampler(own_seed)
         case "qmc":
             return QuasiRandomSampler(list(space.search), seed, number)
+        case own:
+            return parts.own(own)(space, seed, number)
 
 
 class QuasiRandomSampler(BaseSampler):

@@ -41,5 +41,7 @@ class Options:
     """Take all images at whatever depth, without classes of folders."""
     frames: Literal["first", "all"] = "first"
     """Pages or frames to take of a file that has several."""
+    reader: str | None = None
+    """A user's own reader of the source, `my_parts:MyReader`."""
     workers: int | None = None
     """Threads; by default one a core."""

@@ -19,7 +19,7 @@ import torch.hub
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scrimp_trainers.common import weights
+from scrimp_trainers.common import parts, weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import dinov2
@@ -59,7 +59,7 @@ class FeatureExtractor:
             float32 features [b, d], and logits [b, classes] where the network has classes.
         """
         images = images.to(self.device)
-        if self.name != "classifier":
+        if self.name != "classifier" and not parts.is_own(self.name):
             images = images.expand(-1, 3, -1, -1)
         features, *logits = self.network(images)
         return features.float(), logits[0].float() if logits else None
@@ -75,6 +75,9 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
     """
     if scoring.extractor == "classifier":
         network, layer = load_classifier(folder, manifest), "features"
+        digest = weights_hash(scoring, manifest)
+    elif parts.is_own(scoring.extractor):
+        network, layer = parts.own(scoring.extractor)(scoring.weights), "features"
         digest = weights_hash(scoring, manifest)
     else:
         path = weight_file(scoring.extractor, scoring.weights)
@@ -98,6 +101,10 @@ def weights_hash(scoring: Scoring, manifest: Manifest) -> str:
     """
     if scoring.extractor == "classifier":
         return manifest.classifier.sha256 if manifest.classifier else ""
+    if parts.is_own(scoring.extractor):
+        # The code counts, too: features are cached under this.
+        code = parts.digest_of(scoring.extractor)
+        return hashlib.sha256((code + (_sha256(scoring.weights) if scoring.weights else "")).encode()).hexdigest()
     return _sha256(weight_file(scoring.extractor, scoring.weights))
 
 

@@ -12,7 +12,7 @@ from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import families
-from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
+from scrimp_trainers.recipe.scoring import SMALLEST, Builtin, Extractor, Scoring
 
 INCEPTION_NAMES = {"fd": "fid", "kd": "kid"}
 """What scores are called over Inception-v3; there the others have no suffix."""
@@ -26,18 +26,20 @@ def named(score: str, extractor: Extractor) -> str:
         quantity, *rest = score.split("_")
         return "_".join([INCEPTION_NAMES.get(quantity, quantity), *rest])
     score, is_deviation, _ = score.partition("_std")
-    return f"{score}_{extractor}{is_deviation}"
+    suffix = extractor.replace(":", "_")  # of a user's own, my_parts:Edges
+    return f"{score}_{suffix}{is_deviation}"
 
 
-def _fidelity(extractor: Extractor) -> list[str]:
+def fidelity_names(extractor: Extractor) -> list[str]:
+    """Names of the scores against the reference set that this extractor always gives."""
     scores = ["fd", "kd", "kd_std", "isc", "precision", "recall"]
     if extractor not in HAVE_LOGITS:
         scores.remove("isc")
     return [named(score, extractor) for score in scores]
 
 
-FIDELITY: dict[Extractor, list[str]] = {extractor: _fidelity(extractor) for extractor in get_args(Extractor)}
-"""The scores against the reference set that each extractor always gives."""
+FIDELITY: dict[Extractor, list[str]] = {extractor: fidelity_names(extractor) for extractor in get_args(Builtin)}
+"""The scores against the reference set that each extractor of Scrimp's gives."""
 
 MEMORISATION = ["memorized_fraction", "similarity_mean", "pixel_copied_fraction"]
 """Scores against the training set; `<name>_holdout` is the same for held-out images."""
@@ -60,11 +62,11 @@ CLASS_SMALLEST = 50
 def score_names(scoring: Scoring) -> list[str]:
     """Names of the scores that such a scoring gives, without the held-out controls."""
     further = [name for kind in scoring.also for name in family(kind).names(scoring.extractor)]
-    return [*FIDELITY[scoring.extractor], *MEMORISATION, *further]
+    return [*fidelity_names(scoring.extractor), *MEMORISATION, *further]
 
 
 def family(kind: str) -> Any:
-    """Return the module of further scores of this name.
+    """Return the module, or a user's own class, of further scores of this name.
 
     It has `names(extractor)`, which costs no import of torch, and `scores(compared)`, which returns their values.
 
@@ -73,7 +75,7 @@ def family(kind: str) -> Any:
     UserError
         If there is none.
     """
-    if kind not in _families():
+    if kind not in _families() and not parts.is_own(kind):
         raise UserError(f"scoring.also: there are no scores {kind!r}; use {', '.join(_families())}")
     return parts.module("metrics.families", kind)
 
@@ -84,7 +86,7 @@ def _families() -> list[str]:
 
 def class_name(extractor: Extractor, label: int | None = None) -> str:
     """Name of the Fréchet distance within a class, `fid_class_3`, or of their mean, `fid_class_mean`."""
-    return f"{FIDELITY[extractor][0]}_class_{'mean' if label is None else label}"
+    return f"{named('fd', extractor)}_class_{'mean' if label is None else label}"
 
 
 def class_wise(scoring: Scoring, manifest: Manifest) -> bool:
@@ -145,7 +147,7 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
         raise UserError(
             f"{name}: needs {CLASS_SMALLEST} samples and {CLASS_SMALLEST} reference images of each of the "
             f"{classes} classes of dataset {manifest.name}; score {CLASS_SMALLEST * classes} samples or take "
-            f"{FIDELITY[scoring.extractor][0]}"
+            f"{named('fd', scoring.extractor)}"
         )
 
 

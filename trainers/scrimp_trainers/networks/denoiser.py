@@ -1,30 +1,41 @@
 """What every denoising network is to the rest: a module that is told a noise level and conditions."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The names that diffusers gives the files of a network."""
+
 
 class Denoiser(nn.Module):
-    """A denoising network. Its file in this folder has `build` and `load`, which return one."""
+    """A denoising network. Its file in this folder has `build` and `load`, which return one.
 
+    One that is no network of diffusers sets `config`, from which `save` and `from_folder` keep and restore it.
+    """
+
+    config: Mapping[str, Any]
+    """Its constructor's arguments, as JSON has them."""
     shape: torch.Size
     """Shape [C, H, W] of an image."""
     classes: int
     """Number of classes that the network can be told, 0 for none."""
     coordinates: bool = False
     """Whether it is told which part of the whole image it sees."""
-    folder: ClassVar[str]
+    folder: ClassVar[str] = "network"
     """Where it lies in the folder of an exported model."""
-    library_class: ClassVar[str]
-    """The class of diffusers that reads it."""
+    library_class: ClassVar[str] = ""
+    """The class of diffusers that reads it; empty if none does."""
 
     @property
     def device(self) -> torch.device:
@@ -41,8 +52,21 @@ class Denoiser(nn.Module):
         return not (self.classes or self.coordinates)
 
     def save(self, folder: Path) -> None:
-        """Write the network in diffusers' own form."""
-        raise NotImplementedError
+        """Write the network: in diffusers' own form, if it has a class there."""
+        folder.mkdir()
+        (folder / CONFIG).write_text(json.dumps(dict(self.config), indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Read a network that `save` wrote into the folder of an exported model.
+
+        Raises
+        ------
+        UserError
+            If the config or the weights are damaged, missing or misshapen.
+        """
+        return _filled(folder / cls.folder, lambda config: cls(**config), cls.__name__)
 
     def call(self, images: str, labels: str | None) -> str:
         """Return the code that asks diffusers' class for its output, given those of its images and labels."""
@@ -57,12 +81,15 @@ def load_library_network(library_class: Any, folder: Path) -> Any:
     UserError
         If the folder's config or weights are damaged, missing or misshapen.
     """
-    config = folder / "config.json"
-    file = folder / "diffusion_pytorch_model.safetensors"
+    return _filled(folder, library_class.from_config, library_class.__name__)
+
+
+def _filled(folder: Path, make: Callable[[dict[str, Any]], Any], name: str) -> Any:
+    """Make a network from its config, and fill it with its weights, of which none may be missing."""
     try:
-        network = library_class.from_config(json.loads(config.read_text()))
+        network = make(json.loads((folder / CONFIG).read_text()))
     except Exception as error:  # each wrong value fails in a different way
-        reason = weights.reason(error)
-        raise UserError(f"{config}: not the config of a {library_class.__name__}: {reason}") from error
+        raise UserError(f"{folder / CONFIG}: not the config of a {name}: {weights.reason(error)}") from error
+    file = folder / WEIGHTS
     weights.fill(network, weights.read(file), file)
     return network

@@ -1,13 +1,20 @@
 """The diffusion processes' sections: each `kind` is a file in `diffusion/`."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, SerializeAsAny, Tag
 
-from scrimp_trainers.recipe.sections import Positive, Probability, Section, by_kind
+from scrimp_trainers.recipe.sections import OWN, Positive, Probability, Section, by_kind, own_section
 
 
-class EDM(Section):
+class Diffusion(Section):
+    """What all processes have in common. A user's own process extends it, and has `build`."""
+
+    kind: Any
+    """Which diffusion process."""
+
+
+class EDM(Diffusion):
     """EDM (Karras et al. 2022): preconditioned denoiser, log-normal noise levels, table 1."""
 
     offers: ClassVar[frozenset[str]] = frozenset(
@@ -30,7 +37,7 @@ class EDM(Section):
     """Exponent of the sampler's time grid (eq. 5)."""
 
 
-class DDPM(Section):
+class DDPM(Diffusion):
     """DDPM (Ho et al. 2020): a discrete chain of `timesteps` steps with a fixed variance schedule."""
 
     offers: ClassVar[frozenset[str]] = frozenset({"a chain of steps"})
@@ -50,4 +57,9 @@ class DDPM(Section):
     """What the network predicts: the noise, or the velocity of Salimans and Ho (2022)."""
 
 
-Diffusion = Annotated[Annotated[EDM, Tag("edm")] | Annotated[DDPM, Tag("ddpm")], by_kind("edm")]
+AnyDiffusion = Annotated[
+    Annotated[EDM, Tag("edm")]
+    | Annotated[DDPM, Tag("ddpm")]
+    | Annotated[SerializeAsAny[Diffusion], own_section(Diffusion), Tag(OWN)],
+    by_kind("edm"),
+]

@@ -1,13 +1,25 @@
 """The networks' sections: each `kind` is a file in `networks/`."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, SerializeAsAny, Tag
 
-from scrimp_trainers.recipe.sections import Count, Section, by_kind
+from scrimp_trainers.recipe.sections import OWN, Count, Section, by_kind, own_section
 
 
-class UNet(Section):
+class Network(Section):
+    """What all networks have in common. A user's own network extends it, and has `build` and `load`."""
+
+    kind: Any
+    """Which network."""
+
+    @property
+    def multiple(self) -> int:
+        """What the side of an image must be a multiple of."""
+        return 1
+
+
+class UNet(Network):
     """A U-Net of diffusers (`UNet2DModel`)."""
 
     offers: ClassVar[frozenset[str]] = frozenset({"images of several sizes", "augmentation labels", "coordinates"})
@@ -34,7 +46,7 @@ class UNet(Section):
         return 2 ** (len(self.multipliers) - 1)
 
 
-class DiT(Section):
+class DiT(Network):
     """A diffusion transformer (Peebles and Xie 2023): diffusers' `DiTTransformer2DModel`.
 
     The defaults are the paper's S/2; B/2 has 768 channels and 12 heads, XL/2 1152 channels, 28 layers and 16 heads.
@@ -60,4 +72,9 @@ class DiT(Section):
         return self.patch_size
 
 
-Network = Annotated[Annotated[UNet, Tag("unet")] | Annotated[DiT, Tag("dit")], by_kind("unet")]
+AnyNetwork = Annotated[
+    Annotated[UNet, Tag("unet")]
+    | Annotated[DiT, Tag("dit")]
+    | Annotated[SerializeAsAny[Network], own_section(Network), Tag(OWN)],
+    by_kind("unet"),
+]

@@ -12,12 +12,13 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
-from scrimp_trainers.common import yaml_files
+from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.diffusion import DDPM, EDM, Diffusion
-from scrimp_trainers.recipe.networks import Network, UNet
+from scrimp_trainers.recipe.diffusion import DDPM, EDM, AnyDiffusion
+from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
-from scrimp_trainers.recipe.sections import EMA, Conditioning, Optimizer, Section, Training
+from scrimp_trainers.recipe.sections import EMA, OWN, Conditioning, FilePath, Optimizer, Section, Training
+from scrimp_trainers.recipe.technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.techniques import MAFP, OOD, Ambient, Codec, Coreset, Patches, Reweighting, Sparsity
 
 PRESETS = importlib.resources.files("scrimp_trainers.recipe") / "presets"
@@ -28,9 +29,11 @@ class Recipe(Section):
 
     about: str = ""
     """What the recipe is and where its numbers come from."""
-    diffusion: Diffusion = EDM()
+    parts: tuple[FilePath, ...] = ()
+    """Python files with a user's own parts."""
+    diffusion: AnyDiffusion = EDM()
     """The diffusion process."""
-    network: Network = UNet()
+    network: AnyNetwork = UNet()
     """The denoising network."""
     conditioning: Conditioning = Conditioning()
     """What the network is told besides the noisy image."""
@@ -58,6 +61,8 @@ class Recipe(Section):
     """Training on a part of the images, chosen by score."""
     reweighting: Reweighting = Reweighting()
     """Weights for the classes."""
+    technique: AnyTechnique = NoTechnique()
+    """A user's own technique."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -113,12 +118,13 @@ class Recipe(Section):
         fields = flattened(values)
         for name in UNIONS:
             kind = fields.get(f"{name}.kind")
-            known = {section.model_fields["kind"].default: section for section in sections_of(name)}
-            if kind in known:
-                tree[name] = {leaf: value for leaf, value in tree[name].items() if leaf in known[kind].model_fields}
+            if isinstance(kind, str) and (parts.is_own(kind) or kind in _kinds(name)):
+                known = _section(name, kind).model_fields
+                tree[name] = {leaf: value for leaf, value in tree[name].items() if leaf in known}
         for path, value in fields.items():
             section, _, leaf = path.rpartition(".")
-            if path not in PATHS:
+            is_own = section in UNIONS and parts.is_own(str(fields.get(f"{section}.kind", tree[section]["kind"])))
+            if path not in PATHS and not is_own:
                 raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
             node = tree[section] if section else tree
             node[leaf] = value
@@ -140,11 +146,11 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for path, value in values.items():
         is_section = path in Recipe.model_fields and isinstance(value, Mapping)
-        parts = {f"{path}.{name}": part for name, part in value.items()} if is_section else {path: value}
-        for part, given in parts.items():
-            if part in flat:
-                raise UserError(f"{part}: is set twice, inside its section and by its path")
-            flat[part] = given
+        leaves = {f"{path}.{name}": leaf for name, leaf in value.items()} if is_section else {path: value}
+        for leaf, given in leaves.items():
+            if leaf in flat:
+                raise UserError(f"{leaf}: is set twice, inside its section and by its path")
+            flat[leaf] = given
     return flat
 
 
@@ -155,7 +161,9 @@ def sections_of(name: str) -> list[type[Section]]:
 
 def _sections(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, Section) else []
+        kind = getattr(annotation, "model_fields", {}).get("kind")
+        is_base = kind is not None and kind.is_required()  # of a user's own parts
+        return [annotation] if issubclass(annotation, Section) and not is_base else []
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
@@ -165,6 +173,13 @@ def _paths() -> frozenset[str]:
     for name in Recipe.model_fields:
         paths |= {f"{name}.{leaf}" for section in sections_of(name) for leaf in section.model_fields} or {name}
     return frozenset(paths)
+
+
+def _section(name: str, kind: str) -> type[Section]:
+    """Return the section of a kind that may stand in a field of a recipe."""
+    if parts.is_own(kind):
+        return parts.own(kind)
+    return next(section for section in sections_of(name) if section.model_fields["kind"].default == kind)
 
 
 def _kinds(name: str) -> list[str]:
@@ -190,13 +205,17 @@ PATHS = _paths()
 def whole(path: str) -> tuple[bool, int]:
     """Return whether a field takes whole numbers, and of what it wants multiples."""
     name, _, leaf = path.partition(".")
-    if not leaf:
-        return False, 1
-    field = next(section.model_fields[leaf] for section in sections_of(name) if leaf in section.model_fields)
-    parts = [field, *(part for part in get_args(field.annotation))]
+    fields = [section.model_fields[leaf] for section in sections_of(name) if leaf in section.model_fields]
+    if not fields:
+        return False, 1  # no section, or one of a user's own parts
+    field = fields[0]
     types = {field.annotation, *get_args(field.annotation)}
     types |= {get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated}
-    limits = [limit for part in parts for limit in (*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()))]
+    limits = [
+        limit
+        for part in [field, *get_args(field.annotation)]
+        for limit in (*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()))
+    ]
     multiple = next((limit.multiple_of for limit in limits if hasattr(limit, "multiple_of")), 1)
     return int in types and float not in types and get_origin(field.annotation) is not tuple, int(multiple)
 
@@ -244,10 +263,10 @@ def explain(error: ValidationError) -> str:
 
 def _without_kind(location: tuple[int | str, ...]) -> list[str]:
     """Return where a fault is, without the kind that pydantic puts after the name of a union."""
-    parts = [str(part) for part in location]
-    if len(parts) > 1 and parts[0] in UNIONS and parts[1] in _kinds(parts[0]):
-        del parts[1]
-    return parts
+    names = [str(name) for name in location]
+    if len(names) > 1 and names[0] in UNIONS and names[1] in [*_kinds(names[0]), OWN]:
+        del names[1]
+    return names
 
 
 def presets() -> list[str]:
@@ -256,20 +275,47 @@ def presets() -> list[str]:
 
 
 def load(name: str | Path) -> Recipe:
-    """Load a preset by name, or a recipe from a YAML file.
+    """Load a preset by name, or a recipe that the user names from a YAML file, with the files of own parts it lists.
 
     Raises
     ------
     UserError
         If there is neither, or the file is not a valid recipe.
     """
+    where = f"recipe {name}"
     if str(name) in presets():
-        tree = yaml_files.load((PRESETS / f"{name}.yaml").read_text(), f"recipe {name}")
-    elif Path(name).expanduser().is_file():
-        tree = yaml_files.read(Path(name).expanduser(), f"recipe {name}")
-    else:
+        return parse(yaml_files.load((PRESETS / f"{name}.yaml").read_text(), where) or {}, where)
+    file = Path(name).expanduser()
+    if not file.is_file():
         raise UserError(f"recipe {name!s}: no such preset or file; presets are {', '.join(presets())}")
-    return parse(tree or {}, f"recipe {name}")
+    tree = with_own_parts(yaml_files.read(file, where) or {}, file.parent, where)
+    return parse(tree, where)
+
+
+def read(file: Path) -> Recipe:
+    """Read a recipe that Scrimp wrote. Unlike `load`, which is for what a user names, it loads no file of own parts."""
+    where = f"recipe {file}"
+    return parse(yaml_files.read(file, where) or {}, where)
+
+
+def with_own_parts(tree: Any, folder: Path, where: str) -> Any:
+    """Load the files that a user's recipe or space lists under `parts`, and return it with their absolute paths.
+
+    `folder` is what relative paths start from.
+
+    Raises
+    ------
+    UserError
+        If one cannot be loaded.
+    """
+    if not isinstance(tree, dict) or not isinstance(tree.get("parts"), list | tuple):
+        return tree
+    files = [folder.absolute() / Path(str(name)).expanduser() for name in tree["parts"]]
+    try:
+        parts.load_files(files)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return tree | {"parts": [str(file) for file in files]}
 
 
 def reference_recipe(settings: Reweighting) -> Recipe:

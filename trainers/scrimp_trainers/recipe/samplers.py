@@ -1,15 +1,26 @@
 """The samplers' sections: each `kind` is a file in `samplers/`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, SerializeAsAny, Tag
 
-from scrimp_trainers.recipe.sections import Count, NonNegative, Positive, Probability, Section, by_kind
+from scrimp_trainers.recipe.sections import (
+    OWN,
+    Count,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    by_kind,
+    own_section,
+)
 
 
 class Sampler(Section):
-    """What all samplers have in common."""
+    """What all samplers have in common. A user's own sampler extends it, and has `sample` and `export`."""
 
+    kind: Any
+    """Which sampler."""
     steps: Count = 18
     """Sampling steps."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
@@ -83,6 +94,7 @@ AnySampler = Annotated[
     Annotated[Heun, Tag("heun")]
     | Annotated[Ancestral, Tag("ancestral")]
     | Annotated[DDIM, Tag("ddim")]
-    | Annotated[DPMSolver, Tag("dpmpp")],
+    | Annotated[DPMSolver, Tag("dpmpp")]
+    | Annotated[SerializeAsAny[Sampler], own_section(Sampler), Tag(OWN)],
     by_kind("heun"),
 ]

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scrimp_trainers.recipe.sections import FilePath, Section
+from scrimp_trainers.recipe.sections import FilePath, OwnPart, Section
 
-Extractor = Literal["inception", "clip", "dinov2", "vgg16", "resnet18", "classifier"]
-
+Builtin = Literal["inception", "clip", "dinov2", "vgg16", "resnet18", "classifier"]
+Extractor = Builtin | OwnPart
 
 SMALLEST = 20
 """Fewest images that can be scored: two a split of the inception score, more than the neighbours of precision."""

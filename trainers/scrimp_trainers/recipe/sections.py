@@ -5,13 +5,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+from scrimp_trainers.common import parts
+from scrimp_trainers.common.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 FileName = Annotated[str, AfterValidator(os.path.expanduser)]
+OwnPart = Annotated[str, Field(pattern=r"^\w+:\w+$")]
+"""A user's own part, `my_parts:MyNetwork`: the file without its ending, and the name in it."""
 FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -29,13 +42,32 @@ class Section(BaseModel):
         return frozenset()
 
 
+OWN = "own"
+"""The tag of a union's open member: the section of a user's own part, whose kind is `my_parts:MyNetwork`."""
+
+
 def by_kind(default: str) -> Discriminator:
     """Return what chooses among the sections of a union by their `kind`; where it is left out, `default` is meant."""
 
     def choose(value: Any) -> str:
-        return value.get("kind", default) if isinstance(value, Mapping) else value.kind
+        kind = value.get("kind", default) if isinstance(value, Mapping) else value.kind
+        return OWN if parts.is_own(str(kind)) else kind
 
     return Discriminator(choose)
+
+
+def own_section(base: type[Section]) -> WrapValidator:
+    """Return what validates a section of own parts: by the class of its kind, which has to extend `base`."""
+
+    def validate(value: Any, _: ValidatorFunctionWrapHandler) -> Section:
+        if isinstance(value, Section):
+            return value
+        section = parts.own(value["kind"])
+        if not (isinstance(section, type) and issubclass(section, base)):
+            raise UserError(f"{value['kind']}: has to be a class that extends {base.__name__}")
+        return section.model_validate(value)
+
+    return WrapValidator(validate)
 
 
 class Conditioning(Section):

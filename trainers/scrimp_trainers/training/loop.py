@@ -93,6 +93,7 @@ def train(
     averages: list[Tensor] = list(state.ema.parameters())
     state.network.train()
     generator = torch.Generator(device)
+    own_generator = torch.Generator(device)
 
     while state.images < training.kimg * 1000:
         batch = next(batches)
@@ -109,6 +110,9 @@ def train(
             hidden = views.hidden_noise(recipe.ambient, prepared.image_keys, batch, images.shape, draw)
         if recipe.mafp.on:
             images, hidden, augment_labels = views.augment(recipe, images, hidden, generator, mine)
+        if recipe.technique.on:
+            own_generator.manual_seed(seed_of("technique", state.seed, state.step, rank))
+            images = recipe.technique.augment(images, own_generator)
 
         # Patch: all images of a step are cut to one size, each at its own place.
         if recipe.patches.on:
@@ -149,6 +153,9 @@ def train(
                 values = values * weighting.min_snr(process, levels[part], training.min_snr_gamma)
             if negative is not None:
                 values = values + ood.term(recipe.ood, process, estimate, negative[part], levels[part])
+            if recipe.technique.on:
+                own_term = recipe.technique.term(process, estimate, noisy[part], target[part], levels[part])
+                values = values if own_term is None else values + own_term
             return values
 
         def accumulate(size: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scrimp_trainers.codecs.cache import latent_batches, open_latents
-from scrimp_trainers.common import checksums, environment, heartbeat, metrics_log, ranks
+from scrimp_trainers.common import checksums, environment, heartbeat, metrics_log, parts, ranks
 from scrimp_trainers.common.errors import TooLarge, UserError
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.common.metrics_log import Line
@@ -347,6 +347,7 @@ class Session:
         """Return what must stay the same. A run may become longer, unless a schedule is spread over its length."""
         recipe, content = self.recipe.model_dump(mode="json"), self.dataset.manifest.content_hash
         kimg = recipe["training"].pop("kimg")
+        recipe["parts"] = parts.digests(self.recipe.parts)
         moving = {MASK_SCHEDULE: kimg} if self.recipe.sparsity.moves else {}
         return {**recipe, **moving, "dataset": content, "seed": self.state.seed}
 

@@ -9,10 +9,13 @@ import importlib.util
 import pkgutil
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import Any
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.data.sources.source import AS_FOUND, Layout, Source
 from scrimp_trainers.data.tree import Tree, open_tree
@@ -29,7 +32,7 @@ def formats() -> list[str]:
     return sorted(entry.name for entry in pkgutil.iter_modules(__path__) if entry.name not in HELPERS)
 
 
-def open_source(source: str, scratch: Path, layout: Layout = AS_FOUND) -> Source:
+def open_source(source: str, scratch: Path, layout: Layout = AS_FOUND, own_reader: str | None = None) -> Source:
     """Find out what a path or the name `digits` refers to, and list its images.
 
     Parameters
@@ -38,6 +41,8 @@ def open_source(source: str, scratch: Path, layout: Layout = AS_FOUND) -> Source
         A folder for temporary files; its owner removes it when the source is no longer needed.
     layout
         What the user says of how image files are laid out.
+    own_reader
+        A user's own reader, `my_parts:MyReader`, to be asked instead of Scrimp's.
 
     Raises
     ------
@@ -45,8 +50,8 @@ def open_source(source: str, scratch: Path, layout: Layout = AS_FOUND) -> Source
         If there is nothing to read there, or it is damaged.
     """
     tree = open_tree(_digits() if source == DIGITS else Path(source), scratch)
-    for name in formats():
-        reader = importlib.import_module(f"{__name__}.{name}")
+    readers: Iterable[Any] = [parts.own(own_reader)] if own_reader else map(_reader, formats())
+    for reader in readers:
         if reader.recognises(tree):
             images = _read(reader, tree, layout)
             if images.count:
@@ -54,6 +59,10 @@ def open_source(source: str, scratch: Path, layout: Layout = AS_FOUND) -> Source
                 skipped = {printable(reason): count for reason, count in images.skipped.items()}
                 return replace(images, classes=_shown(images.classes, source), notes=notes, skipped=skipped)
     raise UserError(f"{source}: no images found{_instead(tree)}")
+
+
+def _reader(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _shown(classes: list[str] | None, source: str) -> list[str] | None:
@@ -80,7 +89,7 @@ def _instead(tree: Tree) -> str:
     return f", but files of other kinds ({found}); `scrimp prepare --help` says what can be read"
 
 
-def _read(reader: ModuleType, tree: Tree, layout: Layout) -> Source:
+def _read(reader: Any, tree: Tree, layout: Layout) -> Source:
     if reader.__name__.endswith(".images"):
         return reader.read(tree, layout)
     if layout.flat or layout.frames == "all" or layout.labels not in (None, "none"):
