@@ -61,6 +61,8 @@ def test_the_search_does_not_depend_on_how_much_is_compared_at_once(monkeypatch:
     whole = search(images, 8, test)
     assert 20 <= len(np.unique(whole.group)) < 200
     monkeypatch.setattr(duplicates, "ROWS", 7)
+    monkeypatch.setattr(duplicates, "COLUMNS", 11)
+    monkeypatch.setattr(duplicates, "PAIRS", 5)
     monkeypatch.setattr(duplicates, "CHUNK_BYTES", 1000)
     parts = search(images, 8, test)
     np.testing.assert_array_equal(parts.beside_test, whole.beside_test)

@@ -1,9 +1,11 @@
 """Equal and nearly equal images of a source, which must not be on both sides of a split.
 
 Two images are near if their mean absolute difference is at most `near`. Candidates come from sums over blocks of
-pixels: the absolute differences of two images' block sums add up to no more than those of their pixels, and no sum of
-them with signs is larger than that. So a search among signed sums, each to within that radius, misses no pair.
-Candidates are then compared pixel by pixel.
+pixels: the absolute differences of two images' block sums add up to no more than those of their pixels, so a search
+among these sums misses no pair. Nor can one sum of all blocks, with whatever signs, differ by more: sorted by it, an
+image is compared only with those that follow closely. Candidates are then compared pixel by pixel.
+
+The time grows with the square of the number of images; how far apart they are makes less difference.
 """
 
 import hashlib
@@ -12,10 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COARSE, FINE = 4, 8
-"""Blocks a side: of the search tree, and of the test that each candidate must pass before pixels are read."""
+COARSE = 4
+"""Blocks a side whose sums are compared for all pairs."""
+FINER = (8, 16)
+"""Those for the pairs that are left, before their pixels are read: line drawings differ little in large blocks."""
 ROWS = 512
-"""Images whose neighbours are looked for at once."""
+COLUMNS = 2**14
+"""Images that are compared with so many others at once."""
+PAIRS = 2**15
+"""Candidates looked at at once."""
 CHUNK_BYTES = 2**26
 """Bytes of pixels compared at once."""
 
@@ -94,7 +101,7 @@ def _linked(
     most = int(near * pixels[0].size)
     at_once = max(1, CHUNK_BYTES // pixels[0].size)
     group = np.arange(len(first))
-    fine = _blocks(pixels, first, FINE)
+    finer = [_blocks(pixels, first, side) for side in FINER]
 
     def matters(pairs: np.ndarray) -> np.ndarray:
         """Which pairs would, if near, link two groups or mark a further image."""
@@ -102,33 +109,54 @@ def _linked(
         across = (has_test[pairs] & unmarked[pairs[:, ::-1]]).any(axis=1)
         return across | (group[pairs[:, 0]] != group[pairs[:, 1]])
 
+    def link(pairs: np.ndarray) -> None:
+        """Compare pixels, and join the groups of the pairs that are near."""
+        nonlocal group
+        near_pairs = pairs[_distance(pixels[first[pairs[:, 0]]], pixels[first[pairs[:, 1]]]) <= most]
+        if len(near_pairs):
+            beside[near_pairs[:, ::-1][has_test[near_pairs]]] = True
+            links = np.ones(len(near_pairs), dtype=bool)
+            graph = sparse.coo_array((links, group[near_pairs].T), shape=(len(first),) * 2)
+            group = connected_components(graph, directed=False)[1][group]
+
     for pairs in _candidates(_blocks(pixels, first, COARSE), most):
         # Of many images that are all near each other, most pairs no longer matter once the first are compared.
+        pairs = pairs[matters(pairs)]
+        for sums in finer:
+            pairs = pairs[np.abs(sums[pairs[:, 0]] - sums[pairs[:, 1]]).sum(axis=1) <= most]
         while len(pairs := pairs[matters(pairs)]):
-            part, pairs = pairs[:at_once], pairs[at_once:]
-            part = part[np.abs(fine[part[:, 0]] - fine[part[:, 1]]).sum(axis=1) <= most]
-            part = part[_distance(pixels[first[part[:, 0]]], pixels[first[part[:, 1]]]) <= most]
-            beside[part[:, ::-1][has_test[part]]] = True
-            graph = sparse.coo_array((np.ones(len(part), dtype=bool), group[part].T), shape=(len(first),) * 2)
-            group = connected_components(graph, directed=False)[1][group]
+            link(pairs[:at_once])
+            pairs = pairs[at_once:]
     return group
 
 
 def _candidates(coarse: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Yield int64 [k, 2]: pairs i < j of images, with all whose block sums [n, d] differ by at most `most` in L1."""
-    from scipy.linalg import hadamard
-    from scipy.spatial import KDTree
+    """Yield int64 [k, 2]: pairs of images, with all whose block sums [n, d] differ by at most `most` in L1."""
+    from scipy.spatial.distance import cdist
 
-    # Signs as in a Hadamard matrix: images that differ at all differ in some of these sums, and a tree prunes by each.
+    key = _widest(coarse)
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    sums = coarse[order].astype(np.float64)
+    for start in range(0, len(sums), ROWS):
+        rows = sums[start : start + ROWS]
+        end = np.searchsorted(key, key[start + len(rows) - 1] + most, side="right")
+        for other in range(start, end, COLUMNS):
+            columns = sums[other : min(end, other + COLUMNS)]
+            one, two = np.nonzero(cdist(rows, columns, "cityblock") <= most)
+            pairs = np.stack([one + start, two + other], axis=1)
+            pairs = order[pairs[pairs[:, 0] < pairs[:, 1]]]
+            for part in range(0, len(pairs), PAIRS):
+                yield pairs[part : part + PAIRS]
+
+
+def _widest(coarse: np.ndarray) -> np.ndarray:
+    """Return the sum of the blocks, with signs, in which images differ most: of those of a Hadamard matrix."""
+    from scipy.linalg import hadamard
+
     size = 1 << (coarse.shape[1] - 1).bit_length()
-    signed = coarse @ hadamard(size)[: coarse.shape[1]]
-    tree = KDTree(signed)
-    for start in range(0, len(signed), ROWS):
-        rows = KDTree(signed[start : start + ROWS])
-        # The sums are whole numbers, so half of one allows for rounding and adds no pair.
-        entries = rows.sparse_distance_matrix(tree, most + 0.5, p=np.inf, output_type="ndarray")
-        pairs = np.stack([entries["i"] + start, entries["j"]], axis=1)
-        yield pairs[pairs[:, 0] < pairs[:, 1]]
+    signed = coarse.astype(np.int64) @ hadamard(size)[: coarse.shape[1]]
+    return signed[:, signed.std(axis=0).argmax()]
 
 
 def _blocks(pixels: np.ndarray, first: np.ndarray, side: int) -> np.ndarray:
@@ -139,8 +167,9 @@ def _blocks(pixels: np.ndarray, first: np.ndarray, side: int) -> np.ndarray:
     sums = np.empty((len(first), len(rows) * len(columns)), dtype=np.int32)
     step = max(1, CHUNK_BYTES // (pixels[0].size * 8))
     for start in range(0, len(first), step):
-        part = pixels[first[start : start + step]].reshape(-1, height, width, channels).sum(axis=3, dtype=np.int64)
-        blocks = np.add.reduceat(np.add.reduceat(part, rows, axis=1), columns, axis=2)
+        part = pixels[first[start : start + step]].reshape(-1, height, width, channels)
+        bands = np.add.reduceat(part, rows, axis=1, dtype=np.int32)
+        blocks = np.add.reduceat(bands, columns, axis=2).sum(axis=3)
         sums[start : start + step] = blocks.reshape(len(part), -1)
     return sums
 
