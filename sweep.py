@@ -2,7 +2,7 @@
 
 import sys
 
-from scrimp_platform.cli.main import main, rejoined, sweep_command
+from scrimp_platform.cli.main import main, rejoin_values, sweep_command
 
 if __name__ == "__main__":
-    main(rejoined(sys.argv[1:]), sweep_command)
+    main(rejoin_values(sys.argv[1:]), sweep_command)

@@ -78,7 +78,7 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
     from scrimp_platform.report import leaderboard
     from scrimp_platform.search.study import Study
     from scrimp_platform.search.tune_loop import RepeatSearcher
-    from scrimp_platform.tracking.mirror import Tracker
+    from scrimp_platform.tracking.mirror import MirrorThread
 
     folder, synced, propose = the_plan.folder, [], Study.ask
     asked, proposals, board, rest = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()
@@ -89,7 +89,7 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
     with mock.patch("os.fsync", synced.append), mock.patch.object(Study, "ask", ask):
         all_threads, this_thread = time.process_time(), time.thread_time()
         store.write_json(folder.sweep, plan.sweep_record(the_plan))
-        tracker = Tracker(folder, the_plan.storage, the_plan.options.tracking_uri, terminal.say)
+        tracker = MirrorThread(folder, the_plan.storage, the_plan.options.tracking_uri, terminal.say)
         tracker.start()
         ledger = sweep.open_ledger(the_plan, Placement((), 0, nodes))
         replay(folder, RepeatSearcher(ledger, lambda: nodes, list, str, _raise), nodes, asked)

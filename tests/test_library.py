@@ -337,4 +337,4 @@ def test_nothing_public_lies_beside_the_public_names():
     for module in (sweeps, trainings):
         names = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
         public = {name for name in names if not name.startswith("_")}
-        assert public - {"folder_of"} <= set(scrimp.__all__)
+        assert public - {"dataset_folder"} <= set(scrimp.__all__)

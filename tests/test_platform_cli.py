@@ -73,8 +73,8 @@ MISTAKES = [
     (["report", "empty"], "empty: not the folder of a sweep"),
     (["report", "lab.yaml"], "lab.yaml: not the folder of a sweep (no sweep.json)"),
     (["ui", "--storage", "nowhere"], "--storage nowhere: no such folder"),
-    (["status", "--storage", "empty"], "--storage empty: no sweep there; name the folder that holds them"),
-    (["sweep", "--data", "/my", "pandas"], "pandas: belongs to no option; quote what holds spaces"),
+    (["status", "--storage", "empty"], "--storage empty: no sweep there; give the folder that holds the sweeps"),
+    (["sweep", "--data", "/my", "pandas"], "pandas: belongs to no option; quote values that contain spaces"),
     (["doctor", "--data", "empty"], "empty: not a dataset (no dataset.json)"),
     (["doctor", "--storage", "lab.yaml"], "--storage lab.yaml: not a folder"),
     (["doctor", "--tracking-uri", "host:5000"], "--tracking-uri host:5000: not the address of an MLflow server"),
@@ -106,7 +106,7 @@ WORDS = st.from_regex(r"[^\s-][^\s]*( [^\s-][^\s]*)*", fullmatch=True)
 )
 def test_what_ray_submit_takes_apart_is_put_together_again(options):
     sent = [word for option in options for word in option]
-    assert main.rejoined(" ".join(sent).split(" ") if sent else []) == sent
+    assert main.rejoin_values(" ".join(sent).split(" ") if sent else []) == sent
 
 
 @pytest.mark.parametrize("spare", [0, 100_000])

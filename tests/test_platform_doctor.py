@@ -97,7 +97,7 @@ def test_a_report_is_a_row_a_node_and_a_line_a_fault(capsys):
     silent = Fault("ws4", "no answer in 9 s", "look at `ray status`", stops=True)
     reports = [NodeReport(NODE, WELL, []), NodeReport(replace(NODE, name="ws4"), None, [silent])]
     terminal.console.width, before = 160, terminal.console.width
-    terminal.show_report(ClusterReport([], reports))
+    terminal.show_cluster_report(ClusterReport([], reports))
     terminal.console.width = before
     heading, _, well, silent_row, *rest = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     for name, sign in {"GPUs": "2 x RTX 3090", "driver": "570.86", "NCCL": "ok", "data": "seen"}.items():

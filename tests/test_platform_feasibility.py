@@ -36,7 +36,7 @@ def test_a_ratio_is_that_of_the_base_recipe_on_this_dataset(size):
     assert base is not None
     bound = feasibility.resolve(space, facts).constraints["train_flops"]
     assert bound.max == pytest.approx(0.9 * base["train_flops"])
-    assert formatting.limit(bound) == f"at most {bound.max:.4g} (0.9 of the base recipe's)"
+    assert formatting.bound(bound) == f"at most {bound.max:.4g} (0.9 of the base recipe's)"
 
 
 @pytest.mark.parametrize("size", [8, 32])

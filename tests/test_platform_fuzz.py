@@ -51,7 +51,7 @@ def damage(file: Path, content: bytes, rng: random.Random) -> None:
 
 
 def status_answer(folder: SweepFolder) -> Answer:
-    standings, complete, problems = status.unfinished(Storage(folder.path.parent))
+    standings, complete, problems = status.read_storage(Storage(folder.path.parent))
     named = [problem for standing in standings for problem in standing.problems]
     return [complete, *((one.reason, one.trials) for one in standings)], [*problems, *named]
 
@@ -65,7 +65,7 @@ def report_answer(folder: SweepFolder) -> Answer:
     rows = leaderboard.rank(known.trials, space)
     curves = [metrics_log.read(folder.repeat(repeat.trial, repeat.repeat).metrics) for repeat in known.repeats]
     ranking = [(row.number, row.status, row.summaries) for row in rows]
-    shares = importance.importances(known.trials, space)
+    shares = importance.field_importances(known.trials, space)
     return [ranking, leaderboard.verdict(rows, space), curves, shares], known.problems
 
 

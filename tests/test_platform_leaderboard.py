@@ -71,7 +71,7 @@ def test_a_summary_is_that_of_the_finished_repeats_at_the_last_rung():
 def test_the_score_by_which_a_trial_was_chosen_is_shown_and_not_counted():
     rows, _ = ranked(trained(0, 1.0, 5.0, 5.1, 5.2), trained(1, 2.0, 4.0, 4.1, 4.2))
     assert [row.number for row in rows] == [1, 0]
-    assert [leaderboard.chosen(row, "fd_classifier") for row in rows] == ["2", "1"]
+    assert [leaderboard.chosen_at_text(row, "fd_classifier") for row in rows] == ["2", "1"]
     assert rows[1].summaries["fd_classifier"].mean == pytest.approx(5.1)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from scrimp_platform.store import Storage
 from scrimp_platform.tracking import mlflow_server
-from scrimp_platform.tracking.mlflow_server import PASSWORD, USER, Server
+from scrimp_platform.tracking.mlflow_server import PASSWORD_FILE, USER_NAME, Server
 from scrimp_trainers.common.errors import UserError
 
 NOBODY = 65534
@@ -29,17 +29,17 @@ def server() -> Iterator[Server]:
     """A server in a folder that every account of the machine may enter."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        server = mlflow_server.ensure(Storage(Path(folder) / "runs"))
-        server.wait()
+        server = mlflow_server.join_or_start(Storage(Path(folder) / "runs"))
+        server.wait_until_ready()
         yield server
-        server.stop()
+        server.release()
 
 
 def ask(server: Server, path: str, *, body: bytes | None = None, method: str = "GET", secret: str = "") -> int:
     """Return the status of a request."""
     request = urllib.request.Request(server.uri + path, body, {"Content-Type": "application/json"}, method=method)  # noqa: S310
     if secret:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{USER}:{secret}".encode()).decode())
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{USER_NAME}:{secret}".encode()).decode())
     try:
         with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
             return response.status
@@ -67,7 +67,7 @@ def test_nothing_is_answered_without_the_password(server, method, path, body, se
 
 
 def test_with_the_password_the_api_answers_and_files_go_in_and_out(server):
-    secret = mlflow_server.password(server.folder)
+    secret = mlflow_server.read_or_create_password(server.folder)
     assert ask(server, REQUESTS[0][1], secret=secret) == 200
     assert ask(server, f"{FILES}/0/a.txt", body=b"text", method="PUT", secret=secret) == 200
     assert ask(server, f"{FILES}/0/a.txt", secret=secret) == 200
@@ -93,13 +93,13 @@ for method, path, body in requests:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another account")
 def test_another_account_of_the_machine_can_neither_read_nor_write_nor_ask(server):
     requests = json.dumps([(method, path, body and body.decode()) for method, path, body in REQUESTS])
-    command = ["/usr/bin/python3", "-c", OTHER_ACCOUNT, server.uri, server.folder / PASSWORD, requests]
+    command = ["/usr/bin/python3", "-c", OTHER_ACCOUNT, server.uri, server.folder / PASSWORD_FILE, requests]
     answer = subprocess.run(command, user=NOBODY, group=NOBODY, capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["refused", *["401"] * len(REQUESTS)]
 
 
 def test_the_password_is_its_owners_and_stands_nowhere_else(server):
-    file = server.folder / PASSWORD
+    file = server.folder / PASSWORD_FILE
     secret = file.read_text().encode()
     assert len(secret) >= 32
     assert file.stat().st_mode & 0o777 == 0o600
@@ -112,21 +112,21 @@ def test_the_password_is_its_owners_and_stands_nowhere_else(server):
 
 
 def test_a_password_that_others_could_read_is_refused(tmp_path):
-    assert mlflow_server.password(tmp_path) == mlflow_server.password(tmp_path)
-    (tmp_path / PASSWORD).chmod(0o644)
+    assert mlflow_server.read_or_create_password(tmp_path) == mlflow_server.read_or_create_password(tmp_path)
+    (tmp_path / PASSWORD_FILE).chmod(0o644)
     with pytest.raises(UserError, match="others can read this password"):
-        mlflow_server.password(tmp_path)
+        mlflow_server.read_or_create_password(tmp_path)
 
 
 @pytest.mark.parametrize("location", ["/etc", "file:///etc", "s3://bucket", "mlflow-artifacts:/../.."])
 def test_an_experiment_cannot_choose_where_its_files_lie(server, location):
-    secret = mlflow_server.password(server.folder)
+    secret = mlflow_server.read_or_create_password(server.folder)
     body = json.dumps({"name": f"at {location}", "artifact_location": location}).encode()
     assert ask(server, f"{API}/experiments/create", body=body, method="POST", secret=secret) == 400
 
 
 def test_links_out_of_the_artifacts_are_not_followed(server, tmp_path):
-    secret = mlflow_server.password(server.folder)
+    secret = mlflow_server.read_or_create_password(server.folder)
     (tmp_path / "diary.txt").write_text("private")
     artifacts = server.folder / "artifacts"
     artifacts.mkdir(exist_ok=True)
@@ -146,8 +146,8 @@ import sys
 from pathlib import Path
 from scrimp_platform.tracking import mlflow_server
 from scrimp_platform.store import Storage
-server = mlflow_server.ensure(Storage(Path(sys.argv[1])))
-server.wait()
+server = mlflow_server.join_or_start(Storage(Path(sys.argv[1])))
+server.wait_until_ready()
 print(server.process.pid, flush=True)
 sys.stdin.read()
 """
@@ -172,4 +172,4 @@ def test_after_the_death_of_its_last_user_the_server_ends_by_itself(tmp_path):
 @pytest.mark.parametrize("name", ["what?", "a%20b", "no#1"])
 def test_a_storage_whose_name_would_be_taken_for_an_address_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="use another folder"):
-        mlflow_server.check_storage(tmp_path / name)
+        mlflow_server.check_storage_name(tmp_path / name)

@@ -49,31 +49,31 @@ def database(folder):
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.sshfs", "lustre"])
 def test_sqlite_stays_on_a_local_disk(tmp_path, folder, mount, kind):
     mount()
-    assert mlflow_database.address(folder) == f"sqlite:///{folder}/mlflow.db"
+    assert mlflow_database.database_address(folder) == f"sqlite:///{folder}/mlflow.db"
     mount(runs_of_a_lab=kind)
-    identity = mlflow_database.identity(folder)
-    assert mlflow_database.address(folder) == f"sqlite:///{tmp_path}/home/scrimp/{identity}/mlflow.db"
-    assert identity != mlflow_database.identity(folder.parent)
+    identity = mlflow_database.folder_id(folder)
+    assert mlflow_database.database_address(folder) == f"sqlite:///{tmp_path}/home/scrimp/{identity}/mlflow.db"
+    assert identity != mlflow_database.folder_id(folder.parent)
 
 
 def test_a_local_disk_below_or_above_a_shared_folder_counts_as_local(tmp_path, folder, mount):
     mount(runs_of_a_lab="nfs", **{"runs_of_a_lab/mlflow": "xfs"})
-    assert mlflow_database.address(folder) == f"sqlite:///{folder}/mlflow.db"
+    assert mlflow_database.database_address(folder) == f"sqlite:///{folder}/mlflow.db"
     mount(runs="nfs")  # beside it, though its name begins alike
-    assert mlflow_database.address(folder) == f"sqlite:///{folder}/mlflow.db"
+    assert mlflow_database.database_address(folder) == f"sqlite:///{folder}/mlflow.db"
 
 
 def test_without_a_local_disk_a_database_has_to_be_named(folder, mount):
     mount(runs_of_a_lab="nfs4", home="nfs4")
     with pytest.raises(UserError, match=r"write the address of a database into .*mlflow/database: `postgresql://"):
-        mlflow_database.address(folder)
+        mlflow_database.database_address(folder)
 
 
 @pytest.mark.parametrize("address", ["postgresql://scrimp@db/mlflow", "sqlite:////local/disk/mlflow.db"])
 def test_one_line_in_the_storage_folder_names_another_database(folder, mount, address):
     mount(runs_of_a_lab="nfs")
     (folder / "database").write_text(f"{address}\n")
-    assert mlflow_database.address(folder) == address
+    assert mlflow_database.database_address(folder) == address
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_one_line_in_the_storage_folder_names_another_database(folder, mount, ad
 def test_a_password_does_not_belong_there(folder, address):
     (folder / "database").write_text(address)
     with pytest.raises(UserError, match=r"~/\.pgpass") as refusal:
-        mlflow_database.address(folder)
+        mlflow_database.database_address(folder)
     assert "geheim" not in str(refusal.value)
 
 
@@ -90,14 +90,14 @@ def test_a_password_does_not_belong_there(folder, address):
 def test_what_is_no_address_of_a_database_is_refused(folder, address):
     (folder / "database").write_text(address)
     with pytest.raises(UserError, match="not the address of a database, such as `postgresql://"):
-        mlflow_database.address(folder)
+        mlflow_database.database_address(folder)
 
 
 def test_a_sqlite_file_on_the_network_is_refused(tmp_path, folder, mount):
     mount(shared="nfs")
     (folder / "database").write_text(f"sqlite:///{tmp_path}/shared/mlflow.db")
     with pytest.raises(UserError, match="on the network, where SQLite loses data"):
-        mlflow_database.address(folder)
+        mlflow_database.database_address(folder)
 
 
 def test_a_backup_is_whole_while_the_database_is_written_to(folder, database):
@@ -137,7 +137,7 @@ def test_a_backup_that_fails_says_so_and_leaves_the_last_one_whole(folder, datab
 
 def test_a_database_in_postgresql_is_left_to_its_own_tools(folder):
     (folder / "database").write_text("postgresql://db/mlflow")
-    assert mlflow_database.prepare(folder) == "postgresql://db/mlflow"
+    assert mlflow_database.prepare_database(folder) == "postgresql://db/mlflow"
     mlflow_database.back_up(folder)
     assert [file.name for file in folder.iterdir()] == ["database"]
 
@@ -147,7 +147,7 @@ def test_a_lost_database_comes_back_with_its_runs(folder, mount):
 
     mount(runs_of_a_lab="nfs")  # so that the head's disk may be lost without the backups
     sweep = Storage(folder.parent).sweep("quickstart-digits")
-    address = mlflow_database.prepare(folder)
+    address = mlflow_database.prepare_database(folder)
     experiment = MlflowClient(address).create_experiment("digits")
     run = MlflowClient(address).create_run(experiment, run_name="trial 0").info.run_id
     store.write_json(sweep.sweep, {})
@@ -157,7 +157,7 @@ def test_a_lost_database_comes_back_with_its_runs(folder, mount):
     file = mlflow_database.sqlite_file(address)
     assert file
     file.unlink()
-    assert mlflow_database.prepare(folder) == address
+    assert mlflow_database.prepare_database(folder) == address
     assert [found.info.run_name for found in MlflowClient(address).search_runs([experiment])] == ["trial 0"]
     # What was sent after the backup is gone, so nothing may be taken for sent.
     assert not sweep.tracking.exists()

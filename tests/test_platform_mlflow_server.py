@@ -26,12 +26,12 @@ def storage(tmp_path) -> Storage:
 
 @pytest.fixture
 def ensure(storage):
-    """`mlflow_server.ensure` for the storage; whatever it returned is left at the end."""
+    """`mlflow_server.join_or_start` for the storage; whatever it returned is left at the end."""
     with contextlib.ExitStack() as servers:
 
         def call() -> mlflow_server.Server:
-            server = mlflow_server.ensure(storage)
-            servers.callback(server.stop)
+            server = mlflow_server.join_or_start(storage)
+            servers.callback(server.release)
             return server
 
         yield call
@@ -77,19 +77,19 @@ def test_one_server_serves_all_who_use_the_storage_and_ends_with_the_last(storag
         assert first.uri == second.uri
         port = int(first.uri.rpartition(":")[2])
         assert port != mlflow_server.PORT
-        first.wait()
-    assert second.ready()
+        first.wait_until_ready()
+    assert second.is_ready()
     assert listening(port) == {"0100007F"}  # 127.0.0.1
     assert (storage.mlflow / "mlflow.db").is_file()
 
-    first.stop()
-    assert second.ready()
+    first.release()
+    assert second.is_ready()
     assert not (storage.mlflow / "backup").exists()
-    second.stop()
-    assert not mlflow_server.answers(first.uri)
+    second.release()
+    assert not mlflow_server.is_reachable(first.uri)
     assert (storage.mlflow / "backup" / f"mlflow-{time.strftime('%Y-%m-%d')}.db").is_file()
     with pytest.raises(UserError, match="ended"):
-        second.wait()
+        second.wait_until_ready()
 
 
 def test_of_many_that_start_at_once_one_starts_the_server(storage, ensure, pretend):
@@ -100,9 +100,9 @@ def test_of_many_that_start_at_once_one_starts_the_server(storage, ensure, prete
     assert len({server.uri for server in servers}) == 1
     pid = store.read_json(storage.mlflow / "server.json")["pid"]
     for server in servers[:-1]:
-        server.stop()
+        server.release()
     os.kill(pid, 0)
-    servers[-1].stop()
+    servers[-1].release()
     for server in servers:
         if server.process:
             server.process.wait(timeout=10)
@@ -111,12 +111,12 @@ def test_of_many_that_start_at_once_one_starts_the_server(storage, ensure, prete
 
 
 def test_a_server_that_ignores_the_polite_signal_is_ended_all_the_same(ensure, pretend, monkeypatch):
-    monkeypatch.setattr(mlflow_server, "PATIENCE", 0.5)
+    monkeypatch.setattr(mlflow_server, "STEP_TIMEOUT_S", 0.5)
     pretend("trap '' TERM; echo up; while true; do sleep 1; done")
     server = ensure()
     while "up" not in server.log.read_text():
         time.sleep(0.05)
-    server.stop()
+    server.release()
     assert server.process
     assert server.process.returncode == -9
 
@@ -125,7 +125,7 @@ def test_a_server_that_dies_says_where_to_look(ensure, pretend):
     pretend("echo the disk is full; exit 1")
     server = ensure()
     with pytest.raises(UserError, match=r"server\.log"):
-        server.wait()
+        server.wait_until_ready()
     assert "the disk is full" in server.log.read_text()
 
 
@@ -146,12 +146,12 @@ def test_who_watches_a_server_backs_up_once_a_day_and_leaves_when_it_has_ended(e
         raise UserError("the disk is full")
 
     pretend("sleep 2; exit 1")
-    monkeypatch.setattr(mlflow_server, "WATCH", 0.1)
+    monkeypatch.setattr(mlflow_server, "MONITOR_INTERVAL_S", 0.1)
     monkeypatch.setattr(mlflow_server.mlflow_database, "back_up", back_up)
     server = ensure()
     said: list[str] = []
     with pytest.raises(UserError, match="has ended"):
-        server.watch(said.append)
+        server.monitor(said.append)
     assert said == ["the disk is full"]
     assert tried == [server.folder]
 
@@ -174,7 +174,7 @@ def test_a_sweep_finds_the_server_of_scrimp_ui_and_keeps_it_when_that_is_stopped
         assert server.uri in line
         ui.terminate()
         assert ui.wait(timeout=10) == 0
-    assert server.ready()
+    assert server.is_ready()
 
 
 def test_another_program_on_the_port_does_not_pass_for_the_server(ensure, pretend):
@@ -190,8 +190,8 @@ def test_another_program_on_the_port_does_not_pass_for_the_server(ensure, preten
     server = ensure()
     with http.server.HTTPServer(("127.0.0.1", int(server.uri.rpartition(":")[2])), Other) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        assert mlflow_server.answers(server.uri)
-        assert not server.ready()
+        assert mlflow_server.is_reachable(server.uri)
+        assert not server.is_ready()
         other.shutdown()
 
 

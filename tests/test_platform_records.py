@@ -202,7 +202,7 @@ def test_a_foreign_sweep_stops_no_other(folder, foreign):
     strange = SweepFolder(folder.path.parent / "strange")
     strange.path.mkdir()
     strange.sweep.write_text(foreign)
-    standings, complete, problems = status.unfinished(Storage(folder.path.parent))
+    standings, complete, problems = status.read_storage(Storage(folder.path.parent))
     assert (standings, complete) == ([], ["sweep"])
     assert [problem.partition(": ")[0] for problem in problems] == [str(strange.sweep)]
     with pytest.raises(DamagedRecord, match=r"strange/sweep\.json"):

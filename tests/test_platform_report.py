@@ -95,7 +95,7 @@ def test_every_section_is_there_once_and_the_verdict_on_top(whole, seen):
     assert leaderboard.verdict(rows, space) in seen.text[:400]
     assert rows[0].repeats >= 2
     for row in rows:
-        assert leaderboard.score(row, "fd_classifier") in seen.text
+        assert leaderboard.score_text(row, "fd_classifier") in seen.text
 
 
 def test_the_page_needs_no_network(whole, seen):
@@ -215,7 +215,7 @@ def test_scores_within_classes_have_a_plot_and_a_table(classed):
     assert {"classes", "fd_classifier-by-class"} <= set(seen.ids)
     rows = leaderboard.rank(records.read_records(folder).trials, space)
     names = [f"class {i}" for i in range(10)]
-    found = classwise.gather(rows, plots.leaders(rows), names)
+    found = classwise.class_scores(rows, plots.leader_colours(rows), names)
     assert found is not None
     assert (found.name, found.classes) == ("fd_classifier", names)
     raced = [row for row in rows if row.raced]
@@ -230,9 +230,9 @@ def test_scores_within_classes_have_a_plot_and_a_table(classed):
 def test_the_plot_by_class_shows_the_tables_intervals(classed):
     folder, space = classed
     rows = leaderboard.rank(records.read_records(folder).trials, space)
-    found = classwise.gather(rows, plots.leaders(rows), None)
+    found = classwise.class_scores(rows, plots.leader_colours(rows), None)
     assert found is not None
-    bars = traces(plots.class_wise(found, plots.leaders(rows)))
+    bars = traces(plots.class_scores(found, plots.leader_colours(rows)))
     assert len(bars) == len(found.trials) >= 2
     for bar, summaries in zip(bars, found.trials.values(), strict=True):
         assert list(bar.x) == [str(i) for i in range(10)]
@@ -242,7 +242,7 @@ def test_the_plot_by_class_shows_the_tables_intervals(classed):
 
 def test_without_scores_within_classes_there_is_nothing_about_them(whole, seen):
     rows = leaderboard.rank(records.read_records(whole).trials, make_space())
-    assert classwise.gather(rows, plots.leaders(rows), None) is None
+    assert classwise.class_scores(rows, plots.leader_colours(rows), None) is None
     assert "classes" not in seen.ids
 
 
@@ -252,7 +252,10 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
     space = make_space(search=search, budget={"trials": 8})
     folder = write_sweep(tmp_path / "sweep", space)
     rows = leaderboard.rank(records.read_records(folder).trials, space)
-    lines = {line.hovertext[0].split(",")[0]: line.y for line in traces(plots.parallel(rows, space, "fd_classifier"))}
+    lines = {
+        line.hovertext[0].split(",")[0]: line.y
+        for line in traces(plots.parallel_coordinates(rows, space, "fd_classifier"))
+    }
     assert {row.trial.params["optimizer.kind"] for row in rows} == {"adam", "adamw"}
     for row in rows:
         assert (lines[f"trial {row.number}"][1] is None) == (row.trial.params["optimizer.kind"] == "adam")
@@ -261,7 +264,7 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
 def test_the_race_plot_shows_the_leaderboards_intervals(whole):
     space = make_space(budget={"trials": 16, "leaders": 4})
     rows = leaderboard.rank(records.read_records(whole).trials, space)
-    means = [trace for trace in traces(plots.race(rows, "fd_classifier")) if trace.error_x.array is not None]
+    means = [trace for trace in traces(plots.raced_trials(rows, "fd_classifier")) if trace.error_x.array is not None]
     raced = [row for row in rows if row.raced]
     assert len(means) == len(raced) >= 2
     for trace, row in zip(means, raced, strict=True):
@@ -273,13 +276,13 @@ def test_the_race_plot_shows_the_leaderboards_intervals(whole):
 def test_importances_are_optunas_own(whole):
     storage = JournalStorage(JournalFileBackend(str(whole.journal)))
     study = optuna.load_study(study_name="scrimp", storage=storage)
-    shares = importance.importances(records.read_records(whole).trials, make_space())
+    shares = importance.field_importances(records.read_records(whole).trials, make_space())
     assert shares == pytest.approx(optuna.importance.get_param_importances(study))
 
 
 def test_importances_of_few_trials_are_skipped_with_the_reason(tmp_path):
     folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 3}))
-    shares = importance.importances(records.read_records(folder).trials, make_space())
+    shares = importance.field_importances(records.read_records(folder).trials, make_space())
     assert isinstance(shares, str)
     assert "6 trials" in shares
 
@@ -287,9 +290,9 @@ def test_importances_of_few_trials_are_skipped_with_the_reason(tmp_path):
 def test_a_large_or_broken_picture_does_not_burden_the_page(tmp_path):
     Image.new("RGB", (3000, 1500)).save(tmp_path / "large.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "large.png").read_bytes()[:200])
-    large = pictures.read(tmp_path / "large.png", "large")
+    large = pictures.read_picture(tmp_path / "large.png", "large")
     assert large is not None
     assert (large.width, large.height) == (1024, 512)
     with pytest.raises(DamagedRecord, match=r"half\.png: a damaged image"):
-        pictures.read(tmp_path / "half.png", "half")
-    assert pictures.read(tmp_path / "none.png", "none") is None
+        pictures.read_picture(tmp_path / "half.png", "half")
+    assert pictures.read_picture(tmp_path / "none.png", "none") is None

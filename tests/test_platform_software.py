@@ -12,7 +12,7 @@ from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.report import page
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
-from scrimp_platform.tracking.mirror import Tracker
+from scrimp_platform.tracking.mirror import MirrorThread
 from scrimp_trainers.data import manifest
 
 SPACE = make_space(budget={"trials": 3, "rungs_kimg": [1], "repeats": 1})
@@ -73,8 +73,8 @@ def test_a_resumed_sweep_names_what_has_changed(folder, software, changed, monke
     monkeypatch.setattr(sweep, "search_and_race", lambda *_: "complete")
     for name in ("keep_outcome", "conclude"):
         monkeypatch.setattr(sweep, name, lambda *_: None)
-    tracker = cast(Tracker, SimpleNamespace(start=lambda: None, stop=lambda **_: None))
-    sweep.carry_out(plan_of(folder), place((Node("here", 2, 0),), None), tracker)
+    mirror = cast(MirrorThread, SimpleNamespace(start=lambda: None, stop=lambda **_: None))
+    sweep.carry_out(plan_of(folder), place((Node("here", 2, 0),), None), mirror)
     said = " ".join(capsys.readouterr().out.split())
     line = "changed since the last run: code 4e34e34e34e3 (was 01d01d01d01d), torch 2.9.1 (was 2.8.0);"
     assert (line in said) == changed

@@ -11,7 +11,7 @@ import pytest
 from made_up_sweep import make_space, write_sweep
 
 from scrimp_platform import store
-from scrimp_platform.cli import standings, status, terminal
+from scrimp_platform.cli import status, status_view, terminal
 from scrimp_platform.search import estimate, records
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
@@ -35,7 +35,7 @@ def running(folder: SweepFolder) -> list[store.RepeatFolder]:
 
 def shown(storage: Storage, capsys, width: int = 100) -> list[str]:
     before, terminal.console.width = terminal.console.width, width
-    standings.show(*status.unfinished(storage))
+    status_view.show_storage(*status.read_storage(storage))
     terminal.console.width = before
     return capsys.readouterr().out.splitlines()
 
@@ -45,13 +45,13 @@ def test_a_sweep_that_runs_is_shown_with_its_repeats_and_their_nodes(storage, he
     folder.outcome.unlink()
     (files,) = running(folder)
     held(folder.lock, files.lock)
-    (standing,), complete, _ = status.unfinished(storage)
+    (standing,), complete, _ = status.read_storage(storage)
     (training,) = standing.running
     assert complete == []
     assert standing.node == training.node == os.uname().nodename
     assert (standing.phase, training.label, training.kimg) == ("search", files.label, 6.0)
-    assert training.heard is not None
-    assert training.heard < 60
+    assert training.seconds_since_update is not None
+    assert training.seconds_since_update < 60
     assert standing.hours_left
     text = "\n".join(lines := shown(storage, capsys))
     assert f"runs on {os.uname().nodename}, search" in text
@@ -76,7 +76,7 @@ def test_a_sweep_whose_driver_has_gone_waits_and_says_why(storage, capsys, reaso
     folder = write_sweep(storage.path / "lab", make_space(), most=9, reason=reason)
     if not reason:
         folder.outcome.unlink()
-    (standing,), *_ = status.unfinished(storage)
+    (standing,), *_ = status.read_storage(storage)
     assert standing.running == []
     assert standing.hours_left is None
     text = "\n".join(shown(storage, capsys))
@@ -87,7 +87,7 @@ def test_a_sweep_whose_driver_has_gone_waits_and_says_why(storage, capsys, reaso
 def test_the_race_and_what_failed_in_it_are_told(storage, capsys):
     fate = {"race": "CUDA out of memory"}
     write_sweep(storage.path / "lab", make_space(), lambda repeat: fate.get(repeat.phase, ""), 17, "interrupted")
-    (standing,), *_ = status.unfinished(storage)
+    (standing,), *_ = status.read_storage(storage)
     assert standing.phase == "race"
     assert "14, all begun" in "\n".join(shown(storage, capsys))
 
@@ -109,7 +109,7 @@ def test_complete_sweeps_are_only_named(storage, capsys):
 def test_a_complete_sweep_that_was_given_more_to_do_runs_again(storage, held):
     folder = write_sweep(storage.path / "lab", make_space(budget={"trials": 2}))
     held(folder.lock)
-    assert [standing.folder for standing in status.unfinished(storage)[0]] == [folder]
+    assert [standing.folder for standing in status.read_storage(storage)[0]] == [folder]
 
 
 def test_a_sweep_that_has_only_just_begun_is_shown(storage, held, capsys):

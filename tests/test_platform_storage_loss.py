@@ -101,4 +101,4 @@ def test_a_sweep_of_another_user_is_one_line(capsys):
         f"scrimp: {folder.path}: belongs to another user and cannot be written; use another --name\n",
     )
     assert reported[0] == 2
-    assert re.fullmatch(r"scrimp: .* Permission denied: .*; ask its owner, or name another place\n", reported[1])
+    assert re.fullmatch(r"scrimp: .* Permission denied: .*; ask its owner, or choose another place\n", reported[1])

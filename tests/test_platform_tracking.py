@@ -19,17 +19,17 @@ from scrimp_platform.cli import main
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import mirror, mlflow_server
-from scrimp_platform.tracking.mirror import Mirror, Tracker
+from scrimp_platform.tracking.mirror import Mirror, MirrorThread
 from scrimp_trainers.common import metrics_log
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
-    server = mlflow_server.ensure(Storage(tmp_path_factory.mktemp("storage")))
-    server.wait()
+    server = mlflow_server.join_or_start(Storage(tmp_path_factory.mktemp("storage")))
+    server.wait_until_ready()
     server.log_in()
     yield server.uri
-    server.stop()
+    server.release()
 
 
 @pytest.fixture(scope="module")
@@ -309,21 +309,22 @@ def finish(folder: SweepFolder) -> None:
 def test_what_a_server_missed_while_it_was_away_arrives_later(uri, client, folder):
     said: list[str] = []
     door = Door(uri)
-    tracker = Tracker(folder, Storage(folder.path.parent), door.uri, said.append, every=0.05)
-    tracker.start()
+    thread = MirrorThread(folder, Storage(folder.path.parent), door.uri, said.append, interval_s=0.05)
+    thread.start()
     while not said:
         time.sleep(0.05)
     assert said == [
-        f"MLflow: the server at {door.uri} does not answer; the sweep goes on, and what MLflow misses arrives later"
+        f"MLflow: the server at {door.uri} does not answer; "
+        "the sweep continues, and MLflow receives the missing data later"
     ]
     assert not runs_of(client, folder)
     door.open()
     while len(said) < 3:
         time.sleep(0.05)
     assert said[1].startswith(f"MLflow: {door.uri}/#/experiments/")
-    assert said[2] == "MLflow is back, and has heard what it missed"
+    assert said[2] == "MLflow is reachable again and up to date"
     finish(folder)
-    tracker.stop(patience=60)
+    thread.stop(stall_timeout_s=60)
     runs = runs_of(client, folder)
     assert len(runs) == 9
     assert runs[folder.path.name].info.status == "FINISHED"
@@ -331,11 +332,11 @@ def test_what_a_server_missed_while_it_was_away_arrives_later(uri, client, folde
 
 
 def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):
-    tracker = Tracker(folder, Storage(folder.path.parent), uri, lambda _: None)
+    thread = MirrorThread(folder, Storage(folder.path.parent), uri, lambda _: None)
     finish(folder)
     store.write_json(folder.outcome, {"reason": "complete", "ended": time.time() - 5000})  # of an earlier start
-    tracker.start()
-    tracker.stop(patience=60)
+    thread.start()
+    thread.stop(stall_timeout_s=60)
     run = runs_of(client, folder)[folder.path.name]
     assert (run.info.status, run.data.tags["scrimp.outcome"]) == ("FAILED", "crashed")
 
@@ -372,14 +373,14 @@ class Slow:
 
 
 def test_the_end_waits_for_a_slow_server_as_long_as_it_gets_on_and_shows_how_far(uri, client, folder, monkeypatch):
-    monkeypatch.setattr(mirror, "SHOW_INTERVAL_S", 0.1)
+    monkeypatch.setattr(mirror, "PROGRESS_INTERVAL_S", 0.1)
     slow = Slow(0.05)
     monkeypatch.setattr(requests.Session, "send", lambda session, request, **how: slow(session, request, **how))
     said: list[str] = []
-    tracker = Tracker(folder, Storage(folder.path.parent), uri, said.append)
-    tracker.start()
+    thread = MirrorThread(folder, Storage(folder.path.parent), uri, said.append)
+    thread.start()
     finish(folder)
-    tracker.stop(patience=5)
+    thread.stop(stall_timeout_s=5)
     shown = r"MLflow: \d of 8 runs are up to date; Ctrl-C leaves the rest for later"
     assert [line for line in said if re.fullmatch(shown, line)], said
     assert not any("not up to date" in line for line in said)

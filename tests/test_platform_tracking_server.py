@@ -9,7 +9,7 @@ from tracked_sweep import ended_sweep
 
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import mlflow_server
-from scrimp_platform.tracking.mirror import Tracker
+from scrimp_platform.tracking.mirror import MirrorThread
 from scrimp_trainers.common.errors import UserError
 
 
@@ -22,24 +22,24 @@ class Embedded:
     def __init__(self, name: str):
         self.uri = name
 
-    def wait(self):
+    def wait_until_ready(self):
         if self.uri == "killed":
             raise UserError("it has ended")
 
     def log_in(self):
         pass
 
-    def stop(self):
+    def release(self):
         pass
 
 
 def test_an_embedded_server_that_was_killed_is_started_anew(tmp_path, monkeypatch):
     names = iter(["killed", "anew", "killed", "killed"])
-    monkeypatch.setattr(mlflow_server, "ensure", lambda storage: Embedded(next(names)))
-    first, second = (Tracker(SweepFolder(tmp_path / "lab"), Storage(tmp_path), None) for _ in range(2))
-    assert first._embedded() == "anew"
+    monkeypatch.setattr(mlflow_server, "join_or_start", lambda storage: Embedded(next(names)))
+    first, second = (MirrorThread(SweepFolder(tmp_path / "lab"), Storage(tmp_path), None) for _ in range(2))
+    assert first._embedded_server() == "anew"
     with pytest.raises(UserError, match="it has ended"):
-        second._embedded()
+        second._embedded_server()
 
 
 def test_no_server_is_started_after_the_end(folder, monkeypatch):
@@ -54,22 +54,22 @@ def test_no_server_is_started_after_the_end(folder, monkeypatch):
             started.append(self)
             self.ended = threading.Event()
 
-        def wait(self):
+        def wait_until_ready(self):
             assert self.ended.wait(60)
             raise UserError("it has ended")
 
-        def stop(self):
+        def release(self):
             self.ended.set()
 
-    monkeypatch.setattr(mlflow_server, "ensure", Slow)
+    monkeypatch.setattr(mlflow_server, "join_or_start", Slow)
     said: list[str] = []
-    tracker = Tracker(folder, Storage(folder.path.parent), None, said.append)
-    tracker.start()
+    thread = MirrorThread(folder, Storage(folder.path.parent), None, said.append)
+    thread.start()
     while not started:
         time.sleep(0.01)
-    tracker.stop(patience=0.1)
-    tracker._thread.join(60)
-    assert not tracker._thread.is_alive()
+    thread.stop(stall_timeout_s=0.1)
+    thread._thread.join(60)
+    assert not thread._thread.is_alive()
     assert len(started) == 1
     assert said == [f"MLflow is not up to date (it is slow); `scrimp sync {folder.path}` sends the rest"]
 
@@ -79,12 +79,12 @@ def test_a_server_that_never_answers_holds_up_nothing(folder):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        tracker = Tracker(
+        thread = MirrorThread(
             folder, Storage(folder.path.parent), f"http://127.0.0.1:{silent.getsockname()[1]}", said.append
         )
-        tracker.start()
+        thread.start()
         began = time.monotonic()
-        tracker.stop(patience=1)
+        thread.stop(stall_timeout_s=1)
         assert time.monotonic() - began < 3
     assert said == [f"MLflow is not up to date (it is slow); `scrimp sync {folder.path}` sends the rest"]
 
@@ -92,4 +92,4 @@ def test_a_server_that_never_answers_holds_up_nothing(folder):
 @pytest.mark.parametrize("uri", ["localhost:5000", "mlruns", "file:///tmp/mlruns", "http://", "http://[x"])
 def test_what_is_no_address_of_a_server_is_refused(folder, uri):
     with pytest.raises(UserError, match=r"--tracking-uri .*http://host:5000"):
-        Tracker(folder, Storage(folder.path.parent), uri)
+        MirrorThread(folder, Storage(folder.path.parent), uri)

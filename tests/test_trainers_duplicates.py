@@ -162,6 +162,6 @@ def test_a_large_group_of_near_images_is_pointed_out(tmp_path):
         Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(folder / f"noise{i}.png")
     manifest = prepare(str(folder), tmp_path / "near", Options())
     assert manifest.summary.largest_group == 60
-    assert any(line.startswith("WARNING: 60 images are linked") for line in words.lines(manifest))
+    assert any(line.startswith("WARNING: 60 images are linked") for line in words.summary_lines(manifest))
     apart = prepare(str(folder), tmp_path / "apart", Options(near=0.5))
-    assert not any(line.startswith("WARNING") for line in words.lines(apart))
+    assert not any(line.startswith("WARNING") for line in words.summary_lines(apart))

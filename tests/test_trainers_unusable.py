@@ -107,7 +107,7 @@ def test_16_bits_are_refused_or_scaled_in_every_format(
 
 def test_12_bits_in_16_are_said_to_come_out_dark(tmp_path: Path):
     save(tmp_path, "1.png", png16(noise(8, 8, 3, high=4096)))
-    lines = "\n".join(words.lines(made(tmp_path, depth16="scale")))
+    lines = "\n".join(words.summary_lines(made(tmp_path, depth16="scale")))
     assert "the largest value is only 15 of 255" in lines
 
 
@@ -234,7 +234,7 @@ def test_prepare_says_what_it_understood(tmp_path: Path):
         side = 24 if i % 2 else 16
         save(tmp_path, f"{'cat' if i < 4 else 'dog'}/{i}.png", noise(16, side, 3, seed=i).astype(np.uint8))
     save(tmp_path, "cat/again.png", noise(16, 16, 3).astype(np.uint8))
-    lines = list(words.lines(made(tmp_path, size=16, holdout=2)))
+    lines = list(words.summary_lines(made(tmp_path, size=16, holdout=2)))
     assert lines[:2] == [
         "classes: cat 5, dog 2",
         "images: 4 of 16x16, 3 of 24x16; 3 cropped to their centre square, 0 resized to 16x16",
@@ -288,7 +288,7 @@ def test_a_classifier_that_learnt_nothing_is_not_used_unless_asked_for(tmp_path:
     assert manifest.classifier is not None
     assert not manifest.classifier.better_than_chance
     assert manifest.classifier.baseline == pytest.approx(2 / 3)
-    assert any(line.startswith("WARNING: the classifier is no better") for line in words.lines(manifest))
+    assert any(line.startswith("WARNING: the classifier is no better") for line in words.summary_lines(manifest))
     with pytest.raises(UserError, match=r"no better than always naming.*--classifier"):
         names.check(Scoring(extractor="classifier"), manifest)
     recipe = load_recipe("tiny-edm").replace({"coreset.keep": 0.5, "coreset.features": "classifier"})

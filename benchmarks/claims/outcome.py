@@ -53,7 +53,7 @@ class Outcome:
         """Return a score of an arm's finished repeats after this share of the training."""
         trial = self.trials.get(arm)
         kimg = share * self.space.budget.rungs_kimg[-1]
-        return records.finite_scores(trial.finished(kimg), score, kimg) if trial else []
+        return records.finite_scores(trial.finished_repeats(kimg), score, kimg) if trial else []
 
     def sides(self, comparison: Comparison) -> tuple[list[float], list[float]]:
         """Return the values of the two arms of a comparison."""

@@ -1,6 +1,6 @@
-"""Scrimp as a library: what the command line does, as functions. docs/api.md describes each name.
+"""Scrimp as a library: the command line as Python functions. docs/api.md describes each name.
 
-To import it costs next to nothing: what a name needs (torch, Ray, MLflow) is imported when it is first used.
+Importing it is cheap: torch, Ray and MLflow are imported when a name that needs them is first used.
 """
 
 import importlib
@@ -32,7 +32,7 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
+_MODULES = {
     "Dataset": "scrimp_trainers.data.dataset",
     "Diverged": "scrimp_trainers.common.errors",
     "Model": "scrimp_platform.model",
@@ -49,13 +49,13 @@ _HOMES = {
     "train": "scrimp.trainings",
 }
 
-if not TYPE_CHECKING:  # a type checker takes any name for one that this function knows
+if not TYPE_CHECKING:  # with __getattr__ in sight, a type checker would accept every name
 
     def __getattr__(name: str) -> object:
         """Import a public name when it is first used (PEP 562)."""
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 

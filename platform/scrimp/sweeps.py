@@ -1,4 +1,4 @@
-"""Sweeps and what came of them."""
+"""Running a sweep and reading its result."""
 
 import dataclasses
 import sys
@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scrimp.trainings import dataset_folder
 from scrimp_platform import store
 from scrimp_platform.model import Model
 from scrimp_platform.report import goals, leaderboard
@@ -25,31 +26,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a sweep has found, as its folder says at the time when it is loaded."""
+    """The result of a sweep, as its folder shows it when it is loaded."""
 
     folder: Path
     """The sweep's folder; `report.html` in it is the report."""
     reason: str
-    """Why the sweep ended: `complete`, `interrupted`, the limit that was reached; or `not over yet`."""
+    """Why the sweep ended: `complete`, `interrupted`, or the limit that was reached; `not over yet` if it runs."""
     verdict: str
-    """Which trial wins and by what, or which cannot be told apart: the sentence that the report begins with."""
+    """The report's first sentence: which trial wins and by how much, or which trials are tied."""
     problems: tuple[str, ...]
     """A line for each record that is damaged or missing."""
     space: Space = field(repr=False)
-    """What was searched, and by what it is ranked."""
+    """The space that was searched, with the objectives and constraints that rank the trials."""
     _rows: tuple[TrialRow, ...] = field(repr=False)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Result":
-        """Read a sweep's folder, also while the sweep runs.
+        """Read a sweep's folder; this works while the sweep runs, too.
 
         Raises
         ------
         UserError
-            If the folder is not that of a sweep, or its description is damaged.
+            If the folder holds no sweep, or its `sweep.json` is damaged.
         """
         files = SweepFolder(Path(folder).expanduser().absolute())
-        space, known = records.space_of(files), records.read_as_observer(files)
+        space = records.space_of(files)
+        known = records.read_as_observer(files)
         rows = leaderboard.rank(known.trials, space)
         outcome = store.read_sound(files.outcome) or {"reason": "not over yet"}
         return cls(
@@ -66,34 +68,36 @@ class Result:
         objectives: Mapping[str, Literal["minimize", "maximize"]] | None = None,
         constraints: Mapping[str, Mapping[str, float]] | None = None,
     ) -> "Result":
-        """Rank the same trials by other goals: nothing is trained, and no file changes.
+        """Rank the same trials by other goals. Nothing is trained, and no file changes.
 
         Parameters
         ----------
         objectives
-            Such as `{"kid": "minimize"}`; by default the space's own.
+            Such as `{"kid": "minimize"}`; by default those of the space.
         constraints
-            Such as `{"memorized_fraction": {"max": 0.1}}`; by default the space's own.
+            Such as `{"memorized_fraction": {"max": 0.1}}`; by default those of the space.
 
         Returns
         -------
         Result
-            Another result of the same sweep.
+            The same sweep with the new ranking.
 
         Raises
         ------
         UserError
-            If there is no such score, or this sweep did not measure it.
+            If a score does not exist, or this sweep did not measure it.
         """
         space = goals.with_goals(self.space, objectives, constraints)
         trials = sorted((row.trial for row in self._rows), key=lambda trial: trial.number)
         goals.require_measured(space, trials)
+
         rows = leaderboard.rank(trials, space)
-        return dataclasses.replace(self, verdict=leaderboard.verdict(rows, space), space=space, _rows=tuple(rows))
+        verdict = leaderboard.verdict(rows, space)
+        return dataclasses.replace(self, verdict=verdict, space=space, _rows=tuple(rows))
 
     @property
     def leaderboard(self) -> "pandas.DataFrame | list[dict[str, Any]]":
-        """The trials, best first, in the columns of leaderboard.csv: a list of dicts where pandas is not installed."""
+        """The trials, best first, in the columns of leaderboard.csv; a list of dicts if pandas is not installed."""
         entries = leaderboard.entries(self._rows, self.space)
         try:
             import pandas
@@ -103,30 +107,31 @@ class Result:
 
     @property
     def best_recipe(self) -> Recipe | None:
-        """The recipe of the best trial; none if no trial was trained to the end and keeps the constraints."""
-        files = self._best
+        """The recipe of the best trial; None if no trial was trained to the end within the constraints."""
+        files = self._best_repeat
         return Recipe.load(files.recipe) if files else None
 
     def model(self, *, device: str | None = None) -> Model:
-        """Load the model of the best trial's typical repeat: the one whose score is nearest to the trial's mean.
+        """Load the model of the best trial's typical repeat, whose score is nearest to the trial's mean.
 
         Raises
         ------
         UserError
             If there is no best trial.
         """
-        files = self._best
+        files = self._best_repeat
         if not files:
-            raise UserError(f"{self.folder}: no best model; {'; '.join(self.problems) or self.verdict}")
+            cause = "; ".join(self.problems) or self.verdict
+            raise UserError(f"{self.folder}: no best model; {cause}")
         return Model.load(files.model, device)
 
     @property
-    def _best(self) -> RepeatFolder | None:
-        """The best trial's typical repeat; none while the records of a trial are damaged that may be better."""
+    def _best_repeat(self) -> RepeatFolder | None:
+        """The best trial's typical repeat; None while a trial that may be better has damaged records."""
         best = leaderboard.best(self._rows)
-        if best is None or any(leaderboard.lost(row.trial) for row in self._rows):
+        if best is None or any(leaderboard.may_hide_best(row.trial) for row in self._rows):
             return None
-        typical = leaderboard.typical(best, self.space)
+        typical = leaderboard.typical_repeat(best, self.space)
         return SweepFolder(self.folder).repeat(typical.trial, typical.repeat)
 
 
@@ -146,10 +151,11 @@ def sweep(
     fresh: bool = False,
     seed: int = 0,
 ) -> Result:
-    """Search a space on a dataset, repeat the leaders, find the winner; the same call again resumes.
+    """Search a space on a dataset, repeat the leading trials with fresh seeds, and find the winner.
 
-    It joins the Ray cluster that runs, as a job of it, or starts Ray on this machine; it prints what `scrimp sweep`
-    prints. The first Ctrl-C ends it cleanly, and the result's `reason` says so; the second raises KeyboardInterrupt.
+    The same call resumes an earlier sweep. It runs as a job on the Ray cluster if one is running, or else starts Ray on
+    this machine, and it prints what `scrimp sweep` prints. The first Ctrl-C ends the sweep cleanly, and the result's
+    `reason` says so; the second raises KeyboardInterrupt.
 
     Parameters
     ----------
@@ -158,32 +164,32 @@ def sweep(
     data
         A dataset, its folder, or `digits`, which is prepared on first use.
     trials, repeats, rungs, max_gpu_hours
-        In place of the space's own budget: recipes to try, seeds that a leader gets, marks in kimg at which repeats are
-        scored, device-hours to spend at most.
+        These replace the space's budget: number of recipes to try, seeds per leading trial, marks in kimg at which
+        repeats are scored, and the maximum of device-hours.
     name
         Name of the sweep; by default SPACE-DATASET, where a space made in Python is called `space`.
     storage
         Folder of all sweeps.
     tracking_uri
-        An MLflow server; by default one of its own, for as long as the sweep lasts.
+        An MLflow server; by default the sweep starts its own and stops it at the end.
     warm_start
-        Folders of earlier sweeps, whose leaders are tried first.
+        Folders of earlier sweeps, whose best trials are tried first.
     gpus_per_repeat
-        GPUs of one repeat; by default all of a node.
+        GPUs per repeat; by default all GPUs of a node.
     fresh
-        Start anew beside an earlier sweep of this name.
+        Start a new sweep beside an earlier one of the same name.
     seed
-        Seed of everything.
+        Seed of the search and of all training runs.
 
     Returns
     -------
     Result
-        What was found; its `reason` says whether the sweep is complete.
+        The result; its `reason` says whether the sweep is complete.
 
     Raises
     ------
     UserError
-        If what was asked for cannot be done; nothing has been started then.
+        If an argument is wrong or the sweep cannot start; nothing has been started then.
     """
     from scrimp_cluster import proxies, temporary
     from scrimp_platform import interrupt
@@ -191,12 +197,14 @@ def sweep(
     from scrimp_platform.plan import SweepOptions
     from scrimp_platform.sweep import run_sweep
 
+    if not isinstance(space, Space):
+        space = fspath(space)
     options = SweepOptions(
-        space=space if isinstance(space, Space) else fspath(space),
-        data=str(data.folder) if isinstance(data, Dataset) else str(Path(data).expanduser()),
+        space=space,
+        data=str(dataset_folder(data)),
         trials=trials,
         repeats=repeats,
-        rungs=tuple(rungs) if rungs is not None else None,
+        rungs=None if rungs is None else tuple(rungs),
         name=name,
         storage=Path(storage),
         tracking_uri=tracking_uri,
@@ -215,7 +223,7 @@ def sweep(
 
 
 def _require_free_ray() -> None:
-    """Refuse a process that uses Ray already: it has one at a time, and a sweep ends its own."""
+    """Refuse a process that already uses Ray: it can have one connection only, and the sweep closes its own."""
     ray = sys.modules.get("ray")
     if ray and ray.is_initialized():
         raise UserError("this process uses Ray already; call ray.shutdown() first")

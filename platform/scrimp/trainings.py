@@ -1,4 +1,4 @@
-"""Datasets, single trainings and models."""
+"""Datasets, single training runs and models."""
 
 from collections.abc import Iterator
 from os import PathLike, fspath
@@ -49,44 +49,45 @@ def prepare(
     source
         A folder, zip, tar or npz of images, CIFAR-10, idx or WebDataset shards, or the name `digits`.
     out
-        The folder to make; it must not exist.
+        The folder to create; it must not exist.
     size
         Height and width of the images: centre crop, then Lanczos. By default they must be squares of one size.
     limit, per_class
-        Training images to keep, of all or of each class; by default all.
+        Number of training images to keep, in total or per class; by default all.
     holdout
-        Images that are never trained on: a number, or a share if below 1.
+        Images to hold out from training: a number, or a fraction if below 1.
     labels
-        Where classes come from: `none`, `folder`, or a file that lists them; by default whatever is found.
+        Source of the classes: `none`, `folder`, or a file that lists them; by default whatever the source offers.
     flat
-        Take all images, at whatever depth, without classes of folders.
+        Take the images of all subfolders, and do not make classes of the folders.
     frames
-        Pages or frames to take of a file that has several.
+        Which pages or frames to take from a file with several.
     reference
-        A source of images that scores compare with; by default the training images.
+        A source of images to compare with when scoring; by default the training images.
     name
-        Name in reports; by default that of the folder made.
+        Name shown in reports; by default that of the new folder.
     near
-        Largest mean difference, of 255, of images that are kept on one side of the split; 0: equal images alone.
+        Images whose mean difference is at most this, on a scale of 255, stay on one side of the split; with 0 only
+        equal images do.
     depth16
         Scale 16-bit images to 8 bits; by default they are refused.
     background
-        Colour on which transparent images are put; by default they are refused.
+        Colour to put behind transparent images; by default they are refused.
     max_pixels
-        Pixels that an image may have before it is resized.
+        Maximum number of pixels of an image before it is resized.
     skip_bad
-        Prepare the rest where some images cannot be used.
+        Skip unusable images and prepare the others.
     reader
         An own reader of the source, `my_parts:MyReader`; see `load_parts`.
     seed
-        Seed of every draw.
+        Seed of every random draw.
     classifier
         Train a small CNN on the labels, which can score models. By default it is trained, and used if it is better
         than chance.
     codec, encoder
         Also encode the images with this autoencoder, for training on latents.
     progress
-        Called with how many images are done and how many there are.
+        Called with the number of images done and the total.
 
     Returns
     -------
@@ -96,7 +97,7 @@ def prepare(
     Raises
     ------
     UserError
-        If the source, an image in it, or an option is unfit. Nothing is left behind then.
+        If the source, one of its images, or an option cannot be used. Nothing is written then.
     """
     from scrimp_trainers import ingest
 
@@ -120,15 +121,15 @@ def prepare(
         frames=frames,
     )
     folder = Path(out).expanduser()
-    the_codec = operations.codec_of(codec, encoder)
+    codec_settings = operations.make_codec(codec, encoder)
     ingest.prepare(str(Path(source).expanduser()), folder, options, progress)
-    if the_codec.on:
-        operations.encode(folder, the_codec, progress)
+    if codec_settings.on:
+        operations.encode(folder, codec_settings, progress)
     return datasets.open_dataset(folder)
 
 
 def open_dataset(folder: str | PathLike[str]) -> Dataset:
-    """Open a dataset that `prepare` made.
+    """Open a prepared dataset.
 
     Parameters
     ----------
@@ -159,10 +160,11 @@ def train(
     samples: int = 1000,
     device: str | None = None,
 ) -> Iterator[Line]:
-    """Train a model, without Ray, while what this returns is read; the same call again resumes.
+    """Train a model without Ray; training advances while the returned lines are read.
 
-    Mistakes are found at once, when it is called. A finished training is scored if `extractor` asks for it and nobody
-    has, and continued if the recipe is longer now and otherwise the same.
+    Wrong arguments are refused by the call itself. The same call resumes an earlier training run. A finished run is
+    scored if `extractor` is given and it has no scores yet, and continued if the recipe is longer now and otherwise the
+    same.
 
     Parameters
     ----------
@@ -171,37 +173,41 @@ def train(
     dataset
         A dataset or its folder.
     folder
-        Gets everything: recipe.yaml, metrics.jsonl, samples.png, checkpoint/, and at the end model/.
+        Folder for all files: recipe.yaml, metrics.jsonl, samples.png, checkpoint/, and at the end model/.
     seed
-        Seed of the training.
+        Seed of the training run.
     kimg
-        Length, in thousands of images; by default the recipe's.
+        Training length in thousands of images; by default the recipe's.
     extractor
         Score the result with this feature extractor: `classifier`, `inception`, `clip`, `dinov2`, `vgg16`, `resnet18`.
     samples
-        Images to sample for the scores.
+        Number of samples to score.
     device
         Such as `cpu` or `cuda:1`; by default the first GPU, or the CPU.
 
     Returns
     -------
     Iterator[dict[str, Any]]
-        A line at every tick, with `kimg`, `loss` and more, and the last one with the scores. If the training does not
-        resume as it ended (a damaged checkpoint, other versions), the first one has only a `note`, which says so.
+        One line per tick with `kimg`, `loss` and more; the last one has the scores. If the run cannot resume exactly
+        where it ended (a damaged checkpoint, other package versions), the first line has only a `note` about it.
 
     Raises
     ------
     UserError
-        If the recipe does not fit the dataset, or the folder holds another training.
+        If the recipe does not fit the dataset, or the folder holds another training run.
     Diverged
-        While it is read: if the loss is no longer finite or has exploded.
+        While the lines are read: if the loss is no longer finite or has exploded.
     """
-    the_recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(fspath(recipe))
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.load(fspath(recipe))
     if kimg is not None:
-        the_recipe = operations.lengthened(the_recipe, kimg)
-    data = folder_of(dataset)
-    scoring = operations.scoring_of(manifest.load(data), extractor=extractor, samples=samples) if extractor else None
-    return operations.train(the_recipe, data, Path(folder).expanduser(), seed, scoring, device)
+        recipe = operations.with_length(recipe, kimg)
+
+    data = dataset_folder(dataset)
+    scoring = None
+    if extractor:
+        scoring = operations.make_scoring(manifest.load(data), extractor=extractor, samples=samples)
+    return operations.train(recipe, data, Path(folder).expanduser(), seed, scoring, device)
 
 
 def load_parts(*files: str | PathLike[str]) -> None:
@@ -226,19 +232,19 @@ def load_model(folder: str | PathLike[str], *, device: str | None = None) -> Mod
     Parameters
     ----------
     folder
-        The folder `model` of a training.
+        The `model` folder of a training run.
     device
         Such as `cpu` or `cuda:1`; by default the first GPU, or the CPU.
 
     Returns
     -------
     Model
-        `model.sample(n)` draws images; `model.recipe` made it; `model.network` is a torch module.
+        `model.sample(n)` draws images, `model.recipe` is its recipe, `model.network` a torch module.
 
     Raises
     ------
     UserError
-        If the folder holds no model, or a file of it is damaged.
+        If the folder holds no model, or one of its files is damaged.
     """
     return Model.load(Path(folder).expanduser(), device)
 
@@ -267,30 +273,30 @@ def evaluate(
         The feature extractor: `inception` for FID, `classifier` for the dataset's own small CNN, `clip`, `dinov2`,
         `vgg16`, `resnet18`.
     samples
-        Images to sample.
+        Number of samples to score.
     weights
-        The extractor's weight file; by default it is looked for in torch's cache, and then downloaded.
+        The extractor's weight file; by default it is taken from torch's cache, or else downloaded.
     threshold
         Cosine similarity to a training image above which a sample counts as memorised.
     batch_size
-        Images at once.
+        Images per batch.
     seed
         Seed of the noise.
     progress
-        Called with how many images are done and how many there are.
+        Called with the number of images done and the total.
 
     Returns
     -------
     dict[str, Any]
-        The scores by name, with the extractor, the sample count and the reference set that they hold for.
+        The scores by name, with the extractor, the number of samples and the reference set behind them.
 
     Raises
     ------
     UserError
-        If the dataset cannot be scored in this way, or has images of another size than the model.
+        If the dataset does not support these settings, or its images and the model's differ in size.
     """
-    data = folder_of(dataset)
-    scoring = operations.scoring_of(
+    data = dataset_folder(dataset)
+    scoring = operations.make_scoring(
         manifest.load(data),
         extractor=extractor,
         samples=samples,
@@ -298,11 +304,14 @@ def evaluate(
         threshold=threshold,
         batch_size=batch_size,
     )
-    the_model = model if isinstance(model, Model) else load_model(model)
-    values, _ = operations.evaluate(the_model, data, scoring, seed, progress)
+    if not isinstance(model, Model):
+        model = load_model(model)
+    values, _ = operations.evaluate(model, data, scoring, seed, progress)
     return values
 
 
-def folder_of(dataset: Dataset | str | PathLike[str]) -> Path:
-    """Return the folder of a dataset."""
-    return dataset.folder if isinstance(dataset, Dataset) else Path(dataset).expanduser()
+def dataset_folder(dataset: Dataset | str | PathLike[str]) -> Path:
+    """Return the folder of a dataset that is given as an object or by its path."""
+    if isinstance(dataset, Dataset):
+        return dataset.folder
+    return Path(dataset).expanduser()

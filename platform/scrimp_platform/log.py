@@ -1,4 +1,4 @@
-"""`sweep.log`: what the driver decided."""
+"""`sweep.log`: the decisions of the driver."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ from scrimp_platform.cli.terminal import console
 
 
 class Log:
-    """Prints a sweep's decisions with the time since its start, and appends them to its log file."""
+    """Prints the decisions of a sweep with the time since its start, and appends them to its log file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -21,8 +21,11 @@ class Log:
         """Print and append one decision."""
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
         console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {escape(decision)}", soft_wrap=True)
-        self._unwritten += f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {decision}\n"
-        with contextlib.suppress(OSError):  # a full disk: written together with the next decision
+
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._unwritten += f"{timestamp} {decision}\n"
+        # If the disk is full, the line is written together with the next decision.
+        with contextlib.suppress(OSError):
             with self._path.open("a") as file:
                 file.write(self._unwritten)
             self._unwritten = ""

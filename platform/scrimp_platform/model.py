@@ -1,4 +1,4 @@
-"""A trained model, loaded: what `scrimp sample` and `scrimp evaluate` draw from."""
+"""A trained model, loaded for `scrimp sample`, `scrimp evaluate` and the library."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,24 +22,24 @@ class Model:
     """A trained model and the recipe that made it."""
 
     folder: Path
-    """Its folder, which diffusers loads, too."""
+    """Its folder; diffusers can load it, too."""
     recipe: Recipe
-    """The recipe by which it was trained, and whose sampler it uses."""
+    """The recipe that it was trained with; its sampler draws the images."""
     network: "Denoiser" = field(repr=False)
     """The denoiser, on its device."""
     codec: "OpenCodec | None" = field(repr=False)
-    """What decodes the latents that it draws; none if it draws pixels."""
+    """Decodes the latents that the network generates; None if it generates pixels."""
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> "Model":
-        """Read a model that a training wrote, onto the device named or the best there is.
+        """Load a trained model onto the given device; by default onto the best one available.
 
         Raises
         ------
         UserError
-            If the folder holds none, or a file of it is damaged.
+            If the folder holds no model, or one of its files is damaged.
         """
-        require(folder)
+        require_model(folder)
         from scrimp_trainers.export import load_codec, load_model
 
         network, recipe = load_model(folder, device)
@@ -47,18 +47,18 @@ class Model:
         return cls(folder, recipe, network, codec)
 
     def sample(self, n: int, *, seed: int = 0, steps: int | None = None, batch_size: int = 256) -> np.ndarray:
-        """Draw images; image i depends on the model, the seed and i alone.
+        """Draw images; image i depends only on the model, the seed and i.
 
         Parameters
         ----------
         n
-            How many. A model of classes draws these in turn.
+            Number of images. A class-conditional model cycles through its classes.
         seed
             Seed of the noise.
         steps
             Sampling steps; by default the recipe's.
         batch_size
-            Images at once.
+            Images per batch.
 
         Returns
         -------
@@ -68,29 +68,31 @@ class Model:
         Raises
         ------
         UserError
-            If a number is not one that a model can sample with.
+            If `n`, `steps` or `batch_size` is out of range.
         """
         batches = self.batches(n, seed=seed, steps=steps, batch_size=batch_size)
         return np.concatenate([batch.cpu().numpy() for batch in batches])
 
     def batches(self, n: int, *, seed: int = 0, steps: int | None = None, batch_size: int = 256) -> "Iterator[Tensor]":
-        """Draw the images that `sample` draws, uint8 [b, C, H, W] at a time, on the model's device."""
+        """Yield the same images as `sample` in batches, uint8 [b, C, H, W], on the model's device."""
         for name, value in {"n": n, "batch_size": batch_size}.items():
             if value < 1:
                 raise UserError(f"{name}: must be at least 1, not {value}")
         from scrimp_trainers import sampling
 
-        recipe = self.recipe.replace({"sampler.steps": steps}) if steps is not None else self.recipe
+        recipe = self.recipe
+        if steps is not None:
+            recipe = recipe.replace({"sampler.steps": steps})
         return sampling.generate(self.network, recipe, n, seed=seed, batch_size=batch_size, codec=self.codec)
 
 
-def require(folder: Path) -> None:
-    """Refuse a folder that holds no model, without importing torch.
+def require_model(folder: Path) -> None:
+    """Check, without importing torch, that a folder holds a model.
 
     Raises
     ------
     UserError
-        If it holds none.
+        If it does not.
     """
     if not any(folder.glob("*/config.json")):
-        raise UserError(f"{folder}: not a model (no network's config.json); name the model folder of a repeat")
+        raise UserError(f"{folder}: not a model (no network's config.json); give the `model` folder of a repeat")

@@ -1,6 +1,6 @@
-"""What `scrimp prepare`, `train` and `evaluate` do, and the library with them. Nothing here prints.
+"""The work behind `scrimp prepare`, `train` and `evaluate`, shared by the command line and the library.
 
-Whatever a user can get wrong is checked before torch is imported, which takes seconds.
+Nothing here prints. User input is checked before torch is imported, because the import takes seconds.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,42 +28,48 @@ if TYPE_CHECKING:
     from scrimp_trainers.metrics.score import Scores
 
 Progress = Callable[[float, float], None]
-"""Called with how much is done and how much there is."""
+"""Called with the amount done and the total."""
 
 
-def codec_of(kind: str | None, encoder: str | None) -> Codec:
-    """Return the codec that a dataset's images are to be encoded with, and that its autoencoder is there.
+def make_codec(kind: str | None, encoder: str | None) -> Codec:
+    """Return the settings of the codec that encodes a dataset's images, once its autoencoder is found.
 
     Raises
     ------
     UserError
-        If there is no such codec, or an encoder without a kind.
+        If the kind is unknown, an encoder is given without a kind, or the autoencoder is missing.
     """
     from scrimp_trainers.codecs import pretrained
 
     if encoder and not kind:
-        raise UserError("--encoder needs --codec, which says of what kind it is")
+        raise UserError("--encoder needs --codec, which names its kind")
     encoder = encoder or Codec().encoder
     try:
         codec = Codec.model_validate({"kind": kind or "none", "encoder": encoder, "decoder": encoder})
     except ValidationError as error:
         raise UserError(f"codec.{recipes.explain(error)}") from None
+
+    # Checked before the images are read, which can take long.
     if codec.on:
-        pretrained.find(codec, "encoder")  # before the images are read, which can take long
+        pretrained.find(codec, "encoder")
     return codec
 
 
 def encode(folder: Path, codec: Codec, progress: Progress | None = None) -> None:
-    """Fill a dataset's cache of latents."""
+    """Encode a dataset's images into its cache of latents."""
     from scrimp_trainers.codecs.cache import open_latents
     from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset
 
-    open_latents(open_dataset(folder), codec, select_device(), progress=progress)
+    dataset = open_dataset(folder)
+    open_latents(dataset, codec, select_device(), progress=progress)
 
 
-def lengthened(recipe: Recipe, kimg: float) -> Recipe:
-    """Return the recipe at another length, in thousands of images; reweighting's reference and proxy get no more."""
+def with_length(recipe: Recipe, kimg: float) -> Recipe:
+    """Return the recipe with another training length, in thousands of images.
+
+    The reference and the proxy of reweighting train for at most as long.
+    """
     recipe = recipe.replace({"training.kimg": kimg})
     if recipe.reweighting.on:
         recipe = recipe.replace({"reweighting.kimg": min(kimg, recipe.reweighting.kimg)})
@@ -73,26 +79,30 @@ def lengthened(recipe: Recipe, kimg: float) -> Recipe:
 def train(
     recipe: Recipe, data: Path, out: Path, seed: int, scoring: Scoring | None, device: str | None = None
 ) -> Iterator[Line]:
-    """Return the lines of one repeat, which is trained as they are read. A finished one is scored, or continued.
+    """Train one repeat and yield the lines of its metrics; training advances as they are read.
+
+    A finished repeat is scored if it has no scores yet, and continued if the recipe is longer now.
 
     Raises
     ------
     UserError
-        If the recipe does not fit the dataset, or `out` holds another repeat or one that was scored in another way.
+        If the recipe does not fit the dataset, or `out` holds another repeat or one with other scoring settings.
     """
     fit.check(recipe, manifest.load(data))
-    total = recipe.training.kimg
+    total_kimg = recipe.training.kimg
     if scoring:
-        _refuse_second_score(metrics_log.read(out / "metrics.jsonl"), out, data, total, scoring)
+        _refuse_second_score(out, data, total_kimg, scoring)
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.run import run
 
-    return run(recipe, open_dataset(data), out, seed, rungs_kimg=[total], scoring=scoring, device=device)
+    dataset = open_dataset(data)
+    return run(recipe, dataset, out, seed, rungs_kimg=[total_kimg], scoring=scoring, device=device)
 
 
-def _refuse_second_score(earlier: list[Line], out: Path, data: Path, kimg: float, scoring: Scoring) -> None:
-    """Refuse to score a finished run in another way: its last line and its model card hold one score."""
-    last = earlier[-1] if earlier else {}
+def _refuse_second_score(out: Path, data: Path, kimg: float, scoring: Scoring) -> None:
+    """Refuse to score a finished repeat with other settings: its last line and its model card hold one score."""
+    lines = metrics_log.read(out / "metrics.jsonl")
+    last = lines[-1] if lines else {}
     if "extractor" not in last or last["images"] < kimg * 1000:
         return
     if (last["extractor"], last["samples"]) != (scoring.extractor, scoring.samples):
@@ -105,12 +115,12 @@ def _refuse_second_score(earlier: list[Line], out: Path, data: Path, kimg: float
 def evaluate(
     model: Model, data: Path, scoring: Scoring, seed: int, progress: Progress | None = None
 ) -> "tuple[dict[str, Any], Scores]":
-    """Score a model against a dataset; return the values with the model's cost, and what they were made of.
+    """Score a model against a dataset; return the scores and costs by name, and the samples behind them.
 
     Raises
     ------
     UserError
-        If the model's images are of another size than the dataset's, or the extractor is missing.
+        If the sizes of the model's and the dataset's images differ, or the extractor is missing.
     """
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.export import check_images
@@ -121,7 +131,9 @@ def evaluate(
     check_images(model.folder, network, model.codec, manifest.load(data))
     scorer = Scorer(open_dataset(data), scoring, network.device)
     images = model.batches(scoring.samples, seed=seed, batch_size=scoring.batch_size)
-    scores = scorer.score(counted(images, scoring.samples, progress), classes=network.classes)
+    images = report_progress(images, scoring.samples, progress)
+    scores = scorer.score(images, classes=network.classes)
+
     costs = {
         "parameters": cost.parameters(network),
         "nonzero_parameters": cost.nonzero_parameters(network),
@@ -130,13 +142,13 @@ def evaluate(
     return scores.values | costs, scores
 
 
-def scoring_of(facts: Manifest, **values: Any) -> Scoring:
-    """Return how a dataset is to be scored.
+def make_scoring(facts: Manifest, **values: Any) -> Scoring:
+    """Return scoring settings that are checked against a dataset's manifest.
 
     Raises
     ------
     UserError
-        If a value is not allowed, or the dataset cannot be scored in this way.
+        If a value is not allowed, or the dataset does not support these settings.
     """
     try:
         scoring = Scoring(**values)
@@ -146,8 +158,8 @@ def scoring_of(facts: Manifest, **values: Any) -> Scoring:
     return scoring
 
 
-def counted(batches: "Iterable[Tensor]", total: int, progress: Progress | None) -> "Iterator[Tensor]":
-    """Pass batches of images on, and say how many have been."""
+def report_progress(batches: "Iterable[Tensor]", total: int, progress: Progress | None) -> "Iterator[Tensor]":
+    """Yield the batches of images, and report after each how many images have passed."""
     done = 0
     for batch in batches:
         yield batch

@@ -129,7 +129,7 @@ def check_options(options: SweepOptions) -> Space:
     if options.tracking_uri is not None:
         mlflow_server.check_address(options.tracking_uri)
     else:
-        mlflow_server.check_storage(options.storage.expanduser().absolute())
+        mlflow_server.check_storage_name(options.storage.expanduser().absolute())
     for path in options.warm_start:
         _require_sound(SweepFolder(path))
     return space

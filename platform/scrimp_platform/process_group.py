@@ -1,4 +1,4 @@
-"""The process group of a repeat's workers: NCCL between GPUs, gloo where Ray's GPU slots are not real GPUs."""
+"""The process group of a repeat's workers: NCCL on GPUs, gloo if Ray's GPU slots are not real GPUs."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -11,11 +11,11 @@ from ray.train.torch.config import _TorchBackend
 
 @dataclass
 class TorchConfig(ray_torch.TorchConfig):
-    """Ray's own, except for the choice of the backend, which Ray bases on the number of GPU slots alone."""
+    """Ray's configuration with another choice of backend: Ray looks only at the number of GPU slots."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """The class that starts the group."""
+        """The class that starts the process group."""
         return _Backend
 
 
@@ -26,7 +26,7 @@ class _Backend(_TorchBackend):
 
 
 def _backend_name() -> str:
-    # If there is a driver but torch cannot use its GPUs, NCCL fails with a message; gloo would train on the CPU.
+    # With a driver whose GPUs torch cannot use, NCCL fails with a message; gloo would silently train on the CPU.
     if torch.cuda.is_available() or shutil.which("nvidia-smi"):
         return "nccl"
     return "gloo"

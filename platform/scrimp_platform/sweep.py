@@ -22,7 +22,7 @@ from scrimp_platform.search import estimate, records
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.throttle import Throttle
-from scrimp_platform.tracking.mirror import Tracker
+from scrimp_platform.tracking.mirror import MirrorThread
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
@@ -72,7 +72,7 @@ def run_sweep(options: SweepOptions) -> Ending:
         return Ending(plan.folder)
 
     # On a running cluster the sweep is a job of the cluster, which outlives this terminal.
-    tracker = Tracker(plan.folder, plan.storage, options.tracking_uri, terminal.say)
+    mirror = MirrorThread(plan.folder, plan.storage, options.tracking_uri, terminal.say)
     address = cluster.running_address()
     if address and not job.inside():
         return Ending(plan.folder, job.run_as_job(plan, address))
@@ -84,7 +84,7 @@ def run_sweep(options: SweepOptions) -> Ending:
         # `scrimp status` holds the lock for an instant when it checks whether a driver runs.
         lock = store.exclusive(plan.folder.lock, f"sweep {plan.folder.path.name}", patience=1.0)
         with lock, storage_loss.explained(plan.folder):
-            in_vain = carry_out(plan, placement, tracker)
+            in_vain = carry_out(plan, placement, mirror)
 
     signal_number = interrupt.requested()
     return Ending(plan.folder, 128 + signal_number if signal_number else int(in_vain))
@@ -122,7 +122,7 @@ def examine_nodes(nodes: Sequence[Node], plan: Plan) -> ClusterReport:
     return doctor.examine(nodes, plan.storage.path, plan.dataset, together)
 
 
-def carry_out(plan: Plan, placement: Placement, tracker: Tracker) -> bool:
+def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
     """Search, race and report while MLflow is kept up to date; return whether the sweep has no result."""
     folder = plan.folder
     changes = software_changes(store.read_json(folder.sweep) or {})
@@ -130,7 +130,7 @@ def carry_out(plan: Plan, placement: Placement, tracker: Tracker) -> bool:
         folder.parts.mkdir(exist_ok=True)
         store.write_atomic(folder.parts / file.name, file.read_text())
     store.write_json(folder.sweep, sweep_record(plan))
-    tracker.start()
+    mirror.start()
     cut_short = True
     try:
         # Search and race: until the ledger has nothing left to do, or a limit is reached.
@@ -146,9 +146,9 @@ def carry_out(plan: Plan, placement: Placement, tracker: Tracker) -> bool:
         return ledger.in_vain
     finally:
         if cut_short:
-            tracker.stop(patience=2.0, most=2.0)
+            mirror.stop(stall_timeout_s=2.0, total_timeout_s=2.0)
         else:
-            tracker.stop(patience=60.0)
+            mirror.stop(stall_timeout_s=60.0)
 
 
 def open_ledger(plan: Plan, placement: Placement) -> Ledger:
@@ -207,7 +207,7 @@ def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
     rows = leaderboard.rank(known.trials, space)
     leaderboard.write_csv(rows, space, folder)
     # A trial whose records are damaged may be the best: no other trial takes its place meanwhile.
-    if not any(map(leaderboard.lost, known.trials)):
+    if not any(map(leaderboard.may_hide_best, known.trials)):
         save_recipe(folder, leaderboard.best(rows))
     page.write_report(folder)
     terminal.show_result(folder, rows, space, reason)

@@ -1,6 +1,6 @@
-"""What the smaller commands do; `main.py` names their arguments, `sweep.py` has the large one.
+"""The bodies of the commands. `main.py` declares their arguments; `scrimp sweep` itself is in sweep.py.
 
-Whatever a user can get wrong is checked before torch is imported, which takes seconds.
+User input is checked before torch is imported, because the import takes seconds.
 """
 
 import csv
@@ -14,10 +14,9 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from scrimp_platform import model as models
 from scrimp_platform import operations, store
 from scrimp_platform.cli import terminal
-from scrimp_platform.model import Model
+from scrimp_platform.model import Model, require_model
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
@@ -31,41 +30,48 @@ from scrimp_trainers.recipe.techniques import Coreset
 
 
 def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **options: Any) -> None:
-    """Make a dataset, and fill its cache of latents if an autoencoder is named."""
-    from scrimp_trainers import ingest as preparing
+    """Prepare a dataset, and its cache of latents if a codec is given."""
+    from scrimp_trainers import ingest
     from scrimp_trainers.data.options import Options
 
-    the_codec = operations.codec_of(codec, encoder)
+    codec_settings = operations.make_codec(codec, encoder)
     with terminal.progress() as progress:
-        made = preparing.prepare(source, out, Options(**options), progress)
-    terminal.show_dataset(out, made)
-    if the_codec.on:
+        facts = ingest.prepare(source, out, Options(**options), progress)
+    terminal.show_dataset(out, facts)
+
+    if codec_settings.on:
         with terminal.progress() as progress:
-            operations.encode(out, the_codec, progress)
+            operations.encode(out, codec_settings, progress)
         terminal.say(f"latents in {out / 'cache'}")
 
 
 def train(
-    recipe: str, data: Path, out: Path, kimg: float | None, seed: int, extractor: str | None, samples: int
+    recipe_name: str, data: Path, out: Path, kimg: float | None, seed: int, extractor: str | None, samples: int
 ) -> None:
     """Train one repeat without Ray. A finished one is scored, or continued if it is to be longer."""
-    the_recipe = recipes.load(recipe)
+    recipe = recipes.load(recipe_name)
     if kimg:
-        the_recipe = operations.lengthened(the_recipe, kimg)
+        recipe = operations.with_length(recipe, kimg)
     facts = manifest.load(data)
-    scoring = operations.scoring_of(facts, extractor=extractor, samples=samples) if extractor else None
+    scoring = None
+    if extractor:
+        scoring = operations.make_scoring(facts, extractor=extractor, samples=samples)
+
+    # Train, and show the progress.
     earlier = metrics_log.read(out / "metrics.jsonl")
-    lines = operations.train(the_recipe, data, out, seed, scoring)
+    lines = operations.train(recipe, data, out, seed, scoring)
     line: Line = {}
     with terminal.progress("kimg") as progress:
         for line in lines:
             if "note" in line:
                 terminal.say(line["note"])
             else:
-                progress(line["kimg"], the_recipe.training.kimg)
+                progress(line["kimg"], recipe.training.kimg)
+
+    # Show the result.
     if metrics_log.read(out / "metrics.jsonl") == earlier:
         terminal.say(f"{out}: was finished already; nothing was left to train or to score")
-    if the_recipe.sparsity.on:
+    if recipe.sparsity.on:
         with (out / "layers.csv").open(newline="") as file:
             terminal.show_layers(csv.DictReader(file))
     terminal.show_values(line)
@@ -74,14 +80,14 @@ def train(
 
 def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int) -> None:
     """Draw images from a model as PNGs and one grid."""
-    models.require(model)
+    require_model(model)
     if out.exists():
-        raise UserError(f"{out}: exists already; name a folder that does not")
+        raise UserError(f"{out}: exists already; choose another folder")
     from scrimp_trainers import sampling
 
     images = Model.load(model).batches(number, seed=seed, steps=steps, batch_size=batch_size)
     with terminal.progress() as progress:
-        sampling.save_images(operations.counted(images, number, progress), out)
+        sampling.save_images(operations.report_progress(images, number, progress), out)
     terminal.say(f"{number} images and grid.png in {out}")
 
 
@@ -93,8 +99,8 @@ def evaluate(
     **scoring_values: Any,
 ) -> None:
     """Score a model against a dataset."""
-    models.require(model)
-    scoring = operations.scoring_of(manifest.load(data), **scoring_values)
+    require_model(model)
+    scoring = operations.make_scoring(manifest.load(data), **scoring_values)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
     from scrimp_trainers.metrics.memorisation import neighbour_grid
@@ -102,20 +108,21 @@ def evaluate(
     with terminal.progress() as progress:
         values, scores = operations.evaluate(Model.load(model), data, scoring, seed, progress)
     terminal.show_values(values)
+
     if grid:
         neighbour_grid(scores.samples, scores.nearest).save(grid, "PNG")
         terminal.say(f"samples, each beside its nearest training image, in {grid}")
 
 
 def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> None:
-    """Score a dataset's training images, and show which of them a coreset keeps."""
+    """Score a dataset's training images, and show which of them the coreset keeps."""
     try:
         coreset = Coreset(**coreset_values)
     except ValidationError as error:
         raise UserError(recipes.explain(error)) from None
     facts = manifest.load(data)
     if coreset.score != "random":
-        operations.scoring_of(facts, extractor=coreset.features, weights=coreset.weights)
+        operations.make_scoring(facts, extractor=coreset.features, weights=coreset.weights)
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
     from scrimp_trainers.common import device
@@ -126,19 +133,21 @@ def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> Non
     dataset = open_dataset(data)
     with terminal.progress() as progress:
         scored = score(dataset, coreset, device.select_device(), seed, progress)
+
     out = out or scored.file.with_suffix(".png")
     try:
         picture(dataset, coreset, scored).save(out, "PNG")
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
+
     terminal.show_coreset(scored)
-    if scored.file.exists():  # not in a folder that cannot be written
+    if scored.file.exists():  # it does not if the dataset's folder is read-only
         terminal.say(f"list     {scored.file}")
     terminal.say(f"picture  {out}")
 
 
 def report(sweep: Path) -> None:
-    """Write a sweep's leaderboard and report anew from what is on disk."""
+    """Write a sweep's leaderboard and report again, from the files on disk."""
     folder = SweepFolder(sweep)
     space = records.space_of(folder)
     from scrimp_platform.sweep import conclude
@@ -147,10 +156,10 @@ def report(sweep: Path) -> None:
     conclude(folder, space, outcome["reason"])
 
 
-def rank_again(sweep: Path, objectives: Sequence[str], constraints: Sequence[str]) -> None:
+def rank_by_goals(sweep: Path, objectives: Sequence[str], constraints: Sequence[str]) -> None:
     """Print how a sweep's trials rank by other objectives or constraints; nothing is trained or written."""
     folder = SweepFolder(sweep)
-    space = goals.replaced(records.space_of(folder), objectives, constraints)
+    space = goals.with_parsed_goals(records.space_of(folder), objectives, constraints)
     known = records.read_as_observer(folder)
     goals.require_measured(space, known.trials)
     terminal.show_ranking(folder, leaderboard.rank(known.trials, space), space)
@@ -158,55 +167,69 @@ def rank_again(sweep: Path, objectives: Sequence[str], constraints: Sequence[str
 
 
 def sync(sweep: Path, tracking_uri: str | None) -> None:
-    """Send MLflow what it does not have of a sweep that has ended."""
+    """Send MLflow everything that it is missing of a sweep that has ended."""
     from scrimp_platform.tracking import mirror
 
     folder = SweepFolder(sweep.expanduser().absolute())
     records.space_of(folder)
     with terminal.progress("runs") as progress:
-        link = mirror.sync(folder, Storage(folder.path.parent), tracking_uri, progress)
+        link = mirror.sync_ended_sweep(folder, Storage(folder.path.parent), tracking_uri, progress)
     terminal.say(f"MLflow: {link}")
 
 
 def status(storage: Path) -> None:
-    """Print how the sweeps of a storage folder stand."""
-    from scrimp_platform.cli import standings, status
+    """Print the status of the sweeps in a storage folder."""
+    from scrimp_platform.cli import status, status_view
 
     folder = Storage(storage.expanduser())
     if not folder.sweeps():
-        raise UserError(f"--storage {storage}: no sweep there; name the folder that holds them, or set SCRIMP_STORAGE")
-    standings.show(*status.unfinished(folder))
+        raise UserError(
+            f"--storage {storage}: no sweep there; give the folder that holds the sweeps, or set SCRIMP_STORAGE"
+        )
+    unfinished, complete, problems = status.read_storage(folder)
+    status_view.show_storage(unfinished, complete, problems)
 
 
 def ui(storage: Path, service: bool) -> None:
-    """Serve MLflow for a storage folder until Ctrl-C or a polite kill, or have systemd do so."""
+    """Serve MLflow for a storage folder until Ctrl-C or SIGTERM, or set up a systemd service that does."""
     if not storage.is_dir():
-        raise UserError(f"--storage {storage}: no such folder; a sweep makes it")
+        raise UserError(f"--storage {storage}: no such folder; the first sweep creates it")
     if service:
-        from scrimp_cluster.service import UNIT, install
+        _install_service(storage)
+    else:
+        _serve(storage)
 
-        if error := install(Path(sys.executable).with_name("scrimp"), storage.absolute()):
-            raise UserError(f"--service: {error}; docs/cluster.md has a way without systemd")
-        terminal.say(f"MLflow serves {storage} from now on, also after a reboot: `systemctl --user status {UNIT}`")
-        return
+
+def _install_service(storage: Path) -> None:
+    from scrimp_cluster.service import UNIT, install
+
+    command = Path(sys.executable).with_name("scrimp")
+    error = install(command, storage.absolute())
+    if error:
+        raise UserError(f"--service: {error}; docs/cluster.md describes a way without systemd")
+    terminal.say(f"MLflow serves {storage} from now on, also after a reboot: `systemctl --user status {UNIT}`")
+
+
+def _serve(storage: Path) -> None:
     from scrimp_platform.tracking import mlflow_server
 
-    mlflow_server.check_storage(storage.absolute())
+    mlflow_server.check_storage_name(storage.absolute())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = mlflow_server.ensure(Storage(storage.absolute()))
+    server = mlflow_server.join_or_start(Storage(storage.absolute()))
     try:
-        server.wait()
+        server.wait_until_ready()
+        password_file = server.folder / mlflow_server.PASSWORD_FILE
         terminal.say(f"MLflow serves {storage} at {server.uri} until Ctrl-C")
-        terminal.say(f"user name {mlflow_server.USER}, password in {server.folder / mlflow_server.PASSWORD}")
-        server.watch(terminal.say)
+        terminal.say(f"user name {mlflow_server.USER_NAME}, password in {password_file}")
+        server.monitor(terminal.say)
     except KeyboardInterrupt:
         pass
     finally:
-        server.stop()
+        server.release()
 
 
 def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
-    """Examine every node of the cluster and print what is found; false if something stops a sweep."""
+    """Examine every node of the cluster and print the result; return whether a sweep can run."""
     if storage.exists() and not storage.is_dir():
         raise UserError(f"--storage {storage}: not a folder")
     if data:
@@ -214,17 +237,19 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     from scrimp_platform import cluster
     from scrimp_platform.tracking import mlflow_server
 
-    uri = mlflow_server.check_address(tracking_uri) if tracking_uri is not None else ""
+    uri = ""
+    if tracking_uri is not None:
+        uri = mlflow_server.check_address(tracking_uri)
     from scrimp_cluster.doctor import examine, missing_nodes
     from scrimp_cluster.faults import Fault
 
     with cluster.connect() as nodes:
         report = examine(nodes, storage.expanduser().absolute(), data and data.absolute())
         report.head.extend(missing_nodes(nodes))
-    if uri and not mlflow_server.answers(uri):
-        remedy = "start it, or train all the same: it hears of everything later"
+    if uri and not mlflow_server.is_reachable(uri):
+        remedy = "start it, or train without it; it receives everything later"
         report.head.append(Fault("MLflow", f"{uri} does not answer", remedy, stops=False))
-    terminal.show_report(report)
+    terminal.show_cluster_report(report)
     return not any(fault.stops for fault in report.faults)
 
 
@@ -234,7 +259,7 @@ def list_spaces() -> None:
 
 
 def show_space(name: str, as_yaml: bool) -> None:
-    """Print one space, as a table or as the YAML that it is."""
+    """Print one space, as a table or as YAML."""
     space = spaces.load_space(name)
     if as_yaml:
         click.echo(spaces.space_yaml(name), nl=False)

@@ -1,4 +1,4 @@
-"""The command line. Every command imports what it needs only when it runs: `--help` and mistakes answer at once."""
+"""The command line. A command imports what it needs only when it runs, so that `--help` and errors answer at once."""
 
 import math
 import sys
@@ -15,31 +15,35 @@ def scrimp() -> None:
     """Find the cheapest recipe that still trains a good diffusion model."""
 
 
-def _rungs(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+def _parse_rungs(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    if not text:
+        return None
     try:
-        return tuple(float(part) for part in text.split(",")) if text else None
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 250,1000,4000") from None
 
 
 class _Path(click.Path):
-    """A path in which `~` is the home folder, also where the shell leaves it alone, as in `--storage=~/runs`."""
+    """A path in which `~` is the home folder, even where the shell does not expand it, as in `--storage=~/runs`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(str(Path(value).expanduser()), param, ctx)
 
 
-class _Name(click.ParamType[str]):
-    """A name, or a path as above."""
+class _NameOrPath(click.ParamType[str]):
+    """A name, or a path whose `~` is expanded."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(Path(value).expanduser()) if value.startswith("~") else value
+        if value.startswith("~"):
+            return str(Path(value).expanduser())
+        return value
 
 
 class _Number(click.FloatRange):
-    """A finite number: `nan` lies in every range and `inf` in most."""
+    """A finite number in a range; click's own range check accepts `nan` and often `inf`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -50,7 +54,7 @@ class _Number(click.FloatRange):
 
 FOLDER = _Path(path_type=Path)
 FILE = _Path(path_type=Path, exists=True)
-NAME = _Name()
+NAME = _NameOrPath()
 STORAGE = click.option(
     "--storage",
     type=FOLDER,
@@ -58,32 +62,41 @@ STORAGE = click.option(
     show_envvar=True,
     default=Path("runs"),
     show_default=True,
-    help="Folder of all sweeps.",
+    help="Folder that holds all sweeps.",
 )
 
 
 @scrimp.command("sweep", context_settings={"allow_extra_args": True})
 @click.option(
-    "--space", type=NAME, default="quickstart", show_default=True, help="What to search: a name or a YAML file."
+    "--space", type=NAME, default="quickstart", show_default=True, help="Search space: a name or a YAML file."
 )
-@click.option("--data", type=NAME, default="digits", show_default=True, help="A prepared dataset, or digits.")
-@click.option("--trials", type=click.IntRange(1), help="Recipes to try.")
-@click.option("--repeats", type=click.IntRange(1), help="Seeds that a leader gets, the one of the search included.")
-@click.option("--rungs", metavar="KIMG,..", callback=_rungs, help="Marks at which repeats are scored.")
+@click.option("--data", type=NAME, default="digits", show_default=True, help="Folder of a prepared dataset, or digits.")
+@click.option("--trials", type=click.IntRange(1), help="Number of recipes to try.")
+@click.option("--repeats", type=click.IntRange(1), help="Seeds per leading trial, including that of the search.")
+@click.option("--rungs", metavar="KIMG,..", callback=_parse_rungs, help="Training lengths at which repeats are scored.")
 @click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")
 @STORAGE
-@click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: one of its own]")
-@click.option("--warm-start", type=FILE, multiple=True, metavar="SWEEP_DIR", help="Try this sweep's leaders first.")
-@click.option("--max-gpu-hours", type=_Number(0, min_open=True), help="Device-hours to spend at most.")
-@click.option("--gpus-per-repeat", type=click.IntRange(1), help="GPUs of one repeat.  [default: all of a node]")
-@click.option("--dry-run", is_flag=True, help="Print the plan and its cost; start nothing.")
-@click.option("--fresh", is_flag=True, help="Start anew beside an earlier sweep of this name.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything.")
+@click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: start one]")
+@click.option(
+    "--warm-start", type=FILE, multiple=True, metavar="SWEEP_DIR", help="Try the best trials of this sweep first."
+)
+@click.option("--max-gpu-hours", type=_Number(0, min_open=True), help="Maximum device-hours to spend.")
+@click.option("--gpus-per-repeat", type=click.IntRange(1), help="GPUs per repeat.  [default: all of a node]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and start nothing.")
+@click.option("--fresh", is_flag=True, help="Start a new sweep beside an earlier one of this name.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search and all training."
+)
 @click.pass_context
 def sweep_command(context: click.Context, **options: Any) -> None:
-    """Search a space on a dataset, repeat the leaders, report the winner. The same command resumes."""
+    """Search a space on a dataset, repeat the best trials, and report the winner.
+
+    Run the same command again to resume.
+    """
     if context.args:
-        raise click.UsageError(f"{context.args[0]}: belongs to no option; quote what holds spaces: --data 'my data'")
+        raise click.UsageError(
+            f"{context.args[0]}: belongs to no option; quote values that contain spaces: --data 'my data'"
+        )
     from scrimp_platform.plan import SweepOptions
     from scrimp_platform.sweep import sweep
 
@@ -110,42 +123,43 @@ OWN_PARTS = click.option(
 @scrimp.command()
 @click.argument("source", type=NAME)
 @click.argument("out", type=FOLDER)
-@click.option("--size", type=click.IntRange(1), help="Height and width: centre crop, then Lanczos.")
+@click.option("--size", type=click.IntRange(1), help="Height and width; images are cropped and resized.")
 @click.option("--limit", type=click.IntRange(1), help="Training images to keep, drawn at random.")
-@click.option("--per-class", type=click.IntRange(1), help="Training images of each class to keep.")
-@click.option("--holdout", type=_Number(0), help="Images never trained on: a count, or a share below 1.")
+@click.option("--per-class", type=click.IntRange(1), help="Training images to keep per class.")
+@click.option("--holdout", type=_Number(0), help="Images to hold out: a number, or a fraction below 1.")
+@click.option("--labels", type=NAME, metavar="none|folder|FILE", help="Source of the classes.  [default: detected]")
+@click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes.")
 @click.option(
-    "--labels", type=NAME, metavar="none|folder|FILE", help="Where classes come from.  [default: what is found]"
+    "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames to take of a file."
 )
-@click.option("--flat", is_flag=True, help="Take all images, at whatever depth, without classes of folders.")
-@click.option(
-    "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames of a file to take."
-)
-@click.option("--reference", type=NAME, metavar="SOURCE", help="Images to compare with.  [default: the training set]")
-@click.option("--name", help="Name in reports.  [default: OUT's]")
+@click.option("--reference", type=NAME, metavar="SOURCE", help="Images to score against.  [default: the training set]")
+@click.option("--name", help="Name in reports.  [default: that of OUT]")
 @click.option(
     "--near",
     type=_Number(0, 255),
     default=8,
     show_default=True,
-    help="Largest mean difference, of 255, of images that are kept on one side of the split; 0: equal ones alone.",
+    help="Keep images on one side of the split if their mean difference is at most this, of 255; 0: only equal ones.",
 )
 @click.option("--depth16", type=click.Choice(["scale"]), help="Scale 16-bit images to 8 bits: 65,535 becomes 255.")
-@click.option("--background", metavar="COLOUR", help="Put transparent images on this: a name or #rrggbb.")
-@click.option("--max-pixels", type=click.IntRange(1), help="Pixels that an image may have.  [default: 89,478,485]")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used; dataset.json lists them.")
+@click.option("--background", metavar="COLOUR", help="Background of transparent images: a name or #rrggbb.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Most pixels that an image may have.  [default: 89,478,485]")
+@click.option("--skip-bad", is_flag=True, help="Skip unusable images; dataset.json lists them.")
 @click.option("--reader", metavar="FILE:CLASS", help="An own reader of the source, my_parts:MyReader; see --parts.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random choices.")
 @click.option(
     "--classifier/--no-classifier",
     default=None,
     help="Train a small CNN on the labels.  [default: train it; scores use it if it is better than chance]",
 )
-@click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Encode the images, too, for training on latents.")
-@click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Its autoencoder.  [default: sd-vae-ft-mse]")
+@click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Also encode the images, to train on latents.")
+@click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Autoencoder of the codec.  [default: sd-vae-ft-mse]")
 @OWN_PARTS
 def prepare(source: str, out: Path, **options: Any) -> None:
-    """Make a dataset of SOURCE: a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or digits."""
+    """Make the dataset OUT from SOURCE.
+
+    SOURCE is a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or the name digits.
+    """
     from scrimp_platform.cli import commands
 
     commands.prepare(source, out, **options)
@@ -158,15 +172,15 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 @click.option(
     "--kimg",
     type=_Number(0, min_open=True),
-    help="Length, in thousands of images, and the most that reweighting's reference and proxy get.",
+    help="Training length in thousands of images; caps that of reweighting's reference and proxy, too.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
 @click.option("--extractor", help="Score the result with this feature extractor.")
-@click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Images to score.")
+@click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Number of samples to score.")
 def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
-    """Train RECIPE (a preset or a YAML file) on DATA, in OUT. The same command resumes.
+    """Train RECIPE (a preset or a YAML file) on DATA and write the files to OUT.
 
-    A finished run is scored with --extractor, and continued with a larger --kimg.
+    Run the same command again to resume. A finished run is scored with --extractor, and continued with a larger --kimg.
     """
     from scrimp_platform.cli import commands
 
@@ -176,13 +190,13 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
 @scrimp.command()
 @click.argument("model", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option("-n", "--number", type=click.IntRange(1), default=64, show_default=True, help="Images to sample.")
+@click.option("-n", "--number", type=click.IntRange(1), default=64, show_default=True, help="Number of images.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps.  [default: the recipe's]")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
 @OWN_PARTS
 def sample(model: Path, out: Path, **options: Any) -> None:
-    """Draw images from MODEL as PNGs and one grid, in OUT."""
+    """Draw images from MODEL; write them to OUT as PNGs and one grid."""
     from scrimp_platform.cli import commands
 
     commands.sample(model, out, **options)
@@ -191,16 +205,18 @@ def sample(model: Path, out: Path, **options: Any) -> None:
 @scrimp.command()
 @click.argument("model", type=FOLDER)
 @click.argument("data", type=FOLDER)
-@click.option("--extractor", default="inception", show_default=True, help="The feature extractor.")
-@click.option("--samples", type=click.IntRange(1), default=50_000, show_default=True, help="Images to score.")
-@click.option("--weights", type=FILE, help="The extractor's weight file.")
+@click.option("--extractor", default="inception", show_default=True, help="Feature extractor.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=50_000, show_default=True, help="Number of samples to score."
+)
+@click.option("--weights", type=FILE, help="Weight file of the extractor.")
 @click.option("--threshold", type=_Number(), help="Similarity above which a sample counts as memorised.")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
-@click.option("--grid", type=FOLDER, help="Write samples beside their nearest training images here (PNG).")
+@click.option("--grid", type=FOLDER, help="PNG to write: samples and their nearest training images.")
 @OWN_PARTS
 def evaluate(model: Path, data: Path, **options: Any) -> None:
-    """Score MODEL against DATA: fidelity, memorisation, cost."""
+    """Score MODEL against DATA: fidelity, memorisation and cost."""
     from scrimp_platform.cli import commands
 
     commands.evaluate(model, data, **options)
@@ -208,18 +224,20 @@ def evaluate(model: Path, data: Path, **options: Any) -> None:
 
 @scrimp.command()
 @click.argument("data", type=FOLDER)
-@click.option("--features", default="inception", show_default=True, help="The surrogate whose features are scored.")
-@click.option("--weights", type=FILE, help="The surrogate's weight file.")
+@click.option("--features", default="inception", show_default=True, help="Surrogate that extracts the features.")
+@click.option("--weights", type=FILE, help="Weight file of the surrogate.")
 @click.option("--score", default="gaussian", show_default=True, help="gaussian, ppca, knn, moderate, closest, random.")
-@click.option("--covariance", default="ridge", show_default=True, help="Of the Gaussian: ridge, or shrunk.")
-@click.option("--keep", type=_Number(), default=0.1, show_default=True, help="Share of the images to keep.")
-@click.option("--per-class/--global", default=True, show_default=True, help="The same share of every class, or not.")
-@click.option("--side", default="high", show_default=True, help="Keep the high scores or the low ones.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the score random.")
-@click.option("--out", type=FOLDER, metavar="PNG", help="The picture.  [default: beside the list]")
+@click.option("--covariance", default="ridge", show_default=True, help="For gaussian: ridge or shrunk.")
+@click.option("--keep", type=_Number(), default=0.1, show_default=True, help="Fraction of the images to keep.")
+@click.option(
+    "--per-class/--global", default=True, show_default=True, help="Keep this fraction of each class, or of all images."
+)
+@click.option("--side", default="high", show_default=True, help="Keep the high or the low scores.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for --score random.")
+@click.option("--out", type=FOLDER, metavar="PNG", help="Picture to write.  [default: beside the list]")
 @OWN_PARTS
 def score(data: Path, **options: Any) -> None:
-    """Score DATA's training images; list and picture those that a coreset keeps."""
+    """Score DATA's training images; write a list and a picture of those that a coreset keeps."""
     from scrimp_platform.cli import commands
 
     commands.score(data, **options)
@@ -230,17 +248,17 @@ def score(data: Path, **options: Any) -> None:
 @click.option(
     "--objective", "objectives", multiple=True, metavar="SCORE:minimize|maximize", help="Rank by this instead."
 )
-@click.option("--constraint", "constraints", multiple=True, metavar="'SCORE<=LIMIT'", help="Keep this limit instead.")
+@click.option("--constraint", "constraints", multiple=True, metavar="'SCORE<=LIMIT'", help="Apply this instead.")
 def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...]) -> None:
-    """Write SWEEP's leaderboard and report anew from what is on disk, also while it runs.
+    """Write SWEEP's leaderboard and report again from its files, even while it runs.
 
-    With --objective or --constraint, print how the same trials rank by these in place of the space's own. Nothing is
+    With --objective or --constraint, print how the same trials rank by these instead of the space's own. Nothing is
     trained and no file changes.
     """
     from scrimp_platform.cli import commands
 
     if objectives or constraints:
-        commands.rank_again(sweep, objectives, constraints)
+        commands.rank_by_goals(sweep, objectives, constraints)
     else:
         commands.report(sweep)
 
@@ -249,7 +267,7 @@ def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...
 @click.argument("sweep", type=FOLDER)
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: that of SWEEP's storage]")
 def sync(sweep: Path, tracking_uri: str | None) -> None:
-    """Send MLflow what it does not have of SWEEP, which must have ended."""
+    """Send MLflow everything that it is missing of SWEEP, which must have ended."""
     from scrimp_platform.cli import commands
 
     commands.sync(sweep, tracking_uri)
@@ -258,7 +276,7 @@ def sync(sweep: Path, tracking_uri: str | None) -> None:
 @scrimp.command()
 @STORAGE
 def status(storage: Path) -> None:
-    """Print what runs, what is done and what is left of the sweeps in a storage folder."""
+    """Print what is running, finished and left to do in the sweeps of a storage folder."""
     from scrimp_platform.cli import commands
 
     commands.status(storage)
@@ -266,7 +284,7 @@ def status(storage: Path) -> None:
 
 @scrimp.command()
 @STORAGE
-@click.option("--service", is_flag=True, help="Let systemd do so, now and after each reboot.")
+@click.option("--service", is_flag=True, help="Run it as a systemd service, also after a reboot.")
 def ui(storage: Path, service: bool) -> None:
     """Serve MLflow for a storage folder until Ctrl-C."""
     from scrimp_platform.cli import commands
@@ -276,10 +294,13 @@ def ui(storage: Path, service: bool) -> None:
 
 @scrimp.command()
 @STORAGE
-@click.option("--data", type=FOLDER, help="A prepared dataset that every node must see.")
-@click.option("--tracking-uri", metavar="URI", help="An MLflow server that the sweep would write to.")
+@click.option("--data", type=FOLDER, help="A prepared dataset that every node must be able to read.")
+@click.option("--tracking-uri", metavar="URI", help="An MLflow server to try to reach.")
 def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:
-    """Examine every node that a sweep would run on, and say what to mend; exit status 1 if something stops it."""
+    """Examine every node that a sweep would run on, and print the faults and how to fix them.
+
+    The exit status is 1 if a fault prevents a sweep.
+    """
     from scrimp_platform.cli import commands
 
     if not commands.doctor(storage, data, tracking_uri):
@@ -288,7 +309,7 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:
 
 @scrimp.command("spaces")
 @click.argument("name", type=NAME, required=False)
-@click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, to start your own from.")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, as a template for your own.")
 def spaces_command(name: str | None, as_yaml: bool) -> None:
     """List the search spaces, or print the space NAME as a table."""
     from scrimp_platform.cli import commands
@@ -316,19 +337,24 @@ def recipes_command(name: str | None, schema: bool) -> None:
         commands.list_recipes()
 
 
-def rejoined(words: Sequence[str]) -> list[str]:
-    """Put the values of options together again that `ray submit` took apart at their spaces, since it drops quotes."""
-    whole: list[str] = []
+def rejoin_values(words: Sequence[str]) -> list[str]:
+    """Rejoin option values that contain spaces: `ray submit` drops the quotes, so they arrive split."""
+    arguments: list[str] = []
     for word in words:
-        if whole and not word.startswith("--") and (not whole[-1].startswith("--") or "=" in whole[-1]):
-            whole[-1] += f" {word}"
+        follows_value = bool(arguments) and (not arguments[-1].startswith("--") or "=" in arguments[-1])
+        if follows_value and not word.startswith("--"):
+            arguments[-1] += f" {word}"
         else:
-            whole.append(word)
-    return whole
+            arguments.append(word)
+    return arguments
 
 
 def main(arguments: list[str] | None = None, command: click.Command = scrimp) -> None:
-    """Run a command; a user's mistake is one line and exit status 2, Ctrl-C one and 130, SIGTERM one and 143."""
+    """Run a command.
+
+    An expected error prints one line. The exit status is 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM
+    and 1 after the others.
+    """
     from scrimp_cluster import proxies, temporary
     from scrimp_platform import interrupt
     from scrimp_platform.storage_loss import StorageLost
@@ -343,23 +369,23 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
     except click.ClickException as error:
-        _leave(error.format_message(), 2)
+        _exit(error.format_message(), 2)
     except UserError as error:
-        _leave(str(error), 2)
+        _exit(str(error), 2)
     except PermissionError as error:
-        _leave(f"{error}; ask its owner, or name another place", 2)
+        _exit(f"{error}; ask its owner, or choose another place", 2)
     except StorageLost as error:
-        _leave(str(error), 1)
+        _exit(str(error), 1)
     except Diverged as error:
-        _leave(f"training diverged: {error}", 1)
-    except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other
-        _leave("interrupted; run the same command again to resume", interrupt.exit_status(error.__cause__ or error))
+        _exit(f"training diverged: {error}", 1)
+    except (click.Abort, KeyboardInterrupt) as error:  # click turns KeyboardInterrupt into Abort
+        _exit("interrupted; run the same command again to resume", interrupt.exit_status(error.__cause__ or error))
     except Exception as error:
         if not no_room(error):
             raise
-        _leave(f"{error}; with room there, the same command goes on", 1)
+        _exit(f"{error}; free some space and run the same command again to resume", 1)
 
 
-def _leave(message: str, status: int) -> None:
+def _exit(message: str, status: int) -> None:
     click.echo(f"scrimp: {' '.join(message.split())}", err=True)
     sys.exit(status)

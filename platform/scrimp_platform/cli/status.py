@@ -1,4 +1,4 @@
-"""How the sweeps of a storage stand, from their files alone: no cluster is needed, only a node that sees them."""
+"""The status of the sweeps in a storage folder, from their files alone: no cluster is needed, only a node with them."""
 
 import time
 from collections import Counter
@@ -16,43 +16,44 @@ from scrimp_trainers.common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Training:
-    """A repeat that has been handed out."""
+class RunningRepeat:
+    """A repeat that has been assigned to a worker."""
 
     repeat: Repeat
     label: str
     node: str
-    """Where it trains; empty if no worker has it yet."""
+    """The node that trains it; empty if no worker has started on it yet."""
     kimg: float
     images_per_second: float | None
-    heard: float | None
-    """Seconds since it wrote anything; none if it has not."""
+    seconds_since_update: float | None
+    """Time since it last wrote a file; None if it has not written any."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A sweep that runs, or that has more to do."""
+class SweepStatus:
+    """The status of a sweep that is running or not complete."""
 
     folder: SweepFolder
-    sweep: dict[str, Any]
+    description: dict[str, Any]
+    """The content of `sweep.json`."""
     space: Space
     trials: list[Trial]
-    running: list[Training]
+    running: list[RunningRepeat]
     node: str
-    """Where its driver runs; empty if it does not."""
+    """The node of its driver; empty if none is running."""
     reason: str
-    """Why its last driver ended, if that could say."""
+    """Why its last driver ended; empty if that is not recorded."""
     problems: list[str]
-    """Its records that are damaged or missing."""
+    """A line for each damaged or missing record."""
 
     @property
     def repeats(self) -> list[Repeat]:
-        """Every repeat that was decided on."""
+        """All repeats of all trials."""
         return [repeat for trial in self.trials for repeat in trial.repeats]
 
     @property
     def phase(self) -> str:
-        """Whether it searches or races."""
+        """`search` or `race`."""
         return "race" if any(repeat.phase == "race" for repeat in self.repeats) else "search"
 
     @property
@@ -62,70 +63,81 @@ class Standing:
 
     @property
     def failures(self) -> Counter[str]:
-        """Why repeats have failed for good, and how many."""
+        """How many repeats have failed for good, by cause."""
         return Counter(repeat.cause for repeat in self.repeats if repeat.status == "failed")
 
     @property
     def hours_left(self) -> float | None:
-        """Hours until its end as things go; none if nothing trains, or nothing has been scored yet."""
+        """Estimated hours until the end; None if nothing is running, or nothing has been scored yet."""
         if not self.running:
             return None
-        kimg = {training.label: training.kimg for training in self.running}
+        kimg = {running.label: running.kimg for running in self.running}
         seconds = estimate.seconds_left(self.trials, self.space, kimg)
         return seconds and seconds / len(self.running) / 3600
 
 
-def unfinished(storage: Storage) -> tuple[list[Standing], list[str], list[str]]:
-    """Return how each sweep stands that is not complete, the names of those that are, and what cannot be read."""
-    standings, complete, problems = [], [], []
+def read_storage(storage: Storage) -> tuple[list[SweepStatus], list[str], list[str]]:
+    """Return the status of each unfinished sweep, the names of the complete ones, and a line for each read error."""
+    unfinished: list[SweepStatus] = []
+    complete: list[str] = []
+    problems: list[str] = []
     for folder in storage.sweeps():
         try:
-            sweep, node = records.sweep_description(folder), node_of(folder.lock)
-            reason = _reason(folder, sweep)
+            description = records.sweep_description(folder)
+            node = lock_node(folder.lock)
+            reason = _reason(folder, description)
             if reason == "complete" and not node:
                 complete.append(folder.path.name)
             else:
-                standings.append(_read(folder, sweep, node, reason))
+                unfinished.append(_read_sweep(folder, description, node, reason))
         except UserError as error:
             problems.append(str(error))
-        except OSError as error:  # it belongs to somebody else, or its disk fails
+        except OSError as error:  # it belongs to another user, or its disk fails
             problems.append(f"{error.filename or folder.path}: cannot be read ({error.strerror})")
-    return standings, complete, problems
+    return unfinished, complete, problems
 
 
-def node_of(lock: Path) -> str:
-    """Return where the process runs that holds a lock; empty if none does."""
+def lock_node(lock: Path) -> str:
+    """Return the node of the process that holds a lock; empty if none does."""
     return store.holder(lock).rpartition(" on ")[2]
 
 
-def _reason(folder: SweepFolder, sweep: dict[str, Any]) -> str:
-    """Say why the last driver ended; empty if it could not tell, or has not ended."""
+def _reason(folder: SweepFolder, description: dict[str, Any]) -> str:
+    """Return why the last driver ended; empty if that is not recorded, or it has not ended."""
     outcome = store.read_sound(folder.outcome)
-    return outcome["reason"] if outcome and outcome["ended"] >= sweep["driver_started"] else ""
+    if outcome and outcome["ended"] >= description["driver_started"]:
+        return outcome["reason"]
+    return ""
 
 
-def _read(folder: SweepFolder, sweep: dict[str, Any], node: str, reason: str) -> Standing:
+def _read_sweep(folder: SweepFolder, description: dict[str, Any], node: str, reason: str) -> SweepStatus:
     known = records.read_as_observer(folder)
-    handed_out = [repeat for repeat in known.repeats if repeat.status == "running"]
-    running = [_training(repeat, folder.repeat(repeat.trial, repeat.repeat)) for repeat in handed_out]
-    return Standing(folder, sweep, records.space_of(folder), known.trials, running, node, reason, known.problems)
+    running = [
+        _read_running(repeat, folder.repeat(repeat.trial, repeat.repeat))
+        for repeat in known.repeats
+        if repeat.status == "running"
+    ]
+    space = records.space_of(folder)
+    return SweepStatus(folder, description, space, known.trials, running, node, reason, known.problems)
 
 
-def _training(repeat: Repeat, files: RepeatFolder) -> Training:
-    line = (metrics_log.read(files.metrics) or [{}])[-1]
-    seen = max(_changed(files.metrics), _changed(files.checkpoint / "last"))
-    return Training(
+def _read_running(repeat: Repeat, files: RepeatFolder) -> RunningRepeat:
+    lines = metrics_log.read(files.metrics)
+    last_line = lines[-1] if lines else {}
+    updated = max(_modified(files.metrics), _modified(files.checkpoint / "last"))
+    return RunningRepeat(
         repeat,
         files.label,
-        node_of(files.lock),
-        line.get("kimg", 0.0),
-        line.get("images_per_second"),
-        max(0.0, time.time() - seen) if seen else None,
+        lock_node(files.lock),
+        last_line.get("kimg", 0.0),
+        last_line.get("images_per_second"),
+        max(0.0, time.time() - updated) if updated else None,
     )
 
 
-def _changed(path: Path) -> float:
+def _modified(path: Path) -> float:
+    """Return the time (s) of a file's last modification; 0 if it is missing."""
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # nor is a checkpoint there for an instant while the next one takes its place
+    except FileNotFoundError:  # a checkpoint is missing for an instant, too, while the next one replaces it
         return 0.0

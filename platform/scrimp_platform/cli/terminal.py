@@ -1,4 +1,4 @@
-"""What a person sees in the terminal."""
+"""The output of the commands in the terminal."""
 
 import contextlib
 from collections import Counter
@@ -23,6 +23,8 @@ from scrimp_trainers.common.errors import printable
 from scrimp_trainers.data.manifest import Manifest
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from scrimp_cluster.doctor import ClusterReport, NodeReport
     from scrimp_cluster.faults import Fault
     from scrimp_trainers.precompute.coreset import Scored
@@ -33,23 +35,18 @@ NODE_COLUMNS = (
     *("node", "", "GPUs", "free", "driver", "CUDA", "NCCL", "torch", "memory"),
     *("/tmp", "storage", "data", "clock"),  # noqa: S108
 )
-"""Headings of the doctor's table; those without any entry are left out."""
+"""Headings of the doctor's table; empty columns are left out."""
 
 
 def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
-    """Print what is searched, what will run where, for how long and on how much disk."""
-    space, facts = plan.space, plan.manifest
-    colours, classes = ("grey", "RGB")[facts.channels // 3], len(facts.classes or ())
+    """Print what is searched, where it runs, and how much time and disk space it takes."""
+    space = plan.space
     rows = {
         "sweep": f"{plan.folder.path}{' (resumed)' if plan.resumed else ''}",
-        "dataset": f"{facts.name}: {facts.splits['train'].count} images of {facts.size}x{facts.size}, "
-        f"{colours}, {classes} classes, content {facts.content_hash[:12]}",
+        "dataset": _describe_dataset(plan.manifest),
         "recipe": f"{space.recipe}, up to {space.budget.rungs_kimg[-1]:g} kimg",
-        "search": "\n".join(
-            f"{path}  {describe(span)}" + (f" when {condition(space, path)}" if span.when else "")
-            for path, span in space.search.items()
-        ),
-        **_goals(space),
+        "search": _describe_search(space),
+        **_describe_goals(space),
         "runs on": placement.describe(),
     }
     if speed:
@@ -62,31 +59,65 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
     console.print()
 
 
-def describe(span: Range) -> str:
-    """Say in words what a range allows."""
+def _describe_dataset(facts: Manifest) -> str:
+    colours = ("grey", "RGB")[facts.channels // 3]
+    classes = len(facts.classes or ())
+    return (
+        f"{facts.name}: {facts.splits['train'].count} images of {facts.size}x{facts.size}, "
+        f"{colours}, {classes} classes, content {facts.content_hash[:12]}"
+    )
+
+
+def _describe_search(space: Space) -> str:
+    lines = []
+    for path, span in space.search.items():
+        line = f"{path}  {describe_range(span)}"
+        if span.when:
+            line += f" when {describe_condition(space, path)}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def describe_range(span: Range) -> str:
+    """Describe in words the values that a range allows."""
     if span.choice:
         return _either(span.choice)
     if span.int:
-        steps = f" in steps of {span.step}" if span.step > 1 else ""
-        return f"whole numbers {span.int[0]} to {span.int[1]}{steps}" + ", log scale" * span.log
+        low, high = span.int
+        text = f"whole numbers {low} to {high}"
+        if span.step > 1:
+            text += f" in steps of {span.step}"
+        if span.log:
+            text += ", log scale"
+        return text
+
     low, high = span.uniform or span.loguniform or (0.0, 0.0)
-    return f"{low:g} to {high:g}" + (", log scale" if span.loguniform else "")
+    text = f"{low:g} to {high:g}"
+    if span.loguniform:
+        text += ", log scale"
+    return text
 
 
-def condition(space: Space, path: str) -> str:
-    """Say in words when a field is searched, naming those of its own section without it; empty where it always is."""
+def describe_condition(space: Space, path: str) -> str:
+    """Describe in words when a field is searched; empty if it always is.
+
+    Fields of the same section are named without the section.
+    """
     section = path.rpartition(".")[0]
     parts = []
     for other, values in space.search[path].when.items():
-        left = [value for value in space.search[other].choice or () if value not in values]
         name = other.removeprefix(f"{section}.")
-        parts.append(f"{name} is not {_plain(left[0])}" if len(left) == 1 else f"{name} is {_either(values)}")
+        excluded = [value for value in space.search[other].choice or () if value not in values]
+        if len(excluded) == 1:
+            parts.append(f"{name} is not {_plain(excluded[0])}")
+        else:
+            parts.append(f"{name} is {_either(values)}")
     return " and ".join(parts)
 
 
 def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space, reason: str) -> None:
-    """Print the leaderboard, the verdict and where everything lies."""
-    console.print("", leaderboard.table(rows, space, console.width), leaderboard.verdict(rows, space), "", sep="\n")
+    """Print the leaderboard, the verdict and the paths of the results."""
+    _show_leaderboard(rows, space)
     if reason != "complete":
         say(f"Not complete: {reason}. Run the same command again to resume.")
     say(f"report       {folder.report}")
@@ -95,46 +126,70 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space
 
 
 def show_ranking(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space) -> None:
-    """Print the leaderboard by objectives and constraints that are not the sweep's own."""
-    console.print("", leaderboard.table(rows, space, console.width), leaderboard.verdict(rows, space), "", sep="\n")
-    goals = _goals(space)
-    say(f"ranked by    {', '.join(goals[name] for name in ('objective', 'constraint') if name in goals)}")
+    """Print the leaderboard for other objectives and constraints than the sweep's own."""
+    _show_leaderboard(rows, space)
+    goals = _describe_goals(space)
+    goal_texts = [goals[name] for name in ("objective", "constraint") if name in goals]
+    say(f"ranked by    {', '.join(goal_texts)}")
     say("The sweep's own goals decided which trials were stopped and which got fresh seeds.")
-    if first := leaderboard.best(rows):
-        say(f"recipe       {folder.repeat(first.number, 0).recipe}")
+    best = leaderboard.best(rows)
+    if best:
+        say(f"recipe       {folder.repeat(best.number, 0).recipe}")
+
+
+def _show_leaderboard(rows: Sequence[leaderboard.TrialRow], space: Space) -> None:
+    table = leaderboard.table(rows, space, console.width)
+    verdict = leaderboard.verdict(rows, space)
+    console.print("", table, verdict, "", sep="\n")
 
 
 def show_space(space: Space) -> None:
-    """Print a space: each field with its range, condition, and value in the recipe and the paper; goals and budget."""
+    """Print a space: its goals, its budget, and for each field the range, the condition and the default values."""
     base = space.base()
-    rows = [
-        (path, describe(span), condition(space, path), _plain(value_of(base, path)), span.paper or "")
-        for path, span in space.search.items()
-    ]
+    rows = []
+    for path, span in space.search.items():
+        rows.append(
+            {
+                "field": path,
+                "range": describe_range(span),
+                "when": describe_condition(space, path),
+                "recipe": _plain(value_of(base, path)),
+                "paper": span.paper or "",
+            }
+        )
+
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    columns = zip(("field", "range", "when", "recipe", "paper"), zip(*rows, strict=True), strict=True)
-    shown = {heading: cells for heading, cells in columns if any(cells)}
-    for heading in shown:
+    headings = [heading for heading in ("field", "range", "when", "recipe", "paper") if any(r[heading] for r in rows)]
+    for heading in headings:
         table.add_column(heading, no_wrap=heading == "field")
-    for cells in zip(*shown.values(), strict=True):
-        table.add_row(*(escape(cell) for cell in cells))
+    for row in rows:
+        table.add_row(*[escape(row[heading]) for heading in headings])
     console.print(escape(space.about), table)
-    show_list({"recipe": space.recipe, **_goals(space)})
+    show_list({"recipe": space.recipe, **_describe_goals(space)})
 
 
-def _goals(space: Space) -> dict[str, str]:
-    """Say what a space judges by and what it may spend."""
-    budget = space.budget
-    rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
+def _describe_goals(space: Space) -> dict[str, str]:
+    """Describe the objectives, the constraints and the budget of a space."""
+    objectives = [f"{direction} {name}" for name, direction in space.objectives.items()]
+    constraints = [f"{name} {formatting.bound(bound)}" for name, bound in space.constraints.items()]
     rows = {
-        "objective": ", ".join(f"{direction} {name}" for name, direction in space.objectives.items()),
-        "constraint": ", ".join(f"{name} {formatting.limit(bound)}" for name, bound in space.constraints.items()),
-        "budget": f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs} kimg"
-        if space.arms
-        else f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} go on;\n"
-        f"then {min(budget.leaders, budget.trials)} leaders race for up to {budget.repeats} repeats each",
+        "objective": ", ".join(objectives),
+        "constraint": ", ".join(constraints),
+        "budget": _describe_budget(space),
     }
     return {name: text for name, text in rows.items() if text}
+
+
+def _describe_budget(space: Space) -> str:
+    budget = space.budget
+    rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
+    if space.arms:
+        return f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs} kimg"
+    leaders = min(budget.leaders, budget.trials)
+    return (
+        f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} continue;\n"
+        f"then {leaders} leaders race for up to {budget.repeats} repeats each"
+    )
 
 
 def _either(values: Iterable[Any]) -> str:
@@ -149,7 +204,7 @@ def _plain(value: Any) -> str:
 
 
 def show_list(entries: Mapping[str, str]) -> None:
-    """Print names, each with what it is."""
+    """Print names, each with its description."""
     table = Table.grid(padding=(0, 2))
     for name, about in entries.items():
         table.add_row(f"[bold]{name}[/bold]", escape(about))
@@ -157,20 +212,20 @@ def show_list(entries: Mapping[str, str]) -> None:
 
 
 def show_problems(problems: Sequence[str]) -> None:
-    """Print a line for each record that is damaged or missing."""
+    """Print a line for each damaged or missing record."""
     for problem in problems:
         say(f"damaged      {problem}")
 
 
-def show_report(report: "ClusterReport") -> None:
-    """Print what the doctor has seen: a row for each node, and a line for each fault."""
+def show_cluster_report(report: "ClusterReport") -> None:
+    """Print the findings of the doctor: a row for each node, and a line for each fault."""
     rows = [_node_row(node_report) for node_report in report.nodes]
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold")
-    shown = [heading for heading in NODE_COLUMNS if any(row.get(heading) for row in rows)]
-    for heading in shown:
+    headings = [heading for heading in NODE_COLUMNS if any(row.get(heading) for row in rows)]
+    for heading in headings:
         table.add_column(heading, no_wrap=heading == "node", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(row.get(heading, "")) for heading in shown))
+        table.add_row(*[escape(row.get(heading, "")) for heading in headings])
     console.print(table)
     show_faults(report.faults)
 
@@ -182,7 +237,7 @@ def show_faults(faults: Sequence["Fault"]) -> None:
 
 
 def _node_row(report: "NodeReport") -> dict[str, str]:
-    """Return a node's row of the doctor's table, by heading; sizes are what is free."""
+    """Return a node's row of the doctor's table, by heading; memory and disk sizes are free space."""
     facts = report.facts
     row = {"node": report.node.name, "": _verdict(report), "GPUs": f"{report.node.gpus or 'none'}"}
     if facts is None:
@@ -229,53 +284,64 @@ def show_values(values: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line as it is, unbroken, so that paths can be copied."""
-    console.print("\n".join(map(printable, text.split("\n"))), soft_wrap=True, markup=False)
+    """Print a message without markup or line breaks, so that paths can be copied."""
+    lines = [printable(line) for line in text.split("\n")]
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 def show_dataset(folder: Path, facts: Manifest) -> None:
-    """Print what was prepared."""
+    """Print a summary of a prepared dataset."""
     splits = ", ".join(f"{split.count:,} {name}" for name, split in facts.splits.items())
     classes = f"{len(facts.classes)} classes" if facts.classes else "no classes"
     say(f"{folder}: {splits}; {facts.size}x{facts.size}x{facts.channels}, {classes}")
-    for line in dataset.lines(facts):
+    for line in dataset.summary_lines(facts):
         say(line)
     say(f"content {facts.content_hash}")
 
 
 def show_coreset(scored: "Scored") -> None:
-    """Print how many images of each class are kept, with the mean scores of these and of the others."""
+    """Print how many images of each class are kept, and the mean scores of the kept and the dropped ones."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", pad_edge=False)
     table.add_column("class")
     for heading in ("kept", "of", "mean score kept", "dropped"):
         table.add_column(heading, justify="right")
     for name, members in scored.classes.items():
-        kept, values = scored.kept[members], scored.scores[members]
-        means = [formatting.number(float(part.mean())) if len(part) else "" for part in (values[kept], values[~kept])]
-        table.add_row(escape(name), f"{kept.sum():,}", f"{len(kept):,}", *means)
+        kept = scored.kept[members]
+        scores = scored.scores[members]
+        table.add_row(escape(name), f"{kept.sum():,}", f"{len(kept):,}", _mean(scores[kept]), _mean(scores[~kept]))
     console.print(table)
 
 
+def _mean(scores: "np.ndarray") -> str:
+    if len(scores) == 0:
+        return ""
+    return formatting.number(float(scores.mean()))
+
+
 def show_layers(rows: Iterable[Mapping[str, str]]) -> None:
-    """Print what is masked of each layer of a sparse network."""
+    """Print the density and the share of FLOPs of each layer of a sparse network."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", pad_edge=False)
     for heading in ("layer", "shape", "density", "FLOPs"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for row in rows:
-        density = f"{float(row['density']):.1%}" if row["masked"] == "True" else "dense"
-        table.add_row(escape(row["name"]), row["shape"], density, f"{float(row['flops_share']):.1%}")
+        density = "dense"
+        if row["masked"] == "True":
+            density = f"{float(row['density']):.1%}"
+        flops = f"{float(row['flops_share']):.1%}"
+        table.add_row(escape(row["name"]), row["shape"], density, flops)
     console.print(table)
 
 
 @contextlib.contextmanager
 def progress(unit: str = "images") -> Iterator[Callable[[float, float], None]]:
-    """Show a bar with the time left; yields a function that takes how much is done and how much there is."""
+    """Show a progress bar with the time left; yields a function that takes the amount done and the total."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(unit, total=None)
 
     def update(done: float, total: float) -> None:
-        bar.start()  # not before there is something to show: a mistake then leaves its one line and nothing else
+        # The bar starts with the first update, so that a user error prints its one line and nothing else.
+        bar.start()
         bar.update(task, completed=round(done), total=round(total))
 
     try:

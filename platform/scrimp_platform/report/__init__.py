@@ -1,1 +1,1 @@
-"""The report of a sweep: leaderboard, plots, grids."""
+"""The report of a sweep: leaderboard, plots and sample grids."""

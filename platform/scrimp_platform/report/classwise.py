@@ -1,4 +1,4 @@
-"""Scores within the classes of the trials that lead: which classes a recipe is good at, and which it gives up."""
+"""Scores per class of the leading trials: which classes a recipe does well, and which it does badly."""
 
 import math
 import re
@@ -12,37 +12,60 @@ from scrimp_platform.search.stats import Summary
 
 
 @dataclass(frozen=True)
-class ClassWise:
-    """The scores within the classes, over the repeats at the last rung."""
+class ClassScores:
+    """The scores per class, summarised over the repeats at the last rung."""
 
     name: str
-    """What was measured: `fid`, `fd_classifier`."""
+    """Name of the score: `fid`, `fd_classifier`."""
     classes: list[str]
-    """Names of the classes, or their numbers where the dataset is gone."""
+    """Names of the classes, or their numbers if the dataset is gone."""
     trials: dict[int, list[Summary]]
-    """For each trial, the best first, one summary a class."""
+    """For each trial, the best first, one summary per class."""
     means: dict[int, Summary]
-    """For each of them, that of the mean over the classes."""
+    """For each trial, the summary of the mean over the classes."""
 
 
-def gather(rows: Sequence[TrialRow], chosen: Collection[int], classes: Sequence[str] | None) -> ClassWise | None:
-    """Gather the scores of the chosen trials; none if they were not scored by class."""
-    lines = {row.number: _last(row) for row in rows if row.number in chosen}
-    names = {name for repeats in lines.values() for line in repeats for name in line}
-    means = (re.fullmatch(r"(fid|fd_\w+)_class_mean", name) for name in sorted(names))
-    found = next(filter(None, means), None)
-    if found is None:
+def class_scores(
+    rows: Sequence[TrialRow], numbers: Collection[int], classes: Sequence[str] | None
+) -> ClassScores | None:
+    """Return the scores per class of the trials with these numbers; None if they were not scored per class."""
+    lines_by_trial = {row.number: _last_lines(row) for row in rows if row.number in numbers}
+    columns: set[str] = set()
+    for lines in lines_by_trial.values():
+        columns.update(*lines)
+    match = _first_match(r"(fid|fd_\w+)_class_mean", sorted(columns))
+    if match is None:
         return None
-    mean, name = found[0], found[1]
-    scored = {number: repeats for number, repeats in lines.items() if any(mean in line for line in repeats)}
-    labels = [label for label in (f"{name}_class_{i}" for i in range(len(names))) if label in names]
-    known = classes if classes and len(classes) == len(labels) else [str(i) for i in range(len(labels))]
-    trials = {number: [_summary(repeats, label) for label in labels] for number, repeats in scored.items()}
-    return ClassWise(name, list(known), trials, {number: _summary(repeats, mean) for number, repeats in scored.items()})
+
+    mean_column = match[0]
+    name = match[1]
+    possible_columns = [f"{name}_class_{i}" for i in range(len(columns))]
+    class_columns = [column for column in possible_columns if column in columns]
+    if not classes or len(classes) != len(class_columns):
+        classes = [str(i) for i in range(len(class_columns))]
+
+    trials = {}
+    means = {}
+    for number, lines in lines_by_trial.items():
+        if any(mean_column in line for line in lines):
+            trials[number] = [_summary(lines, column) for column in class_columns]
+            means[number] = _summary(lines, mean_column)
+    return ClassScores(name, list(classes), trials, means)
 
 
-def _last(row: TrialRow) -> list[Mapping[str, Any]]:
-    return [repeat.scores[row.kimg] for repeat in row.counted if row.finished]
+def _first_match(pattern: str, names: Sequence[str]) -> re.Match[str] | None:
+    for name in names:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match
+    return None
+
+
+def _last_lines(row: TrialRow) -> list[Mapping[str, Any]]:
+    """Return the scores of a trial's repeats at the last rung; empty if it was not trained to the end."""
+    if not row.finished:
+        return []
+    return [repeat.scores[row.kimg] for repeat in row.counted]
 
 
 def _summary(lines: Sequence[Mapping[str, Any]], name: str) -> Summary:

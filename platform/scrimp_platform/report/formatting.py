@@ -1,4 +1,4 @@
-"""Numbers, intervals and lists as people read them."""
+"""Numbers, intervals and lists as text for people."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,30 +9,38 @@ from scrimp_spaces.space import Bound
 
 
 def number(value: Any) -> str:
-    """Say a value with three significant digits, nan as nothing, and what is no number as it is."""
+    """Format a number with three significant digits; nan is empty, and other values are converted with `str`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if math.isnan(value):
         return ""
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{value:,.0f}"
-    return _fixed(value, _decimals(value, 3)) if 1e-4 <= abs(value) < 1e5 else f"{value:.3g}"
+    if 1e-4 <= abs(value) < 1e5:
+        return _fixed(value, _decimals(value, 3))
+    return f"{value:.3g}"
 
 
-def limit(bound: Bound) -> str:
-    """Say what a constraint asks for."""
+def bound(limits: Bound) -> str:
+    """Format the limits of a constraint: `at least 0.1 and at most 0.9`."""
+    sides = (("at least", limits.min, limits.min_ratio), ("at most", limits.max, limits.max_ratio))
     parts = []
-    for word, value, ratio in (("at least", bound.min, bound.min_ratio), ("at most", bound.max, bound.max_ratio)):
-        shares = "" if ratio is None else f"{ratio:g} of the base recipe's"
-        if value is not None:
-            parts.append(f"{word} {value:.4g}" + (f" ({shares})" if shares else ""))
-        elif shares:
-            parts.append(f"{word} {shares}")
+    for words, value, ratio in sides:
+        relative = ""
+        if ratio is not None:
+            relative = f"{ratio:g} of the base recipe's"
+
+        if value is None and relative:
+            parts.append(f"{words} {relative}")
+        elif value is not None and relative:
+            parts.append(f"{words} {value:.4g} ({relative})")
+        elif value is not None:
+            parts.append(f"{words} {value:.4g}")
     return " and ".join(parts)
 
 
-def short(value: float) -> str:
-    """Say a large count: `55.7M`."""
+def count(value: float) -> str:
+    """Format a large count: `55.7M`."""
     for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g}{letter}"
@@ -40,9 +48,9 @@ def short(value: float) -> str:
 
 
 def interval(summary: Summary) -> str:
-    """Say a mean with its interval: `12.3 [11.9, 12.8]`; a value without spread alone, nothing as nothing.
+    """Format a mean with its interval: `12.3 [11.9, 12.8]`; a mean without spread alone, and no values as empty.
 
-    There are as many decimals as the mean needs for three digits, or the interval's half width for one.
+    The number of decimals shows three digits of the mean and at least one of the interval's half width.
     """
     if summary.n == 0:
         return ""
@@ -50,41 +58,53 @@ def interval(summary: Summary) -> str:
         return number(summary.mean)
     if not 1e-3 <= abs(summary.mean) < 1e5:
         return f"{number(summary.mean)} [{number(summary.low)}, {number(summary.high)}]"
+
     decimals = max(_decimals(summary.mean, 3), _decimals(summary.high - summary.mean, 1))
-    mean, low, high = (_fixed(value, decimals) for value in (summary.mean, summary.low, summary.high))
+    mean = _fixed(summary.mean, decimals)
+    low = _fixed(summary.low, decimals)
+    high = _fixed(summary.high, decimals)
     return f"{mean} [{low}, {high}]"
 
 
 def duration(hours: float) -> str:
-    """Say a time in the unit that suits it; nothing if it is not known."""
+    """Format a time in seconds, minutes or hours; nan is empty."""
     if math.isnan(hours):
         return ""
     if hours < 0.025:
         return f"{hours * 3600:.0f} s"
-    return f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:,.1f} h"
+    if hours < 1.5:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:,.1f} h"
 
 
-def listed(things: Sequence[Any]) -> str:
-    """Join with commas and an `and` before the last."""
-    words = [str(thing) for thing in things]
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+def conjunction(items: Sequence[Any]) -> str:
+    """Join items with commas and an `and` before the last."""
+    *others, last = [str(item) for item in items] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
-def counted(count: int, thing: str) -> str:
-    """Say how many: `1 repeat`, `3 repeats`."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+def plural(number_of_items: int, noun: str) -> str:
+    """Format a number of items: `1 repeat`, `3 repeats`."""
+    ending = "" if number_of_items == 1 else "s"
+    return f"{number_of_items:,} {noun}{ending}"
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Name each dotted path by its last part, where that is enough to tell it from the others."""
+    """Name each dotted path by its last part if that is unique among the paths, or else by the whole path."""
     paths = list(paths)
     leaves = [path.rpartition(".")[2] for path in paths]
-    return {path: leaf if leaves.count(leaf) == 1 else path for path, leaf in zip(paths, leaves, strict=True)}
+    names = {}
+    for path, leaf in zip(paths, leaves, strict=True):
+        names[path] = leaf if leaves.count(leaf) == 1 else path
+    return names
 
 
 def _decimals(value: float, digits: int) -> int:
-    """Decimals with which a value shows so many significant digits."""
-    return max(0, min(9, digits - 1 - math.floor(math.log10(abs(value))))) if value else 0
+    """Return the number of decimals that show so many significant digits of a value."""
+    if not value:
+        return 0
+    magnitude = math.floor(math.log10(abs(value)))
+    return max(0, min(9, digits - 1 - magnitude))
 
 
 def _fixed(value: float, decimals: int) -> str:

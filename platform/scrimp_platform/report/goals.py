@@ -1,4 +1,4 @@
-"""Other objectives and constraints for a sweep that has been trained, as the command line says them."""
+"""Ranking an existing sweep by other objectives and constraints."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,35 +9,43 @@ from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
-BOUNDS = {"<=": "max", ">=": "min"}
+BOUND_NAMES = {"<=": "max", ">=": "min"}
 
 
-def replaced(space: Space, objectives: Sequence[str], constraints: Sequence[str]) -> Space:
-    """Return the space with these objectives (`fid:minimize`) and constraints (`memorized_fraction<=0.1`) as its own.
+def with_parsed_goals(space: Space, objectives: Sequence[str], constraints: Sequence[str]) -> Space:
+    """Return the space with other goals, as the command line writes them.
 
-    Where none of a kind is given, the space's own stay.
+    Parameters
+    ----------
+    space
+        The space of the sweep.
+    objectives
+        Such as `fid:minimize`; without any, those of the space remain.
+    constraints
+        Such as `memorized_fraction<=0.1`; without any, those of the space remain.
 
     Raises
     ------
     UserError
-        If one cannot be read, or is no score that this sweep measures.
+        If one cannot be parsed, or this sweep does not measure its score.
     """
-    limits: dict[str, dict[str, float]] = {}
+    bounds: dict[str, dict[str, float]] = {}
     for text in constraints:
-        name, side, limit = _constraint(text)
-        limits.setdefault(name, {})[side] = limit
-    return with_goals(space, dict(map(_objective, objectives)), limits)
+        name, side, limit = _parse_constraint(text)
+        bounds.setdefault(name, {})[side] = limit
+    directions = dict(map(_parse_objective, objectives))
+    return with_goals(space, directions, bounds)
 
 
 def with_goals(
     space: Space, objectives: Mapping[str, Any] | None, constraints: Mapping[str, Mapping[str, float]] | None
 ) -> Space:
-    """Return the space with these objectives and constraints; where none of a kind are given, its own stay.
+    """Return the space with other objectives or constraints; where none are given, those of the space remain.
 
     Raises
     ------
     UserError
-        If one is no score that such a sweep measures.
+        If a score is unknown, or not measured with the space's settings.
     """
     goals = {"objectives": objectives, "constraints": constraints}
     changes = {name: value for name, value in goals.items() if value}
@@ -45,12 +53,12 @@ def with_goals(
 
 
 def require_measured(space: Space, trials: Sequence[Trial]) -> None:
-    """Refuse to rank by a score that no repeat has.
+    """Refuse to rank by a score that was not measured in any repeat.
 
     Raises
     ------
     UserError
-        If there is one; it names the scores that there are.
+        If a goal's score is missing; the message lists the scores that exist.
     """
     measured = {name for trial in trials for repeat in trial.repeats for name in repeat.last}
     for name in [*space.objectives, *space.constraints]:
@@ -58,16 +66,16 @@ def require_measured(space: Space, trials: Sequence[Trial]) -> None:
             raise UserError(f"{name}: was not measured in this sweep; there are {', '.join(sorted(measured))}")
 
 
-def _objective(text: str) -> tuple[str, str]:
+def _parse_objective(text: str) -> tuple[str, str]:
     name, colon, direction = text.partition(":")
     if not colon or direction not in ("minimize", "maximize"):
         raise UserError(f"--objective {text}: write it as SCORE:minimize or SCORE:maximize")
     return name, direction
 
 
-def _constraint(text: str) -> tuple[str, str, float]:
-    """Return the score, `max` or `min`, and the limit."""
+def _parse_constraint(text: str) -> tuple[str, str, float]:
+    """Return the name of the score, `max` or `min`, and the limit."""
     parts = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
     if not parts:
         raise UserError(f"--constraint {text!r}: write it as 'SCORE<=LIMIT' or 'SCORE>=LIMIT', in quotes")
-    return parts[1], BOUNDS[parts[2]], float(parts[3])
+    return parts[1], BOUND_NAMES[parts[2]], float(parts[3])

@@ -1,4 +1,4 @@
-"""How much each searched field mattered, as Optuna estimates it."""
+"""Importance of the searched fields, as Optuna estimates it."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,16 +10,19 @@ from scrimp_platform.search import study as studies
 from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Space
 
-ENOUGH = 6
+MIN_COMPLETE_TRIALS = 6
 
 
-def importances(trials: Sequence[Trial], space: Space) -> dict[str, float] | str:
-    """Return each field's share of what makes trials good, largest first; or why there is none."""
+def field_importances(trials: Sequence[Trial], space: Space) -> dict[str, float] | str:
+    """Return the importance of each field, the largest first; or a message if there are too few trials."""
     study = studies.in_memory(trials, space)
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    if len(complete) < ENOUGH:
-        return f"Skipped: it needs {ENOUGH} trials that were trained to the end, and there are {len(complete)}."
+    if len(complete) < MIN_COMPLETE_TRIALS:
+        return (
+            f"Skipped: it needs {MIN_COMPLETE_TRIALS} trials that were trained to the end, "
+            f"and there are {len(complete)}."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        shares = optuna.importance.get_param_importances(study)
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+        importances = optuna.importance.get_param_importances(study)
+    return dict(sorted(importances.items(), key=lambda item: -item[1]))

@@ -1,6 +1,6 @@
-"""`report.html`: what a sweep found, on one page that needs nothing else, not even a network.
+"""`report.html`: the result of a sweep on one page, which needs no other file and no network.
 
-It is made from the sweep's folder alone, at any moment: what has not happened yet is said to be missing.
+It can be made from the sweep's folder at any time; the page says what is still missing.
 """
 
 import re
@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from scrimp_platform import store
 from scrimp_platform.report import classwise, formatting, importance, leaderboard, pictures, plots
-from scrimp_platform.report.classwise import ClassWise
+from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.ranking import MEANINGS, TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Repeat, Trial
@@ -35,7 +35,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its heading and what to see in it; without data it has a note in its place."""
+    """A figure with its title and caption; a figure without data has only a note."""
 
     title: str
     caption: str
@@ -44,37 +44,42 @@ class Plot:
 
 
 def write_report(folder: SweepFolder) -> None:
-    """Write a sweep's `report.html` from what is on disk."""
-    sweep, space, known = records.sweep_description(folder), records.space_of(folder), records.read_as_observer(folder)
-    trials, problems = known.trials, known.problems
-    rows = leaderboard.rank(trials, space)
-    repeats = known.repeats
+    """Write a sweep's `report.html` from the files on disk."""
+    sweep = records.sweep_description(folder)
+    space = records.space_of(folder)
+    known = records.read_as_observer(folder)
+    rows = leaderboard.rank(known.trials, space)
     best = leaderboard.best(rows)
+
     facts = _manifest(sweep)
-    by_class = classwise.gather(rows, plots.leaders(rows), facts.classes if facts else None)
+    classes = facts.classes if facts else None
+    by_class = classwise.class_scores(rows, plots.leader_colours(rows), classes)
+    statuses = {row.status for row in rows}
+    failed = [repeat for repeat in known.repeats if repeat.attempt > 1 or repeat.status == "failed"]
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=formatting.number, short=formatting.short, duration=formatting.duration)
+    environment.filters.update(number=formatting.number, count=formatting.count, duration=formatting.duration)
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=sweep["name"],
         verdict=leaderboard.verdict(rows, space),
         ending=_ending(folder),
-        problems=problems,
-        facts=_facts(sweep, space, repeats, rows),
+        problems=known.problems,
+        facts=_facts(sweep, space, known.repeats, rows),
         space=space,
         rows=rows,
-        score=leaderboard.score,
-        chosen=leaderboard.chosen,
+        score_text=leaderboard.score_text,
+        chosen_at_text=leaderboard.chosen_at_text,
         fields=formatting.short_names(space.search),
-        meanings={status: MEANINGS[status] for status in MEANINGS if status in {row.status for row in rows}},
+        meanings={status: meaning for status, meaning in MEANINGS.items() if status in statuses},
         race=_race_plots(rows, space),
         by_class=by_class,
         interval=formatting.interval,
         class_plots=_class_plots(by_class, rows),
-        training=_training_plots(folder, trials, rows, space),
-        search=_search_plots(trials, rows, space),
-        samples=_samples(folder, rows, space, problems),
-        use=_use(folder, sweep, best, space) if best else None,
-        failures=[(r, _cause(folder, r)) for r in repeats if r.attempt > 1 or r.status == "failed"],
+        training=_training_plots(folder, known.trials, rows, space),
+        search=_search_plots(known.trials, rows, space),
+        samples=_samples(folder, rows, space, known.problems),
+        use=_usage(folder, sweep, best, space) if best else None,
+        failures=[(repeat, _cause(folder, repeat)) for repeat in failed],
         origin=_origin(sweep),
         space_yaml=space.to_yaml(),
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own file
@@ -83,50 +88,66 @@ def write_report(folder: SweepFolder) -> None:
 
 
 def _cause(folder: SweepFolder, repeat: Repeat) -> str:
-    """Say why a repeat failed; of one that a further attempt mended, the last line of its traceback."""
+    """Return why a repeat failed; for one that a later attempt completed, the last line of the traceback."""
     if repeat.status in ("failed", "waiting"):
         return repeat.cause
     error = folder.repeat(repeat.trial, repeat.repeat).error
-    metrics_log = error.read_text(errors="replace").split("\n") if error.exists() else []
-    return next((line for line in reversed(metrics_log) if line.strip()), "")
+    if not error.exists():
+        return ""
+    for line in reversed(error.read_text(errors="replace").split("\n")):
+        if line.strip():
+            return line
+    return ""
 
 
 def _ending(folder: SweepFolder) -> str:
     outcome = store.read_sound(folder.outcome)
     if outcome is None:
         return "Not ended: this is what is known so far"
-    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(outcome["ended"]))
-    return f"Complete, {when}" if outcome["reason"] == "complete" else f"Ended early, {when}: {outcome['reason']}"
+    ended = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(outcome["ended"]))
+    if outcome["reason"] == "complete":
+        return f"Complete, {ended}"
+    return f"Ended early, {ended}: {outcome['reason']}"
 
 
 def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows: Sequence[TrialRow]) -> dict[str, str]:
-    """Return the summary: names of facts, and the facts."""
-    statuses = Counter(row.status for row in rows)
-    ends = Counter(repeat.status for repeat in repeats)
-    goals = [f"{direction} {name}" for name, direction in space.objectives.items()]
-    limits = [f"{name} {formatting.limit(bound)}" for name, bound in space.constraints.items()]
-    spent = formatting.duration(sum(repeat.device_hours for repeat in repeats)) or "0 s"
-    hours = space.budget.max_gpu_hours
+    """Return the entries of the summary at the top of the page, by heading."""
+    objectives = [f"{direction} {name}" for name, direction in space.objectives.items()]
+    constraints = [f"{name} {formatting.bound(bound)}" for name, bound in space.constraints.items()]
+
+    trials = f"{len(rows)} of {space.budget.trials}"
+    if rows:
+        trials += f": {_status_counts(rows)}"
+
+    device_time = formatting.duration(sum(repeat.device_hours for repeat in repeats)) or "0 s"
+    if space.budget.max_gpu_hours:
+        device_time += f" of {formatting.duration(space.budget.max_gpu_hours)}"
+
     return {
         "Dataset": _dataset(sweep),
-        "Objective": ", ".join(goals + limits),
+        "Objective": ", ".join(objectives + constraints),
         "Scored by": f"{space.scoring.samples:,} samples, extractor {space.scoring.extractor}",
-        "Trials": f"{len(rows)} of {space.budget.trials}"
-        + (f": {', '.join(f'{n} {status}' for status, n in statuses.items())}" if rows else ""),
-        "Repeats": ", ".join(f"{n} {status}" for status, n in ends.items()) or "none",
-        "Device time": spent + (f" of {formatting.duration(hours)}" if hours else ""),
+        "Trials": trials,
+        "Repeats": _status_counts(repeats) or "none",
+        "Device time": device_time,
     }
+
+
+def _status_counts(items: Sequence[TrialRow] | Sequence[Repeat]) -> str:
+    counts = Counter(item.status for item in items)
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
 def _manifest(sweep: dict[str, Any]) -> Manifest | None:
     try:
         return manifest.load(Path(sweep["dataset"]["folder"]))
-    except UserError:  # moved or removed since
+    except UserError:  # the dataset has been moved or removed
         return None
 
 
 def _dataset(sweep: dict[str, Any]) -> str:
-    name, facts = sweep["dataset"]["name"], _manifest(sweep)
+    name = sweep["dataset"]["name"]
+    facts = _manifest(sweep)
     if facts is None:
         return name
     colours = "grey" if facts.channels == 1 else "RGB"
@@ -135,62 +156,73 @@ def _dataset(sweep: dict[str, Any]) -> str:
 
 
 def _race_plots(rows: Sequence[TrialRow], space: Space) -> list[Plot]:
-    few = "No trial has a finished repeat with a fresh seed yet."
+    missing = "No trial has a finished repeat with a fresh seed yet."
     caption = (
         "Rings are repeats with fresh seeds, diamonds their means with 95% intervals (Student's t). "
-        "A cross is the score by which the search chose the trial: it flatters, and counts in no mean. "
-        "A trial leaves the race when it can no longer win, by a t-test with the deviation pooled over the race. "
-        "Its own interval, of few repeats, may still be wide enough to overlap."
+        "A cross is the score by which the search chose the trial: it is biased, and counts in no mean. "
+        "A trial leaves the race when it can no longer win, by a t-test with a standard deviation pooled over the "
+        "race. Its own interval, over few repeats, may still be wide enough to overlap."
     )
-    figures = {name: plots.race(rows, name) for name in space.objectives}
-    result = [_plot(f"{name} of the raced trials", caption, figure, few) for name, figure in figures.items()]
+    raced = {name: plots.raced_trials(rows, name) for name in space.objectives}
+    result = [_plot(f"{name} of the raced trials", caption, figure, missing) for name, figure in raced.items()]
+
     first, *others = space.objectives
-    none = "No trial has been trained to the end yet."
-    for other in others:
-        caption = "On the front no trial is beaten in both."
-        result.append(_plot(f"{first} against {other}", caption, plots.tradeoff(rows, space, first, other), none))
-    caption = "What a repeat costs, and what it brings. On the front no trial is beaten in both."
-    return [*result, _plot(f"{first} against time", caption, plots.tradeoff(rows, space, first), none)]
+    missing = "No trial has been trained to the end yet."
+    caption = "On the front no trial is beaten in both."
+    tradeoffs = {other: plots.tradeoff(rows, space, first, other) for other in others}
+    result += [_plot(f"{first} against {other}", caption, figure, missing) for other, figure in tradeoffs.items()]
+    caption = "The time of a repeat and its score. On the front no trial is beaten in both."
+    result.append(_plot(f"{first} against time", caption, plots.tradeoff(rows, space, first), missing))
+    return result
 
 
-def _class_plots(found: ClassWise | None, rows: Sequence[TrialRow]) -> list[Plot]:
-    if found is None:
+def _class_plots(scores: ClassScores | None, rows: Sequence[TrialRow]) -> list[Plot]:
+    if scores is None:
         return []
     caption = (
         "Lower is better; with 95% intervals over the repeats. Fewer images make a distance larger: compare these with "
         "each other, not with the score of all classes together."
     )
-    figure = plots.class_wise(found, plots.leaders(rows))
-    return [_plot(f"{found.name} by class", caption, figure, "Nothing has been scored yet.", True)]
+    figure = plots.class_scores(scores, plots.leader_colours(rows))
+    return [_plot(f"{scores.name} by class", caption, figure, "Nothing has been scored yet.", True)]
 
 
 def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
-    caption = "One thin line a repeat; grey ones are other trials. Thick: mean of the repeats, with its 95% band."
-    none = "Nothing has been scored yet."
-    result = [
-        _plot(f"{name} over training", caption, plots.over_kimg(trials, rows, name), none) for name in space.objectives
-    ]
-    leading = {row.number: row.trial.repeats for row in rows if row.number in plots.leaders(rows)}
-    curves = {
-        number: [metrics_log.read(folder.repeat(number, repeat.repeat).metrics) for repeat in repeats]
-        for number, repeats in leading.items()
-    }
-    losses = plots.losses(curves, rows)
-    return [*result, _plot("Training loss", "Every repeat of the leading trials.", losses, "No leader yet.")]
+    missing = "Nothing has been scored yet."
+    caption = "One thin line per repeat; other trials are grey. Thick: mean of the repeats, with its 95% band."
+    scores = {name: plots.learning_curves(trials, rows, name) for name in space.objectives}
+    result = [_plot(f"{name} over training", caption, figure, missing) for name, figure in scores.items()]
+
+    leaders = plots.leader_colours(rows)
+    curves = {}
+    for row in rows:
+        if row.number in leaders:
+            files = [folder.repeat(row.number, repeat.repeat) for repeat in row.trial.repeats]
+            curves[row.number] = [metrics_log.read(repeat_files.metrics) for repeat_files in files]
+    caption = "All repeats of the leading trials."
+    result.append(_plot("Training loss", caption, plots.losses(curves, rows), "No leader yet."))
+    return result
 
 
 def _search_plots(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
-    first, none = next(iter(space.objectives)), "Nothing has been scored yet."
+    missing = "Nothing has been scored yet."
     caption = "The first repeat of each trial. Scores of trials that were stopped are those of an earlier rung."
-    result = [_plot(f"{name} by trial", caption, plots.history(trials, space, name), none) for name in space.objectives]
-    shares = importance.importances(trials, space)
-    if isinstance(shares, str):
-        result.append(Plot("What mattered", shares, None))
+    histories = {name: plots.history(trials, space, name) for name in space.objectives}
+    result = [_plot(f"{name} by trial", caption, figure, missing) for name, figure in histories.items()]
+
+    title = "Importance of the searched fields"
+    importances = importance.field_importances(trials, space)
+    if isinstance(importances, str):
+        result.append(Plot(title, importances, None))
     else:
-        caption = "Optuna's PED-ANOVA over the trials trained to the end. Where they are few it is no more than a hint."
-        result.append(_plot("What mattered", caption, plots.importances(shares), none))
-    caption = "One line a trial: blue is good, orange less so, pale grey was not trained to the end."
-    return [*result, _plot("Searched fields", caption, plots.parallel(rows, space, first), none, True)]
+        caption = "Optuna's PED-ANOVA over the trials trained to the end. With few trials it is only a hint."
+        result.append(_plot(title, caption, plots.importance_bars(importances), missing))
+
+    caption = "One line per trial: blue is good, orange is worse, pale grey was not trained to the end."
+    first = next(iter(space.objectives))
+    figure = plots.parallel_coordinates(rows, space, first)
+    result.append(_plot("Searched fields", caption, figure, missing, True))
+    return result
 
 
 def _plot(title: str, caption: str, figure: go.Figure, missing: str, wide: bool = False) -> Plot:
@@ -205,55 +237,73 @@ def _plot(title: str, caption: str, figure: go.Figure, missing: str, wide: bool 
 def _samples(
     folder: SweepFolder, rows: Sequence[TrialRow], space: Space, problems: list[str]
 ) -> dict[str, list[pictures.Picture]]:
-    """Return the grids of the three best, how the best came along, and its nearest training images."""
+    """Return the sample grids of the three best trials, and of the best one its earlier rungs and nearest neighbours.
 
-    def read(path: Path, caption: str) -> pictures.Picture | None:
+    Each damaged image adds a line to `problems`.
+    """
+    groups: dict[str, list[pictures.Picture]] = {"best": [], "steps": [], "neighbours": []}
+
+    def add(group: str, path: Path, caption: str) -> None:
         try:
-            return pictures.read(path, caption)
+            picture = pictures.read_picture(path, caption)
         except DamagedRecord as damage:
             problems.append(f"{damage}; the picture is left out")
-            return None
+            return
+        if picture:
+            groups[group].append(picture)
 
-    kimg = space.budget.rungs_kimg[-1]
-    typical = {row.number: _typical(folder, row, space) for row in rows if row.finished}
-    named = {f"Trial {trial}, repeat {files.repeat}": files for trial, files in list(typical.items())[:3]}
-    grids = [read(files.samples_png, f"{title}, {kimg:g} kimg") for title, files in named.items()]
-    best = next(iter(typical.values()), None)
-    steps = [read(best.samples / f"{rung:g}.png", f"{rung:g} kimg") for rung in space.budget.rungs_kimg if best]
-    pairs = [read(best.neighbours_png, _copies(rows[0]))] if best else []
-    shown = {"best": grids, "steps": steps, "neighbours": pairs}
-    return {name: [picture for picture in group if picture] for name, group in shown.items()}
+    rungs = space.budget.rungs_kimg
+    finished = [row for row in rows if row.finished]
+    for row in finished[:3]:
+        files = _typical_files(folder, row, space)
+        add("best", files.samples_png, f"Trial {row.number}, repeat {files.repeat}, {rungs[-1]:g} kimg")
+    if finished:
+        files = _typical_files(folder, finished[0], space)
+        for rung in rungs:
+            add("steps", files.samples / f"{rung:g}.png", f"{rung:g} kimg")
+        add("neighbours", files.neighbours_png, _memorisation(rows[0]))
+    return groups
 
 
-def _typical(folder: SweepFolder, row: TrialRow, space: Space) -> RepeatFolder:
-    nearest = leaderboard.typical(row, space)
-    return folder.repeat(nearest.trial, nearest.repeat)
+def _typical_files(folder: SweepFolder, row: TrialRow, space: Space) -> RepeatFolder:
+    typical = leaderboard.typical_repeat(row, space)
+    return folder.repeat(typical.trial, typical.repeat)
 
 
-def _copies(row: TrialRow) -> str:
-    """Say how much of what the best trial samples is copied from its training images."""
-    scores = next((repeat.scores[row.kimg] for repeat in row.trial.repeats if row.kimg in repeat.scores), {})
-    share, control = scores.get("memorized_fraction"), scores.get("memorized_fraction_holdout")
+def _memorisation(row: TrialRow) -> str:
+    """Return the caption of the nearest training images: which fraction of the samples is memorised."""
+    scored = [repeat.scores[row.kimg] for repeat in row.trial.repeats if row.kimg in repeat.scores]
+    scores = scored[0] if scored else {}
+    fraction = scores.get("memorized_fraction")
+    control = scores.get("memorized_fraction_holdout")
     text = f"Trial {row.number}: samples, each followed by its nearest training image"
-    if share is not None:
-        text += f". Memorised: {share:.1%} of the samples"
-        text += f", {control:.1%} of held-out images as a control" if control is not None else ""
+    if fraction is not None:
+        text += f". Memorised: {fraction:.1%} of the samples"
+        if control is not None:
+            text += f", {control:.1%} of held-out images as a control"
     return text
 
 
-def _use(folder: SweepFolder, sweep: dict[str, Any], best: TrialRow, space: Space) -> dict[str, str]:
-    """Return what to type to train and to sample the winner."""
-    files = _typical(folder, best, space)
-    card = files.model / "README.md"
-    code = re.search(r"```python\n(.*?)```", card.read_text(errors="replace"), re.DOTALL) if card.exists() else None
+def _usage(folder: SweepFolder, sweep: dict[str, Any], best: TrialRow, space: Space) -> dict[str, str]:
+    """Return the commands and the code that train and sample the best trial."""
+    files = _typical_files(folder, best, space)
     train = ["scrimp", "train", str(folder.best_recipe), sweep["dataset"]["folder"], "OUT", "--seed", "1"]
+    sample = ["scrimp", "sample", str(files.model), "SAMPLES", "-n", "64"]
     return {
         "train": shlex.join(train),
-        "sample": shlex.join(["scrimp", "sample", str(files.model), "SAMPLES", "-n", "64"]),
+        "sample": shlex.join(sample),
         "model": str(files.model),
-        "diffusers": code.group(1) if code else "",
+        "diffusers": _python_code(files.model / "README.md"),
         "recipe": files.recipe.read_text() if files.recipe.exists() else "",
     }
+
+
+def _python_code(card: Path) -> str:
+    """Return the first Python code of a model card; empty if there is none."""
+    if not card.exists():
+        return ""
+    match = re.search(r"```python\n(.*?)```", card.read_text(errors="replace"), re.DOTALL)
+    return match.group(1) if match else ""
 
 
 def _origin(sweep: dict[str, Any]) -> dict[str, str]:
@@ -264,15 +314,18 @@ def _origin(sweep: dict[str, Any]) -> dict[str, str]:
         "Dataset": f"{data['name']}, content {data['content_hash']}",
         "Dataset's folder": data["folder"],
         "Packages": versions,
-        **_earlier(sweep),
+        **_earlier_software(sweep),
     }
 
 
-def _earlier(sweep: dict[str, Any]) -> dict[str, str]:
-    """Say which repeats ended with other code or packages, if any did."""
+def _earlier_software(sweep: dict[str, Any]) -> dict[str, str]:
+    """Return an entry that lists the repeats that ended with other code or packages; empty if there are none."""
     texts = []
     for entry in sweep.get("earlier", []):
         if entry["repeats"]:
-            software = f"torch {entry['versions'].get('torch', 'unknown')}, code {entry['code'][:12]}"
-            texts.append(f"{', '.join(entry['repeats'])} with {software}")
-    return {"Repeats that ended with other code or packages": "; ".join(texts)} if texts else {}
+            repeats = ", ".join(entry["repeats"])
+            torch_version = entry["versions"].get("torch", "unknown")
+            texts.append(f"{repeats} with torch {torch_version}, code {entry['code'][:12]}")
+    if not texts:
+        return {}
+    return {"Repeats that ended with other code or packages": "; ".join(texts)}

@@ -1,4 +1,4 @@
-"""Images inside the report."""
+"""Images that are embedded in the report."""
 
 import base64
 import io
@@ -10,8 +10,8 @@ from PIL import Image
 
 from scrimp_trainers.common.errors import DamagedRecord
 
-WIDEST = 1024
-"""Pixels beyond which an image is reduced: a page holds several, and every sweep has one."""
+MAX_SIDE_PX = 1024
+"""Larger images are scaled down, because a report embeds several of them."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,22 @@ class Picture:
     height: int
 
 
-def read(path: Path, caption: str) -> Picture | None:
-    """Read an image; none if there is none.
+def read_picture(path: Path, caption: str) -> Picture | None:
+    """Read an image; None if the file does not exist.
 
     Raises
     ------
     DamagedRecord
-        If it is damaged.
+        If the image is damaged.
     """
     try:
         with Image.open(path) as image:
-            image.thumbnail((WIDEST, WIDEST))
+            image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
             content = io.BytesIO()
             image.save(content, "PNG", optimize=True)
     except FileNotFoundError:
         return None
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError):  # as PIL has it
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError):  # what PIL raises
         raise DamagedRecord(f"{path}: a damaged image") from None
-    return Picture(f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}", caption, *image.size)
+    encoded = base64.b64encode(content.getvalue()).decode()
+    return Picture(f"data:image/png;base64,{encoded}", caption, *image.size)

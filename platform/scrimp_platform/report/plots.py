@@ -1,6 +1,7 @@
-"""The report's plots: one small function a figure, all in one style that suits light and dark pages."""
+"""The plots of the report: one function per figure, in one style for light and dark pages."""
 
 import html
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,132 +10,173 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from scrimp_platform.report import formatting
-from scrimp_platform.report.classwise import ClassWise
+from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import stats
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# The palette of Okabe and Ito, which colour-blind people can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY, PALE, INK = "#8c9299", "rgba(140, 146, 153, 0.4)", "#80868b"
+GREY = "#8c9299"
+PALE = "rgba(140, 146, 153, 0.4)"
+INK = "#80868b"
 GOOD_TO_BAD = ["#0072B2", "#7fa6b5", "#E69F00"]
 
 Point = tuple[Any, Any, str]
-"""Abscissa, ordinate, what is said on hovering."""
+"""x, y, and the text shown on hovering."""
 
 
-def leaders(rows: Sequence[TrialRow]) -> dict[int, str]:
-    """Give the raced trials, or without a race the three best, a colour each."""
-    best = [row for row in rows if row.raced] or [row for row in rows if row.finished][:3]
-    return {row.number: colour for row, colour in zip(best, COLOURS, strict=False)}
+def leader_colours(rows: Sequence[TrialRow]) -> dict[int, str]:
+    """Return a colour for each raced trial, or if there was no race, for the three best."""
+    leaders = [row for row in rows if row.raced]
+    if not leaders:
+        leaders = [row for row in rows if row.finished][:3]
+    return {row.number: colour for row, colour in zip(leaders, COLOURS, strict=False)}
 
 
 def history(trials: Sequence[Trial], space: Space, objective: str) -> go.Figure:
-    """Show the first score of each trial in the order of the search, and the best so far."""
-    last = space.budget.rungs_kimg[-1]
-    whole: list[Point] = []
+    """Plot the score of each trial's first repeat in the order of the search, and the best so far."""
+    last_rung = space.budget.rungs_kimg[-1]
+    complete: list[Point] = []
     stopped: list[Point] = []
     for trial in trials:
-        for kimg, value in _scores(trial.repeats[0], objective)[-1:] if trial.repeats else []:
-            point = (trial.number, value, f"trial {trial.number} at {kimg:g} kimg: {formatting.number(value)}")
-            (whole if kimg == last else stopped).append(point)
+        scores = _scores(trial.repeats[0], objective) if trial.repeats else []
+        if not scores:
+            continue
+        kimg, value = scores[-1]
+        points = complete if kimg == last_rung else stopped
+        points.append((trial.number, value, f"trial {trial.number} at {kimg:g} kimg: {formatting.number(value)}"))
+
     better = min if space.objectives[objective] == "minimize" else max
-    best = [(number, better(value for _, value, _ in whole[: i + 1]), "") for i, (number, _, _) in enumerate(whole)]
+    best_values = itertools.accumulate((value for _, value, _ in complete), better)
+    best = [(point[0], value, "") for point, value in zip(complete, best_values, strict=True)]
+
     figure = _figure("trial", objective)
     _line(figure, best, COLOURS[0], 2, name="best so far", line_shape="hv", hoverinfo="skip")
-    _dots(figure, whole, COLOURS[0], name=f"trained to {last:g} kimg")
+    _dots(figure, complete, COLOURS[0], name=f"trained to {last_rung:g} kimg")
     _dots(figure, stopped, GREY, "x-thin-open", name="stopped earlier")
     if len(trials) <= 10:
         figure.update_xaxes(dtick=1)
-    return _view(figure, [value for _, value, _ in whole + stopped])
+    return _set_range(figure, [value for _, value, _ in complete + stopped])
 
 
-def over_kimg(trials: Sequence[Trial], rows: Sequence[TrialRow], objective: str) -> go.Figure:
-    """Show every repeat's scores over training; the leaders in colour, with their mean and its 95% band."""
-    figure, colours = _figure("thousands of images seen (kimg)", objective), leaders(rows)
-    seen = []
+def learning_curves(trials: Sequence[Trial], rows: Sequence[TrialRow], objective: str) -> go.Figure:
+    """Plot the scores of all repeats over training; leaders in colour, with their mean and its 95% band."""
+    figure = _figure("thousands of images seen (kimg)", objective)
+    colours = leader_colours(rows)
+    values: list[float] = []
+    # The leaders are drawn last, on top of the others.
     for trial in sorted(trials, key=lambda trial: trial.number in colours):
+        colour = colours.get(trial.number, PALE)
         for repeat in trial.repeats:
             points = [(kimg, value, _label(repeat, value)) for kimg, value in _scores(repeat, objective)]
-            _line(figure, points, colours.get(trial.number, PALE), 1, mode="lines+markers", marker_size=4, opacity=0.7)
-            seen += [value for _, value, _ in points]
+            _line(figure, points, colour, 1, mode="lines+markers", marker_size=4, opacity=0.7)
+            values += [value for _, value, _ in points]
     for row in rows:
         if row.number in colours:
-            _mean(figure, row, objective, colours[row.number])
-    return _view(figure, seen)
+            _mean_with_band(figure, row, objective, colours[row.number])
+    return _set_range(figure, values)
 
 
-def _mean(figure: go.Figure, row: TrialRow, objective: str, colour: str) -> None:
+def _mean_with_band(figure: go.Figure, row: TrialRow, objective: str, colour: str) -> None:
     scores = [dict(_scores(repeat, objective)) for repeat in row.counted if repeat.status == "finished"]
-    rungs = sorted({kimg for repeat in scores for kimg in repeat})
-    means = [stats.summarize([repeat[kimg] for repeat in scores if kimg in repeat]) for kimg in rungs]
+    rungs = sorted(set().union(*scores))
+    values = {kimg: [by_rung[kimg] for by_rung in scores if kimg in by_rung] for kimg in rungs}
+    summaries = [stats.summarize(values[kimg]) for kimg in rungs]
+
     if row.repeats > 1:
-        edges = [(kimg, mean.low) for kimg, mean in zip(rungs, means, strict=True)]
-        edges += [(kimg, mean.high) for kimg, mean in zip(rungs, means, strict=True)][::-1]
-        x, y = zip(*edges, strict=True)
+        # The outline of the band: along the lower ends of the intervals, and back along the upper ends.
+        lows = [summary.low for summary in summaries]
+        highs = [summary.high for summary in summaries]
         band = {"fill": "toself", "fillcolor": _faint(colour), "hoverinfo": "skip", "showlegend": False}
-        figure.add_scatter(x=x, y=y, mode="none", **band)
-    points = [(kimg, mean.mean, "") for kimg, mean in zip(rungs, means, strict=True)]
+        figure.add_scatter(x=rungs + rungs[::-1], y=lows + highs[::-1], mode="none", **band)
+    points = [(kimg, summary.mean, "") for kimg, summary in zip(rungs, summaries, strict=True)]
     _line(figure, points, colour, 3, name=f"trial {row.number}", hoverinfo="skip")
 
 
-def race(rows: Sequence[TrialRow], objective: str) -> go.Figure:
-    """Show the raced trials' repeats, with means and 95% intervals."""
-    raced, colours = [row for row in rows if row.raced], leaders(rows)
+def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
+    """Plot the repeats of the raced trials, with means and 95% intervals."""
+    raced = [row for row in rows if row.raced]
+    colours = leader_colours(rows)
     figure = _figure(objective, "")
+    ends: list[float] = []
     for row in raced:
-        name, summary, colour = f"trial {row.number}", row.summaries[objective], colours.get(row.number, GREY)
+        name = f"trial {row.number}"
+        colour = colours.get(row.number, GREY)
+
+        summary = row.summaries[objective]
+        ends += [summary.low, summary.mean, summary.high]
         half = {"type": "data", "array": [summary.high - summary.mean], "color": colour, "thickness": 2, "width": 7}
-        mean = [(summary.mean, name, f"{name}: {formatting.interval(summary)}")]
-        _dots(figure, mean, colour, "diamond", error_x=half)
-        values = [(repeat, dict(_scores(repeat, objective)).get(row.kimg)) for repeat in row.counted]
-        _dots(figure, [(v, name, _label(repeat, v)) for repeat, v in values if v is not None], colour, "circle-open")
-        chose = row.chosen[objective]
-        if math.isfinite(chose):
-            _dots(figure, [(chose, name, f"{name} was chosen at {formatting.number(chose)}")], GREY, "x-thin-open")
-    summaries = [row.summaries[objective] for row in raced]
-    ends = [end for summary in summaries for end in (summary.low, summary.mean, summary.high)]
-    ends += [row.chosen[objective] for row in raced]
-    _view(figure, [end for end in ends if math.isfinite(end)], "x", log=False)
+        mean = (summary.mean, name, f"{name}: {formatting.interval(summary)}")
+        _dots(figure, [mean], colour, "diamond", error_x=half)
+
+        repeats = []
+        for repeat in row.counted:
+            value = dict(_scores(repeat, objective)).get(row.kimg)
+            if value is not None:
+                repeats.append((value, name, _label(repeat, value)))
+        _dots(figure, repeats, colour, "circle-open")
+
+        chosen_at = row.chosen_at[objective]
+        ends.append(chosen_at)
+        if math.isfinite(chosen_at):
+            point = (chosen_at, name, f"{name} was chosen at {formatting.number(chosen_at)}")
+            _dots(figure, [point], GREY, "x-thin-open")
+
+    _set_range(figure, [end for end in ends if math.isfinite(end)], "x", log=False)
     figure.update_yaxes(range=[len(raced) - 0.5, -0.5], showgrid=False)
     return figure.update_layout(height=max(380, 120 + 44 * len(raced)))
 
 
 def losses(curves: Mapping[int, Sequence[Sequence[Mapping[str, Any]]]], rows: Sequence[TrialRow]) -> go.Figure:
-    """Show the training loss of the leaders' repeats, given the lines of their metrics."""
-    figure, colours = _figure("thousands of images seen (kimg)", "training loss"), leaders(rows)
-    seen = []
+    """Plot the training loss of the leaders' repeats.
+
+    `curves` holds the lines of `metrics.jsonl` of each repeat, by trial number.
+    """
+    figure = _figure("thousands of images seen (kimg)", "training loss")
+    colours = leader_colours(rows)
+    values: list[float] = []
     for number, repeats in curves.items():
         for i, lines in enumerate(repeats):
-            points = [(line["kimg"], line["loss"], "") for line in lines if _finite(line.get("loss"))]
-            named = {"name": f"trial {number}"} if i == 0 else {}
-            _line(figure, points, colours[number], 1.5, opacity=0.8, hoverinfo="x+y", **named)
-            seen += [loss for _, loss, _ in points]
-    return _view(figure, seen)
+            points = [(line["kimg"], line["loss"], "") for line in lines if _is_finite(line.get("loss"))]
+            legend = {"name": f"trial {number}"} if i == 0 else {}  # one entry per trial
+            _line(figure, points, colours[number], 1.5, opacity=0.8, hoverinfo="x+y", **legend)
+            values += [loss for _, loss, _ in points]
+    return _set_range(figure, values)
 
 
-def parallel(rows: Sequence[TrialRow], space: Space, objective: str) -> go.Figure:
-    """Show each trial as a line through its values; those trained to the end in colour, as far as their score."""
+def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str) -> go.Figure:
+    """Plot each trial as a line through its values, and those trained to the end in colour, with their scores."""
     names = formatting.short_names(space.search)
-    done = sorted((row for row in rows if row.finished), key=lambda row: -row.rank)
-    means = [row.summaries[objective].mean for row in done]
-    low, high = min(means, default=0.0), max(means, default=1.0)
+    finished = sorted((row for row in rows if row.finished), key=lambda row: -row.rank)
+    unfinished = [row for row in rows if not row.finished]
+    means = [row.summaries[objective].mean for row in finished]
+    low = min(means, default=0.0)
+    high = max(means, default=1.0)
+
+    # The lines; the best trials are drawn last, on top of the others.
     figure = _figure("", "")
-    for row in [*(row for row in rows if not row.finished), *done]:
+    for row in unfinished + finished:
         heights = [_height(span, row.trial.params.get(path)) for path, span in space.search.items()]
-        colour, ends = PALE, []
+        colour = PALE
+        width = 1
         if row.finished:
-            ends = [(row.summaries[objective].mean - low) / (high - low) if high > low else 0.5]
-            worst = 1 - ends[0] if space.objectives[objective] == "maximize" else ends[0]
-            colour = str(sample_colorscale(GOOD_TO_BAD, worst)[0])
+            height = (row.summaries[objective].mean - low) / (high - low) if high > low else 0.5
+            badness = 1 - height if space.objectives[objective] == "maximize" else height
+            colour = str(sample_colorscale(GOOD_TO_BAD, badness)[0])
+            width = 2.5
+            heights.append(height)
         values = ", ".join(f"{names[path]} {formatting.number(value)}" for path, value in row.trial.params.items())
         text = f"trial {row.number}, {row.status}: {values}"
-        points = [(i, height, text) for i, height in enumerate(heights + ends)]
-        _line(figure, points, colour, 2.5 if row.finished else 1, mode="lines+markers", marker_size=5)
+        points = [(i, height, text) for i, height in enumerate(heights)]
+        _line(figure, points, colour, width, mode="lines+markers", marker_size=5)
+
+    # The axes: one per field, and the last for the score.
     for i, span in enumerate(space.search.values()):
-        _axis(figure, i, _ticks(span))
-    _axis(figure, len(names), [(0, formatting.number(low)), (1, formatting.number(high))] if high > low else [])
+        _vertical_axis(figure, i, _ticks(span))
+    score_ticks = [(0, formatting.number(low)), (1, formatting.number(high))] if high > low else []
+    _vertical_axis(figure, len(names), score_ticks)
     titles = [html.escape(name) for name in [*names.values(), objective]]
     figure.update_xaxes(tickvals=list(range(len(titles))), ticktext=titles, side="top", showgrid=False)
     figure.update_xaxes(range=[-0.3, len(titles) - 0.7])
@@ -142,52 +184,61 @@ def parallel(rows: Sequence[TrialRow], space: Space, objective: str) -> go.Figur
     return figure.update_yaxes(visible=False, range=[-0.1, 1.1])
 
 
-def _axis(figure: go.Figure, position: int, ticks: Sequence[tuple[float, str]]) -> None:
+def _vertical_axis(figure: go.Figure, position: int, ticks: Sequence[tuple[float, str]]) -> None:
     figure.add_shape(type="line", x0=position, x1=position, y0=0, y1=1, line={"color": PALE, "width": 1}, layer="below")
+    font = {"size": 11, "color": INK}
     for height, text in ticks:
-        beside = {0.0: {"yshift": -11}, 1.0: {"yshift": 11}}.get(height, {"xshift": 7, "xanchor": "left"})
-        font = {"size": 11, "color": INK}
-        figure.add_annotation(x=position, y=height, text=html.escape(text), font=font, showarrow=False, **beside)
+        # The lowest tick is labelled below the axis, the highest one above it, and the others beside it.
+        shift = {0.0: {"yshift": -11}, 1.0: {"yshift": 11}}.get(height, {"xshift": 7, "xanchor": "left"})
+        figure.add_annotation(x=position, y=height, text=html.escape(text), font=font, showarrow=False, **shift)
 
 
 def _ticks(span: Range) -> list[tuple[float, str]]:
-    values = span.choice or span.uniform or span.loguniform or span.int or ()
-    return [(_height(span, value) or 0.0, f"{value:g}" if _finite(value) else str(value)) for value in values]
+    """Return the height and the label of each tick: all choices of a field, or the ends of its range."""
+    ticks = []
+    for value in span.choice or span.uniform or span.loguniform or span.int or ():
+        label = f"{value:g}" if _is_finite(value) else str(value)
+        ticks.append((_height(span, value) or 0.0, label))
+    return ticks
 
 
 def _height(span: Range, value: Any) -> float | None:
-    """Return where a value lies in its range, from 0 to 1; none where the field was not searched."""
+    """Return the position of a value in its range, from 0 to 1; None if the field was not searched."""
     if value is None:
         return None
     if span.choice:
         return span.choice.index(value) / (len(span.choice) - 1)
     low, high = span.uniform or span.loguniform or span.int or (0, 1)
     if span.loguniform or span.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
+        return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
     return (value - low) / (high - low)
 
 
-def importances(shares: Mapping[str, float]) -> go.Figure:
-    """Show how much each searched field matters."""
-    names = formatting.short_names(shares)
-    figure = _figure("share of what makes trials good", "")
-    texts = [f"{share:.0%}" for share in shares.values()]
+def importance_bars(importances: Mapping[str, float]) -> go.Figure:
+    """Plot the importance of each searched field."""
+    shares = list(importances.values())
+    names = [html.escape(name) for name in formatting.short_names(importances).values()]
+    texts = [f"{share:.0%}" for share in shares]
     bars = {"orientation": "h", "marker_color": COLOURS[0], "text": texts, "textposition": "outside", "width": 0.55}
-    figure.add_bar(x=list(shares.values()), y=[html.escape(name) for name in names.values()], cliponaxis=False, **bars)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1.1 * max(shares.values(), default=1)])
+
+    figure = _figure("importance", "")
+    figure.add_bar(x=shares, y=names, cliponaxis=False, **bars)
+    figure.update_xaxes(tickformat=".0%", range=[0, 1.1 * max(shares, default=1)])
     figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
     return figure.update_layout(height=130 + 34 * len(shares))
 
 
-def class_wise(found: ClassWise, colours: Mapping[int, str]) -> go.Figure:
-    """Show trials' scores within each class side by side, with 95% intervals over the repeats."""
-    figure = _figure("class", f"{found.name} within the class")
-    for number, summaries in found.trials.items():
+def class_scores(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
+    """Plot the scores of the trials for each class side by side, with 95% intervals over the repeats."""
+    figure = _figure("class", f"{scores.name} within the class")
+    classes = [html.escape(name) for name in scores.classes]
+    for number, summaries in scores.trials.items():
         halves = [None if summary.n < 2 else summary.high - summary.mean for summary in summaries]
-        pairs = zip(found.classes, summaries, strict=True)
-        texts = [html.escape(f"trial {number}, {name}: {formatting.interval(summary)}") for name, summary in pairs]
+        texts = []
+        for name, summary in zip(scores.classes, summaries, strict=True):
+            texts.append(html.escape(f"trial {number}, {name}: {formatting.interval(summary)}"))
         figure.add_bar(
-            x=[html.escape(name) for name in found.classes],
+            x=classes,
             y=[summary.mean for summary in summaries],
             error_y={"type": "data", "array": halves, "color": INK, "thickness": 1.5, "width": 3},
             marker_color=colours[number],
@@ -201,36 +252,54 @@ def class_wise(found: ClassWise, colours: Mapping[int, str]) -> go.Figure:
 
 
 def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str | None = None) -> go.Figure:
-    """Show an objective against another, or against the time of a repeat, with the Pareto front of the two."""
-    done = [row for row in rows if row.finished and row.status != "infeasible"]
-    hours = max((row.gpu_hours for row in done), default=0.0)
-    factor, unit = (60, "minutes") if hours < 1.5 else (1, "hours")
-    costs = [row.summaries[other].mean if other else row.gpu_hours * factor for row in done]
-    points = [
-        (cost, row.summaries[objective].mean, f"trial {row.number}: {formatting.interval(row.summaries[objective])}")
-        for row, cost in zip(done, costs, strict=True)
-    ]
-    ways: dict[str, stats.Direction] = {"x": space.objectives[other] if other else "minimize"}
-    ways["y"] = space.objectives[objective]
-    fronts = stats.fronts([{"x": x, "y": y} for x, y, _ in points], ways)
+    """Plot an objective against another one, or against the time of a repeat, with the Pareto front of the two."""
+    shown = [row for row in rows if row.finished and row.status != "infeasible"]
+    max_hours = max((row.gpu_hours for row in shown), default=0.0)
+    factor = 1
+    unit = "hours"
+    if max_hours < 1.5:
+        factor = 60
+        unit = "minutes"
+
+    points: list[Point] = []
+    means: list[Point] = []
+    singles: list[Point] = []
+    for row in shown:
+        x = row.summaries[other].mean if other else row.gpu_hours * factor
+        summary = row.summaries[objective]
+        point = (x, summary.mean, f"trial {row.number}: {formatting.interval(summary)}")
+        points.append(point)
+        if row.raced:
+            means.append(point)
+        else:
+            singles.append(point)
+
+    directions: dict[str, stats.Direction] = {"x": "minimize", "y": space.objectives[objective]}
+    if other:
+        directions["x"] = space.objectives[other]
+    fronts = stats.fronts([{"x": x, "y": y} for x, y, _ in points], directions)
     front = sorted(point for point, number in zip(points, fronts, strict=True) if number == 0)
-    step = "hv" if ways["x"] == "minimize" else "vh"
+
     figure = _figure(other or f"device-{unit} a repeat", objective)
+    step = "hv" if directions["x"] == "minimize" else "vh"
     _line(figure, front, COLOURS[1], 1.5, name="Pareto front", line_dash="dot", line_shape=step, hoverinfo="skip")
-    _dots(figure, [p for p, row in zip(points, done, strict=True) if row.raced], COLOURS[0], name="mean of repeats")
-    single = [p for p, row in zip(points, done, strict=True) if not row.raced]
-    _dots(figure, single, COLOURS[0], "circle-open", name="single repeat")
-    _view(figure, [y for _, y, _ in points])
-    return _view(figure, [x for x, _, _ in points], "x")
+    _dots(figure, means, COLOURS[0], name="mean of repeats")
+    _dots(figure, singles, COLOURS[0], "circle-open", name="single repeat")
+    _set_range(figure, [y for _, y, _ in points])
+    return _set_range(figure, [x for x, _, _ in points], "x")
 
 
 def _scores(repeat: Repeat, objective: str) -> list[tuple[float, float]]:
-    """Return the rungs at which a repeat was scored, and its values there."""
-    pairs = [(kimg, line.get(objective)) for kimg, line in sorted(repeat.scores.items())]
-    return [(kimg, float(value)) for kimg, value in pairs if value is not None and _finite(value)]
+    """Return the rungs at which a repeat was scored, each with its score; non-finite scores are left out."""
+    scores = []
+    for kimg, line in sorted(repeat.scores.items()):
+        value = line.get(objective)
+        if value is not None and _is_finite(value):
+            scores.append((kimg, float(value)))
+    return scores
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -248,13 +317,19 @@ def _line(figure: go.Figure, points: Sequence[Point], colour: str, width: float,
 
 
 def _trace(figure: go.Figure, points: Sequence[Point], **style: Any) -> None:
-    if points:
-        x, y, text = (list(part) for part in zip(*points, strict=True))
-        given = {"hoverinfo": "text", "showlegend": "name" in style} | style
-        figure.add_scatter(x=x, y=y, hovertext=[html.escape(line) for line in text], **given)
+    if not points:
+        return
+    style = {"hoverinfo": "text", "showlegend": "name" in style} | style
+    figure.add_scatter(
+        x=[x for x, _, _ in points],
+        y=[y for _, y, _ in points],
+        hovertext=[html.escape(text) for _, _, text in points],
+        **style,
+    )
 
 
 def _faint(colour: str) -> str:
+    """Return a colour, given as #rrggbb, with high transparency."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, 0.14)"
 
@@ -278,15 +353,21 @@ def _figure(x: str, y: str) -> go.Figure:
     )
 
 
-def _view(figure: go.Figure, values: Sequence[float], axis: str = "y", log: bool = True) -> go.Figure:
-    """Show these values whole, whatever the bands around them need; on a log scale if they span more than 1:5."""
+def _set_range(figure: go.Figure, values: Sequence[float], axis: str = "y", log: bool = True) -> go.Figure:
+    """Set the range of an axis to these values, whatever the bands around them need.
+
+    The scale is logarithmic if `log` allows it and the values span more than a factor of 5.
+    """
     if not values:
         return figure
     update = figure.update_yaxes if axis == "y" else figure.update_xaxes
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     if log and low > 0 and high / low > 5:
-        low, high = math.log10(low), math.log10(high)
-        ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
+        low = math.log10(low)
+        high = math.log10(high)
+        powers = range(math.floor(low), math.ceil(high) + 1)
+        ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
         update(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return update(range=[low - margin, high + margin])

@@ -1,4 +1,4 @@
-"""The order of a sweep's trials, and what can be said of each."""
+"""The ranking of a sweep's trials, and the status of each."""
 
 import math
 from collections import defaultdict
@@ -19,13 +19,13 @@ MEANINGS: dict[Status, str] = {
     "winner": "best mean over fresh seeds; no other trial's 95% interval overlaps its own",
     "leader": "best so far; the race is not over, or there was none",
     "front": "no other trial is better in every objective",
-    "tied": "its 95% interval overlaps that of another of the best",
-    "beaten": "its 95% interval does not overlap that of the best",
-    "single": "trained to the end once; its score is the one by which it was chosen, which flatters",
-    "infeasible": "breaks a constraint",
+    "tied": "its 95% interval overlaps that of another of the best trials",
+    "beaten": "its 95% interval does not overlap that of the best trial",
+    "single": "trained to the end once; its score is the one that the search chose it by, so it is biased",
+    "infeasible": "violates a constraint",
     "running": "its first repeat has not ended",
-    "pruned": "stopped early, with the score of the rung it reached",
-    "failed": "its training came to nothing",
+    "pruned": "stopped early; the score is that of the rung it reached",
+    "failed": "its training failed",
     "damaged": "its records are damaged or missing, so it is left out",
 }
 _ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "pruned", "failed", "damaged")
@@ -35,19 +35,19 @@ _ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "prun
 class TrialRow:
     """One trial on the leaderboard.
 
-    The summaries are over the repeats in `counted`, at `kimg`. Of a trial of the race these are its finished repeats
-    with fresh seeds, at the last rung (`fresh`). A trial without one has only the score by which the search judged it,
-    at the highest rung that it reached. `chosen` is that score for every trial, by objective: it is shown, but counts
-    in no mean of a raced trial. `gpu_hours` is what one of the counted repeats took on average (of CPU workers where
-    there is no GPU), `parameters` the size of the network. `excess` is the sum of what the constraints' means exceed
-    their bounds by, infinite where one was not measured.
+    The summaries are over the repeats in `counted`, at `kimg`. For a trial of the race these are its finished repeats
+    with fresh seeds, at the last rung (`fresh`). For any other trial it is the repeat of the search, at the highest
+    rung that it reached. `chosen_at` holds the score of the search for every trial, by objective: it is shown, but is
+    in no mean of a raced trial. `gpu_hours` is the mean time of a counted repeat in device-hours, `parameters` the size
+    of the network. `excess` sums by how much the constraints' means violate their bounds; it is infinite if one was not
+    measured.
     """
 
     trial: Trial
     status: Status
     fresh: bool
     counted: list[Repeat]
-    chosen: dict[str, float]
+    chosen_at: dict[str, float]
     failed: int
     damaged: int
     summaries: dict[str, Summary]
@@ -65,12 +65,12 @@ class TrialRow:
 
     @property
     def repeats(self) -> int:
-        """How many repeats the summaries are over."""
+        """Number of repeats in the summaries."""
         return len(self.counted)
 
     @property
     def raced(self) -> bool:
-        """Whether it keeps the constraints and its scores are those of fresh seeds: it has a part in the verdict."""
+        """Whether it takes part in the verdict: it keeps the constraints, and its scores are those of fresh seeds."""
         return self.fresh and self.status != "infeasible"
 
     @property
@@ -82,136 +82,163 @@ class TrialRow:
 def rank(trials: Sequence[Trial], space: Space) -> list[TrialRow]:
     """Order the trials from best to worst.
 
-    First those of the race, by their means over fresh seeds at the last rung; then those trained to the end only in
-    the search, by their score there; then those that break a constraint, by how much; then those not trained to the
-    end (running, pruned, failed), by the rung they reached and their value there. With several objectives the Pareto
-    front of the means takes the place of the mean. Trials that nothing tells apart share a rank.
+    Trials of the race come first, by their means over fresh seeds at the last rung. Then come trials that were trained
+    to the end only in the search, by their score there; then those that violate a constraint, by how much; then those
+    not trained to the end (running, pruned, failed), by the rung they reached and their score there. With several
+    objectives the Pareto front of the means replaces the mean. Trials that are equal in all of this share a rank.
     """
     rows = [_row(trial, space) for trial in trials]
-    places = _places(rows, space)
-    ranks = {place: i for i, place in enumerate(sorted(set(places.values())), 1)}
+    sort_keys = _sort_keys(rows, space)
+    ranks = {key: i for i, key in enumerate(sorted(set(sort_keys.values())), 1)}
     for row in rows:
-        row.rank = ranks[places[row.number]]
+        row.rank = ranks[sort_keys[row.number]]
+
     first, direction = next(iter(space.objectives.items()))
-    rows.sort(key=lambda row: (row.rank, cost(row.summaries[first].mean, direction), row.number))
-    _judge(rows, space, over=not any(lost(trial) or any(repeat.open for repeat in trial.repeats) for trial in trials))
+    rows.sort(key=lambda row: (row.rank, as_minimized(row.summaries[first].mean, direction), row.number))
+    has_open_repeats = any(repeat.open for trial in trials for repeat in trial.repeats)
+    is_over = not has_open_repeats and not any(map(may_hide_best, trials))
+    _set_statuses(rows, space, is_over)
     return rows
 
 
-def lost(trial: Trial) -> bool:
-    """Whether records of a trial that might be the best are damaged, so that another would take its place."""
+def may_hide_best(trial: Trial) -> bool:
+    """Whether a trial has damaged records and may be the best, so that another one would take its place."""
     damaged = trial.status == "damaged" or any(repeat.status == "damaged" for repeat in trial.repeats)
     return damaged and trial.status not in ("pruned", "failed")
 
 
 def best(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """Return the first row, if its trial was trained to the end and keeps the constraints."""
-    return rows[0] if rows and rows[0].finished and rows[0].status != "infeasible" else None
+    """Return the first row if its trial was trained to the end and keeps the constraints."""
+    if rows and rows[0].finished and rows[0].status != "infeasible":
+        return rows[0]
+    return None
 
 
-def typical(row: TrialRow, space: Space) -> Repeat:
-    """Return the repeat of a trial whose score is nearest to the trial's mean, not the prettiest."""
-    name, kimg = next(iter(space.objectives)), row.kimg
+def typical_repeat(row: TrialRow, space: Space) -> Repeat:
+    """Return the repeat of a trial whose score is nearest to the trial's mean; the best one would be misleading."""
+    name = next(iter(space.objectives))
     mean = row.summaries[name].mean
-    return min(row.counted, key=lambda repeat: abs(repeat.scores[kimg][name] - mean))
+    return min(row.counted, key=lambda repeat: abs(repeat.scores[row.kimg][name] - mean))
 
 
 def _row(trial: Trial, space: Space) -> TrialRow:
+    # The repeats that count: fresh seeds, else those trained to the end, else those at the highest rung reached.
     kimg = space.budget.rungs_kimg[-1]
     counted = records.unbiased_repeats(trial, space, kimg)
     fresh = bool(counted)
-    counted = counted or trial.finished(kimg)
-    done = bool(counted)
-    if not done:
+    counted = counted or trial.finished_repeats(kimg)
+    finished = bool(counted)
+    if not finished:
         kimg = max((rung for repeat in trial.repeats for rung in repeat.scores), default=0.0)
         counted = [repeat for repeat in trial.repeats if kimg in repeat.scores]
 
-    constraints = {name: stats.summarize(records.finite_scores(counted, name, kimg)).mean for name in space.constraints}
-    excess = sum(violation(space, name, mean) for name, mean in constraints.items()) if done else 0.0
+    def summarize(repeats: list[Repeat], name: str) -> Summary:
+        return stats.summarize(records.finite_scores(repeats, name, kimg))
+
+    constraints = {name: summarize(counted, name).mean for name in space.constraints}
+    excess = 0.0
+    if finished:
+        excess = sum(violation(space, name, mean) for name, mean in constraints.items())
+
     damaged = sum(repeat.status == "damaged" for repeat in trial.repeats)
     status: Status = "failed" if trial.status in ("complete", "skipped") else trial.status
-    if done and excess > 0:
+    if finished and excess > 0:
         status = "infeasible"
-    elif done:
+    elif finished:
         status = "beaten" if fresh else "single"
     elif damaged and trial.status == "complete":
         status = "damaged"
 
     judged = [repeat for repeat in trial.repeats if repeat.phase == "search" and not space.arms]
-    spent = [hours for repeat in counted or trial.repeats if (hours := repeat.device_hours)]
+    hours = [repeat.device_hours for repeat in counted or trial.repeats]
     return TrialRow(
         trial=trial,
         status=status,
         fresh=fresh,
         counted=counted,
-        chosen={name: stats.summarize(records.finite_scores(judged, name, kimg)).mean for name in space.objectives},
+        chosen_at={name: summarize(judged, name).mean for name in space.objectives},
         failed=sum(repeat.status == "failed" for repeat in trial.repeats),
         damaged=damaged,
-        summaries={name: stats.summarize(records.finite_scores(counted, name, kimg)) for name in space.objectives},
+        summaries={name: summarize(counted, name) for name in space.objectives},
         constraints=constraints,
         excess=excess,
         kimg=kimg,
-        gpu_hours=stats.summarize(spent).mean,
-        parameters=stats.summarize(records.finite_scores(counted, "parameters", kimg)).mean,
+        gpu_hours=stats.summarize([value for value in hours if value]).mean,
+        parameters=summarize(counted, "parameters").mean,
     )
 
 
 def violation(space: Space, name: str, mean: float) -> float:
-    """By how much a constraint's mean breaks its bound: 0 where it is kept, infinite where it was not measured."""
-    return max(0.0, space.constraints[name].excess(mean)) if math.isfinite(mean) else math.inf
+    """Return by how much a mean violates a constraint: 0 if it is kept, infinite if the score was not measured."""
+    if not math.isfinite(mean):
+        return math.inf
+    return max(0.0, space.constraints[name].excess(mean))
 
 
-def cost(value: float, direction: stats.Direction) -> float:
-    """Return a value that is to be minimised; a missing one is the worst."""
+def as_minimized(value: float, direction: stats.Direction) -> float:
+    """Return a score with the sign for which lower is better; a missing score is the worst."""
     if not math.isfinite(value):
         return math.inf
     return value if direction == "minimize" else -value
 
 
-def _places(rows: Sequence[TrialRow], space: Space) -> dict[int, tuple[float, ...]]:
-    """Return what each trial is ordered by: its kind, then rung or violation, then its Pareto front."""
-    places, groups = {}, defaultdict(list)
+def _sort_keys(rows: Sequence[TrialRow], space: Space) -> dict[int, tuple[float, ...]]:
+    """Return the sort key of each trial: the class of its status, then rung or violation, then its Pareto front."""
+    groups: dict[tuple[int, float], list[TrialRow]] = defaultdict(list)
     for row in rows:
-        coarse = row.excess if row.status == "infeasible" else 0.0 if row.finished else -row.kimg
-        groups[_ORDER.index(row.status), coarse].append(row)
-    for place, group in groups.items():
-        points = [
-            {name: cost(row.summaries[name].mean, way) for name, way in space.objectives.items()} for row in group
-        ]
-        fronts = stats.fronts(points, dict.fromkeys(space.objectives, "minimize"))
+        if row.status == "infeasible":
+            subclass = row.excess
+        elif row.finished:
+            subclass = 0.0
+        else:
+            subclass = -row.kimg
+        groups[_ORDER.index(row.status), subclass].append(row)
+
+    sort_keys = {}
+    directions: dict[str, stats.Direction] = dict.fromkeys(space.objectives, "minimize")
+    for group_key, group in groups.items():
+        fronts = stats.fronts([_point(row, space) for row in group], directions)
         for row, front in zip(group, fronts, strict=True):
-            places[row.number] = (*place, front)
-    return places
+            sort_keys[row.number] = (*group_key, front)
+    return sort_keys
 
 
-def _judge(rows: Sequence[TrialRow], space: Space, over: bool) -> None:
-    """Say of each ranked trial whether it wins, ties or is beaten."""
+def _point(row: TrialRow, space: Space) -> dict[str, float]:
+    """Return the means of a trial by objective, signed so that lower is better."""
+    return {name: as_minimized(row.summaries[name].mean, direction) for name, direction in space.objectives.items()}
+
+
+def _set_statuses(rows: Sequence[TrialRow], space: Space, is_over: bool) -> None:
+    """Set the status of the trials that were compared with the best: winner, leader, front, tied or beaten."""
     first = best(rows)
     if first is None:
         return
     leaders = [row for row in rows if row.rank == first.rank]
     rivals = [row for row in rows if row.raced and row not in leaders]
     for row in rivals:
-        row.status = "beaten" if any(_beats(leader, row, space) for leader in leaders) else "tied"
+        is_beaten = any(_beats(leader, row, space) for leader in leaders)
+        row.status = "beaten" if is_beaten else "tied"
 
-    # Alone at the top is only who was compared with someone, over seeds that chose nobody.
-    settled = over and first.raced and first.repeats > 1 and len(rivals) + len(leaders) > 1
-    tied = len(leaders) > 1 or any(row.status == "tied" for row in rivals)
+    # A trial wins only if it was compared with another one, and over seeds that the search did not select by.
+    is_settled = is_over and first.raced and first.repeats > 1 and len(rivals) + len(leaders) > 1
+    is_tied = len(leaders) > 1 or any(row.status == "tied" for row in rivals)
     for row in leaders:
-        if not settled:
+        if not is_settled:
             row.status = "leader"
         elif len(space.objectives) > 1:
             row.status = "front"
         else:
-            row.status = "tied" if tied else "winner"
+            row.status = "tied" if is_tied else "winner"
 
 
 def _beats(leader: TrialRow, row: TrialRow, space: Space) -> bool:
-    """Whether `leader` is better where the two intervals do not overlap, and that leaves no other objective open."""
-    clear = []
-    for name, way in space.objectives.items():
-        one, other = leader.summaries[name], row.summaries[name]
-        if one.low == one.high == other.low == other.high:
-            continue  # the same without any spread, like the cost of two networks of one size
-        clear.append(cost(one.mean, way) < cost(other.mean, way) and not stats.tied(one, other))
-    return any(clear) and all(clear)
+    """Whether `leader` is better, with intervals that do not overlap, in every objective in which the two differ."""
+    better = []
+    for name, direction in space.objectives.items():
+        own = leader.summaries[name]
+        other = row.summaries[name]
+        if own.low == own.high == other.low == other.high:
+            continue  # equal and without spread, such as the cost of two networks of one size
+        is_lower = as_minimized(own.mean, direction) < as_minimized(other.mean, direction)
+        better.append(is_lower and not stats.tied(own, other))
+    return any(better) and all(better)

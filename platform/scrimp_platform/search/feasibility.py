@@ -64,7 +64,7 @@ def _require_satisfiable(space: Space, name: str, costs: Costs, manifest: Manife
         if sign * value > sign * limit:
             settings = ", ".join(f"{path} {formatting.number(setting)}" for path, setting in values.items())
             raise UserError(
-                f"constraints.{name}: no recipe of this space keeps {formatting.limit(bound)} "
+                f"constraints.{name}: no recipe of this space keeps {formatting.bound(bound)} "
                 f"on dataset {manifest.name}; the {extreme} is {value:.4g}, with {settings or 'the base recipe'}"
             )
 

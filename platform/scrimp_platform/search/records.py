@@ -100,7 +100,7 @@ class Trial:
     status: TrialStatus = "running"
     repeats: list[Repeat] = field(default_factory=list)
 
-    def finished(self, kimg: float) -> list[Repeat]:
+    def finished_repeats(self, kimg: float) -> list[Repeat]:
         """Return the repeats that were trained to the end and scored at this rung."""
         return [repeat for repeat in self.repeats if repeat.status == "finished" and kimg in repeat.scores]
 
@@ -133,7 +133,7 @@ def unbiased_repeats(trial: Trial, space: Space, kimg: float) -> list[Repeat]:
     The score by which the search chose a trial is biased in its favour, so that repeat is left out. Arms are compared
     and not chosen: all of their repeats count.
     """
-    return [repeat for repeat in trial.finished(kimg) if space.arms or repeat.phase == "race"]
+    return [repeat for repeat in trial.finished_repeats(kimg) if space.arms or repeat.phase == "race"]
 
 
 def finite_scores(repeats: Iterable[Repeat], name: str, kimg: float) -> list[float]:

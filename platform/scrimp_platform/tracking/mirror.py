@@ -1,7 +1,8 @@
 """MLflow as a mirror of the sweep's folder, with one writer.
 
-Everything that MLflow shows is on disk first, so the folder is the queue: whatever the server has not heard yet is
-found there later, by this process or by the next. A thread does it, and the sweep waits for it only at its end.
+Everything that MLflow shows is on disk first, so the folder is the queue: what the server has not received yet can be
+sent later from there, by this process or by the next one. A background thread sends it, and the sweep waits for that
+thread only at its end.
 """
 
 import contextlib
@@ -20,18 +21,21 @@ from scrimp_platform.search import records, stats
 from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_platform.tracking import mlflow_server
-from scrimp_platform.tracking.mlflow_runs import PARENT, Run, Runs
+from scrimp_platform.tracking.mlflow_runs import PARENT_TAG, Run, SweepRuns
 from scrimp_platform.tracking.mlflow_server import Server
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 
-EVERY = 5.0  # seconds between two looks at the folder
-SHOW_INTERVAL_S = 10.0  # seconds between two lines about how far the end is
-AWAY = 60.0  # seconds between two attempts at a server that stays away, at most
-CRASHED = "crashed"  # the outcome of a sweep that could not say any
+SYNC_INTERVAL_S = 5.0
+MAX_RETRY_INTERVAL_S = 60.0
+PROGRESS_INTERVAL_S = 10.0
+"""Time between two progress messages while the sweep's end waits for MLflow."""
 
-STATUS = {
+CRASHED = "crashed"
+"""The outcome of a sweep that could not record one."""
+
+MLFLOW_STATUS = {
     "waiting": "SCHEDULED",
     "running": "RUNNING",
     "finished": "FINISHED",
@@ -40,138 +44,188 @@ STATUS = {
     "pruned": "KILLED",
     "failed": "FAILED",
 }
+"""MLflow's run status for each status of a trial or repeat."""
 
 
 class Mirror:
-    """Shows a sweep's folder in MLflow: the sweep as a run, its trials below it, their repeats below them."""
+    """Shows a sweep's folder in MLflow: the sweep is a run, its trials are children, their repeats grandchildren.
+
+    Parameters
+    ----------
+    folder
+        The sweep.
+    uri
+        Address of the MLflow server.
+    progress
+        Called with the number of runs that are up to date, and their total.
+    """
 
     def __init__(self, folder: SweepFolder, uri: str, progress: Callable[[int, int], object] = lambda *_: None) -> None:
         self._folder = folder
-        self._progress = progress  # called with how many runs are up to date, of how many
+        self._progress = progress
         self.uri = uri
-        self._runs: Runs | None = None
+        self._runs: SweepRuns | None = None
         self._known: Records | None = None
 
     @property
     def link(self) -> str:
-        """Where a person looks at it; empty before the server was reached."""
+        """Address of the sweep in MLflow's UI; empty before the first connection."""
         return mlflow_server.ui_link(self.uri, self._runs.experiment) if self._runs else ""
 
     @property
     def refused(self) -> list[str]:
-        """What the server has refused as invalid, and never gets."""
+        """Error messages for the values that the server refused as invalid; they are not sent again."""
         return self._runs.refused if self._runs else []
 
     def sync(self, outcome: str = "") -> None:
-        """Send what the server does not have yet; with its outcome once the sweep has ended.
+        """Send what the server is missing. `outcome` says how the sweep has ended; it is empty while the sweep runs.
 
-        Whatever the client raises is passed on, and the next call goes on from what arrived.
+        Errors of MLflow's client propagate; the next call continues where this one stopped.
         """
         sweep = store.read_json(self._folder.sweep)
         if sweep is None:
             return
         try:
             if self._runs is None:
-                self._runs = Runs(self.uri, sweep["dataset"]["name"], sweep["id"], self._folder.tracking)
+                self._runs = SweepRuns(self.uri, sweep["dataset"]["name"], sweep["id"], self._folder.tracking)
             try:
                 self._send(self._runs, sweep, outcome)
             finally:
-                self._runs.save()
+                self._runs.save_progress()
         except Exception:
-            # What the server has is uncertain now; it is asked again.
+            # What the server has is uncertain now, so the next call asks it again.
             self._runs = None
             raise
 
-    def _send(self, runs: Runs, sweep: dict[str, Any], outcome: str) -> None:
-        parent = runs.get("", sweep["name"], sweep["started"])
+    def _send(self, runs: SweepRuns, sweep: dict[str, Any], outcome: str) -> None:
+        has_ended = bool(outcome)
+        sweep_run = runs.get_or_create("", sweep["name"], sweep["started"])
         space = Space.model_validate(sweep["space"])
         self._known = records.read_records(self._folder, self._known)
         trials = [trial for trial in self._known.trials if trial.status != "damaged"]
-        over = bool(outcome)
-        if not over:
-            self._tell_sweep(runs, parent, sweep, space, "RUNNING")
-        sent, count = 0, sum(1 + len(trial.repeats) for trial in trials)
-        for trial in trials:
-            child = runs.get(str(trial.number), f"trial {trial.number}", _started(trial, sweep["started"]))
-            for repeat in (repeat for repeat in trial.repeats if repeat.status != "damaged"):
-                self._send_repeat(runs, child, trial, repeat, over)
-                self._progress(sent := sent + 1, count)
-            self._tell_trial(runs, parent, child, trial, space, over)
-            self._progress(sent := sent + 1, count)
-        for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
-            runs.put(parent, file)
-        if over:
-            self._send_winner(runs, parent, self._known.trials, space)
-            status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
-            self._tell_sweep(runs, parent, sweep, space, status, outcome)
+        if not has_ended:
+            self._update_sweep(runs, sweep_run, sweep, space, "RUNNING")
 
-    def _tell_sweep(
-        self, runs: Runs, run: Run, sweep: dict[str, Any], space: Space, status: str, outcome: str = ""
+        # Trials and repeats.
+        sent = 0
+        total = sum(1 + len(trial.repeats) for trial in trials)
+        for trial in trials:
+            started = _started(trial, sweep["started"])
+            trial_run = runs.get_or_create(str(trial.number), f"trial {trial.number}", started)
+            for repeat in trial.repeats:
+                if repeat.status == "damaged":
+                    continue
+                self._send_repeat(runs, trial_run, trial, repeat, has_ended)
+                sent += 1
+                self._progress(sent, total)
+            self._update_trial(runs, sweep_run, trial_run, trial, space, has_ended)
+            sent += 1
+            self._progress(sent, total)
+
+        # The sweep's files, and at its end the winning model and the outcome.
+        for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
+            runs.send_file(sweep_run, file)
+        if has_ended:
+            self._send_winning_model(runs, sweep_run, self._known.trials, space)
+            status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
+            self._update_sweep(runs, sweep_run, sweep, space, status, outcome)
+
+    def _update_sweep(
+        self, runs: SweepRuns, run: Run, sweep: dict[str, Any], space: Space, status: str, outcome: str = ""
     ) -> None:
-        params = {"recipe": space.recipe, "seed": sweep["seed"], "dataset": sweep["dataset"]["content_hash"]}
-        params |= {f"search.{path}": span.model_dump(exclude_defaults=True) for path, span in space.search.items()}
-        params |= {f"objective.{name}": direction for name, direction in space.objectives.items()}
-        params |= {f"budget.{name}": value for name, value in space.budget}
+        params: dict[str, Any] = {
+            "recipe": space.recipe,
+            "seed": sweep["seed"],
+            "dataset": sweep["dataset"]["content_hash"],
+        }
+        for path, span in space.search.items():
+            params[f"search.{path}"] = span.model_dump(exclude_defaults=True)
+        for name, direction in space.objectives.items():
+            params[f"objective.{name}"] = direction
+        for name, value in space.budget:
+            params[f"budget.{name}"] = value
+
         tags = {
             "scrimp.folder": self._folder.path,
             "scrimp.outcome": outcome,
             "mlflow.user": os.environ.get("USER", ""),
         }
-        runs.tell(run, status, params=params, tags=tags)
+        runs.update(run, status, params=params, tags=tags)
 
-    def _tell_trial(self, runs: Runs, parent: Run, run: Run, trial: Trial, space: Space, over: bool) -> None:
-        rung = space.budget.rungs_kimg[-1]
-        metrics, count = {}, sum(repeat.status == "finished" for repeat in trial.repeats)
-        fresh = records.unbiased_repeats(trial, space, rung)
+    def _update_trial(
+        self, runs: SweepRuns, sweep_run: Run, run: Run, trial: Trial, space: Space, has_ended: bool
+    ) -> None:
+        last_rung = space.budget.rungs_kimg[-1]
+        fresh = records.unbiased_repeats(trial, space, last_rung)
+        judged = [repeat for repeat in trial.finished_repeats(last_rung) if repeat not in fresh]
+        metrics: dict[str, float] = {}
         for name in [*space.objectives, *space.constraints]:
-            summary = stats.summarize(records.finite_scores(fresh, name, rung))
-            values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high}
-            judged = [repeat for repeat in trial.finished(rung) if repeat not in fresh]
-            values["chosen_at"] = stats.summarize(records.finite_scores(judged, name, rung)).mean
-            metrics |= {f"{name}_{part}": value for part, value in values.items() if math.isfinite(value)}
-        is_open = any(repeat.open for repeat in trial.repeats)
-        status = ("SCHEDULED" if over else "RUNNING") if is_open else STATUS[trial.status]
+            summary = stats.summarize(records.finite_scores(fresh, name, last_rung))
+            chosen_at = stats.summarize(records.finite_scores(judged, name, last_rung)).mean
+            values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high, "chosen_at": chosen_at}
+            for part, value in values.items():
+                if math.isfinite(value):
+                    metrics[f"{name}_{part}"] = value
+        finished = sum(repeat.status == "finished" for repeat in trial.repeats)
+        metrics["repeats"] = finished
+
+        if any(repeat.open for repeat in trial.repeats):
+            status = "SCHEDULED" if has_ended else "RUNNING"
+        else:
+            status = MLFLOW_STATUS[trial.status]
         ended = max((repeat.ended or 0 for repeat in trial.repeats), default=0)
-        metrics["repeats"] = count
-        runs.tell(run, status, ended, params=trial.params, tags={PARENT: parent.id}, metrics=metrics, step=count)
+        tags = {PARENT_TAG: sweep_run.id}
+        runs.update(run, status, ended, params=trial.params, tags=tags, metrics=metrics, step=finished)
 
-    def _send_repeat(self, runs: Runs, parent: Run, trial: Trial, repeat: Repeat, over: bool) -> None:
+    def _send_repeat(self, runs: SweepRuns, trial_run: Run, trial: Trial, repeat: Repeat, has_ended: bool) -> None:
         files = self._folder.repeat(repeat.trial, repeat.repeat)
-        run = runs.get(files.label, f"repeat {files.label}", repeat.started or time.time())
-        if not repeat.open and run.status == STATUS[repeat.status] and run.tags.get(PARENT) == parent.id:
-            return  # The status is sent last, so everything has been.
-        runs.draw(run, metrics_log.read(files.metrics))
+        run = runs.get_or_create(files.label, f"repeat {files.label}", repeat.started or time.time())
+        is_current = run.status == MLFLOW_STATUS[repeat.status] and run.tags.get(PARENT_TAG) == trial_run.id
+        if not repeat.open and is_current:
+            return  # the status is sent last, so everything else has arrived
+
+        # Metrics and files.
+        runs.send_lines(run, metrics_log.read(files.metrics))
         for grid in sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem)):
-            runs.show(run, grid, "samples", int(float(grid.stem)))
+            runs.send_image(run, grid, "samples", int(float(grid.stem)))
         for file in (files.recipe, files.neighbours_png, files.error, *files.prepared):
-            runs.put(run, file)
-        runs.put(run, files.model / "README.md", "model")
+            runs.send_file(run, file)
+        runs.send_file(run, files.model / "README.md", "model")
+
+        # Parameters, tags and status.
         params = {"seed": repeat.seed, "phase": repeat.phase, **trial.params}
-        tags = {"scrimp.folder": files.path, "scrimp.attempt": repeat.attempt, "scrimp.cause": repeat.cause}
+        tags = {
+            PARENT_TAG: trial_run.id,
+            "scrimp.folder": files.path,
+            "scrimp.attempt": repeat.attempt,
+            "scrimp.cause": repeat.cause,
+        }
         if repeat.status == "finished":
-            tags |= _checkpoint(files)
-        status = "waiting" if over and repeat.open else repeat.status
-        runs.tell(run, STATUS[status], repeat.ended, params=params, tags={PARENT: parent.id, **tags})
+            tags |= _checkpoint_tags(files)
+        status = "waiting" if has_ended and repeat.open else repeat.status
+        runs.update(run, MLFLOW_STATUS[status], repeat.ended, params=params, tags=tags)
 
-    def _send_winner(self, runs: Runs, parent: Run, trials: list[Trial], space: Space) -> None:
-        if model := winner(self._folder, trials, space):
-            for file in sorted(path for path in model.rglob("*") if path.is_file()):
-                runs.put(parent, file, str(file.parent.relative_to(model.parent)))
+    def _send_winning_model(self, runs: SweepRuns, run: Run, trials: list[Trial], space: Space) -> None:
+        model = winning_model(self._folder, trials, space)
+        if model is None:
+            return
+        for file in sorted(path for path in model.rglob("*") if path.is_file()):
+            runs.send_file(run, file, str(file.parent.relative_to(model.parent)))
 
 
-class Tracker:
+class MirrorThread:
     """The thread that keeps a mirror up to date while a sweep runs.
 
     Parameters
     ----------
     folder, storage
-        The sweep, and where the embedded server keeps its files.
+        The sweep, and the storage whose embedded server it uses.
     uri : str or None
-        Another server's address; none for the embedded one.
+        Address of another server; None for the embedded one.
     say
-        Called with each line that a person should read.
-    every : float
-        Seconds between two looks at the folder.
+        Called with each message for the user.
+    interval_s : float
+        Seconds between two synchronisations.
 
     Raises
     ------
@@ -185,179 +239,207 @@ class Tracker:
         storage: Storage,
         uri: str | None,
         say: Callable[[str], object] = print,
-        every: float = EVERY,
+        interval_s: float = SYNC_INTERVAL_S,
     ) -> None:
-        self._folder, self._storage = folder, storage
+        self._folder = folder
+        self._storage = storage
         self._uri = None if uri is None else mlflow_server.check_address(uri)
-        self._say, self._every = say, every
+        self._say = say
+        self._interval_s = interval_s
+
         self._server: Server | None = None
-        self._hand = threading.Lock()  # on the server: held to start it, and to stop it
+        self._server_lock = threading.Lock()  # held while the embedded server is started or released
         self._stopped = False
         self._mirror: Mirror | None = None
         self._link = ""
-        self._refused = 0
-        self._sent: tuple[int, int] | None = None
-        self._failures, self._cause = 0, "it is slow"
-        self._began = time.time()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+        self._refusals_shown = 0
+        self._sent: tuple[int, int] | None = None  # runs that are up to date, of how many
+        self._failures = 0  # in a row
+        self._cause = "it is slow"  # why MLflow is not up to date
+        self._started = time.time()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, and in it the embedded server if that is wanted; returns at once."""
+        """Start the thread, which starts the embedded server if needed, and return at once."""
         self._thread.start()
 
-    def stop(self, patience: float, most: float = math.inf) -> None:
-        """Send the rest, while more of it arrives every `patience` seconds, and for at most `most` seconds in all.
+    def stop(self, stall_timeout_s: float, total_timeout_s: float = math.inf) -> None:
+        """Send the rest and stop.
 
-        Ctrl-C ends that, too. What is left is sent by `scrimp sync`, or when the sweep's command runs again.
+        This gives up when no run has become up to date for `stall_timeout_s`, after `total_timeout_s` in all, or at
+        Ctrl-C. `scrimp sync`, or the sweep's command when it runs again, sends what is missing then.
         """
-        self._over.set()
+        self._ending.set()
         try:
-            self._wait(patience, most)
+            self._wait(stall_timeout_s, total_timeout_s)
         except KeyboardInterrupt:
             self._cause = "interrupted"
         if self._thread.is_alive() or self._failures:
             self._say(f"MLflow is not up to date ({self._cause}); `scrimp sync {self._folder.path}` sends the rest")
-        say, self._say = self._say, lambda _: None
-        with self._hand:
+
+        # The thread may still be running; it prints nothing from now on and starts no further server.
+        say = self._say
+        self._say = lambda _: None
+        with self._server_lock:
             self._stopped = True
             if self._server:
                 try:
-                    self._server.stop()
+                    self._server.release()
                 except UserError as error:
                     say(str(error))
 
-    def _wait(self, patience: float, most: float) -> None:
-        """Wait for the thread as long as it gets on; say now and then how far it is."""
-        began = moved = shown = time.monotonic()
-        before = self._sent
-        while self._thread.is_alive() and time.monotonic() < min(moved + patience, began + most):
+    def _wait(self, stall_timeout_s: float, total_timeout_s: float) -> None:
+        """Wait for the thread while it makes progress, and print the progress from time to time."""
+        began = time.monotonic()
+        progressed = began
+        shown = began
+        previous = self._sent
+        while self._thread.is_alive() and time.monotonic() < min(progressed + stall_timeout_s, began + total_timeout_s):
             self._thread.join(0.1)
-            if self._sent != before:
-                before = self._sent
-                moved = time.monotonic()
-            if self._sent and time.monotonic() > shown + SHOW_INTERVAL_S:
+            if self._sent != previous:
+                previous = self._sent
+                progressed = time.monotonic()
+            if self._sent and time.monotonic() > shown + PROGRESS_INTERVAL_S:
                 shown = time.monotonic()
-                sent, count = self._sent
-                self._say(f"MLflow: {sent} of {count} runs are up to date; Ctrl-C leaves the rest for later")
+                sent, total = self._sent
+                self._say(f"MLflow: {sent} of {total} runs are up to date; Ctrl-C leaves the rest for later")
 
-    def _note_sent(self, sent: int, count: int) -> None:
-        self._sent = (sent, count)
+    def _note_progress(self, sent: int, total: int) -> None:
+        self._sent = (sent, total)
 
-    def _follow(self) -> None:
-        over, pause = False, 0.0
-        while not over:
-            over = self._over.wait(pause)
+    def _run(self) -> None:
+        """Synchronise until the sweep ends and its outcome has been sent."""
+        is_last = False
+        pause = 0.0
+        while not is_last:
+            is_last = self._ending.wait(pause)
             began = time.monotonic()
             try:
-                self._sync(self._outcome() if over else "")
+                self._sync(self._outcome() if is_last else "")
             except Exception as error:
-                self._failures += 1
-                self._cause = self._explain(error)
-                if self._failures == 2:  # one alone may be chance
-                    self._say(f"MLflow: {self._cause}; the sweep goes on, and what MLflow misses arrives later")
-                pause = min(AWAY, self._every * 2**self._failures)
+                self._note_failure(error)
+                pause = min(MAX_RETRY_INTERVAL_S, self._interval_s * 2**self._failures)
                 continue
-            if self._failures > 1:
-                self._say("MLflow is back, and has heard what it missed")
-            self._failures = 0
-            refused = self._mirror.refused if self._mirror else []
-            for line in refused[self._refused :]:
-                self._say(f"MLflow refuses a value, which stays out of it: {line}")
-            self._refused = len(refused)
-            # On a small machine the server needs the cores that train.
-            pause = max(self._every, 3 * (time.monotonic() - began))
+            self._note_success()
+            # The longer a synchronisation takes, the longer the pause: the server shares the cores that train.
+            pause = max(self._interval_s, 3 * (time.monotonic() - began))
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failures += 1
+        self._cause = self._explain(error)
+        if self._failures == 2:  # a single failure may be chance
+            self._say(f"MLflow: {self._cause}; the sweep continues, and MLflow receives the missing data later")
+
+    def _note_success(self) -> None:
+        if self._failures > 1:
+            self._say("MLflow is reachable again and up to date")
+        self._failures = 0
+        refused = self._mirror.refused if self._mirror else []
+        for message in refused[self._refusals_shown :]:
+            self._say(f"MLflow refused a value, which will be missing there: {message}")
+        self._refusals_shown = len(refused)
 
     def _sync(self, outcome: str) -> None:
         if not self._folder.sweep.exists():
-            return  # The storage is gone; a server would be started in another one of its name.
-        uri = self._uri or self._embedded()
+            return  # the storage is gone; a server would create its folder again
+        uri = self._uri or self._embedded_server()
         if self._mirror is None or self._mirror.uri != uri:
-            self._mirror = Mirror(self._folder, uri, self._note_sent)
+            self._mirror = Mirror(self._folder, uri, self._note_progress)
         self._mirror.sync(outcome)
         if self._link != self._mirror.link:
             self._link = self._mirror.link
             self._say(f"MLflow: {self._link}")
 
-    def _embedded(self) -> str:
+    def _embedded_server(self) -> str:
+        """Return the address of the embedded server, started if necessary."""
         try:
-            return self._serve()
+            return self._join_server()
         except UserError:
-            return self._serve()  # Ray ends a job's server along with the job, which has last words to send
+            # When a Ray job ends, Ray kills its server, too, while there is still data to send. Start another one.
+            return self._join_server()
 
-    def _serve(self) -> str:
-        with self._hand:
-            if self._stopped:  # nobody is left to end another one
+    def _join_server(self) -> str:
+        with self._server_lock:
+            if self._stopped:  # nobody would stop another server
                 raise UserError("the sweep has ended")
-            server = self._server = self._server or mlflow_server.ensure(self._storage)
+            if self._server is None:
+                self._server = mlflow_server.join_or_start(self._storage)
+            server = self._server
         try:
-            server.wait()
+            server.wait_until_ready()
         except UserError:
-            with self._hand:
-                server.stop()
+            with self._server_lock:
+                server.release()
                 self._server = None
             raise
         server.log_in()
         return server.uri
 
     def _outcome(self) -> str:
+        """Return the outcome that this driver recorded; an older one is that of an earlier driver."""
         outcome = store.read_sound(self._folder.outcome)
-        return outcome["reason"] if outcome and outcome["ended"] >= self._began else CRASHED
+        if outcome and outcome["ended"] >= self._started:
+            return outcome["reason"]
+        return CRASHED
 
     def _explain(self, error: Exception) -> str:
         if isinstance(error, UserError):
             return str(error)
-        if self._mirror and not mlflow_server.answers(self._mirror.uri):
+        if self._mirror and not mlflow_server.is_reachable(self._mirror.uri):
             return f"the server at {self._mirror.uri} does not answer"
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        message = " ".join(str(error).split())
+        return f"{type(error).__name__}: {message[:200]}"
 
 
-def sync(folder: SweepFolder, storage: Storage, uri: str | None, progress: Callable[[int, int], object]) -> str:
-    """Send MLflow what it does not have of a sweep that does not run; return the address to look at.
+def sync_ended_sweep(
+    folder: SweepFolder, storage: Storage, uri: str | None, progress: Callable[[int, int], object]
+) -> str:
+    """Send MLflow what it is missing of a sweep that is not running; return the sweep's address in MLflow's UI.
 
     Raises
     ------
     UserError
-        If the sweep runs, which sends by itself, or no server can be reached.
+        If the sweep is running, because it sends everything itself, or if no server can be reached.
     """
-    if holder := store.holder(folder.lock):
+    holder = store.holder(folder.lock)
+    if holder:
         raise UserError(f"{folder.path}: the sweep runs ({holder}) and sends MLflow everything by itself")
     outcome = store.read_sound(folder.outcome)
     with contextlib.ExitStack() as stack:
         if uri is None:
-            mlflow_server.check_storage(storage.path)
-            server = mlflow_server.ensure(storage)
-            stack.callback(server.stop)
-            server.wait()
+            mlflow_server.check_storage_name(storage.path)
+            server = mlflow_server.join_or_start(storage)
+            stack.callback(server.release)
+            server.wait_until_ready()
             server.log_in()
             address = server.uri
         else:
             address = mlflow_server.check_address(uri)
-        if not mlflow_server.answers(address):
+
+        if not mlflow_server.is_reachable(address):
             raise UserError(f"the MLflow server at {address} does not answer")
         mirror = Mirror(folder, address, progress)
         mirror.sync(outcome["reason"] if outcome else CRASHED)
     return mirror.link
 
 
-def winner(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
-    """Return the model of the winning trial's repeat that is nearest to its mean: the typical one, as in the report."""
+def winning_model(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
+    """Return the model of the winning trial's typical repeat, the same that the report shows; None without a winner."""
     best = leaderboard.best(leaderboard.rank(trials, space))
-    if best is None or any(map(leaderboard.lost, trials)):
+    if best is None or any(map(leaderboard.may_hide_best, trials)):
         return None
-    typical = leaderboard.typical(best, space)
+    typical = leaderboard.typical_repeat(best, space)
     return folder.repeat(typical.trial, typical.repeat).model
 
 
-def _checkpoint(files: RepeatFolder) -> dict[str, Any]:
+def _checkpoint_tags(files: RepeatFolder) -> dict[str, Any]:
     weights = files.checkpoint / "last" / "network.safetensors"
     if not weights.is_file():
         return {}
     with weights.open("rb") as file:
-        return {
-            "scrimp.checkpoint": weights,
-            "scrimp.checkpoint_sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"scrimp.checkpoint": weights, "scrimp.checkpoint_sha256": sha256}
 
 
 def _started(trial: Trial, default: float) -> float:

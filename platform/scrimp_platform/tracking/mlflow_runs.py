@@ -1,8 +1,8 @@
-"""The runs of one sweep on an MLflow server: each exists once there, and is told only what it does not know.
+"""The runs of one sweep on an MLflow server. Each run is created once, and only what the server lacks is sent.
 
-The server is asked for status, parameters, tags and metrics of its runs when connecting. What it cannot tell cheaply,
-how far curves and files have been sent, stands in the sweep's `tracking.json` under the run's id; so another server,
-or one that lost its data, is told everything anew.
+On connecting, the server is asked for the status, parameters, tags and metrics of its runs. How far metric histories
+and files have been sent is expensive to ask, so the sweep's `tracking.json` records it under the run's id. Another
+server, or one that lost its data, has other run ids and receives everything.
 """
 
 import contextlib
@@ -13,21 +13,31 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scrimp_platform import store
 from scrimp_platform.throttle import Throttle
 
-SWEEP = "scrimp.sweep"
-KEY = "scrimp.key"
-PARENT = "mlflow.parentRunId"
-TERMINAL = ("FINISHED", "FAILED", "KILLED")
-METRICS_A_REQUEST, PARAMS_A_REQUEST, TAGS_A_REQUEST = 1000, 100, 100  # MLflow's own limits
-VALUE_LENGTH = 5000
-REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-AXES = ("rung", "images", "step")  # kimg in other words; kimg itself tells in a table how far a repeat is
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Run as MlflowRun
 
-# Retries are ours, with the sweep's folder as the queue; MLflow's would go on for minutes.
+SWEEP_TAG = "scrimp.sweep"
+KEY_TAG = "scrimp.key"
+PARENT_TAG = "mlflow.parentRunId"
+TERMINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+# Limits of MLflow for one request.
+METRICS_PER_REQUEST = 1000
+PARAMS_PER_REQUEST = 100
+TAGS_PER_REQUEST = 100
+MAX_VALUE_LENGTH = 5000
+
+REFUSAL_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+AXES = ("rung", "images", "step")
+"""Columns that are not sent as metrics because they repeat kimg; kimg itself shows the progress in MLflow's tables."""
+
+# Failed requests are retried from the sweep's folder. MLflow's own retries would block for minutes.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -39,10 +49,10 @@ SETTINGS = {
 
 @dataclass
 class Run:
-    """One run: what the server has of it, and how far its curves and files have been sent.
+    """One run: what the server has of it, and how far its metric histories and files have been sent.
 
-    `start` is in Unix milliseconds. `curve` is the `position` of the last line sent, `files` maps a file's name to
-    the size and time (ns) with which it was sent.
+    `start` is in Unix milliseconds. `curve` is the `line_position` of the last line sent. `files` maps the name of a
+    file to its size and modification time (ns) when it was sent.
     """
 
     id: str
@@ -55,45 +65,69 @@ class Run:
     files: dict[str, list[int]]
 
 
-class Runs:
-    """A connection to a server, for one sweep.
+@dataclass
+class Batch:
+    """Values for one request, or for the part of one."""
+
+    metrics: Sequence["Metric"] = ()
+    params: Sequence["Param"] = ()
+    tags: Sequence["RunTag"] = ()
+
+    def __len__(self) -> int:
+        return len(self.metrics) + len(self.params) + len(self.tags)
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Split the values in two parts, in the order metrics, parameters, tags; the first one may be one larger."""
+        middle = (len(self) + 1) // 2
+        metrics_end = min(middle, len(self.metrics))
+        params_end = min(middle - metrics_end, len(self.params))
+        tags_end = middle - metrics_end - params_end
+        first = Batch(self.metrics[:metrics_end], self.params[:params_end], self.tags[:tags_end])
+        second = Batch(self.metrics[metrics_end:], self.params[params_end:], self.tags[tags_end:])
+        return first, second
+
+
+class SweepRuns:
+    """A connection to an MLflow server for the runs of one sweep.
 
     Parameters
     ----------
     uri : str
         Address of the server.
     experiment : str
-        Name of the experiment; made if it does not exist.
+        Name of the experiment; created if it does not exist.
     sweep : str
-        Name that no other sweep on that server has.
-    progress : Path
-        File that keeps how far curves and files have been sent.
+        Identifier of the sweep, unique on the server.
+    progress_file : Path
+        File that records how far metric histories and files have been sent.
     """
 
-    def __init__(self, uri: str, experiment: str, sweep: str, progress: Path) -> None:
+    def __init__(self, uri: str, experiment: str, sweep: str, progress_file: Path) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         self._client = MlflowClient(uri)
-        self.refused: list[str] = []
+        self.refused: list[str] = []  # error messages for the values that the server refused as invalid
         self._sweep = sweep
-        self._path = progress
-        self._progress: dict[str, Any] = store.read_sound(progress) or {"runs": {}}
-        self.experiment = self._find_experiment(experiment)
+        self._progress_file = progress_file
+        self._progress: dict[str, Any] = store.read_sound(progress_file) or {"runs": {}}
+        self.experiment = self._find_or_create_experiment(experiment)
         self._progress |= {"uri": uri, "experiment": self.experiment}
-        self._throttle, self._saved = Throttle(), True
+        self._throttle = Throttle()
+        self._saved = True
         self._runs = self._find_runs()
 
-    def get(self, key: str, name: str, started: float) -> Run:
-        """Return the run of this key, made now if the server has none. `started` is in Unix seconds."""
+    def get_or_create(self, key: str, name: str, started: float) -> Run:
+        """Return the run with this key; create it if the server has none. `started` is in Unix seconds."""
         if key not in self._runs:
-            tags = {SWEEP: self._sweep, KEY: key}
-            self._runs[key] = self._known(self._client.create_run(self.experiment, _milliseconds(started), tags, name))
-            self._save()
+            tags = {SWEEP_TAG: self._sweep, KEY_TAG: key}
+            created = self._client.create_run(self.experiment, _milliseconds(started), tags, name)
+            self._runs[key] = self._with_progress(created)
+            self._save_soon()
         return self._runs[key]
 
-    def tell(
+    def update(
         self,
         run: Run,
         status: str,
@@ -104,165 +138,191 @@ class Runs:
         metrics: Mapping[str, float] | None = None,
         step: int = 0,
     ) -> None:
-        """Send what differs from what the run has. A parameter that it has stays: MLflow refuses to change one."""
+        """Send what differs from the server's state. Existing parameters stay: MLflow refuses to change them."""
         from mlflow.entities import Metric, Param, RunTag
 
-        texts = {name: str(value)[:VALUE_LENGTH] for name, value in tags.items()}
-        new_params = {name: str(value)[:VALUE_LENGTH] for name, value in params.items() if name not in run.params}
-        new_tags = {name: value for name, value in texts.items() if run.tags.get(name, "") != value}
+        tag_texts = {name: str(value)[:MAX_VALUE_LENGTH] for name, value in tags.items()}
+        new_params = {name: str(value)[:MAX_VALUE_LENGTH] for name, value in params.items() if name not in run.params}
+        new_tags = {name: text for name, text in tag_texts.items() if run.tags.get(name, "") != text}
         new_metrics = {name: value for name, value in (metrics or {}).items() if run.metrics.get(name) != value}
-        now = _milliseconds(ended or time.time())
+
+        time_ms = _milliseconds(ended or time.time())
         if new_params or new_tags or new_metrics:
-            self._log(
-                run,
-                [Metric(name, value, now, step) for name, value in new_metrics.items()],
+            batch = Batch(
+                [Metric(name, value, time_ms, step) for name, value in new_metrics.items()],
                 [Param(name, value) for name, value in new_params.items()],
                 [RunTag(name, value) for name, value in new_tags.items()],
             )
+            self._send(run, batch)
             run.params |= new_params
             run.tags |= new_tags
             run.metrics |= new_metrics
+
+        # The status is sent last, so a run with a terminal status is complete.
         if run.status != status:
-            if status in TERMINAL:
-                self._client.set_terminated(run.id, status, now)
+            if status in TERMINAL_STATUSES:
+                self._client.set_terminated(run.id, status, time_ms)
             else:
                 self._client.update_run(run.id, status)
             run.status = status
 
-    def draw(self, run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Send what is new of a repeat's curves: every number of a line of `metrics.jsonl`, at the line's kimg."""
-        fresh = [line for line in lines if position(line) > run.curve]
-        size = max(1, METRICS_A_REQUEST // max(map(len, fresh), default=1))
-        for first in range(0, len(fresh), size):
-            part = fresh[first : first + size]
-            self._log(run, list(itertools.chain.from_iterable(points(line, run.start) for line in part)))
-            run.curve[:] = position(part[-1])
-            self._save()
+    def send_lines(self, run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Send the new lines of `metrics.jsonl`: each number of a line is a metric at the line's kimg."""
+        new_lines = [line for line in lines if line_position(line) > run.curve]
+        widest = max(map(len, new_lines), default=1)
+        lines_per_request = max(1, METRICS_PER_REQUEST // widest)
+        for part in _chunks(new_lines, lines_per_request):
+            metrics = [metric for line in part for metric in line_metrics(line, run.start)]
+            self._send(run, Batch(metrics))
+            run.curve[:] = line_position(part[-1])
+            self._save_soon()
 
-    def put(self, run: Run, file: Path, folder: str = "") -> None:
+    def send_file(self, run: Run, file: Path, folder: str = "") -> None:
         """Send a file into a folder of the run's artifacts, if it exists and has changed."""
-        with self._sending(run, f"{folder}/{file.name}", file) as wanted:
-            if wanted:
+        with self._recording(run, f"{folder}/{file.name}", file) as has_changed:
+            if has_changed:
                 self._client.log_artifact(run.id, str(file), folder or None)
 
-    def show(self, run: Run, image: Path, key: str, step: int) -> None:
-        """Send an image as one step of a grid that the UI steps through, if it has changed."""
+    def send_image(self, run: Run, image: Path, key: str, step: int) -> None:
+        """Send an image as one step of the image series `key`, if it has changed."""
         import PIL.Image
 
-        with self._sending(run, f"{key}/{step}", image) as wanted:
-            if wanted:
+        with self._recording(run, f"{key}/{step}", image) as has_changed:
+            if has_changed:
                 with PIL.Image.open(image) as opened:
                     self._client.log_image(run.id, opened, key=key, step=step)
 
-    def save(self) -> None:
-        """Write down how far curves and files have been sent; what a kill forgets of it is sent again."""
+    def save_progress(self) -> None:
+        """Record how far metric histories and files have been sent; what a kill loses of it is sent again."""
         if not self._saved:
-            store.write_json(self._path, self._progress)
+            store.write_json(self._progress_file, self._progress)
             self._saved = True
 
-    def _log(self, run: Run, metrics: Sequence[Any], params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        """Send these in as many requests as MLflow's limits ask for."""
-        limits = (METRICS_A_REQUEST, PARAMS_A_REQUEST, TAGS_A_REQUEST)
-        parts = [_cut(values, limit) for values, limit in zip((metrics, params, tags), limits, strict=True)]
-        for batch in itertools.zip_longest(*parts, fillvalue=()):
-            self._log_batch(run, [(kind, value) for kind, values in enumerate(batch) for value in values])
+    def _send(self, run: Run, batch: Batch) -> None:
+        """Send values in as many requests as MLflow's limits require."""
+        parts = itertools.zip_longest(
+            _chunks(batch.metrics, METRICS_PER_REQUEST),
+            _chunks(batch.params, PARAMS_PER_REQUEST),
+            _chunks(batch.tags, TAGS_PER_REQUEST),
+            fillvalue=(),
+        )
+        for metrics, params, tags in parts:
+            self._send_request(run, Batch(metrics, params, tags))
 
-    def _log_batch(self, run: Run, values: Sequence[tuple[int, Any]]) -> None:
-        """Send one request of metrics (0), parameters (1) and tags (2).
+    def _send_request(self, run: Run, batch: Batch) -> None:
+        """Send values in one request. If the server refuses it as invalid, send its halves.
 
-        Where the server refuses it as invalid, its halves are sent: what is valid arrives, and the rest never would.
+        So the valid values arrive, and an invalid one is recorded in `refused` and never sent again.
         """
         from mlflow.exceptions import MlflowException
 
-        metrics, params, tags = ([value for kind, value in values if kind == wanted] for wanted in range(3))
         try:
-            self._client.log_batch(run.id, metrics, params, tags)
+            self._client.log_batch(run.id, batch.metrics, batch.params, batch.tags)
         except MlflowException as error:
-            if error.error_code not in REFUSALS:
+            if error.error_code not in REFUSAL_CODES:
                 raise
-            if len(values) == 1:
-                self.refused.append(" ".join(str(error).split())[:200])
+            if len(batch) == 1:
+                message = " ".join(str(error).split())
+                self.refused.append(message[:200])
                 return
-            for half in _cut(values, -(-len(values) // 2)):
-                self._log_batch(run, half)
+            for half in batch.halves():
+                self._send_request(run, half)
 
     @contextlib.contextmanager
-    def _sending(self, run: Run, name: str, file: Path) -> Iterator[bool]:
+    def _recording(self, run: Run, name: str, file: Path) -> Iterator[bool]:
+        """Yield whether a file has changed since it was sent; record it as sent when the caller has sent it."""
         try:
             facts = file.stat()
         except FileNotFoundError:
             yield False
             return
         state = [facts.st_size, facts.st_mtime_ns]
-        wanted = run.files.get(name) != state
-        yield wanted
-        if wanted:
+        has_changed = run.files.get(name) != state
+        yield has_changed
+        if has_changed:
             run.files[name] = state
-            self._save()
+            self._save_soon()
 
-    def _find_experiment(self, name: str) -> str:
+    def _find_or_create_experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            # Another sweep on the same dataset may make it in between.
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            # Another sweep on the same dataset may create it in between.
             with contextlib.suppress(MlflowException):
                 self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
-            found = self._client.get_experiment_by_name(name)
-        if found is None:
-            raise RuntimeError(f"experiment {name!r} cannot be made")
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+            experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            raise RuntimeError(f"experiment {name!r} cannot be created")
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
 
     def _find_runs(self) -> dict[str, Run]:
-        answers, token = [], None
+        """Return the sweep's runs on the server, by key."""
+        server_runs = []
+        token = None
         while token != "":
-            page = self._client.search_runs([self.experiment], f"tags.`{SWEEP}` = '{self._sweep}'", page_token=token)
-            answers += page
+            page = self._client.search_runs(
+                [self.experiment], f"tags.`{SWEEP_TAG}` = '{self._sweep}'", page_token=token
+            )
+            server_runs += page
             token = page.token or ""
+
+        # The server may still carry out a request to create a run that timed out here, so that two runs have one key.
+        # The one with recorded progress is kept.
+        recorded = self._progress["runs"]
+        server_runs.sort(key=lambda run: (run.info.run_id not in recorded, run.info.run_id))
         runs: dict[str, Run] = {}
-        # A request to make a run that was given up may yet be carried out: of two runs, the one that we know stays.
-        for answer in sorted(answers, key=lambda a: (a.info.run_id not in self._progress["runs"], a.info.run_id)):
-            key = answer.data.tags[KEY]
+        for run in server_runs:
+            key = run.data.tags[KEY_TAG]
             if key in runs:
-                self._client.delete_run(answer.info.run_id)
+                self._client.delete_run(run.info.run_id)
             else:
-                runs[key] = self._known(answer)
+                runs[key] = self._with_progress(run)
         return runs
 
-    def _known(self, answer: Any) -> Run:
-        info, data = answer.info, answer.data
-        sent = self._progress["runs"].setdefault(info.run_id, {"curve": [-1.0, 0.0], "files": {}})
-        params, tags, metrics = dict(data.params), dict(data.tags), dict(data.metrics)
-        return Run(info.run_id, info.start_time, info.status, params, tags, metrics, **sent)
+    def _with_progress(self, run: "MlflowRun") -> Run:
+        """Combine a server's run with the recorded progress."""
+        progress = self._progress["runs"].setdefault(run.info.run_id, {"curve": [-1.0, 0.0], "files": {}})
+        return Run(
+            run.info.run_id,
+            run.info.start_time,
+            run.info.status,
+            dict(run.data.params),
+            dict(run.data.tags),
+            dict(run.data.metrics),
+            curve=progress["curve"],
+            files=progress["files"],
+        )
 
-    def _save(self) -> None:
+    def _save_soon(self) -> None:
         self._saved = False
-        self._throttle(self.save)
+        self._throttle(self.save_progress)
 
 
-def position(line: Mapping[str, Any]) -> list[float]:
-    """Place of a line in its curve: kimg, and the scores of a rung after the tick at the same kimg."""
+def line_position(line: Mapping[str, Any]) -> list[float]:
+    """Return the position of a line in the metric history: kimg, then scores of a rung after the tick at that kimg."""
     return [float(line["kimg"]), float("rung" in line)]
 
 
-def points(line: Mapping[str, Any], start: int) -> list[Any]:
+def line_metrics(line: Mapping[str, Any], start: int) -> list["Metric"]:
     """Return the finite numbers of a line as MLflow metrics at the line's kimg.
 
-    Their times follow from the line and the run's start alone: MLflow keeps a point that it is sent twice only once.
+    Their timestamps depend only on the line and the start of the run: MLflow stores a metric that is sent twice once.
     """
     from mlflow.entities import Metric
 
-    when = start + _milliseconds(line.get("seconds", 0.0))
+    time_ms = start + _milliseconds(line.get("seconds", 0.0))
+    step = int(line["kimg"])
     return [
-        Metric(name, float(value), when, int(line["kimg"]))
+        Metric(name, float(value), time_ms, step)
         for name, value in line.items()
         if name not in AXES and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     ]
 
 
-def _cut(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def _chunks(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[first : first + size] for first in range(0, len(values), size)]
 
 

@@ -1,11 +1,11 @@
 """The embedded MLflow server: a child process on loopback, with its artifacts under the storage folder.
 
-A storage has one, shared by the sweeps that use it at the same time; the last to leave stops it. Locks say what is
-alive, since the system gives up those of a killed process: the server inherits `server.lock`, whoever uses it holds
-`users.lock`, and when nobody does it ends by itself. They are for one machine, that of the driver: on a network file
-system locks are not to be relied on.
+Each storage has at most one server. Sweeps that run at the same time share it, and the last one stops it. File locks
+show which processes are alive, because the kernel releases them when a process is killed: the server inherits
+`server.lock`, and each process that uses it holds `users.lock`. The server stops when nobody holds `users.lock`. The
+locks work only on the driver's machine, since locks on a network file system are not reliable.
 
-It asks for a password (mlflow_app.py), which is made once, in a file that its owner alone can read.
+The server requires a password (mlflow_app.py). It is created once, in a file that only its owner can read.
 """
 
 import contextlib
@@ -31,199 +31,218 @@ from scrimp_platform.store import Storage
 from scrimp_platform.tracking import mlflow_database
 from scrimp_trainers.common.errors import UserError
 
-USER = "scrimp"
-PASSWORD = "password"  # noqa: S105 -- the name of a file
+USER_NAME = "scrimp"
+PASSWORD_FILE = "password"  # noqa: S105 -- the name of a file
 HOST = "127.0.0.1"
 PORT = 5000
-HEADER = "X-Scrimp-Storage"
-PATIENCE = 10.0  # seconds that one step of starting or stopping may take
-START = 300.0  # seconds until a server that does not answer is given up
-WATCH = 10.0  # seconds between two looks at a server
+STORAGE_HEADER = "X-Scrimp-Storage"
+"""Response header that identifies the storage of a server."""
+STEP_TIMEOUT_S = 10.0
+"""Time limit of one step of starting or stopping a server."""
+STARTUP_TIMEOUT_S = 300.0
+"""Time after which a new server that does not respond is given up."""
+MONITOR_INTERVAL_S = 10.0
 
 
 @dataclass
 class Server:
-    """The server of a storage, as one of its users sees it."""
+    """One user's handle of the server of a storage."""
 
     folder: Path
     uri: str
     process: subprocess.Popen[bytes] | None
-    """None if it ran before this user came."""
-    _seat: IO[str] = field(repr=False)
+    """None if the server was running already."""
+    _users_lock: IO[str] = field(repr=False)
+    """The open file `users.lock`, locked in shared mode while the server is used."""
 
     @property
     def log(self) -> Path:
-        """What the server prints."""
+        """The file with the server's output."""
         return self.folder / "server.log"
 
-    def ready(self) -> bool:
-        """Whether it answers by now.
+    def is_ready(self) -> bool:
+        """Whether the server responds by now.
 
         Raises
         ------
         UserError
             If it has ended.
         """
-        # Another program may have taken the port while the server was starting, so who answers has to say whose it is.
-        if answers(self.uri, mlflow_database.identity(self.folder)):
+        # Another program may have taken the port while the server was starting, so the response must identify it.
+        if is_reachable(self.uri, mlflow_database.folder_id(self.folder)):
             return True
-        if not _alive(self.folder):
+        if not _is_alive(self.folder):
             raise UserError(f"the MLflow server at {self.uri} has ended; {self.log} says why")
         return False
 
-    def wait(self) -> None:
-        """Wait until it answers.
+    def wait_until_ready(self) -> None:
+        """Wait until the server responds.
 
         Raises
         ------
         UserError
-            If it ends instead, or does neither for long.
+            If it ends, or does not respond in time.
         """
-        deadline = time.monotonic() + START
-        while not self.ready():
+        deadline = time.monotonic() + STARTUP_TIMEOUT_S
+        while not self.is_ready():
             if time.monotonic() > deadline:
                 raise UserError(f"the MLflow server at {self.uri} does not answer; see {self.log}")
             time.sleep(0.2)
 
-    def watch(self, say: Callable[[str], object]) -> None:
-        """Stay while it runs, and back its database up once a day; `say` is called where that fails.
+    def monitor(self, say: Callable[[str], object]) -> None:
+        """Wait until the server ends, and back up its database once a day; a failed backup is passed to `say`.
 
         Raises
         ------
         UserError
-            When it has ended.
+            When the server has ended.
         """
-        saved = ""
+        backup_day = ""
         while True:
-            self.ready()
+            self.is_ready()
             today = time.strftime("%Y-%m-%d")
-            if saved != today:
-                saved = today
+            if backup_day != today:
+                backup_day = today
                 try:
                     mlflow_database.back_up(self.folder)
                 except UserError as error:
                     say(str(error))
-            time.sleep(WATCH)
+            time.sleep(MONITOR_INTERVAL_S)
 
     def log_in(self) -> None:
-        """Let MLflow's client in this process give the password with every request."""
-        os.environ["MLFLOW_TRACKING_USERNAME"] = USER
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = password(self.folder)
+        """Let MLflow's client in this process send the password with every request."""
+        os.environ["MLFLOW_TRACKING_USERNAME"] = USER_NAME
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = read_or_create_password(self.folder)
 
-    def stop(self) -> None:
-        """Leave the server; if nobody else uses it, it ends, and the database is backed up.
+    def release(self) -> None:
+        """Stop using the server. The last user stops it and backs up the database.
 
         Raises
         ------
         UserError
-            If that fails; the server has ended all the same.
+            If the backup fails; the server has ended all the same.
         """
-        if self._seat.closed:
+        if self._users_lock.closed:
             return
-        with self._seat:
+        with self._users_lock:
             try:
-                fcntl.flock(self._seat, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                fcntl.flock(self._users_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # others use the server
                 return
+
             if not self.folder.is_dir():  # the storage is gone
                 if self.process:
                     _kill(self.process)
                 return
-            pid = (store.read_json(self.folder / "server.json") or {}).get("pid")
-            if pid and _alive(self.folder):
-                _end(pid, self.folder)
+
+            facts = store.read_json(self.folder / "server.json") or {}
+            pid = facts.get("pid")
+            if pid and _is_alive(self.folder):
+                _terminate(pid, self.folder)
             if self.process:
                 self.process.wait()
             mlflow_database.back_up(self.folder)
 
 
-def ensure(storage: Storage) -> Server:
-    """Return the storage's server, started now if none runs; it may take 20 s until it is `ready`.
+def join_or_start(storage: Storage) -> Server:
+    """Return the storage's server; if none is running, start one. It may take 20 s until `is_ready` is true.
 
     Raises
     ------
     UserError
-        If it runs on another machine, or cannot be started.
+        If the server runs on another machine, or cannot be started.
     """
     folder = storage.mlflow
     folder.mkdir(parents=True, exist_ok=True)
-    password(folder)
-    seat = (folder / "users.lock").open("a")
-    fcntl.flock(seat, fcntl.LOCK_SH)
-    with store.exclusive(folder / "start.lock", f"MLflow server of {folder}", PATIENCE):
-        process = None if _alive(folder) else _start(folder)
+    read_or_create_password(folder)
+
+    # With the shared lock held first, no other process stops the server from now on.
+    users_lock = (folder / "users.lock").open("a")
+    fcntl.flock(users_lock, fcntl.LOCK_SH)
+    process = None
+    with store.exclusive(folder / "start.lock", f"MLflow server of {folder}", STEP_TIMEOUT_S):
+        if not _is_alive(folder):
+            process = _start(folder)
+
     facts = store.read_json(folder / "server.json")
     if facts["host"] != os.uname().nodename:
-        raise UserError(f"the MLflow server of {folder} runs on {facts['host']}; use that, or name a --tracking-uri")
-    return Server(folder, f"http://{HOST}:{facts['port']}", process, seat)
+        raise UserError(f"the MLflow server of {folder} runs on {facts['host']}; use that, or pass a --tracking-uri")
+    return Server(folder, f"http://{HOST}:{facts['port']}", process, users_lock)
 
 
-def password(folder: Path) -> str:
-    """Return the password of a storage's server, made now if there is none.
+def read_or_create_password(folder: Path) -> str:
+    """Return the password of a storage's server; the first call creates it.
 
     Raises
     ------
     UserError
-        If its file belongs to somebody else, or others could read it.
+        If the file belongs to another account, or other accounts can read it.
     """
-    file = folder / PASSWORD
+    file = folder / PASSWORD_FILE
     with contextlib.suppress(FileExistsError):
-        # Of its owner alone from the first moment; whole under its name or not there at all.
-        made = folder / f".{PASSWORD}.{os.getpid()}.{threading.get_ident()}"
-        with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as secret:  # noqa: PTH123
-            secret.write(secrets.token_urlsafe(24))
-        try:
-            os.link(made, file)
-        finally:
-            made.unlink()
+        _create_password(file)
     try:
         facts = file.stat()
-        secret = file.read_text()
+        password = file.read_text()
     except PermissionError:
         raise UserError(
-            f"{file}: the MLflow server of this storage is another account's; name a --tracking-uri"
+            f"{file}: the MLflow server of this storage belongs to another account; pass a --tracking-uri"
         ) from None
     if stat.S_IMODE(facts.st_mode) & 0o077:
-        raise UserError(f"{file}: others can read this password; remove the file, and a new one is made")
-    return secret
+        raise UserError(f"{file}: others can read this password; remove the file to have a new one created")
+    return password
 
 
-def check_storage(path: Path) -> None:
-    """Refuse a folder whose name MLflow would take apart as an address.
+def _create_password(file: Path) -> None:
+    """Create the password file: readable by its owner only from the start, and never seen half written."""
+    temporary = file.with_name(f".{PASSWORD_FILE}.{os.getpid()}.{threading.get_ident()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:  # noqa: PTH123
+        stream.write(secrets.token_urlsafe(24))
+    try:
+        os.link(temporary, file)
+    finally:
+        temporary.unlink()
+
+
+def check_storage_name(path: Path) -> None:
+    """Refuse a folder whose name contains a character that is special in the address of MLflow's database.
 
     Raises
     ------
     UserError
-        If there is `?`, `#` or `%` in it.
+        If the path contains `?`, `#` or `%`.
     """
-    if odd := [character for character in "?#%" if character in str(path)]:
-        raise UserError(f"--storage {path}: {odd[0]} in its name leads MLflow's database elsewhere; use another folder")
+    for character in "?#%":
+        if character in str(path):
+            raise UserError(
+                f"--storage {path}: {character} in its name leads MLflow's database elsewhere; use another folder"
+            )
 
 
-def answers(uri: str, identity: str | None = None) -> bool:
-    """Whether an MLflow server answers at this address, the one of this identity if that is given."""
+def is_reachable(uri: str, storage_id: str | None = None) -> bool:
+    """Whether an MLflow server responds at this address; with `storage_id`, whether it is that storage's server."""
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=2) as response:  # noqa: S310
-            return identity is None or response.headers.get(HEADER) == identity
+            return storage_id is None or response.headers.get(STORAGE_HEADER) == storage_id
     except (OSError, ValueError):
         return False
 
 
 def check_address(uri: str) -> str:
-    """Return a server's address without a slash at its end.
+    """Return a server's address without a trailing slash.
 
     Raises
     ------
     UserError
-        If it is none, or one with a password.
+        If it is not an HTTP address, or contains a password.
     """
     try:
         parts = urlsplit(uri)
-    except ValueError:  # a bracket alone, for one
+    except ValueError:  # such as an unpaired bracket
         parts = urlsplit("")
     if "@" in parts.netloc:
         raise UserError(
-            "--tracking-uri: a password in the address would stand in logs; write it into ~/.mlflow/credentials, "
+            "--tracking-uri: a password in the address would appear in logs; write it into ~/.mlflow/credentials, "
             "below [mlflow], as mlflow_tracking_username and mlflow_tracking_password"
         )
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -232,19 +251,23 @@ def check_address(uri: str) -> str:
 
 
 def ui_link(uri: str, experiment: str) -> str:
-    """Address of an experiment in the MLflow UI, in its view of training rather than of language models."""
+    """Return the address of an experiment in the MLflow UI, in the view for training, not for language models."""
     return f"{uri}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
-    database, port = mlflow_database.prepare(folder), _free_port()
+    database = mlflow_database.prepare_database(folder)
+    port = _free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--app-name", "scrimp", "--backend-store-uri", database]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    command += ["--uvicorn-opts", f"--no-access-log --header {HEADER}:{mlflow_database.identity(folder)}"]
-    # Settings of the user's own MLflow are not meant for this server. Its job runners are eight processes for nothing.
+    header = f"{STORAGE_HEADER}:{mlflow_database.folder_id(folder)}"
+    command += ["--uvicorn-opts", f"--no-access-log --header {header}"]
+
+    # The settings of the user's own MLflow must not reach this server. Job execution would start eight idle processes.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
     facts = {"host": os.uname().nodename, "port": port}
     with (folder / "server.lock").open("a") as lock, (folder / "server.log").open("w") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -256,7 +279,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which still has things to tell
+            start_new_session=True,  # Ctrl-C in the terminal must not stop it: the sweep still has data to send
             pass_fds=[lock.fileno()],
         )
     store.write_json(folder / "server.json", facts | {"pid": process.pid})
@@ -272,7 +295,7 @@ def _free_port() -> int:
     raise UserError(f"MLflow server: no free port on {HOST}")
 
 
-def _alive(folder: Path) -> bool:
+def _is_alive(folder: Path) -> bool:
     with (folder / "server.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -282,17 +305,19 @@ def _alive(folder: Path) -> bool:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a server and its workers at once."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _end(pid: int, folder: Path) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def _terminate(pid: int, folder: Path) -> None:
+    """End a server and its workers with SIGTERM, or else SIGKILL, and wait until they have ended."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, number)
-        deadline = time.monotonic() + PATIENCE
+            os.killpg(pid, signal_number)
+        deadline = time.monotonic() + STEP_TIMEOUT_S
         while time.monotonic() < deadline:
-            if not _alive(folder):
+            if not _is_alive(folder):
                 return
             time.sleep(0.1)
