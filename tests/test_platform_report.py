@@ -108,7 +108,7 @@ def test_all_plots_have_their_data(seen):
     drawn = {name for name in seen.ids if name not in SECTIONS}
     assert drawn == {
         "fd_classifier-of-the-raced-trials", "fd_classifier-against-time", "fd_classifier-over-training",
-        "Training-loss", "fd_classifier-by-trial", "What-mattered", "Searched-fields",
+        "Training-loss", "fd_classifier-by-trial", "Field-importance", "Searched-fields",
     }  # fmt: skip
 
 

@@ -210,7 +210,7 @@ def _search_plots(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Spac
     histories = {name: plots.history(trials, space, name) for name in space.objectives}
     result = [_plot(f"{name} by trial", caption, figure, missing) for name, figure in histories.items()]
 
-    title = "Importance of the searched fields"
+    title = "Field importance"
     importances = importance.field_importances(trials, space)
     if isinstance(importances, str):
         result.append(Plot(title, importances, None))
