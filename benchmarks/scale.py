@@ -88,7 +88,7 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
 
     with mock.patch("os.fsync", synced.append), mock.patch.object(Study, "ask", ask):
         all_threads, this_thread = time.process_time(), time.thread_time()
-        store.write_json(folder.sweep, plan.sweep_record(the_plan))
+        store.write_json(folder.description, plan.sweep_record(the_plan))
         tracker = MirrorThread(folder, the_plan.storage, the_plan.options.tracking_uri, terminal.say)
         tracker.start()
         ledger = sweep.open_ledger(the_plan, Placement((), 0, nodes))

@@ -49,7 +49,7 @@ def measure(data: Path, storage: Path) -> dict[str, float]:
     command = [sys.executable, str(SWEEP), "--data", str(data), "--storage", str(storage)]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        connected = until(folder.sweep.exists, driver) - began
+        connected = until(folder.description.exists, driver) - began
         decided = until(first.record.exists, driver) - began
         imported = until(first.lock.exists, driver) - began
         told = until(lambda: bool(metrics_log.read(first.metrics)), driver) - began

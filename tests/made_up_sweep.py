@@ -96,7 +96,7 @@ def write_sweep(
     record = {"name": path.name, "space": space.model_dump(mode="json"), "seed": seed, "versions": {"scrimp": "0.1.0"}}
     record |= {"id": path.name, "space_name": "made-up", "started": time.time(), "driver_started": time.time()}
     record["dataset"] = {"name": facts.name, "content_hash": facts.content_hash, "folder": str(dataset)}
-    store.write_json(folder.sweep, record)
+    store.write_json(folder.description, record)
     ledger = Ledger(folder, space, seed, 1, lambda decision: None)
     handed = 0
     while handed < most and (repeat := ledger.propose()):

@@ -208,7 +208,7 @@ def test_the_page_has_a_row_for_every_claim_though_nothing_has_run(tmp_path, mon
 def test_a_complete_claim_is_not_trained_again(made_up, tmp_path, monkeypatch):
     from scrimp_platform import sweep
 
-    monkeypatch.setattr(sweep, "sweep", lambda options: pytest.fail("trained again"))
+    monkeypatch.setattr(sweep, "run_command", lambda options: pytest.fail("trained again"))
     write_sweep(tmp_path / "made-up-cpu", made_up.space("cpu"))
     command.command.main(["run", "--size", "cpu", "--storage", str(tmp_path)], standalone_mode=False)
     assert "| supported |" in command.PAGE.read_text()
@@ -222,7 +222,7 @@ def test_a_claim_is_run_as_an_ordinary_sweep_of_its_arms(made_up, tmp_path, monk
         assert list(the_plan.space.arms) == ["good", "bad"]
         write_sweep(the_plan.folder.path, the_plan.space)
 
-    monkeypatch.setattr(sweep, "sweep", train)
+    monkeypatch.setattr(sweep, "run_command", train)
     monkeypatch.setattr(data, "dataset", lambda images, folder: _scored(folder / images.name))
     command.command.main(["run", "made-up", "--size", "cpu", "--storage", str(tmp_path)], standalone_mode=False)
     assert "| supported |" in command.PAGE.read_text()

@@ -89,5 +89,5 @@ def test_a_sweep_that_was_ended_in_order_has_the_signals_status(number, scored_d
     monkeypatch.setattr(cluster, "connect", lambda: contextlib.nullcontext(cluster.peek()))
     monkeypatch.setattr(the_sweep, "carry_out", carry_out)
     with pytest.raises(SystemExit) as left:
-        the_sweep.sweep(SweepOptions(data=str(scored_digits.folder), storage=tmp_path))
+        the_sweep.run_command(SweepOptions(data=str(scored_digits.folder), storage=tmp_path))
     assert left.value.code == STATUS[number]

@@ -131,7 +131,7 @@ def test_options_arrive_whole_in_the_shell_that_ray_starts(lab, client, monkeypa
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     api = client()
-    the_sweep.sweep(OPTIONS)
+    the_sweep.run_command(OPTIONS)
     monkeypatch.chdir("/")
     printed = subprocess.run(["sh", "-c", api.entrypoint], capture_output=True, text=True).stdout.splitlines()
     assert printed[:4] == [str(lab), "-c", job.CODE, "sweep"]
@@ -140,7 +140,7 @@ def test_options_arrive_whole_in_the_shell_that_ray_starts(lab, client, monkeypa
 
 def test_a_sweep_on_a_cluster_becomes_a_job_and_its_log_is_shown(lab, client, capsys):
     api = client()
-    the_sweep.sweep(OPTIONS)
+    the_sweep.run_command(OPTIONS)
     (name,) = api.jobs
     assert name.startswith("mine-20")
     printed = capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_in_a_job_the_sweep_runs_itself(lab, client, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setattr(cluster, "connect", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        the_sweep.sweep(OPTIONS)
+        the_sweep.run_command(OPTIONS)
     assert api.jobs == {}
 
 
@@ -163,7 +163,7 @@ def test_the_same_command_attaches_to_the_job_that_runs(lab, client, capsys):
     mine = {"sweep": str(the_plan.folder.path), "options": shlex.join(job.arguments(the_plan))}
     others = [Job("ended", mine, "STOPPED"), Job("other", mine | {"sweep": "/else/mine"}), Job("bare", {})]
     api = client(*others, Job("running", mine))
-    the_sweep.sweep(OPTIONS)
+    the_sweep.run_command(OPTIONS)
     assert len(api.jobs) == 4
     assert "Running as job running," in (printed := capsys.readouterr().out)
     assert "other options" not in printed
@@ -171,7 +171,7 @@ def test_the_same_command_attaches_to_the_job_that_runs(lab, client, capsys):
 
 def test_whoever_attaches_with_other_options_is_told_which_hold(lab, client, capsys):
     api = client(Job("running", {"sweep": str(lab / "runs" / "mine"), "options": "--trials 60"}))
-    the_sweep.sweep(OPTIONS)
+    the_sweep.run_command(OPTIONS)
     assert len(api.jobs) == 1
     assert "with other options, which hold until it ends: --trials 60" in capsys.readouterr().out
 
@@ -180,7 +180,7 @@ def test_after_its_end_the_same_command_is_a_new_job(lab, client, monkeypatch):
     api = client()
     for clock in ("20261121-183000", "20261121-184500"):
         monkeypatch.setattr(job.time, "strftime", lambda _, clock=clock: clock)
-        the_sweep.sweep(OPTIONS)
+        the_sweep.run_command(OPTIONS)
     assert list(api.jobs) == ["mine-20261121-183000", "mine-20261121-184500"]
 
 
@@ -188,7 +188,7 @@ def test_after_its_end_the_same_command_is_a_new_job(lab, client, monkeypatch):
 def test_the_jobs_exit_status_is_ours(lab, client, ending, status):
     client(ending=ending)
     with pytest.raises(SystemExit) as left:
-        the_sweep.sweep(OPTIONS)
+        the_sweep.run_command(OPTIONS)
     assert left.value.code == status
 
 
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_job_and_its_last_words_are_read(lab, client, capsys):
     api.during = lambda: os.kill(os.getpid(), signal.SIGINT)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as left:
-        the_sweep.sweep(OPTIONS)
+        the_sweep.run_command(OPTIONS)
     assert api.stopped == list(api.jobs)
     assert left.value.code == 130
     assert int(api.environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 120  # for the report, and for MLflow to hear the rest
@@ -208,7 +208,7 @@ def test_the_second_ctrl_c_leaves_at_once(lab, client):
     api = client()
     api.during = lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
-        the_sweep.sweep(OPTIONS)
+        the_sweep.run_command(OPTIONS)
     assert len(api.stopped) == 1
 
 
@@ -216,6 +216,6 @@ def test_a_cluster_that_goes_away_leaves_one_line(lab, client, capsys):
     api = client()
     api.get_job_info = lambda name: (_ for _ in ()).throw(ConnectionError("refused"))
     with pytest.raises(SystemExit) as left:
-        the_sweep.sweep(OPTIONS)
+        the_sweep.run_command(OPTIONS)
     assert left.value.code == 1
     assert "The same command shows the sweep again, or resumes it." in capsys.readouterr().out

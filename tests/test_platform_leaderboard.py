@@ -65,7 +65,7 @@ def test_raced_trials_come_first_then_single_pruned_and_failed_ones():
 def test_a_summary_is_that_of_the_finished_repeats_at_the_last_rung():
     rows, _ = ranked(trained(0, 1.0, 5.0, 6.0, 8.0, failed=1))
     assert rows[0].summaries["fd_classifier"] == stats.summarize([5.0, 6.0, 8.0])
-    assert (rows[0].repeats, rows[0].failed, rows[0].kimg, rows[0].gpu_hours) == (3, 1, LAST, pytest.approx(0.01))
+    assert (rows[0].repeat_count, rows[0].failed, rows[0].kimg, rows[0].gpu_hours) == (3, 1, LAST, pytest.approx(0.01))
 
 
 def test_the_score_by_which_a_trial_was_chosen_is_shown_and_not_counted():

@@ -150,7 +150,7 @@ def test_a_lost_database_comes_back_with_its_runs(folder, mount):
     address = mlflow_database.prepare_database(folder)
     experiment = MlflowClient(address).create_experiment("digits")
     run = MlflowClient(address).create_run(experiment, run_name="trial 0").info.run_id
-    store.write_json(sweep.sweep, {})
+    store.write_json(sweep.description, {})
     store.write_json(sweep.tracking, {"runs": {run: {"curve": [20.0, 1.0], "files": {}}}})
     mlflow_database.back_up(folder)
 

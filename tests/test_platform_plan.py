@@ -33,7 +33,7 @@ def change(options: SweepOptions, **values) -> SweepOptions:
 
 def begin(options: SweepOptions) -> plan.Plan:
     the_plan = plan.make_plan(options)
-    store.write_json(the_plan.folder.sweep, plan.sweep_record(the_plan))
+    store.write_json(the_plan.folder.description, plan.sweep_record(the_plan))
     return the_plan
 
 
@@ -88,9 +88,9 @@ def test_another_space_under_an_old_name_is_refused_with_the_difference(options,
 
 def test_another_dataset_under_an_old_name_is_refused(options, tmp_path, digits_dataset):
     the_plan = begin(options)
-    record = store.read_json(the_plan.folder.sweep)
+    record = store.read_json(the_plan.folder.description)
     record["dataset"]["content_hash"] = "0" * 64
-    store.write_json(the_plan.folder.sweep, record)
+    store.write_json(the_plan.folder.description, record)
     with pytest.raises(UserError, match="dataset was 000000000000"):
         plan.make_plan(options)
 
@@ -131,7 +131,9 @@ def test_images_that_cannot_be_halved_so_often_are_refused(options, tmp_path):
 
 def test_the_estimate_counts_the_rungs_and_the_race(options):
     the_plan = plan.make_plan(change(options, trials=9, repeats=3, rungs=(10.0, 30.0)))
-    cost = estimate.estimate(the_plan, places=2, speed=Speed(seconds_per_kimg=1.0, seconds_per_score=5.0, bytes=100))
+    cost = estimate.estimate_sweep(
+        the_plan, places=2, speed=Speed(seconds_per_kimg=1.0, seconds_per_score=5.0, bytes=100)
+    )
     # 9 trials to 10 kimg, 3 on to 30, 3 leaders with 2 more repeats of 30; two scores in each finished repeat.
     assert cost.kimg == 9 * 10 + 3 * 20 + 6 * 30
     assert cost.hours == pytest.approx((cost.kimg + 5 * (9 + 3 + 12)) / 2 / 3600)

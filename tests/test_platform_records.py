@@ -192,7 +192,7 @@ def test_trials_that_are_gone_are_named(folder):
 
 
 def test_a_sweep_without_its_description_is_not_begun_anew(folder):
-    folder.sweep.unlink()
+    folder.description.unlink()
     with pytest.raises(DamagedRecord, match=r"sweep\.json: missing; restore it"):
         records.sweep_description(folder)
 
@@ -201,9 +201,9 @@ def test_a_sweep_without_its_description_is_not_begun_anew(folder):
 def test_a_foreign_sweep_stops_no_other(folder, foreign):
     strange = SweepFolder(folder.path.parent / "strange")
     strange.path.mkdir()
-    strange.sweep.write_text(foreign)
+    strange.description.write_text(foreign)
     standings, complete, problems = status.read_storage(Storage(folder.path.parent))
     assert (standings, complete) == ([], ["sweep"])
-    assert [problem.partition(": ")[0] for problem in problems] == [str(strange.sweep)]
+    assert [problem.partition(": ")[0] for problem in problems] == [str(strange.description)]
     with pytest.raises(DamagedRecord, match=r"strange/sweep\.json"):
         commands.report(strange.path)

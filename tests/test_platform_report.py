@@ -93,7 +93,7 @@ def test_every_section_is_there_once_and_the_verdict_on_top(whole, seen):
     rows = leaderboard.rank(records.read_records(whole).trials, space)
     assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
     assert leaderboard.verdict(rows, space) in seen.text[:400]
-    assert rows[0].repeats >= 2
+    assert rows[0].repeat_count >= 2
     for row in rows:
         assert leaderboard.score_text(row, "fd_classifier") in seen.text
 
@@ -157,11 +157,11 @@ def test_names_from_the_data_are_escaped(tmp_path):
     search = {"optimizer.kind": {"choice": ["adam", "adamw"]}, **TREE["search"]}
     folder = write_sweep(tmp_path / "sweep", make_space(search=search, budget={"trials": 4}))
     evil = "<script>alert('x')</script>&amp;"
-    sweep = store.read_json(folder.sweep)
+    sweep = store.read_json(folder.description)
     sweep["name"] = sweep["dataset"]["name"] = evil
     make_dataset(Path(sweep["dataset"]["folder"]), evil)
     sweep["space"]["about"] = evil
-    store.write_json(folder.sweep, sweep)
+    store.write_json(folder.description, sweep)
     seen = read_page(folder)
     assert "alert('x')</script>" not in folder.report.read_text()
     assert seen.text.count(evil) >= 4
@@ -232,7 +232,7 @@ def test_the_plot_by_class_shows_the_tables_intervals(classed):
     rows = leaderboard.rank(records.read_records(folder).trials, space)
     found = classwise.class_scores(rows, plots.leader_colours(rows), None)
     assert found is not None
-    bars = traces(plots.class_scores(found, plots.leader_colours(rows)))
+    bars = traces(plots.class_bars(found, plots.leader_colours(rows)))
     assert len(bars) == len(found.trials) >= 2
     for bar, summaries in zip(bars, found.trials.values(), strict=True):
         assert list(bar.x) == [str(i) for i in range(10)]

@@ -32,7 +32,7 @@ def software(monkeypatch):
 def folder(tmp_path) -> SweepFolder:
     """A sweep of which one repeat has ended and one was cut off, with the old software."""
     folder = write_sweep(tmp_path / "sweep", SPACE, most=2)
-    store.write_json(folder.sweep, store.read_json(folder.sweep) | OLD)
+    store.write_json(folder.description, store.read_json(folder.description) | OLD)
     return folder
 
 
@@ -47,7 +47,7 @@ def plan_of(folder: SweepFolder) -> Plan:
 def resume(folder: SweepFolder) -> list[dict[str, Any]]:
     """Write sweep.json as a driver does when it starts, and return what it says of earlier software."""
     description = plan.sweep_record(plan_of(folder))
-    store.write_json(folder.sweep, description)
+    store.write_json(folder.description, description)
     return description["earlier"]
 
 
@@ -60,7 +60,7 @@ def test_sweep_json_keeps_what_trained_what(folder, software):
     train_all(Ledger(folder, SPACE, 5, 1, lambda decision: None))
     software |= OLD
     assert resume(folder) == [first, NEW | {"repeats": ["1.0", "2.0"]}]
-    origin = page._origin(store.read_json(folder.sweep))
+    origin = page._origin(store.read_json(folder.description))
     expected = "0.0 with torch 2.8.0, code 01d01d01d01d; 1.0, 2.0 with torch 2.9.1, code 4e34e34e34e3"
     assert origin["Repeats that ended with other code or packages"] == expected
 

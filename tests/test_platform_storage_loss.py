@@ -60,7 +60,7 @@ def test_a_storage_that_goes_in_the_middle_ends_the_sweep_with_one_line_and_is_n
 def test_a_ledger_that_cannot_write_ends_the_search(folder):
     ledger = Ledger(folder, make_space(budget={"trials": 3}), 5, 1, lambda _: None)
     limits = tune_loop.Limits(ledger)
-    searcher = tune_loop.RepeatSearcher(ledger, lambda: 2, list, str, limits.fail)
+    searcher = tune_loop.RepeatSearcher(ledger, lambda: 2, list, str, limits.end_after_error)
     handed_out = searcher.suggest("tune")
     assert isinstance(handed_out, dict)
     assert not limits.stop_all()

@@ -107,7 +107,7 @@ def test_running_it_once_more_trains_nothing(killed_and_resumed):
 
 def test_the_winning_recipe_is_one_that_train_takes(killed_and_resumed):
     recipe = recipes.load(killed_and_resumed["folder"].best_recipe)
-    space = spaces.parse_space(read_json(killed_and_resumed["folder"].sweep)["space"], "space")
+    space = spaces.parse_space(read_json(killed_and_resumed["folder"].description)["space"], "space")
     assert recipe.training.kimg == 6
     assert space.search["optimizer.lr"].allows(recipe.optimizer.lr)
 
@@ -175,4 +175,4 @@ def test_ctrl_c_ends_it_cleanly_with_what_is_known(scored_digits, tmp_path):
     assert "Not complete: interrupted" in output
     assert read_json(folder.outcome)["reason"] == "interrupted"
     assert folder.report.exists()
-    assert json.loads(folder.sweep.read_text())["name"] == "lab-digits"
+    assert json.loads(folder.description.read_text())["name"] == "lab-digits"

@@ -253,9 +253,9 @@ def test_a_kill_after_any_request_leaves_every_run_once(uri, client, folder, mon
 
 def test_a_sweep_made_anew_under_an_old_name_is_another_run(uri, client, folder):
     Mirror(folder, uri).sync("complete")
-    old = store.read_json(folder.sweep)
+    old = store.read_json(folder.description)
     shutil.rmtree(folder.path)
-    store.write_json(folder.sweep, {**old, "id": "another", "started": time.time()})
+    store.write_json(folder.description, {**old, "id": "another", "started": time.time()})
     Mirror(folder, uri).sync()
     experiment = client.get_experiment_by_name(f"data-{folder.path.name}")
     runs = client.search_runs([experiment.experiment_id], f"tags.mlflow.runName = '{folder.path.name}'")

@@ -137,7 +137,7 @@ def test_a_damaged_shard_fails_a_repeat_at_once_and_is_named(ray_here, scored_di
     space = make_space(budget={"trials": 1, "rungs_kimg": [1], "retries": 1})
     said: list[str] = []
     ledger = open_ledger(folder, space, say=said.append)
-    store.write_json(folder.sweep, {"space": space.model_dump(mode="json")})
+    store.write_json(folder.description, {"space": space.model_dump(mode="json")})
     task = {"sweep": str(folder.path), "dataset": str(data), "gpus": 0}
     failures: list[str] = []
     tune_loop.run_repeats(

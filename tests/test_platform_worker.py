@@ -62,7 +62,7 @@ def prepared(scored_digits, tmp_path):
         the_plan = plan.Plan(
             options, space, space.base(), storage, folder, scored_digits.folder, scored_digits.manifest, False
         )
-        store.write_json(folder.sweep, plan.sweep_record(the_plan))
+        store.write_json(folder.description, plan.sweep_record(the_plan))
         task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}
         return Ledger(folder, space, 0, devices=2, say=print), task
 

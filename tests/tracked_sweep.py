@@ -19,7 +19,7 @@ NUMBERS = itertools.count()
 def ended_sweep(where: Path) -> SweepFolder:
     """A sweep that has ended: a trial with two repeats of the race, one that halving stopped, one that failed."""
     folder = SweepFolder(where / f"sweep-{next(NUMBERS)}")
-    store.write_json(folder.sweep, description(folder))
+    store.write_json(folder.description, description(folder))
     for number, status in enumerate(("complete", "pruned", "failed")):
         Trial(number, {"optimizer.lr": 0.001 * (number + 1), "network.channels": 32}, status).save(folder)
     add_repeat(folder, Repeat(0, 0, 11, "search", "finished"), rungs=RUNGS)

@@ -56,7 +56,7 @@ def run(claim: Claim, size: Size, storage: Path) -> None:
     from scrimp_platform import store
     from scrimp_platform.plan import SweepOptions
     from scrimp_platform.store import Storage
-    from scrimp_platform.sweep import sweep
+    from scrimp_platform.sweep import run_command
 
     if size not in claim.sizes:
         raise UserError(f"claim {claim.name}: has no size {size}, only {', '.join(claim.sizes)}")
@@ -69,7 +69,7 @@ def run(claim: Claim, size: Size, storage: Path) -> None:
     store.write_atomic(file, claim.space(size).to_yaml())
     images = dataset(claim.sizes[size].data, places.path / "datasets")
     outcome.note_machine(folder, machine(threads=1))
-    sweep(SweepOptions(space=str(file), data=str(images), name=folder.path.name, storage=places.path))
+    run_command(SweepOptions(space=str(file), data=str(images), name=folder.path.name, storage=places.path))
     reason = store.read_json(folder.outcome)["reason"]
     if reason != "complete":
         raise UserError(f"claim {claim.name}: ended early ({reason}); the same command goes on from here")

@@ -69,7 +69,7 @@ def sweep_folder(claim: Claim, size: Size, storage: Storage) -> SweepFolder:
 def read(claim: Claim, size: Size, storage: Storage) -> Outcome | None:
     """Read the sweep of a claim; none if it has not begun, or is of what the claim's file once said."""
     folder = sweep_folder(claim, size, storage)
-    sweep = store.read_json(folder.sweep)
+    sweep = store.read_json(folder.description)
     if sweep is None:
         return None
     machines = (store.read_json(folder.path / MACHINE) or {"names": ["not known"]})["names"]

@@ -212,7 +212,7 @@ def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
 
 def sweep_record(plan: Plan) -> dict[str, Any]:
     """Return the content of `sweep.json`."""
-    earlier = store.read_json(plan.folder.sweep) or {}
+    earlier = store.read_json(plan.folder.description) or {}
     now = time.time()
     software = _software()
     return {
@@ -308,7 +308,7 @@ def _check_resume(
     """Whether the folder holds this sweep already; one of another space, seed or dataset is refused."""
     if folder.path.exists() and not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise UserError(f"{folder.path}: belongs to another user and cannot be written; use another --name")
-    if not folder.sweep.exists() and not folder.trial_numbers():
+    if not folder.description.exists() and not folder.trial_numbers():
         return False
 
     earlier = records.sweep_description(folder)

@@ -15,7 +15,7 @@ class StorageLost(Exception):
     """A sweep's folder is no longer there. The message is one line."""
 
 
-def require(file: Path) -> None:
+def require_storage(file: Path) -> None:
     """Fail if a file that existed is missing: writing would create the folder again, below an unmounted mount point.
 
     Raises
@@ -59,7 +59,7 @@ def _cause(folder: SweepFolder, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in LOST_ERRNOS:
         return str(error.strerror)
     try:
-        folder.sweep.stat()
+        folder.description.stat()
     except OSError as missing:
         return str(missing.strerror)
     return ""

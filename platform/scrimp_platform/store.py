@@ -211,7 +211,7 @@ class SweepFolder:
     path: Path
 
     @property
-    def sweep(self) -> Path:
+    def description(self) -> Path:
         """The resolved space, the dataset's hash, versions and seed; written before the first repeat."""
         return self.path / SWEEP_FILE
 

@@ -39,7 +39,7 @@ class Ending:
     """Exit status of its command: not 0 if it was interrupted, has no result, or was a job that failed."""
 
 
-def sweep(options: SweepOptions) -> None:
+def run_command(options: SweepOptions) -> None:
     """Run one sweep as a command.
 
     Raises
@@ -125,11 +125,11 @@ def examine_nodes(nodes: Sequence[Node], plan: Plan) -> ClusterReport:
 def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
     """Search, race and report while MLflow is kept up to date; return whether the sweep has no result."""
     folder = plan.folder
-    changes = software_changes(store.read_json(folder.sweep) or {})
+    changes = software_changes(store.read_json(folder.description) or {})
     for file in plan.own_parts:
         folder.parts.mkdir(exist_ok=True)
         store.write_atomic(folder.parts / file.name, file.read_text())
-    store.write_json(folder.sweep, sweep_record(plan))
+    store.write_json(folder.description, sweep_record(plan))
     mirror.start()
     cut_short = True
     try:

@@ -69,7 +69,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
             shortage = _shortage(cause, task)
             if not shortage:
                 with contextlib.suppress(OSError):
-                    storage_loss.require(folder.record)
+                    storage_loss.require_storage(folder.record)
                     store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
                 message = heartbeat.timeout_message(folder.stacks) or message
                 final = isinstance(cause, Final)
@@ -160,7 +160,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
         torch.set_num_threads(1)
 
     folder = _folder(task)
-    sweep = store.read_json(SweepFolder(Path(task["sweep"])).sweep)
+    sweep = store.read_json(SweepFolder(Path(task["sweep"])).description)
     record = store.read_json(folder.record)
     if not sweep or not record:
         raise UserError(f"{folder.path}: missing on {os.uname().nodename}; is the storage folder mounted?")
@@ -186,7 +186,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             direction=direction,
         )
         for line in lines:
-            storage_loss.require(folder.record)
+            storage_loss.require_storage(folder.record)
             if "rung" in line or NOTE in line:
                 report(line)
 

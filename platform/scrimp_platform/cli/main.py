@@ -98,9 +98,9 @@ def sweep_command(context: click.Context, **options: Any) -> None:
             f"{context.args[0]}: belongs to no option; quote values that contain spaces: --data 'my data'"
         )
     from scrimp_platform.plan import SweepOptions
-    from scrimp_platform.sweep import sweep
+    from scrimp_platform.sweep import run_command
 
-    sweep(SweepOptions(**options))
+    run_command(SweepOptions(**options))
 
 
 def _load_own_parts(_context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:

@@ -50,7 +50,7 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "runs on": placement.describe(),
     }
     if speed:
-        cost = estimate.estimate(plan, placement.places, speed)
+        cost = estimate.estimate_sweep(plan, placement.places, speed)
         rows["will take"] = (
             f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
             f"for {cost.first_repeats} + at most {cost.race_repeats} repeats, {cost.kimg:,.0f} kimg"

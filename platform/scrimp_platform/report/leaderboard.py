@@ -54,8 +54,8 @@ def _single_verdict(rows: Sequence[TrialRow], first: TrialRow, name: str, space:
     score = f"{name} {formatting.interval(first.summaries[name])}"
     if not first.fresh:
         return f"Trial {first.number} leads with {score} in the repeat by which it was chosen, so its lead may be luck"
-    seeds = _seeds(first.repeats, space)
-    if first.repeats == 1:
+    seeds = _seeds(first.repeat_count, space)
+    if first.repeat_count == 1:
         return f"Trial {first.number} leads with {score} over {seeds}: no interval, so its lead may be luck"
 
     ties = [row for row in rows if row.status == "tied" and row is not first]
@@ -109,7 +109,7 @@ def _front_verdict(rows: Sequence[TrialRow], first: TrialRow, space: Space) -> s
         text += " so far"
     if not first.fresh:
         text += ", by the repeats by which they were chosen, so the front may be luck"
-    elif first.repeats == 1:
+    elif first.repeat_count == 1:
         text += ", by single repeats: no intervals, so the front may be luck"
     ties = [row.number for row in rows if row.status == "tied"]
     if ties:
@@ -171,7 +171,7 @@ def _entry(row: TrialRow, space: Space) -> dict[str, Any]:
         summary = row.summaries[name]
         numbers += [summary.mean, summary.std, summary.low, summary.high, row.chosen_at[name]]
     values = [row.trial.params.get(path) for path in space.search]
-    cells = [row.rank, row.number, status_text(row), row.repeats, *numbers, row.kimg, row.gpu_hours, *values]
+    cells = [row.rank, row.number, status_text(row), row.repeat_count, *numbers, row.kimg, row.gpu_hours, *values]
     return dict(zip(columns(space), cells, strict=True))
 
 
@@ -272,7 +272,7 @@ def _score_cells(row: TrialRow, with_chosen_at: bool, with_time: bool) -> list[s
 
 def _repeats_text(row: TrialRow) -> str:
     """Return the number of counted repeats, and below it those of failed and damaged ones."""
-    lines = [str(row.repeats)]
+    lines = [str(row.repeat_count)]
     lines += [f"{count} {name}" for name, count in _exceptions(row).items()]
     return "\n".join(lines)
 

@@ -183,7 +183,7 @@ def _class_plots(scores: ClassScores | None, rows: Sequence[TrialRow]) -> list[P
         "Lower is better; with 95% intervals over the repeats. Fewer images make a distance larger: compare these with "
         "each other, not with the score of all classes together."
     )
-    figure = plots.class_scores(scores, plots.leader_colours(rows))
+    figure = plots.class_bars(scores, plots.leader_colours(rows))
     return [_plot(f"{scores.name} by class", caption, figure, "Nothing has been scored yet.", True)]
 
 

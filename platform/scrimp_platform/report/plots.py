@@ -85,7 +85,7 @@ def _mean_with_band(figure: go.Figure, row: TrialRow, objective: str, colour: st
     values = {kimg: [by_rung[kimg] for by_rung in scores if kimg in by_rung] for kimg in rungs}
     summaries = [stats.summarize(values[kimg]) for kimg in rungs]
 
-    if row.repeats > 1:
+    if row.repeat_count > 1:
         # The outline of the band: along the lower ends of the intervals, and back along the upper ends.
         lows = [summary.low for summary in summaries]
         highs = [summary.high for summary in summaries]
@@ -228,7 +228,7 @@ def importance_bars(importances: Mapping[str, float]) -> go.Figure:
     return figure.update_layout(height=130 + 34 * len(shares))
 
 
-def class_scores(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
+def class_bars(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
     """Plot the scores of the trials for each class side by side, with 95% intervals over the repeats."""
     figure = _figure("class", f"{scores.name} within the class")
     classes = [html.escape(name) for name in scores.classes]

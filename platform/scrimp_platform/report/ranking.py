@@ -64,7 +64,7 @@ class TrialRow:
         return self.trial.number
 
     @property
-    def repeats(self) -> int:
+    def repeat_count(self) -> int:
         """Number of repeats in the summaries."""
         return len(self.counted)
 
@@ -220,7 +220,7 @@ def _set_statuses(rows: Sequence[TrialRow], space: Space, is_over: bool) -> None
         row.status = "beaten" if is_beaten else "tied"
 
     # A trial wins only if it was compared with another one, and over seeds that the search did not select by.
-    is_settled = is_over and first.raced and first.repeats > 1 and len(rivals) + len(leaders) > 1
+    is_settled = is_over and first.raced and first.repeat_count > 1 and len(rivals) + len(leaders) > 1
     is_tied = len(leaders) > 1 or any(row.status == "tied" for row in rivals)
     for row in leaders:
         if not is_settled:

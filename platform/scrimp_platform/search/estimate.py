@@ -88,7 +88,7 @@ class Estimate:
     bytes: int
 
 
-def estimate(plan: Plan, places: int, speed: Speed) -> Estimate:
+def estimate_sweep(plan: Plan, places: int, speed: Speed) -> Estimate:
     """Assume that 1/reduction of the trials continue after each rung, and that the race eliminates no trial."""
     budget = plan.space.budget
     kimg = 0.0

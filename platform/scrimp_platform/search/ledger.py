@@ -310,7 +310,7 @@ class Ledger:
 
     def _write(self, write: Callable[[], None]) -> None:
         def write_if_storage_exists() -> None:
-            storage_loss.require(self.folder.journal)
+            storage_loss.require_storage(self.folder.journal)
             write()
 
         store.retry_when_disk_full(write_if_storage_exists, self.say)

@@ -150,13 +150,15 @@ def sweep_description(folder: SweepFolder) -> dict[str, Any]:
     UserError
         If the folder is not that of a sweep, or the file is damaged.
     """
-    description = store.read_json(folder.sweep)
+    description = store.read_json(folder.description)
     if description is None and folder.trial_numbers():
-        raise DamagedRecord(f"{folder.sweep}: missing; restore it from a backup, or use --fresh to start beside it")
+        raise DamagedRecord(
+            f"{folder.description}: missing; restore it from a backup, or use --fresh to start beside it"
+        )
     if description is None:
-        raise UserError(f"{folder.path}: not the folder of a sweep (no {folder.sweep.name})")
+        raise UserError(f"{folder.path}: not the folder of a sweep (no {folder.description.name})")
     if missing := REQUIRED - description.keys():
-        raise DamagedRecord(f"{folder.sweep}: not a sweep of this version (no {', '.join(sorted(missing))})")
+        raise DamagedRecord(f"{folder.description}: not a sweep of this version (no {', '.join(sorted(missing))})")
     dataset = description["dataset"]
     dataset["folder"] = os.path.normpath(folder.path.absolute() / dataset["folder"])
     return description
@@ -168,7 +170,7 @@ def space_of(folder: SweepFolder) -> Space:
     try:
         return Space.model_validate(tree)
     except UserError:
-        raise DamagedRecord(f"{folder.sweep}: its space is not one of this version") from None
+        raise DamagedRecord(f"{folder.description}: its space is not one of this version") from None
 
 
 def read_records(folder: SweepFolder, earlier: Records | None = None) -> Records:

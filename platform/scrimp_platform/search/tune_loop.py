@@ -236,7 +236,7 @@ class Limits(Stopper):
         self._limit = ""
         self.failure: OSError | None = None
 
-    def fail(self, error: OSError) -> None:
+    def end_after_error(self, error: OSError) -> None:
         """End the sweep because its ledger cannot write."""
         self.failure = error
 
@@ -297,7 +297,7 @@ def run_repeats(
         If the ledger cannot write.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # a sweep has its own
-    searcher = RepeatSearcher(ledger, places, fit_nodes, record_failure, limits.fail)
+    searcher = RepeatSearcher(ledger, places, fit_nodes, record_failure, limits.end_after_error)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _resources),
         param_space=config,

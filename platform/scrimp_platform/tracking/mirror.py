@@ -82,7 +82,7 @@ class Mirror:
 
         Errors of MLflow's client propagate; the next call continues where this one stopped.
         """
-        sweep = store.read_json(self._folder.sweep)
+        sweep = store.read_json(self._folder.description)
         if sweep is None:
             return
         try:
@@ -123,7 +123,7 @@ class Mirror:
             self._progress(sent, total)
 
         # The sweep's files, and at its end the winning model and the outcome.
-        for file in (self._folder.sweep, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
+        for file in (self._folder.description, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.send_file(sweep_run, file)
         if has_ended:
             self._send_winning_model(runs, sweep_run, self._known.trials, space)
@@ -341,7 +341,7 @@ class MirrorThread:
         self._refusals_shown = len(refused)
 
     def _sync(self, outcome: str) -> None:
-        if not self._folder.sweep.exists():
+        if not self._folder.description.exists():
             return  # the storage is gone; a server would create its folder again
         uri = self._uri or self._embedded_server()
         if self._mirror is None or self._mirror.uri != uri:
