@@ -173,7 +173,7 @@ def test_whoever_attaches_with_other_options_is_told_which_hold(lab, client, cap
     api = client(Job("running", {"sweep": str(lab / "runs" / "mine"), "options": "--trials 60"}))
     the_sweep.run_command(OPTIONS)
     assert len(api.jobs) == 1
-    assert "with other options, which hold until it ends: --trials 60" in capsys.readouterr().out
+    assert "with other options, kept until it ends: --trials 60" in capsys.readouterr().out
 
 
 def test_after_its_end_the_same_command_is_a_new_job(lab, client, monkeypatch):
@@ -218,4 +218,4 @@ def test_a_cluster_that_goes_away_leaves_one_line(lab, client, capsys):
     with pytest.raises(SystemExit) as left:
         the_sweep.run_command(OPTIONS)
     assert left.value.code == 1
-    assert "The same command shows the sweep again, or resumes it." in capsys.readouterr().out
+    assert "Run the same command again to reattach or to resume the sweep." in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_a_resumed_sweep_names_what_has_changed(folder, software, changed, monke
     if changed:
         software |= NEW
     monkeypatch.setattr(sweep, "search_and_race", lambda *_: "complete")
-    for name in ("keep_outcome", "conclude"):
+    for name in ("save_outcome", "conclude"):
         monkeypatch.setattr(sweep, name, lambda *_: None)
     mirror = cast(MirrorThread, SimpleNamespace(start=lambda: None, stop=lambda **_: None))
     sweep.carry_out(plan_of(folder), place((Node("here", 2, 0),), None), mirror)

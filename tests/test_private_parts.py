@@ -190,7 +190,7 @@ PARTS = [
     Part(f"{RAY}.node", saying("timed out during startup"), "timed out during startup"),
     Part(f"{RAY}.worker._global_node", there),
     Part(f"{RAY}.node.Node", saying("self.all_processes"), "all_processes"),
-    Part(f"{RAY}.services.ProcessInfo", having("process"), "part.process"),
+    Part(f"{RAY}.services.ProcessInfo", having("process"), "entry.process"),
     Part(f"{RAY}.ray_constants.PROCESS_TYPE_GCS_SERVER", being("gcs_server"), "gcs_server"),
     Part(f"{RAY}.ray_constants.PROCESS_TYPE_RAYLET", being("raylet"), '"raylet"'),
     Part(f"{RAY}.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators", taking()),

@@ -59,12 +59,12 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
     console.print()
 
 
-def _describe_dataset(facts: Manifest) -> str:
-    colours = ("grey", "RGB")[facts.channels // 3]
-    classes = len(facts.classes or ())
+def _describe_dataset(manifest: Manifest) -> str:
+    colours = ("grey", "RGB")[manifest.channels // 3]
+    classes = len(manifest.classes or ())
     return (
-        f"{facts.name}: {facts.splits['train'].count} images of {facts.size}x{facts.size}, "
-        f"{colours}, {classes} classes, content {facts.content_hash[:12]}"
+        f"{manifest.name}: {manifest.splits['train'].count} images of {manifest.size}x{manifest.size}, "
+        f"{colours}, {classes} classes, content {manifest.content_hash[:12]}"
     )
 
 
@@ -289,14 +289,14 @@ def say(text: str) -> None:
     console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
-def show_dataset(folder: Path, facts: Manifest) -> None:
+def show_dataset(folder: Path, manifest: Manifest) -> None:
     """Print a summary of a prepared dataset."""
-    splits = ", ".join(f"{split.count:,} {name}" for name, split in facts.splits.items())
-    classes = f"{len(facts.classes)} classes" if facts.classes else "no classes"
-    say(f"{folder}: {splits}; {facts.size}x{facts.size}x{facts.channels}, {classes}")
-    for line in dataset.summary_lines(facts):
+    splits = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
+    classes = f"{len(manifest.classes)} classes" if manifest.classes else "no classes"
+    say(f"{folder}: {splits}; {manifest.size}x{manifest.size}x{manifest.channels}, {classes}")
+    for line in dataset.summary_lines(manifest):
         say(line)
-    say(f"content {facts.content_hash}")
+    say(f"content {manifest.content_hash}")
 
 
 def show_coreset(scored: "Scored") -> None:

@@ -13,14 +13,14 @@ DARK_BELOW = 64
 """Scaled 16-bit images whose largest value is below this probably use fewer than 16 bits."""
 
 
-def summary_lines(facts: Manifest) -> Iterator[str]:
+def summary_lines(manifest: Manifest) -> Iterator[str]:
     """Yield the lines of the summary, warnings included."""
-    summary = facts.summary
-    if facts.classes:
-        yield f"classes: {_classes(facts)}"
-        yield from _warn_of_empty_classes(facts)
+    summary = manifest.summary
+    if manifest.classes:
+        yield f"classes: {_classes(manifest)}"
+        yield from _warn_of_empty_classes(manifest)
     if summary.sizes:
-        yield f"images: {_sizes(summary, facts.size)}"
+        yield f"images: {_sizes(summary, manifest.size)}"
     for reason, count in summary.skipped.items():
         yield f"skipped: {count:,} x {reason}"
     if summary.bad:
@@ -34,8 +34,8 @@ def summary_lines(facts: Manifest) -> Iterator[str]:
             f"WARNING: {summary.largest_group:,} images are linked by such pairs, so all of them are held out or none. "
             "If they are not copies of each other, choose a smaller --near."
         )
-    if facts.classifier:
-        yield from _classifier(facts.classifier)
+    if manifest.classifier:
+        yield from _classifier(manifest.classifier)
 
 
 def _first_names(names: list[str], separator: str = ", ") -> str:
@@ -47,18 +47,18 @@ def _first_names(names: list[str], separator: str = ", ") -> str:
     return text
 
 
-def _classes(facts: Manifest) -> str:
+def _classes(manifest: Manifest) -> str:
     """List the classes with their numbers of images, including held-out ones."""
-    splits = [split.per_class or [] for name, split in facts.splits.items() if name != "reference"]
+    splits = [split.per_class or [] for name, split in manifest.splits.items() if name != "reference"]
     counts = [sum(split_counts) for split_counts in zip(*splits, strict=True)]
-    texts = [f"{name} {count:,}" for name, count in zip(facts.classes or [], counts, strict=True)]
+    texts = [f"{name} {count:,}" for name, count in zip(manifest.classes or [], counts, strict=True)]
     return _first_names(texts)
 
 
-def _warn_of_empty_classes(facts: Manifest) -> Iterator[str]:
+def _warn_of_empty_classes(manifest: Manifest) -> Iterator[str]:
     """Yield a warning if there are classes without training images."""
-    per_class = facts.splits["train"].per_class or []
-    names = [name for name, count in zip(facts.classes or [], per_class, strict=True) if count == 0]
+    per_class = manifest.splits["train"].per_class or []
+    names = [name for name, count in zip(manifest.classes or [], per_class, strict=True) if count == 0]
     if names:
         yield f"WARNING: no training images of {_first_names(names)}"
 

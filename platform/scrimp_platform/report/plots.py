@@ -3,6 +3,7 @@
 import html
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,9 +81,12 @@ def learning_curves(trials: Sequence[Trial], rows: Sequence[TrialRow], objective
 
 
 def _mean_with_band(figure: go.Figure, row: TrialRow, objective: str, colour: str) -> None:
-    scores = [dict(_scores(repeat, objective)) for repeat in row.counted if repeat.status == "finished"]
-    rungs = sorted(set().union(*scores))
-    values = {kimg: [by_rung[kimg] for by_rung in scores if kimg in by_rung] for kimg in rungs}
+    values: dict[float, list[float]] = defaultdict(list)
+    for repeat in row.counted:
+        if repeat.status == "finished":
+            for kimg, value in _scores(repeat, objective):
+                values[kimg].append(value)
+    rungs = sorted(values)
     summaries = [stats.summarize(values[kimg]) for kimg in rungs]
 
     if row.repeat_count > 1:
