@@ -125,13 +125,16 @@ def _read_running(repeat: Repeat, files: RepeatFolder) -> RunningRepeat:
     lines = metrics_log.read(files.metrics)
     last_line = lines[-1] if lines else {}
     updated = max(_modified(files.metrics), _modified(files.checkpoint / "last"))
+    seconds_since_update = None
+    if updated:
+        seconds_since_update = max(0.0, time.time() - updated)
     return RunningRepeat(
         repeat,
         files.label,
         lock_node(files.lock),
         last_line.get("kimg", 0.0),
         last_line.get("images_per_second"),
-        max(0.0, time.time() - updated) if updated else None,
+        seconds_since_update,
     )
 
 

@@ -36,8 +36,10 @@ def show_sweep(sweep: SweepStatus) -> None:
         "repeats": _repeats(sweep),
         "best": leaderboard.verdict(leaderboard.rank(sweep.trials, sweep.space), sweep.space),
         "spent": _spent(sweep),
-        "left": f"about {formatting.duration(sweep.hours_left)}" if sweep.hours_left else "",
     }
+    hours_left = sweep.hours_left
+    if hours_left:
+        rows["left"] = f"about {formatting.duration(hours_left)}"
     for cause, count in sweep.failures.most_common(3):
         rows[f"failed {count}"] = cause
 

@@ -96,7 +96,8 @@ def _lucky_trials(rows: Sequence[TrialRow], first: TrialRow, name: str, directio
 
 def _seeds(count: int, space: Space) -> str:
     """Return the number of seeds of a mean: `3 fresh seeds`. Arms are not selected, so all their seeds are fresh."""
-    return formatting.plural(count, "seed" if space.arms else "fresh seed")
+    noun = "seed" if space.arms else "fresh seed"
+    return formatting.plural(count, noun)
 
 
 def _front_verdict(rows: Sequence[TrialRow], first: TrialRow, space: Space) -> str:
@@ -254,9 +255,14 @@ def _table(rows: Sequence[TrialRow], space: Space, with_time: bool, padding: int
         scores = _score_cells(row, with_chosen_at, with_time)
         cells = [str(row.rank), str(row.number), row.status, _repeats_text(row), *scores]
         cells += _field_cells(row, names, folded)
-        style = _STYLES.get(row.status, "" if row.finished else "dim")
-        result.add_row(*map(escape, cells), style=style)
+        result.add_row(*map(escape, cells), style=_style(row))
     return result
+
+
+def _style(row: TrialRow) -> str:
+    if row.status in _STYLES:
+        return _STYLES[row.status]
+    return "" if row.finished else "dim"
 
 
 def _score_cells(row: TrialRow, with_chosen_at: bool, with_time: bool) -> list[str]:

@@ -56,6 +56,7 @@ def write_report(folder: SweepFolder) -> None:
     by_class = classwise.class_scores(rows, plots.leader_colours(rows), classes)
     statuses = {row.status for row in rows}
     failed = [repeat for repeat in known.repeats if repeat.attempt > 1 or repeat.status == "failed"]
+    usage = _usage(folder, sweep, best, space) if best else None
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(number=formatting.number, count=formatting.count, duration=formatting.duration)
@@ -78,7 +79,7 @@ def write_report(folder: SweepFolder) -> None:
         training=_training_plots(folder, known.trials, rows, space),
         search=_search_plots(known.trials, rows, space),
         samples=_samples(folder, rows, space, known.problems),
-        use=_usage(folder, sweep, best, space) if best else None,
+        use=usage,
         failures=[(repeat, _cause(folder, repeat)) for repeat in failed],
         origin=_origin(sweep),
         space_yaml=space.to_yaml(),
@@ -289,12 +290,13 @@ def _usage(folder: SweepFolder, sweep: dict[str, Any], best: TrialRow, space: Sp
     files = _typical_files(folder, best, space)
     train = ["scrimp", "train", str(folder.best_recipe), sweep["dataset"]["folder"], "OUT", "--seed", "1"]
     sample = ["scrimp", "sample", str(files.model), "SAMPLES", "-n", "64"]
+    recipe = files.recipe.read_text() if files.recipe.exists() else ""
     return {
         "train": shlex.join(train),
         "sample": shlex.join(sample),
         "model": str(files.model),
         "diffusers": _python_code(files.model / "README.md"),
-        "recipe": files.recipe.read_text() if files.recipe.exists() else "",
+        "recipe": recipe,
     }
 
 

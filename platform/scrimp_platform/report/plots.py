@@ -166,7 +166,9 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str)
         colour = PALE
         width = 1
         if row.finished:
-            height = (row.summaries[objective].mean - low) / (high - low) if high > low else 0.5
+            height = 0.5
+            if high > low:
+                height = (row.summaries[objective].mean - low) / (high - low)
             badness = 1 - height if space.objectives[objective] == "maximize" else height
             colour = str(sample_colorscale(GOOD_TO_BAD, badness)[0])
             width = 2.5
@@ -179,7 +181,9 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str)
     # The axes: one per field, and the last for the score.
     for i, span in enumerate(space.search.values()):
         _vertical_axis(figure, i, _ticks(span))
-    score_ticks = [(0, formatting.number(low)), (1, formatting.number(high))] if high > low else []
+    score_ticks = []
+    if high > low:
+        score_ticks = [(0, formatting.number(low)), (1, formatting.number(high))]
     _vertical_axis(figure, len(names), score_ticks)
     titles = [html.escape(name) for name in [*names.values(), objective]]
     figure.update_xaxes(tickvals=list(range(len(titles))), ticktext=titles, side="top", showgrid=False)
@@ -237,9 +241,10 @@ def class_bars(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
     figure = _figure("class", f"{scores.name} within the class")
     classes = [html.escape(name) for name in scores.classes]
     for number, summaries in scores.trials.items():
-        halves = [None if summary.n < 2 else summary.high - summary.mean for summary in summaries]
-        texts = []
+        halves: list[float | None] = []
+        texts: list[str] = []
         for name, summary in zip(scores.classes, summaries, strict=True):
+            halves.append(summary.high - summary.mean if summary.n > 1 else None)
             texts.append(html.escape(f"trial {number}, {name}: {formatting.interval(summary)}"))
         figure.add_bar(
             x=classes,

@@ -316,7 +316,8 @@ class MirrorThread:
             is_last = self._ending.wait(pause)
             began = time.monotonic()
             try:
-                self._sync(self._outcome() if is_last else "")
+                outcome = self._outcome() if is_last else ""
+                self._sync(outcome)
             except Exception as error:
                 self._note_failure(error)
                 pause = min(MAX_RETRY_INTERVAL_S, self._interval_s * 2**self._failures)
@@ -405,7 +406,8 @@ def sync_ended_sweep(
     holder = store.holder(folder.lock)
     if holder:
         raise UserError(f"{folder.path}: the sweep runs ({holder}) and sends MLflow everything by itself")
-    outcome = store.read_sound(folder.outcome)
+    record = store.read_sound(folder.outcome)
+    outcome = record["reason"] if record else CRASHED
     with contextlib.ExitStack() as stack:
         if uri is None:
             mlflow_server.check_storage_name(storage.path)
@@ -420,7 +422,7 @@ def sync_ended_sweep(
         if not mlflow_server.is_reachable(address):
             raise UserError(f"the MLflow server at {address} does not answer")
         mirror = Mirror(folder, address, progress)
-        mirror.sync(outcome["reason"] if outcome else CRASHED)
+        mirror.sync(outcome)
     return mirror.link
 
 
