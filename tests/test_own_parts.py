@@ -90,7 +90,7 @@ def test_a_changed_file_is_another_sweep(examples, scored_digits, tmp_path, monk
     write_examples(tmp_path)
     options = SweepOptions(space=str(tmp_path / "lab.yaml"), data=str(scored_digits.folder), storage=tmp_path / "runs")
     plan = make_plan(options)
-    store.write_json(plan.folder.sweep, sweep_record(plan))
+    store.write_json(plan.folder.description, sweep_record(plan))
     assert make_plan(options).resumed
 
     with (tmp_path / "my_parts.py").open("a") as file:
