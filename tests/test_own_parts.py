@@ -10,6 +10,7 @@ import torch
 
 import scrimp
 from scrimp_platform import store
+from scrimp_platform.cli import commands
 from scrimp_platform.plan import SweepOptions, make_plan, sweep_record
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
@@ -155,3 +156,94 @@ def test_two_files_of_one_name_are_refused(examples, tmp_path):
     scrimp.load_parts(examples / "my_parts.py")
     with pytest.raises(UserError, match=r"another my_parts\.py has been loaded"):
         scrimp.load_parts(tmp_path / "my_parts.py")
+
+
+BROKEN = """
+import torch
+from torch import nn
+
+from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.recipe.networks import Network
+from scrimp_trainers.recipe.samplers import Sampler
+from scrimp_trainers.recipe.technique import Technique
+
+
+class Forgetful(Network):
+    def build(self, *, image_size, channels, classes, augment_labels, coordinates):
+        return Net(channels, image_size)
+
+    @staticmethod
+    def load(folder):
+        return Net.from_folder(folder)
+
+
+class Net(Denoiser):
+    def __init__(self, channels, image_size):
+        super().__init__()
+        self.config = {"channels": channels, "image_size": image_size}
+        self.shape = torch.Size((channels, image_size, image_size))
+        self.classes = 0
+        self.layer = nn.Conv2d(channels, channels, 3, padding=1)
+        self.scale = 1.0
+
+    def forward(self, images, levels, conditions=None):
+        self.scale *= 0.99  # neither saved nor restored
+        return self.layer(images) * self.scale
+
+
+class OneStep(Sampler):
+    @staticmethod
+    def sample(process, settings, predict, noise, *, clip):
+        level = process.grid(settings.steps)[0]
+        x = noise() * float(process.scales(torch.tensor([level]))[1])
+        levels = torch.full((len(x),), level)
+        return process.clean(predict(x, levels), x, levels)
+
+
+class Undrawn(Technique):
+    def augment(self, images, generator):
+        return images + 0.1 * torch.randn_like(images)  # not from the generator
+
+
+class Wordy:
+    @staticmethod
+    def names(extractor):
+        return ["one"]
+
+    @staticmethod
+    def scores(compared):
+        return {"one": 1.0, "two": 2.0}
+
+
+def drifting(space, seed, number):
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler()
+"""
+
+
+def test_check_passes_the_examples_and_names_the_broken_promise(examples, tmp_path, capsys):
+    assert commands.check(examples / "my_parts.py")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "my_parts:MyNetwork  network  ok",
+        "my_parts:MySampler  sampler  ok",
+        "my_parts:MyTechnique  technique  ok",
+        "my_parts:MyScore  score  ok",
+        "my_parts:my_proposer  proposer  ok",
+    ]
+
+    (tmp_path / "broken_parts.py").write_text(BROKEN)
+    assert not commands.check(tmp_path / "broken_parts.py")
+    said = capsys.readouterr().out
+    assert "broken_parts:Forgetful  network  a resumed training has other weights" in said
+    assert re.search(r"broken_parts:OneStep  sampler  data of deviation 0\.25 come out with", said)
+    assert "broken_parts:Undrawn  technique  a resumed training has other weights" in said
+    assert "broken_parts:Wordy  score  gives ['one', 'two'], but lists ['one']" in said
+    assert "broken_parts:drifting  proposer  a resumed sweep proposes" in said
+
+
+def test_a_file_without_parts_is_refused(tmp_path):
+    (tmp_path / "empty_parts.py").write_text("import torch\n")
+    with pytest.raises(UserError, match="defines no part"):
+        commands.check(tmp_path / "empty_parts.py")

@@ -253,6 +253,17 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     return not any(fault.stops for fault in report.faults)
 
 
+def check(file: Path) -> bool:
+    """Check the parts that a file defines and print the result; return whether all passed."""
+    from scrimp_platform.check import check as outcomes
+
+    passed = True
+    for outcome in outcomes(file):
+        terminal.say(f"{outcome.kind}  {outcome.what}  {outcome.fault or 'ok'}")
+        passed = passed and not outcome.fault
+    return passed
+
+
 def list_spaces() -> None:
     """Print the spaces that come with Scrimp."""
     terminal.show_list({name: spaces.load_space(name).about for name in spaces.names()})

@@ -307,6 +307,19 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> None:
         sys.exit(1)
 
 
+@scrimp.command()
+@click.argument("file", type=FILE)
+def check(file: Path) -> None:
+    """Check the parts of your own that FILE defines, as docs/extending.md describes; exit status 1 if one fails.
+
+    FILE is run.
+    """
+    from scrimp_platform.cli import commands
+
+    if not commands.check(file):
+        sys.exit(1)
+
+
 @scrimp.command("spaces")
 @click.argument("name", type=NAME, required=False)
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, as a template for your own.")

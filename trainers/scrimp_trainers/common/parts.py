@@ -67,6 +67,12 @@ def digests(files: Iterable[Path]) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def contents(file: Path) -> dict[str, Any]:
+    """Return what a loaded file defines itself, by name."""
+    _, loaded = _own_files[file.stem]
+    return {name: value for name, value in vars(loaded).items() if getattr(value, "__module__", "") == loaded.__name__}
+
+
 def digest_of(kind: str) -> str:
     """Return the SHA-256 of the file that an own part was loaded from."""
     own(kind)
