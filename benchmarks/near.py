@@ -23,11 +23,11 @@ from PIL import Image
 from rich.table import Table
 
 from benchmarks.measure import console, machine
-from scrimp_trainers.data.duplicates import search
+from scrimp_trainers.data.duplicates import find_duplicates
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.reading import read_images
 from scrimp_trainers.data.sources import open_source
-from scrimp_trainers.data.subsets import choose
+from scrimp_trainers.data.subsets import choose_subsets
 
 NEARS = (0, 2, 4, 8, 12, 16)
 SEED = 0
@@ -151,9 +151,9 @@ def _apart(pixels: np.ndarray, copy: Callable[[Image.Image], Image.Image]) -> np
 def _row(
     near: float, pixels: np.ndarray, labels: np.ndarray | None, wrong: np.ndarray, apart: dict[str, np.ndarray]
 ) -> Row:
-    repeats = search(pixels, near)
+    repeats = find_duplicates(pixels, near)
     members = np.bincount(repeats.group)[repeats.group]
-    train, held_out = choose(len(pixels), labels, None, seed=SEED, duplicates=repeats)
+    train, held_out = choose_subsets(len(pixels), labels, None, seed=SEED, duplicates=repeats)
     is_near = wrong <= near
     return Row(
         near,
@@ -262,7 +262,7 @@ def cost(name: str, count: int, near: float) -> Cost:
         before = _memory("VmRSS")
         began = time.perf_counter()
         cpu = time.process_time()
-        repeats = search(pixels, near)
+        repeats = find_duplicates(pixels, near)
         cpu = time.process_time() - cpu
         seconds = time.perf_counter() - began
         peak = _memory("VmHWM") - before

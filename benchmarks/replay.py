@@ -17,7 +17,7 @@ from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
-from scrimp_trainers.common.metrics_log import Line
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data.manifest import Manifest, Split
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Ca
     Every call of the searcher goes through `ask(function, *arguments)`.
     """
     curves, names = read_curves(), map(str, itertools.count())
-    training: list[tuple[float, str, Line, Iterator[Line]]] = []
+    training: list[tuple[float, str, MetricsRow, Iterator[MetricsRow]]] = []
     now = 0.0
     while True:
         while len(training) < places and isinstance(task := ask(searcher.suggest, name := next(names)), dict):
@@ -78,18 +78,18 @@ def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Ca
             ask(searcher.on_trial_complete, name, line)
 
 
-def train(files: RepeatFolder, curve: Sequence[Line]) -> Iterator[Line]:
+def train(files: RepeatFolder, curve: Sequence[MetricsRow]) -> Iterator[MetricsRow]:
     """Write what a worker writes, up to a rung; yield the rung's line."""
     begun = 0
     for end, line in enumerate(curve, 1):
         if "rung" in line:
             with files.metrics.open("a") as file:
-                file.writelines(metrics_log.text_of(one) for one in curve[begun:end])
+                file.writelines(metrics_log.row_text(one) for one in curve[begun:end])
             begun = end
             yield line
 
 
-def noisy(curve: Sequence[Line], trial: int, repeat: int) -> list[Line]:
+def noisy(curve: Sequence[MetricsRow], trial: int, repeat: int) -> list[MetricsRow]:
     """Return a curve as another trial and another seed might have had it."""
     logarithm = random.Random(f"{trial}").gauss(0, NOISE_OF_TRIALS)
     logarithm += random.Random(f"{trial}.{repeat}").gauss(0, NOISE_OF_SEEDS)
@@ -97,7 +97,7 @@ def noisy(curve: Sequence[Line], trial: int, repeat: int) -> list[Line]:
     return [line | {OBJECTIVE: line[OBJECTIVE] * factor} if OBJECTIVE in line else line for line in curve]
 
 
-def read_curves() -> list[list[Line]]:
+def read_curves() -> list[list[MetricsRow]]:
     """Return the recorded curves, each as the lines of a `metrics.jsonl`."""
     with CURVES.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -118,7 +118,7 @@ def record(sweep: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for number, repeat in enumerate(finished):
-            for line in metrics_log.read(folder.repeat(repeat.trial, repeat.repeat).metrics):
+            for line in metrics_log.read_rows(folder.repeat(repeat.trial, repeat.repeat).metrics):
                 short = {name: f"{value:.6g}" for name, value in line.items() if isinstance(value, int | float)}
                 writer.writerow(short | {"curve": number})
 

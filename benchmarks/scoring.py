@@ -24,7 +24,7 @@ from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.sampling import generate, save_images
-from scrimp_trainers.training.state import start
+from scrimp_trainers.training.state import initial_state
 
 SIZE, BATCH = 32, 32
 STEPS = 2
@@ -88,7 +88,7 @@ def theirs(folder: Path, device: str, count: int) -> Iterator[object]:
 
 def model(device: torch.device) -> Denoiser:
     """Return a small network for 32x32 RGB images."""
-    return start(sampler(), image_size=SIZE, channels=3, classes=0, seed=0, device=device).ema
+    return initial_state(sampler(), image_size=SIZE, channels=3, classes=0, seed=0, device=device).ema
 
 
 def sampler() -> Recipe:

@@ -52,11 +52,11 @@ def measure(data: Path, storage: Path) -> dict[str, float]:
         connected = until(folder.description.exists, driver) - began
         decided = until(first.record.exists, driver) - began
         imported = until(first.lock.exists, driver) - began
-        told = until(lambda: bool(metrics_log.read(first.metrics)), driver) - began
+        told = until(lambda: bool(metrics_log.read_rows(first.metrics)), driver) - began
     finally:
         driver.send_signal(signal.SIGINT)  # it ends what it started
         driver.wait(LIMIT)
-    line = metrics_log.read(first.metrics)[0]
+    line = metrics_log.read_rows(first.metrics)[0]
     trained = told - line["images"] / line["images_per_second"]
     return {
         "interpreter, imports, plan": planned,

@@ -21,7 +21,7 @@ from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.techniques import ambient, mafp, patches, sparsity
 from scrimp_trainers.training.loop import train
-from scrimp_trainers.training.state import State, start
+from scrimp_trainers.training.state import State, initial_state
 
 PLAIN = {
     "codec.kind": "none", "mafp.p1": 0.0, "mafp.p2": 0.0, "patches.real_p": 1.0, "patches.coordinates": False,
@@ -93,7 +93,7 @@ def plain_steps(recipe: Recipe, channels: int, device: str) -> Iterator[object]:
 
 def new_state(recipe: Recipe, channels: int, device: torch.device) -> State:
     """Return the state before the first step."""
-    return start(recipe, image_size=SIDE, channels=channels, classes=0, seed=0, device=device)
+    return initial_state(recipe, image_size=SIDE, channels=channels, classes=0, seed=0, device=device)
 
 
 def same_batch(recipe: Recipe, channels: int, device: torch.device) -> Iterator[Batch]:
@@ -129,9 +129,9 @@ def _patches(recipe: Recipe, images: Tensor, generator: torch.Generator) -> tupl
     whole = {"total": len(images), "mine": slice(None)}
 
     def cut() -> None:
-        window = patches.draw(always, SIDE, generator, **whole, step_seed=0)
+        window = patches.draw_window(always, SIDE, generator, **whole, step_seed=0)
         assert window  # real_p is 0
-        patches.cut(images, window)
+        patches.cut_patches(images, window)
         patches.coordinates(window, SIDE, images.device)
 
     return cut, lambda: None

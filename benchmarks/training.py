@@ -33,7 +33,7 @@ from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.training.loop import train
-from scrimp_trainers.training.state import State, start
+from scrimp_trainers.training.state import State, initial_state
 
 SIZE = 32
 IMAGES = 4096
@@ -120,7 +120,7 @@ def goal(device: str) -> str:
 
 def new_state(recipe: Recipe, device: str) -> State:
     """Return a network at the weights from which both sides start."""
-    return start(recipe, image_size=SIZE, channels=3, classes=0, seed=0, device=torch.device(device))
+    return initial_state(recipe, image_size=SIZE, channels=3, classes=0, seed=0, device=torch.device(device))
 
 
 def ours(recipe: Recipe, data: Path, device: str, clock: Clock | None = None) -> Iterator[object]:

@@ -92,7 +92,7 @@ def write_sweep(
     """
     folder = SweepFolder(path)
     dataset = make_dataset(path.parent / "datasets" / "digits")
-    facts = manifest.load(dataset)
+    facts = manifest.load_manifest(dataset)
     record = {"name": path.name, "space": space.model_dump(mode="json"), "seed": seed, "versions": {"scrimp": "0.1.0"}}
     record |= {"id": path.name, "space_name": "made-up", "started": time.time(), "driver_started": time.time()}
     record["dataset"] = {"name": facts.name, "content_hash": facts.content_hash, "folder": str(dataset)}
@@ -123,7 +123,7 @@ def _train(ledger: Ledger, repeat: Repeat, failure: str) -> None:
                 ledger.finish(repeat, failure)
             return
         with files.metrics.open("a") as file:
-            file.write(metrics_log.text_of(line))
+            file.write(metrics_log.row_text(line))
         if "rung" in line:
             paint(files, line)
             if not ledger.report(repeat, line):
@@ -152,5 +152,5 @@ def make_dataset(folder: Path, name: str = "digits") -> Path:
         provenance={"source": "digits"},
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / manifest.FILE).write_text(facts.to_json())
+    (folder / manifest.MANIFEST_FILE).write_text(facts.to_json())
     return folder

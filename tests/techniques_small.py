@@ -10,7 +10,7 @@ from trainers_small import small
 
 from scrimp_trainers.common import ranks
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.precompute.prepare import prepare
+from scrimp_trainers.precompute.prepare import prepare_techniques
 from scrimp_trainers.recipe import techniques
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.training.session import Session
@@ -71,4 +71,11 @@ def with_techniques(names: tuple[str, ...], folder: Path, preset: str = "tiny-ed
 def session(recipe: Recipe, dataset: Dataset, folder: Path, seed: int = 3) -> Session:
     """Prepare what the techniques need, and start a session without scores."""
     device = torch.device("cpu")
-    return Session(recipe, dataset, folder, seed, prepare(recipe, dataset, seed, device, *ranks.place()), device=device)
+    return Session(
+        recipe,
+        dataset,
+        folder,
+        seed,
+        prepare_techniques(recipe, dataset, seed, device, *ranks.rank_and_world()),
+        device=device,
+    )

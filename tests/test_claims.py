@@ -231,9 +231,9 @@ def test_a_claim_is_run_as_an_ordinary_sweep_of_its_arms(made_up, tmp_path, monk
 def _scored(folder: Path) -> Path:
     from made_up_sweep import make_dataset
 
-    facts = manifest.load(make_dataset(folder))
+    facts = manifest.load_manifest(make_dataset(folder))
     classifier = manifest.Classifier(file="none", sha256="", accuracy=1, seed=0)
-    (folder / manifest.FILE).write_text(facts.model_copy(update={"classifier": classifier}).to_json())
+    (folder / manifest.MANIFEST_FILE).write_text(facts.model_copy(update={"classifier": classifier}).to_json())
     return folder
 
 
@@ -245,7 +245,7 @@ def test_a_size_that_a_claim_does_not_have_is_refused(made_up, tmp_path):
 def test_a_part_of_the_digits_is_scored_by_the_classifier_of_all(scored_digits, tmp_path):
     shutil.copytree(scored_digits.folder, tmp_path / "digits")
     part = data.dataset(Data(source="digits", limit=50, full_reference=True), tmp_path)
-    facts, whole = manifest.load(part), manifest.load(tmp_path / "digits")
+    facts, whole = manifest.load_manifest(part), manifest.load_manifest(tmp_path / "digits")
     assert facts.splits["train"].count == 50
     assert facts.splits["reference"].count == 1797
     assert facts.classifier == whole.classifier

@@ -40,7 +40,7 @@ def trained(recipe, files, folder, kimg=None):
     """Train as `scrimp train` does, and return the lines that were written."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     commands.train(str(folder / "recipe.yaml"), files / "digits", folder / "out", kimg, 0, None, 1000)
-    return metrics_log.read(folder / "out" / "metrics.jsonl")
+    return metrics_log.read_rows(folder / "out" / "metrics.jsonl")
 
 
 @EVERY

@@ -18,7 +18,7 @@ from scrimp_trainers.data.options import Options
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.sampling import generate
-from scrimp_trainers.techniques.sparsity import layers
+from scrimp_trainers.techniques.sparsity import layer_weights
 
 FOLDER = Path(techniques.__file__).parent
 ROOT = FOLDER.parents[2]
@@ -73,7 +73,7 @@ def test_techniques_train_resume_bit_exactly_and_sample_together_or_are_refused(
     # Counting takes longer than ten steps.
     monkeypatch.setattr("scrimp_trainers.metrics.cost.forward_flops", lambda *_: 1)
     monkeypatch.setattr(
-        "scrimp_trainers.metrics.cost.layer_flops", lambda network, *_: dict.fromkeys(layers(network), 1)
+        "scrimp_trainers.metrics.cost.layer_flops", lambda network, *_: dict.fromkeys(layer_weights(network), 1)
     )
     whole, rest = (session(recipe, few_digits, tmp_path / "run") for _ in range(2))
     steps = whole.steps()

@@ -32,7 +32,7 @@ def make(**constraints):
 def test_a_ratio_is_that_of_the_base_recipe_on_this_dataset(size):
     facts = manifest(size)
     space = make(train_flops={"max_ratio": 0.9})
-    base = expected_cost.costs(space.base(), facts, space.scoring.samples)
+    base = expected_cost.expected_costs(space.base(), facts, space.scoring.samples)
     assert base is not None
     bound = feasibility.resolve(space, facts).constraints["train_flops"]
     assert bound.max == pytest.approx(0.9 * base["train_flops"])
@@ -44,8 +44,8 @@ def test_some_recipes_of_scrimp_small_keep_its_constraint_and_the_base_does_not(
     facts = manifest(size, [str(label) for label in range(10)])
     space = feasibility.resolve(spaces.load_space("scrimp-small"), facts)
     bound = space.constraints["train_flops"]
-    base = expected_cost.costs(space.base(), facts, 1000)
-    sparse = expected_cost.costs(
+    base = expected_cost.expected_costs(space.base(), facts, 1000)
+    sparse = expected_cost.expected_costs(
         space.base().replace({"sparsity.method": "static", "sparsity.level": 0.8}), facts, 1000
     )
     assert base
@@ -57,7 +57,7 @@ def test_a_constraint_that_no_recipe_keeps_is_refused_with_the_cheapest():
     facts = manifest(8)
     space = make(train_flops={"max": 1e6})
     cheapest = space.base().replace({"network.channels": 16, "sparsity.method": "static", "sparsity.level": 0.6})
-    costs = expected_cost.costs(cheapest, facts, space.scoring.samples)
+    costs = expected_cost.expected_costs(cheapest, facts, space.scoring.samples)
     assert costs is not None
     with pytest.raises(UserError) as caught:
         feasibility.resolve(space, facts)
@@ -80,12 +80,12 @@ def test_a_ratio_of_what_is_measured_is_refused():
 
 
 def test_what_is_expected_is_what_a_repeat_reports(digits_dataset, tmp_path):
-    from scrimp_trainers.run import run
+    from scrimp_trainers.run import train_repeat
 
     changes = {"sparsity.method": "static", "training.kimg": 0.2, "network.channels": 16}
     recipe = make(parameters={"min": 1}).base().replace(changes)
-    line = list(run(recipe, digits_dataset, tmp_path / "run", 1, rungs_kimg=[]))[-1]
-    costs = expected_cost.costs(recipe, digits_dataset.manifest, 64)
+    line = list(train_repeat(recipe, digits_dataset, tmp_path / "run", 1, rungs_kimg=[]))[-1]
+    costs = expected_cost.expected_costs(recipe, digits_dataset.manifest, 64)
     assert costs is not None
-    for name in expected_cost.KNOWN:
+    for name in expected_cost.COUNTED_SCORES:
         assert costs[name] == pytest.approx(line[name], rel=1e-6), name

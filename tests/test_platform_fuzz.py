@@ -63,7 +63,7 @@ def report_answer(folder: SweepFolder) -> Answer:
         return [], [str(error)]
     known = records.read_as_observer(folder)
     rows = leaderboard.rank(known.trials, space)
-    curves = [metrics_log.read(folder.repeat(repeat.trial, repeat.repeat).metrics) for repeat in known.repeats]
+    curves = [metrics_log.read_rows(folder.repeat(repeat.trial, repeat.repeat).metrics) for repeat in known.repeats]
     ranking = [(row.number, row.status, row.summaries) for row in rows]
     shares = importance.field_importances(known.trials, space)
     return [ranking, leaderboard.verdict(rows, space), curves, shares], known.problems

@@ -47,12 +47,12 @@ def train(folder, ledger, repeat, stop_before=math.inf) -> bool:
     """Do what a worker and Tune do for a repeat; return whether it came to its end."""
     params = {"optimizer.lr": 1e-3} | ledger.trials[[t.number for t in ledger.trials].index(repeat.trial)].params
     files = folder.repeat(repeat.trial, repeat.repeat)
-    done = {line["rung"] for line in metrics_log.read(files.metrics)}
+    done = {line["rung"] for line in metrics_log.read_rows(files.metrics)}
     for rung in RUNGS:
         line = score(repeat, rung, params)
         if rung not in done:
             with files.metrics.open("a") as file:
-                file.write(metrics_log.text_of(line))
+                file.write(metrics_log.row_text(line))
         if rung >= stop_before:
             return False
         if not ledger.report(repeat, line):

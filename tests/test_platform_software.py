@@ -40,7 +40,14 @@ def plan_of(folder: SweepFolder) -> Plan:
     dataset = folder.path.parent / "datasets" / "digits"
     storage = store.Storage(folder.path.parent)
     return Plan(
-        SweepOptions(seed=5), SPACE, SPACE.base(), storage, folder, dataset, manifest.load(dataset), resumed=True
+        SweepOptions(seed=5),
+        SPACE,
+        SPACE.base(),
+        storage,
+        folder,
+        dataset,
+        manifest.load_manifest(dataset),
+        resumed=True,
     )
 
 

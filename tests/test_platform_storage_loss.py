@@ -89,7 +89,7 @@ def test_a_sweep_of_another_user_is_one_line(capsys):
     with tempfile.TemporaryDirectory() as place:  # pytest's own folders let nobody else in
         Path(place).chmod(0o777)
         folder = write_sweep(Path(place) / "sweep", space)
-        facts = manifest.load(Path(place) / "datasets" / "digits")
+        facts = manifest.load_manifest(Path(place) / "datasets" / "digits")
         os.seteuid(NOBODY)
         try:
             resumed = status_of(lambda: plan._check_resume(folder, space, facts, 5), capsys)

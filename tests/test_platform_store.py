@@ -49,7 +49,7 @@ def run_all(ledger: Ledger) -> list:
         written = []
         for rung in RUNGS:
             written.append(score(repeat, rung, params))
-            store.retry_when_disk_full(partial(metrics_log.rewrite, metrics, written), ledger.say)
+            store.retry_when_disk_full(partial(metrics_log.write_rows, metrics, written), ledger.say)
             if not ledger.report(repeat, written[-1]):
                 break
         ledger.finish(repeat)

@@ -93,7 +93,7 @@ def test_finished_repeats_are_not_touched_and_none_is_missing(killed_and_resumed
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(repeat.status in ("finished", "stopped") for trial in trials for repeat in trial.repeats)
     for files in folder.repeats():
-        marks = [line["images"] for line in metrics_log.read(files.metrics)]
+        marks = [line["images"] for line in metrics_log.read_rows(files.metrics)]
         assert marks == sorted(set(marks))
 
 

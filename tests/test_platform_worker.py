@@ -143,7 +143,7 @@ def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_
     assert 0 < first.result() < second.result()  # it went on from where it was
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("finished", 3), repeat.cause
-    images = [line["images"] for line in metrics_log.read(ledger.folder.repeat(0, 0).metrics)]
+    images = [line["images"] for line in metrics_log.read_rows(ledger.folder.repeat(0, 0).metrics)]
     assert images == sorted(set(images))
     deadline = time.monotonic() + 30
     while ray.available_resources().get("GPU") != 2 and time.monotonic() < deadline:

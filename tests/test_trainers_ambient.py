@@ -95,7 +95,7 @@ def test_noise_is_box_muller_of_the_bits():
 @pytest.fixture(scope="module")
 def noise():
     """The noise of 400 images that follow each other in a dataset."""
-    return ambient.fixed_noise(ambient.keys("hash", [f"{i:06}" for i in range(400)]), (3, 16, 16))
+    return ambient.fixed_noise(ambient.noise_keys("hash", [f"{i:06}" for i in range(400)]), (3, 16, 16))
 
 
 def test_noise_is_standard_normal(noise):
@@ -108,7 +108,7 @@ def test_noise_is_standard_normal(noise):
     assert np.isfinite(values).all()
 
 
-@pytest.mark.parametrize("keys", [ambient.keys("hash", [str(i) for i in range(200)]), torch.arange(200)])
+@pytest.mark.parametrize("keys", [ambient.noise_keys("hash", [str(i) for i in range(200)]), torch.arange(200)])
 def test_neither_images_nor_pixels_are_correlated(keys):
     flat = ambient.fixed_noise(keys, (1, 20, 20)).flatten(1)
     for rows in (flat, flat.T):
@@ -133,11 +133,11 @@ def test_an_image_has_the_same_noise_alone_and_in_any_batch(numbers, shape):
 
 def test_keys_depend_on_the_dataset_and_the_image_alone():
     names = [f"{i:06}" for i in range(1000)]
-    keys = ambient.keys("one", names)
+    keys = ambient.noise_keys("one", names)
     assert keys.dtype == torch.int64
-    assert torch.equal(keys.flip(0), ambient.keys("one", names[::-1]))
-    assert len(set(keys.tolist() + ambient.keys("two", names).tolist())) == 2000
-    assert ambient.keys("one", ["000000"]).tolist() == [1326238761445913326]  # for ever
+    assert torch.equal(keys.flip(0), ambient.noise_keys("one", names[::-1]))
+    assert len(set(keys.tolist() + ambient.noise_keys("two", names).tolist())) == 2000
+    assert ambient.noise_keys("one", ["000000"]).tolist() == [1326238761445913326]  # for ever
 
 
 # The loss

@@ -29,11 +29,11 @@ from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.export import export, load_codec, load_model
+from scrimp_trainers.export import export_model, load_codec, load_model
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.recipe.networks import UNet
-from scrimp_trainers.run import run
+from scrimp_trainers.run import train_repeat
 
 KINDS = ("kl", "tiny")
 COUNT, SIDE = 21, 32
@@ -306,7 +306,7 @@ def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path
         {"name": "dots", "content_hash": "c0ffee", "size": 64, "channels": channels, "classes": None}
         | {"reference": "train", "provenance": {}, "splits": {"train": split}}
     )
-    export(tmp_path / "model", network, recipe, manifest, {})
+    export_model(tmp_path / "model", network, recipe, manifest, {})
     assert not (tmp_path / "model" / "model_index.json").exists()  # a pipeline would show latents as images
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"300 images of {channels} x 64 x 64" in card
@@ -327,7 +327,7 @@ def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path
 def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_path):
     path = str(autoencoders / "kl")
     recipe = small(codec__kind="kl", codec__encoder=path, codec__decoder=path, sampler__steps=2, training__flip=True)
-    lines = list(run(recipe, dataset, tmp_path / "repeat", 0, rungs_kimg=[], device=CPU))
+    lines = list(train_repeat(recipe, dataset, tmp_path / "repeat", 0, rungs_kimg=[], device=CPU))
     assert lines[-1]["images"] == 40
     assert np.isfinite(lines[-1]["loss"])
     network, _ = load_model(tmp_path / "repeat" / "model")

@@ -24,8 +24,8 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.metrics import references
 from scrimp_trainers.precompute import coreset
-from scrimp_trainers.precompute.coreset_picture import picture
-from scrimp_trainers.precompute.coreset_scores import RIDGE, choose, scores
+from scrimp_trainers.precompute.coreset_picture import draw_picture
+from scrimp_trainers.precompute.coreset_scores import RIDGE, choose_kept, score_features
 from scrimp_trainers.recipe.techniques import Coreset
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ LABELS = np.repeat([4, 0, 2], [30, 40, 25])[np.random.default_rng(1).permutation
 
 
 def positions_kept(dataset, settings, device, seed) -> np.ndarray:
-    return np.flatnonzero(coreset.score(dataset, settings, device, seed).kept)
+    return np.flatnonzero(coreset.score_dataset(dataset, settings, device, seed).kept)
 
 
 def correlated(count: int = 95, width: int = 6, seed: int = 0) -> np.ndarray:
@@ -56,26 +56,26 @@ def log_density(x: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 
 def test_gaussian_scores_equal_scipys_with_the_ridge_of_instance_selection():
     expected = by_class(correlated(), lambda x: log_density(x, np.cov(x.T, bias=True) + RIDGE * np.eye(6)))
-    np.testing.assert_allclose(scores(correlated(), LABELS, Coreset()), expected, rtol=1e-9)
+    np.testing.assert_allclose(score_features(correlated(), LABELS, Coreset()), expected, rtol=1e-9)
 
 
 def test_gaussian_scores_equal_instance_selections_mixture_of_one_component():
     expected = by_class(correlated(), lambda x: GaussianMixture(1, reg_covar=RIDGE).fit(x).score_samples(x))
-    np.testing.assert_allclose(scores(correlated(), LABELS, Coreset()), expected, rtol=1e-9)
+    np.testing.assert_allclose(score_features(correlated(), LABELS, Coreset()), expected, rtol=1e-9)
 
 
 def test_shrunk_gaussian_scores_equal_scipys_also_with_fewer_images_than_features():
     features = correlated(width=60)
     expected = by_class(features, lambda x: log_density(x, ledoit_wolf(x)[0] + RIDGE * np.eye(60)))
-    np.testing.assert_allclose(scores(features, LABELS, Coreset(covariance="shrunk")), expected, rtol=1e-8)
+    np.testing.assert_allclose(score_features(features, LABELS, Coreset(covariance="shrunk")), expected, rtol=1e-8)
 
 
 def test_ppca_scores_equal_scikit_learns_and_the_density_of_its_covariance():
     settings, features = Coreset(score="ppca"), correlated(width=12)
     expected = by_class(features, lambda x: PCA(0.95).fit(x).score_samples(x))
-    np.testing.assert_allclose(scores(features, LABELS, settings), expected, rtol=1e-9)
+    np.testing.assert_allclose(score_features(features, LABELS, settings), expected, rtol=1e-9)
     expected = by_class(features, lambda x: log_density(x, _ppca_covariance(x)))
-    np.testing.assert_allclose(scores(features, LABELS, settings), expected, rtol=1e-6)
+    np.testing.assert_allclose(score_features(features, LABELS, settings), expected, rtol=1e-6)
 
 
 def _ppca_covariance(x: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def _ppca_covariance(x: np.ndarray) -> np.ndarray:
 
 
 def test_knn_scores_are_minus_the_distance_to_the_fifth_neighbour_of_the_class():
-    found = scores(correlated(), LABELS, Coreset(score="knn"))
+    found = score_features(correlated(), LABELS, Coreset(score="knn"))
     expected = by_class(correlated(), lambda x: -NearestNeighbors(n_neighbors=5).fit(x).kneighbors()[0][:, 4])
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     expected = by_class(correlated(), lambda x: -np.sort(cdist(x, x), axis=1)[:, 5])  # the first is the image itself
@@ -96,7 +96,7 @@ def test_knn_scores_are_minus_the_distance_to_the_fifth_neighbour_of_the_class()
 
 def test_closest_scores_are_minus_the_distance_to_the_class_median():
     expected = by_class(correlated(), lambda x: -np.sqrt(np.square(x - np.median(x, axis=0)).sum(axis=1)))
-    np.testing.assert_allclose(scores(correlated(), LABELS, Coreset(score="closest")), expected, rtol=1e-12)
+    np.testing.assert_allclose(score_features(correlated(), LABELS, Coreset(score="closest")), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("per_class", [True, False])
@@ -112,19 +112,19 @@ def test_moderate_keeps_the_middle_of_the_sorted_distances(keep: float, per_clas
     for members in np.arange(90).reshape(3, 30) if per_class else [np.arange(90)]:
         low, high = (round(len(members) * (0.5 + sign * keep / 2)) for sign in (-1, 1))
         expected += members[np.argsort(distances[members])][low:high].tolist()
-    assert choose(scores(features, labels, settings), labels, settings).tolist() == sorted(expected)
+    assert choose_kept(score_features(features, labels, settings), labels, settings).tolist() == sorted(expected)
 
 
 def test_random_scores_depend_on_the_seed_alone():
     settings = Coreset(score="random", keep=0.3)
-    first, again, other = (scores(correlated(width=3), LABELS, settings, seed) for seed in (5, 5, 6))
+    first, again, other = (score_features(correlated(width=3), LABELS, settings, seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
-    assert choose(first, LABELS, settings).tolist() != choose(other, LABELS, settings).tolist()
+    assert choose_kept(first, LABELS, settings).tolist() != choose_kept(other, LABELS, settings).tolist()
 
 
 def test_without_labels_all_images_are_of_one_class():
-    expected = scores(correlated(), np.zeros(95, dtype=np.int64), Coreset())
-    np.testing.assert_array_equal(scores(correlated(), None, Coreset()), expected)
+    expected = score_features(correlated(), np.zeros(95, dtype=np.int64), Coreset())
+    np.testing.assert_array_equal(score_features(correlated(), None, Coreset()), expected)
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,20 @@ def test_without_labels_all_images_are_of_one_class():
 )
 def test_a_class_too_small_for_a_score_is_refused_with_a_way_out(score, width, labels, complaint):
     with pytest.raises(UserError, match=complaint):
-        scores(correlated(width=width), labels, Coreset(score=score))
+        score_features(correlated(width=width), labels, Coreset(score=score))
 
 
 @pytest.mark.parametrize("score", ["gaussian", "closest", "moderate", "random"])
 def test_a_class_of_one_image_keeps_it(score):
     settings = Coreset(score=score, covariance="shrunk", keep=0.1)
     labels = np.append(np.zeros(94, dtype=np.int64), 1)
-    assert choose(scores(correlated(), labels, settings), labels, settings)[-1] == 94
+    assert choose_kept(score_features(correlated(), labels, settings), labels, settings)[-1] == 94
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_images_that_a_score_cannot_tell_apart_are_refused():
     with pytest.raises(UserError, match="the images of the dataset are too much alike"):
-        scores(np.ones((30, 4), dtype=np.float32), None, Coreset(score="ppca"))
+        score_features(np.ones((30, 4), dtype=np.float32), None, Coreset(score="ppca"))
 
 
 @st.composite
@@ -174,7 +174,7 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray | None]:
 @given(case=scored(), keep=st.floats(0.001, 1), per_class=st.booleans(), side=st.sampled_from(["high", "low"]))
 def test_counts_are_exact_and_nothing_that_was_dropped_is_better_or_as_good_and_earlier(case, keep, per_class, side):
     values, labels = case
-    kept = choose(values, labels, Coreset(keep=keep, per_class=per_class, side=side))
+    kept = choose_kept(values, labels, Coreset(keep=keep, per_class=per_class, side=side))
     assert kept.dtype == np.int64
     assert (np.diff(kept) > 0).all()
     best = values if side == "high" else -values
@@ -194,7 +194,7 @@ SETTINGS = Coreset(features="classifier", keep=0.1)
 def with_features(scored_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features") / "digits"
     shutil.copytree(scored_digits.folder, folder, ignore=shutil.ignore_patterns("cache"))
-    coreset.score(open_dataset(folder), SETTINGS, CPU, seed=0)
+    coreset.score_dataset(open_dataset(folder), SETTINGS, CPU, seed=0)
     return folder
 
 
@@ -211,17 +211,17 @@ def test_a_coreset_is_the_best_tenth_of_each_class_of_the_digits(digits: Dataset
     assert labels is not None
     assert np.bincount(labels[kept]).tolist() == [round(0.1 * count) for count in np.bincount(labels)]
     features = references.cached(next((digits.folder / "cache").glob("*.safetensors")), dict)["features"].numpy()
-    assert kept.tolist() == choose(scores(features, labels, SETTINGS), labels, SETTINGS).tolist()
+    assert kept.tolist() == choose_kept(score_features(features, labels, SETTINGS), labels, SETTINGS).tolist()
 
 
 def test_a_list_of_another_format_is_made_again(digits: Dataset, monkeypatch: pytest.MonkeyPatch):
-    old = coreset.score(digits, SETTINGS, CPU, seed=0)
+    old = coreset.score_dataset(digits, SETTINGS, CPU, seed=0)
     monkeypatch.setattr(coreset, "FORMAT", coreset.FORMAT + 1)
-    assert coreset.score(digits, SETTINGS, CPU, seed=0).file != old.file
+    assert coreset.score_dataset(digits, SETTINGS, CPU, seed=0).file != old.file
 
 
 def test_the_list_names_each_image_with_its_class_score_and_fate(digits: Dataset):
-    found = coreset.score(digits, SETTINGS, CPU, seed=0)
+    found = coreset.score_dataset(digits, SETTINGS, CPU, seed=0)
     with found.file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     keys, labels = digits.entries("train")
@@ -233,9 +233,9 @@ def test_the_list_names_each_image_with_its_class_score_and_fate(digits: Dataset
 
 
 def test_a_second_look_reads_the_list_and_opens_no_surrogate(digits: Dataset, monkeypatch: pytest.MonkeyPatch):
-    first = coreset.score(digits, SETTINGS, CPU, seed=0)
+    first = coreset.score_dataset(digits, SETTINGS, CPU, seed=0)
     monkeypatch.setattr(coreset, "open_extractor", lambda *_: pytest.fail("opened again"))
-    again = coreset.score(digits, SETTINGS, CPU, seed=1)  # gaussian scores know no chance
+    again = coreset.score_dataset(digits, SETTINGS, CPU, seed=1)  # gaussian scores know no chance
     np.testing.assert_array_equal(again.scores, first.scores)
     np.testing.assert_array_equal(again.kept, first.kept)
 
@@ -252,11 +252,11 @@ def test_every_setting_has_a_list_of_its_own(digits: Dataset):
 
 
 def test_other_data_and_another_surrogate_have_lists_of_their_own(digits: Dataset, monkeypatch: pytest.MonkeyPatch):
-    files = {coreset.score(digits, SETTINGS, CPU, seed=0).file}
+    files = {coreset.score_dataset(digits, SETTINGS, CPU, seed=0).file}
     other = replace(digits, manifest=digits.manifest.model_copy(update={"content_hash": "1" * 64}))
-    files.add(coreset.score(other, SETTINGS, CPU, seed=0).file)
+    files.add(coreset.score_dataset(other, SETTINGS, CPU, seed=0).file)
     monkeypatch.setattr(coreset, "weights_hash", lambda *_: "another file")
-    files.add(coreset.score(digits, SETTINGS, CPU, seed=0).file)
+    files.add(coreset.score_dataset(digits, SETTINGS, CPU, seed=0).file)
     assert len(files) == 3
 
 
@@ -272,17 +272,17 @@ def test_a_surrogate_that_the_dataset_lacks_is_refused(digits_dataset: Dataset):
 
 @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "\0" + text])
 def test_a_damaged_list_is_made_anew(digits: Dataset, damage):
-    found = coreset.score(digits, SETTINGS, CPU, seed=0)
+    found = coreset.score_dataset(digits, SETTINGS, CPU, seed=0)
     whole = found.file.read_text()
     found.file.write_text(damage(whole))
-    coreset.score(digits, SETTINGS, CPU, seed=0)
+    coreset.score_dataset(digits, SETTINGS, CPU, seed=0)
     assert found.file.read_text() == whole
 
 
 def test_of_several_that_want_the_same_list_one_makes_it(digits: Dataset, monkeypatch: pytest.MonkeyPatch):
-    made, make = [], coreset.scores
-    monkeypatch.setattr(coreset, "scores", lambda *arguments: made.append(1) or make(*arguments))
-    threads = [threading.Thread(target=coreset.score, args=(digits, SETTINGS, CPU, 0)) for _ in range(4)]
+    made, make = [], coreset.score_features
+    monkeypatch.setattr(coreset, "score_features", lambda *arguments: made.append(1) or make(*arguments))
+    threads = [threading.Thread(target=coreset.score_dataset, args=(digits, SETTINGS, CPU, 0)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -293,14 +293,14 @@ def test_of_several_that_want_the_same_list_one_makes_it(digits: Dataset, monkey
 def test_a_folder_that_cannot_be_written_still_has_a_coreset(digits: Dataset):
     shutil.rmtree(digits.folder / "cache")
     (digits.folder / "cache").write_text("in the way")
-    found = coreset.score(digits, SETTINGS, CPU, seed=0)
+    found = coreset.score_dataset(digits, SETTINGS, CPU, seed=0)
     assert not found.file.exists()
     assert found.kept.sum() > 0
 
 
 def test_the_picture_shows_the_best_kept_first_and_the_worst_dropped_last(digits: Dataset):
-    found = coreset.score(digits, SETTINGS, CPU, seed=0)
-    sheet = np.asarray(picture(digits, SETTINGS, found, columns=4))
+    found = coreset.score_dataset(digits, SETTINGS, CPU, seed=0)
+    sheet = np.asarray(draw_picture(digits, SETTINGS, found, columns=4))
     images = digits.images("train")[0]
     zeros = found.classes["0"]
     best, worst = zeros[found.scores[zeros].argmax()], zeros[found.scores[zeros].argmin()]

@@ -60,7 +60,7 @@ def test_a_masked_network_costs_the_multiply_adds_of_the_weights_that_are_left()
     network, image = small_network(), torch.zeros(1, 3, 16, 16)
     rule = Sparsity(method="static", level=0.6)
     ema, optimizer = copy.deepcopy(network), torch.optim.Adam(network.parameters())
-    masks = sparsity.start(rule, network, ema, optimizer, seed=0, total_steps=1)
+    masks = sparsity.start_masks(rule, network, ema, optimizer, seed=0, total_steps=1)
     flops = cost.forward_flops(network, image)
     sparse = cost.sparse_flops(flops, cost.layer_flops(network, image), sparsity.densities(rule, network))
     positions = {"0.weight": 16 * 16, "3.weight": 7 * 7, "5.weight": 1}

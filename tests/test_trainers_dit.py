@@ -13,7 +13,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.export import export, load_model
+from scrimp_trainers.export import export_model, load_model
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.networks.dit import build
 from scrimp_trainers.recipe.networks import DiT
@@ -90,7 +90,7 @@ def test_it_trains_resumes_bit_exactly_and_samples_with_each_technique_that_it_t
 def test_its_card_samples_without_our_code_and_it_is_read_back(preset, classes, few_digits, tmp_path):
     recipe = small(preset, conditioning__classes=bool(classes)).replace(TRANSFORMER)
     network = awake(classes)
-    export(tmp_path / "model", network, recipe, few_digits.manifest, {})
+    export_model(tmp_path / "model", network, recipe, few_digits.manifest, {})
     assert not (tmp_path / "model" / "model_index.json").exists()  # every pipeline leaves the labels out
 
     card = (tmp_path / "model" / "README.md").read_text()

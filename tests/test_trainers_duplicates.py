@@ -12,9 +12,9 @@ from scrimp_platform.report import dataset as words
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import duplicates
 from scrimp_trainers.data.dataset import open_dataset
-from scrimp_trainers.data.duplicates import Duplicates, search
+from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.subsets import choose
+from scrimp_trainers.data.subsets import choose_subsets
 from scrimp_trainers.ingest import prepare
 
 
@@ -43,7 +43,7 @@ def test_duplicates_are_those_of_a_comparison_of_all_pairs(images: np.ndarray, n
     difference = np.abs(images[:, None].astype(int) - images[None].astype(int)).mean(axis=(2, 3, 4))
     pairs = difference <= near
 
-    answer = search(images, near, test)
+    answer = find_duplicates(images, near, test)
 
     np.testing.assert_array_equal(answer.group[:, None] == answer.group[None], linked(pairs))
     np.testing.assert_array_equal(answer.beside_test, pairs[:, test].any(axis=1) & ~test)
@@ -58,13 +58,13 @@ def test_the_search_does_not_depend_on_how_much_is_compared_at_once(monkeypatch:
         "u1"
     )
     test = rng.random(200) < 0.2
-    whole = search(images, 8, test)
+    whole = find_duplicates(images, 8, test)
     assert 20 <= len(np.unique(whole.group)) < 200
     monkeypatch.setattr(duplicates, "ROWS", 7)
     monkeypatch.setattr(duplicates, "COLUMNS", 11)
     monkeypatch.setattr(duplicates, "PAIRS", 5)
     monkeypatch.setattr(duplicates, "CHUNK_BYTES", 1000)
-    parts = search(images, 8, test)
+    parts = find_duplicates(images, 8, test)
     np.testing.assert_array_equal(parts.beside_test, whole.beside_test)
     same = whole.group[:, None] == whole.group[None]
     np.testing.assert_array_equal(parts.group[:, None] == parts.group[None], same)
@@ -83,9 +83,9 @@ def test_groups_stay_whole_and_the_shares_are_met_as_nearly_as_they_allow(
     repeats = Duplicates(group, np.zeros(len(labels), dtype=bool), 0, 0)
     if len(np.unique(group)) == 1 and number:
         with pytest.raises(UserError, match="repeat each other"):
-            choose(len(labels), labels, None, seed=seed, holdout=number, duplicates=repeats)
+            choose_subsets(len(labels), labels, None, seed=seed, holdout=number, duplicates=repeats)
         return
-    train, held = choose(len(labels), labels, None, seed=seed, holdout=number, duplicates=repeats)
+    train, held = choose_subsets(len(labels), labels, None, seed=seed, holdout=number, duplicates=repeats)
     assert sorted([*train, *held]) == list(range(len(labels)))
     assert not set(group[train]) & set(group[held])
     assert bool(len(held)) == bool(number)
@@ -96,7 +96,7 @@ def test_a_class_gives_its_share_from_its_single_images_where_groups_are_large()
     labels = np.repeat([0, 1], 100)
     group = np.arange(200)
     group[:90] = 0  # one chain of 90 images of the first class
-    _, held = choose(
+    _, held = choose_subsets(
         200, labels, None, seed=0, holdout=20, duplicates=Duplicates(group, np.zeros(200, dtype=bool), 0, 89)
     )
     assert np.bincount(labels[held]).tolist() == [10, 10]
@@ -106,7 +106,7 @@ def test_a_class_gives_its_share_from_its_single_images_where_groups_are_large()
 def test_training_images_that_repeat_a_test_image_are_left_out():
     test = np.arange(10) >= 7
     beside = np.arange(10) == 3
-    train, held = choose(
+    train, held = choose_subsets(
         10, None, test, seed=0, duplicates=Duplicates(np.array([*range(9), 3]), beside, equal=1, near=0)
     )
     assert sorted(train) == [0, 1, 2, 4, 5, 6]
@@ -115,10 +115,10 @@ def test_training_images_that_repeat_a_test_image_are_left_out():
 
 def test_images_that_all_repeat_each_other_cannot_be_held_out():
     same = Duplicates(np.zeros(20, dtype=np.int64), np.zeros(20, dtype=bool), 0, 19)
-    train, held = choose(20, None, None, seed=0, duplicates=same)
+    train, held = choose_subsets(20, None, None, seed=0, duplicates=same)
     assert (len(train), len(held)) == (20, 0)
     with pytest.raises(UserError, match="--near 0"):
-        choose(20, None, None, seed=0, holdout=2, duplicates=same)
+        choose_subsets(20, None, None, seed=0, holdout=2, duplicates=same)
 
 
 @pytest.mark.parametrize("copies", [False, True])

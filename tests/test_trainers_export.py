@@ -14,7 +14,7 @@ from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.export import _sampler, export, load_model
+from scrimp_trainers.export import _sampler, export_model, load_model
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.recipe.networks import UNet
 
@@ -80,7 +80,7 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     networks = {name: awake(recipe) for name, recipe in RECIPES.items()}
     for name, recipe in RECIPES.items():
-        export(root / name, networks[name], recipe, MANIFEST, {"fd_classifier": 1.25, "extractor": "classifier"})
+        export_model(root / name, networks[name], recipe, MANIFEST, {"fd_classifier": 1.25, "extractor": "classifier"})
     command = [sys.executable, "-c", STRANGER, str(root)]
     subprocess.run(command, check=True, cwd=root, env={"PATH": "", "OMP_NUM_THREADS": "1", "HOME": str(root)})
     return {name: (root / name, networks[name], np.load(root / name / "found.npz")) for name in RECIPES}
@@ -151,7 +151,7 @@ def test_coordinate_channels_are_exported_and_read_back(tmp_path, monkeypatch):
     recipe = small()
     assert isinstance(recipe.network, UNet)
     unet = build(recipe.network, image_size=8, channels=1, coordinates=True)
-    export(tmp_path / "model", unet, recipe, MANIFEST, {})
+    export_model(tmp_path / "model", unet, recipe, MANIFEST, {})
     config = json.loads((tmp_path / "model" / "unet" / "config.json").read_text())
     assert (config["in_channels"], config["out_channels"]) == (3, 1)
     assert load_model(tmp_path / "model")[0].coordinates

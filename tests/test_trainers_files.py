@@ -6,10 +6,10 @@ from test_trainers_run import tensors, timeless
 from trainers_small import small, small_state
 
 from scrimp_trainers.common import metrics_log
-from scrimp_trainers.common.errors import NoRoom
-from scrimp_trainers.common.files import no_room, write_atomic
+from scrimp_trainers.common.errors import DiskFull
+from scrimp_trainers.common.files import is_disk_full, write_atomic
 from scrimp_trainers.recipe.recipe import load
-from scrimp_trainers.run import run
+from scrimp_trainers.run import train_repeat
 from scrimp_trainers.training import checkpoint, session
 
 RECIPE = small(training__batch_size=32, training__kimg=0.512, sampler__steps=1)
@@ -22,7 +22,7 @@ def looks_often(monkeypatch):
 
 
 def train(dataset, folder, checkpoint_seconds=0.0):
-    return run(RECIPE, dataset, folder, 7, rungs_kimg=[0.256], checkpoint_seconds=checkpoint_seconds)
+    return train_repeat(RECIPE, dataset, folder, 7, rungs_kimg=[0.256], checkpoint_seconds=checkpoint_seconds)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def whole(digits_dataset, tmp_path_factory):
 
 
 def is_no_room(error: BaseException) -> bool:
-    return isinstance(error, NoRoom) or no_room(error)
+    return isinstance(error, DiskFull) or is_disk_full(error)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_full_disk_ends_a_repeat_which_then_goes_on_as_if_nothing_had_been(
     assert "note" not in next(train(digits_dataset, folder))  # no checkpoint was damaged
 
     list(train(digits_dataset, folder))
-    assert timeless(metrics_log.read(folder / "metrics.jsonl")) == timeless(whole[1])
+    assert timeless(metrics_log.read_rows(folder / "metrics.jsonl")) == timeless(whole[1])
     one, other = tensors(whole[0]), tensors(folder)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -75,7 +75,7 @@ def test_a_read_only_disk_ends_a_repeat_which_then_goes_on(digits_dataset, small
         list(going)
     small_disk.lock(False)
     list(train(digits_dataset, folder))
-    assert timeless(metrics_log.read(folder / "metrics.jsonl")) == timeless(whole[1])
+    assert timeless(metrics_log.read_rows(folder / "metrics.jsonl")) == timeless(whole[1])
 
 
 def test_a_checkpoint_that_does_not_fit_takes_no_room_from_the_one_before(small_disk):

@@ -14,7 +14,7 @@ from scrimp_platform.cli import commands
 from scrimp_trainers.common import checksums, environment, metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.export import load_model
-from scrimp_trainers.run import run
+from scrimp_trainers.run import train_repeat
 
 KIMG, LONGER = 0.064, 0.128
 TIMING = {"seconds", "images_per_second", "device_hours"}
@@ -26,7 +26,7 @@ def recipe(**values):
 
 def train(dataset, folder, recipe):
     kimg = recipe.training.kimg
-    return list(run(recipe, dataset, folder, 5, rungs_kimg=[kimg]))
+    return list(train_repeat(recipe, dataset, folder, 5, rungs_kimg=[kimg]))
 
 
 def timeless(line):
@@ -46,7 +46,7 @@ def test_a_longer_run_is_the_run_of_that_length(digits_dataset, tmp_path, sparse
         file = f"checkpoint/last/{name}.safetensors"
         one, other = (load_file(tmp_path / run / file) for run in ("whole", "continued"))
         assert all(torch.equal(one[key], other[key]) for key in one)
-    last = metrics_log.read(tmp_path / "continued" / "metrics.jsonl")[-1]
+    last = metrics_log.read_rows(tmp_path / "continued" / "metrics.jsonl")[-1]
     cost = ("kimg", "rung", "train_flops", "lr")
     assert [last[name] for name in cost] == [whole[-1][name] for name in cost]
 
@@ -80,7 +80,7 @@ def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path,
         commands.train(
             str(tmp_path / "recipe.yaml"), scored_digits.folder, tmp_path / name, None, 5, extractor, samples
         )
-        return metrics_log.read(tmp_path / name / "metrics.jsonl")[-1]
+        return metrics_log.read_rows(tmp_path / name / "metrics.jsonl")[-1]
 
     scored = command("scored", "classifier")
     command("later", None)

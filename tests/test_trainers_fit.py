@@ -41,21 +41,21 @@ def recipe(levels: int = 2, **values: object) -> Recipe:
 )
 def test_what_does_not_fit_is_refused(values, size, complaint):
     with pytest.raises(UserError, match=complaint):
-        fit.check(recipe(**values), manifest(size))
+        fit.check_fit(recipe(**values), manifest(size))
 
 
 @pytest.mark.parametrize("values", [{"conditioning__classes": True}, {"reweighting__method": "dro"}])
 def test_classes_are_asked_for_only_where_there_are_some(values):
     with pytest.raises(UserError, match="made has no classes"):
-        fit.check(recipe(**values), manifest(8, classes=None))
-    fit.check(recipe(**values), manifest(8))
+        fit.check_fit(recipe(**values), manifest(8, classes=None))
+    fit.check_fit(recipe(**values), manifest(8))
 
 
 @pytest.mark.parametrize(
     "values", [{"patches__sizes": [0.3]}, {"ood__constant": 3}, {"coreset__features": "classifier"}]
 )
 def test_a_technique_that_is_off_asks_for_nothing(values):
-    fit.check(recipe(levels=1, **values), manifest(5))
+    fit.check_fit(recipe(levels=1, **values), manifest(5))
 
 
 @given(share=st.floats(0.001, 1), halvings=st.integers(0, 4), times=st.integers(1, 40))
@@ -63,7 +63,7 @@ def test_the_share_that_is_named_is_allowed(share, halvings, times):
     side = 2**halvings * times
 
     def check(size: float) -> None:
-        fit.check(recipe(halvings + 1, patches__real_p=0.5, patches__sizes=[size]), manifest(side))
+        fit.check_fit(recipe(halvings + 1, patches__real_p=0.5, patches__sizes=[size]), manifest(side))
 
     try:
         check(share)
@@ -76,6 +76,6 @@ def test_images_that_are_streamed_cannot_be_drawn_by_chance():
     large = manifest(1024).model_copy(update={"splits": {"train": Split(count=2049, per_class=None, shards=[])}})
     weighed = recipe(reweighting__method="dro", reweighting__recipe="tiny-edm", reweighting__enters="sampling")
     with pytest.raises(UserError, match=r"^reweighting.enters: dataset made is too large .*; use `loss`$"):
-        fit.check(weighed, large)
-    fit.check(weighed.replace({"reweighting.enters": "loss"}), large)
-    fit.check(weighed, manifest(1024))
+        fit.check_fit(weighed, large)
+    fit.check_fit(weighed.replace({"reweighting.enters": "loss"}), large)
+    fit.check_fit(weighed, manifest(1024))

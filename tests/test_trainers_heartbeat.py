@@ -11,7 +11,7 @@ WORKER = Path(__file__).with_name("trainers_worker.py")
 def test_a_process_that_hangs_with_the_interpreter_held_is_ended_and_says_where(digits_dataset, tmp_path):
     child = subprocess.run([sys.executable, WORKER, "hangs", digits_dataset.folder, tmp_path, "10"], timeout=300)
     assert child.returncode == 1
-    assert metrics_log.read(tmp_path / "metrics.jsonl")  # it had begun to train
+    assert metrics_log.read_rows(tmp_path / "metrics.jsonl")  # it had begun to train
     told = (tmp_path / "stacks.txt").read_text()
     assert "in stuck" in told
     assert "in train_to" in told

@@ -17,7 +17,7 @@ from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import RESIDENT, batches
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.streaming import extent, taken
+from scrimp_trainers.data.streaming import epoch_range, images_read
 from scrimp_trainers.ingest import prepare
 
 COUNTS = (13, 24, 30)
@@ -145,12 +145,12 @@ def test_epochs_have_orders_and_mirrorings_of_their_own(datasets: dict[int, Data
 @given(st.integers(1, 200), st.integers(1, 30), st.integers(0, 50))
 def test_consumers_cut_every_epoch_into_equal_parts_and_keep_in_step(count: int, consumers: int, epochs: int):
     for epoch in (epochs, epochs + 1):
-        extents = [extent(count, consumer, consumers, epoch) for consumer in range(consumers)]
+        extents = [epoch_range(count, consumer, consumers, epoch) for consumer in range(consumers)]
         assert [number for first, last in extents for number in range(first, last)] == list(range(count))
         assert {last - first for first, last in extents} <= {count // consumers, -(-count // consumers)}
     for consumer in range(consumers):
-        lengths = [last - first for first, last in (extent(count, consumer, consumers, e) for e in range(epochs))]
-        assert taken(count, consumer, consumers, epochs) == sum(lengths)
+        lengths = [last - first for first, last in (epoch_range(count, consumer, consumers, e) for e in range(epochs))]
+        assert images_read(count, consumer, consumers, epochs) == sum(lengths)
         assert abs(sum(lengths) - epochs * count / consumers) < 1
 
 
@@ -168,7 +168,7 @@ def test_a_stream_has_every_image_once_an_epoch_over_all_ranks(
     assert Counter(itertools.chain(*drawn)) == dict.fromkeys(range(count), epochs)
     for epoch in range(epochs):
         one = [
-            part[taken(count, rank, world, epoch) : taken(count, rank, world, epoch + 1)]
+            part[images_read(count, rank, world, epoch) : images_read(count, rank, world, epoch + 1)]
             for rank, part in enumerate(drawn)
         ]
         assert sorted(itertools.chain(*one)) == list(range(count))

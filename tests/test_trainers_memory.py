@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from trainers_small import random_batches, small, small_state
 
-from scrimp_trainers.common.errors import Final, TooLarge, UserError
+from scrimp_trainers.common.errors import DeviceOutOfMemory, NonRetryable, UserError
 from scrimp_trainers.networks.unet import UNet
-from scrimp_trainers.run import run
+from scrimp_trainers.run import train_repeat
 from scrimp_trainers.training import memory
 from scrimp_trainers.training.loop import train
 from scrimp_trainers.training.memory import Memory
@@ -32,25 +32,25 @@ def test_what_fits_is_reckoned_from_what_is_constant_and_what_an_image_takes():
 
 def test_a_stated_microbatch_that_is_too_large_is_refused_with_one_that_fits():
     recipe = RECIPE.replace({"training.batch_size": 256, "training.microbatch": 100})
-    error = memory.refusal(recipe, of_24_gib())
-    assert isinstance(error, TooLarge)
-    assert isinstance(error, Final)
+    error = memory.out_of_memory_error(recipe, of_24_gib())
+    assert isinstance(error, DeviceOutOfMemory)
+    assert isinstance(error, NonRetryable)
     assert "training.microbatch 100 does not fit: a device took 75 of 100 images" in str(error)
     assert str(error).endswith("set training.microbatch to auto, or to 75, which trains the same in more parts")
 
 
 def test_a_network_of_which_not_one_image_fits_is_too_large():
     tight = Memory(total=24 * GIB, others=GIB, constant=23 * GIB, image=GIB)
-    error = memory.refusal(RECIPE, tight)
-    assert isinstance(error, TooLarge)
+    error = memory.out_of_memory_error(RECIPE, tight)
+    assert isinstance(error, DeviceOutOfMemory)
     assert str(error) == "not even one image fits into the memory of a device; make the network smaller"
 
 
 def test_a_gpu_that_others_use_is_no_fault_of_the_recipe():
     recipe = RECIPE.replace({"training.batch_size": 64, "training.microbatch": 64})
-    error = memory.refusal(recipe, of_24_gib(others=18 * GIB))
+    error = memory.out_of_memory_error(recipe, of_24_gib(others=18 * GIB))
     assert isinstance(error, UserError)
-    assert not isinstance(error, Final)
+    assert not isinstance(error, NonRetryable)
     assert "other processes hold 18.0 GiB" in str(error)
 
 
@@ -65,7 +65,7 @@ def holds_five(monkeypatch):
         return forward(self, images, *arguments, **inputs)
 
     monkeypatch.setattr(UNet, "forward", limited)
-    monkeypatch.setattr(memory, "measure", lambda *_: Memory(total=60, others=2, constant=2, image=10))
+    monkeypatch.setattr(memory, "measure_memory", lambda *_: Memory(total=60, others=2, constant=2, image=10))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -73,12 +73,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_meets_a_lack_of_memory_goes_on_in_halves_that_fit(digits_dataset, tmp_path, holds_five):
-    found = list(run(RECIPE, digits_dataset, tmp_path / "auto", 5, rungs_kimg=[]))[-1]
+    found = list(train_repeat(RECIPE, digits_dataset, tmp_path / "auto", 5, rungs_kimg=[]))[-1]
     assert found["images"] == 128
     assert found["microbatch"] == 4  # 32, 16, 8, 4
 
     stated = RECIPE.replace({"training.microbatch": 4})
-    expected = list(run(stated, digits_dataset, tmp_path / "four", 5, rungs_kimg=[]))[-1]
+    expected = list(train_repeat(stated, digits_dataset, tmp_path / "four", 5, rungs_kimg=[]))[-1]
     assert found["loss"] == expected["loss"]
     for name, tensor in weights(tmp_path / "auto").items():
         assert torch.equal(tensor, weights(tmp_path / "four")[name])
@@ -103,8 +103,8 @@ def test_a_step_that_is_computed_again_forgets_the_gradients_of_its_first_parts(
 
 def test_a_stated_microbatch_that_does_not_fit_ends_the_repeat(digits_dataset, tmp_path, holds_five):
     recipe = RECIPE.replace({"training.microbatch": 8})
-    with pytest.raises(TooLarge, match=r"training\.microbatch 8 does not fit"):
-        list(run(recipe, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
+    with pytest.raises(DeviceOutOfMemory, match=r"training\.microbatch 8 does not fit"):
+        list(train_repeat(recipe, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
 
 
 def test_where_not_one_image_fits_the_repeat_ends(digits_dataset, tmp_path, monkeypatch):
@@ -116,9 +116,9 @@ def test_where_not_one_image_fits_the_repeat_ends(digits_dataset, tmp_path, monk
         return forward(self, images, *arguments, **inputs)
 
     monkeypatch.setattr(UNet, "forward", failing)
-    monkeypatch.setattr(memory, "measure", lambda *_: Memory(total=60, others=2, constant=57, image=10))
-    with pytest.raises(TooLarge, match="not even one image fits"):
-        list(run(RECIPE, digits_dataset, tmp_path / "none", 5, rungs_kimg=[]))
+    monkeypatch.setattr(memory, "measure_memory", lambda *_: Memory(total=60, others=2, constant=57, image=10))
+    with pytest.raises(DeviceOutOfMemory, match="not even one image fits"):
+        list(train_repeat(RECIPE, digits_dataset, tmp_path / "none", 5, rungs_kimg=[]))
 
 
 # One step from the same weights, in which eps keeps the update proportional to the gradient.
@@ -162,8 +162,8 @@ def test_on_a_gpu_what_is_said_to_fit_fits(digits_dataset, tmp_path):
         network__channels=256,
         sampler__steps=1,
     )
-    with pytest.raises(TooLarge) as caught:
-        list(run(recipe, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
+    with pytest.raises(DeviceOutOfMemory) as caught:
+        list(train_repeat(recipe, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
     fits = int(re.findall(r"or to (\d+)", str(caught.value))[0])
     smaller = recipe.replace({"training.batch_size": fits, "training.microbatch": fits, "training.kimg": fits / 1000})
-    assert list(run(smaller, digits_dataset, tmp_path / "smaller", 5, rungs_kimg=[]))[-1]["images"] == fits
+    assert list(train_repeat(smaller, digits_dataset, tmp_path / "smaller", 5, rungs_kimg=[]))[-1]["images"] == fits

@@ -13,7 +13,7 @@ from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.run import run
+from scrimp_trainers.run import train_repeat
 
 
 @pytest.fixture(params=[0o077, 0o027, 0o022])
@@ -37,7 +37,7 @@ def test_datasets_caches_checkpoints_and_models_follow_the_umask(umask, tmp_path
         coreset__score="closest",
     )
     scoring = Scoring(extractor="classifier", samples=20)
-    list(run(recipe, dataset, root / "run", 0, rungs_kimg=[0.032], scoring=scoring, objective="fd_classifier"))
+    list(train_repeat(recipe, dataset, root / "run", 0, rungs_kimg=[0.032], scoring=scoring, objective="fd_classifier"))
     open_latents(dataset, settings_of(autoencoders, "tiny"), CPU)
     store.write_json(root / "sweep.json", {})
 

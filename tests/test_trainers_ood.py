@@ -52,7 +52,7 @@ def test_ranks_draw_their_share_of_the_one_batch():
 def test_the_term_is_the_formula():
     settings, diffusion = OOD(weight=0.7, constant=3.0), EDM(sigma_data=0.4)
     estimate, negative, sigma = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4), torch.rand(5) * 2 + 0.01
-    found = ood.term(settings, edm.build(diffusion), estimate, negative, sigma)
+    found = ood.ood_loss(settings, edm.build(diffusion), estimate, negative, sigma)
     s, d, y = (tensor.double().numpy() for tensor in (sigma, estimate, negative))
     inverse = (s * 0.4) ** 2 / (s**2 + 0.4**2)
     expected = [0.7 * inverse[i] * np.mean(1 / ((d[i] - y[i]) ** 2 + 3)) for i in range(5)]
@@ -63,7 +63,7 @@ def test_the_term_is_on_the_scale_of_edms_loss():
     """Elementwise, (loss of y) + (term of y-) is w d^2 + (1 / w) / (d^2 + constant), averaged alike."""
     estimate, clean, sigma = torch.randn(3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.tensor([0.1, 1.0, 20.0])
     both = edm.build(EDM()).losses(estimate, clean, clean, sigma)
-    both = both + ood.term(OOD(weight=1), edm.build(EDM()), estimate, clean, sigma)
+    both = both + ood.ood_loss(OOD(weight=1), edm.build(EDM()), estimate, clean, sigma)
     w = ((sigma**2 + 0.25) / (0.25 * sigma**2))[:, None, None, None]
     expected = (w * estimate**2 + 1 / w / (estimate**2 + 100)).mean((1, 2, 3))
     torch.testing.assert_close(both, expected)
@@ -71,7 +71,7 @@ def test_the_term_is_on_the_scale_of_edms_loss():
 
 def test_the_released_constant_makes_a_weak_term_that_pushes_away():
     estimate = torch.full((1, 1, 2, 2), 0.3, requires_grad=True)
-    found = ood.term(OOD(weight=1), edm.build(EDM()), estimate, torch.zeros(1, 1, 2, 2), torch.tensor([80.0]))
+    found = ood.ood_loss(OOD(weight=1), edm.build(EDM()), estimate, torch.zeros(1, 1, 2, 2), torch.tensor([80.0]))
     found.sum().backward()
     assert 0 < found.item() < 0.0025
     assert estimate.grad is not None

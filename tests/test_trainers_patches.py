@@ -19,13 +19,13 @@ LD_DIFFUSION = Patches(real_p=0.5, sizes=(0.75,))
 
 def drawn(settings: Patches, step: int, side: int = 32, total: int = 6, mine: slice = slice(0, 6)) -> Window | None:
     generator = torch.Generator().manual_seed(step)
-    return patches.draw(settings, side, generator, total=total, mine=mine, step_seed=step)
+    return patches.draw_window(settings, side, generator, total=total, mine=mine, step_seed=step)
 
 
 def test_a_part_holds_its_own_pixels_and_their_coordinates():
     images = torch.randn(5, 3, 16, 16)
     window = Window(6, torch.tensor([0, 10, 3, 4, 10]), torch.tensor([0, 10, 7, 0, 2]))
-    parts, places = patches.cut(images, window), patches.coordinates(window, 16, CPU)
+    parts, places = patches.cut_patches(images, window), patches.coordinates(window, 16, CPU)
     for i, (top, left) in enumerate(zip(window.tops, window.lefts, strict=True)):
         here = slice(top, top + 6), slice(left, left + 6)
         assert torch.equal(parts[i], images[i][:, *here])
@@ -35,7 +35,7 @@ def test_a_part_holds_its_own_pixels_and_their_coordinates():
 def test_a_window_of_the_full_size_is_the_full_frame():
     images = torch.randn(2, 3, 8, 8)
     window = Window(8, torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
-    assert torch.equal(patches.cut(images, window), images)
+    assert torch.equal(patches.cut_patches(images, window), images)
     assert torch.equal(patches.coordinates(window, 8, CPU), frame(images))
 
 
@@ -43,7 +43,7 @@ def test_a_window_of_the_full_size_is_the_full_frame():
 def test_sizes_are_drawn_as_often_as_the_recipe_says(settings):
     windows = [drawn(settings, step) for step in range(4000)]
     sizes = [window.size if window else 32 for window in windows]
-    for size, chance in patches.chances(settings, 32).items():
+    for size, chance in patches.size_probabilities(settings, 32).items():
         assert sizes.count(size) / 4000 == pytest.approx(chance, abs=0.03)
     assert sum(size**2 for size in sizes) / 4000 / 32**2 == pytest.approx(patches.mean_area(settings, 32), abs=0.02)
 
@@ -96,7 +96,7 @@ def test_a_network_learns_from_whole_images_and_parts_in_turn():
     values, sizes = [], set()
     for step in range(150):
         window = drawn(settings, step, side=8, total=16, mine=slice(16))
-        clean = patches.cut(images, window) if window else images
+        clean = patches.cut_patches(images, window) if window else images
         places = patches.coordinates(window, 8, CPU) if window else None
         levels, noise = torch.full((16,), 2.0), torch.randn(clean.shape)
         estimate = edm.build(EDM()).denoise(

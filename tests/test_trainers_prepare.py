@@ -25,7 +25,7 @@ from scrimp_trainers.data import shards
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.subsets import choose
+from scrimp_trainers.data.subsets import choose_subsets
 from scrimp_trainers.ingest import prepare
 
 
@@ -51,9 +51,9 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 def test_the_manifest_tells_what_the_shards_hold(digits_dataset: Dataset):
     manifest = digits_dataset.manifest
-    assert manifests.load(digits_dataset.folder) == manifest
+    assert manifests.load_manifest(digits_dataset.folder) == manifest
     assert sorted(contents(digits_dataset.folder)) == sorted(
-        [manifests.FILE, *(shard.file for split in manifest.splits.values() for shard in split.shards)]
+        [manifests.MANIFEST_FILE, *(shard.file for split in manifest.splits.values() for shard in split.shards)]
     )
     for split in manifest.splits.values():
         assert split.per_class is not None
@@ -197,8 +197,8 @@ def test_subsets_are_seeded_nested_and_apart(classes: list[int], seed: int, limi
     labels = np.array(classes)
     count, held = len(labels), min(held, len(labels) - 1)
     limit = min(limit, count - held)
-    everything, out = choose(count, labels, None, seed=seed, holdout=held)
-    train, again = choose(count, labels, None, seed=seed, holdout=held, limit=limit)
+    everything, out = choose_subsets(count, labels, None, seed=seed, holdout=held)
+    train, again = choose_subsets(count, labels, None, seed=seed, holdout=held, limit=limit)
     assert sorted([*everything, *out]) == list(range(count))
     assert len(out) == held
     np.testing.assert_array_equal(again, out)
@@ -211,9 +211,9 @@ def test_subsets_are_seeded_nested_and_apart(classes: list[int], seed: int, limi
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=60), st.integers(0, 99), st.integers(1, 3))
 def test_per_class_takes_as_many_of_each(classes: list[int], seed: int, number: int):
     labels = np.array([*range(4), *range(4), *range(4), *classes])
-    train, _ = choose(len(labels), labels, None, seed=seed, holdout=0, per_class=number)
+    train, _ = choose_subsets(len(labels), labels, None, seed=seed, holdout=0, per_class=number)
     assert np.bincount(labels[train]).tolist() == [number] * 4
-    more, _ = choose(len(labels), labels, None, seed=seed, holdout=0, per_class=3)
+    more, _ = choose_subsets(len(labels), labels, None, seed=seed, holdout=0, per_class=3)
     assert set(train) <= set(more)
 
 
@@ -329,7 +329,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path):
     made(tmp_path / "out", limit=10)
-    file = tmp_path / "out" / manifests.FILE
+    file = tmp_path / "out" / manifests.MANIFEST_FILE
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 2}))
     with pytest.raises(UserError, match=r"schema_version.*prepare the dataset again"):
         open_dataset(tmp_path / "out")

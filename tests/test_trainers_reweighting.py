@@ -22,8 +22,8 @@ from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.precompute import dro
 from scrimp_trainers.precompute import reweighting as class_weighting
-from scrimp_trainers.precompute.class_weights import excess, move, relative, shares
-from scrimp_trainers.precompute.reweighting import class_weights
+from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors, relative_excess, update_class_weights
+from scrimp_trainers.precompute.reweighting import compute_class_weights
 from scrimp_trainers.recipe.techniques import Reweighting
 
 numbers = st.lists(st.floats(0.01, 3), min_size=2, max_size=8)
@@ -42,7 +42,7 @@ def test_constant_excess_gives_the_softmax_of_its_sum(values: list[float], eta: 
     """Without smoothing alpha_T = softmax(eta T e)."""
     alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
     for _ in range(steps):
-        alpha = move(alpha, f64(*values), eta, 0.0)
+        alpha = update_class_weights(alpha, f64(*values), eta, 0.0)
     torch.testing.assert_close(alpha, torch.softmax(eta * steps * f64(*values), 0), rtol=1e-9, atol=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_constant_excess_gives_the_softmax_of_its_sum(values: list[float], eta: 
 def test_smoothing_is_a_floor_and_weights_sum_to_one(values: list[float], eta: float, smoothing: float):
     alpha = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
     for _ in range(20):
-        alpha = move(alpha, f64(*values), eta, smoothing)
+        alpha = update_class_weights(alpha, f64(*values), eta, smoothing)
         assert float(alpha.sum()) == pytest.approx(1)
         assert float(alpha.min()) >= smoothing / len(values) * (1 - 1e-12)
 
@@ -61,7 +61,7 @@ def test_with_smoothing_weights_settle_where_gain_and_mixing_balance():
     eta, gap, smoothing = 0.1, 0.5, 0.02
     alpha = f64(0.5, 0.5)
     for _ in range(3000):
-        alpha = move(alpha, f64(gap, 0.0), eta, smoothing)
+        alpha = update_class_weights(alpha, f64(gap, 0.0), eta, smoothing)
     r = math.exp(eta * gap)
     # (r - 1) a^2 + (1 - (1 - c) r - (r - 1) c / 2) a - c / 2 = 0
     b = 1 - (1 - smoothing) * r - (r - 1) * smoothing / 2
@@ -70,7 +70,7 @@ def test_with_smoothing_weights_settle_where_gain_and_mixing_balance():
 
 
 def test_the_class_that_is_furthest_behind_gains_and_the_others_lose():
-    alpha = move(f64(0.25, 0.25, 0.25, 0.25), f64(0.1, 0.4, 0.1, 0.0), 1.0, 0.0)
+    alpha = update_class_weights(f64(0.25, 0.25, 0.25, 0.25), f64(0.1, 0.4, 0.1, 0.0), 1.0, 0.0)
     assert alpha.argmax() == 1
     assert alpha[1] > 0.25 > alpha[3]
 
@@ -78,7 +78,7 @@ def test_the_class_that_is_furthest_behind_gains_and_the_others_lose():
 def test_excess_is_clipped_by_image_before_the_classes_are_averaged():
     losses, theirs = f64(1.0, 0.0, 0.5, 2.0), f64(0.5, 0.5, 0.5, 1.0)
     labels = torch.tensor([0, 0, 2, 2])
-    torch.testing.assert_close(excess(losses, theirs, labels, f64(9, 7, 9)), f64(0.25, 7.0, 0.5))
+    torch.testing.assert_close(excess_losses(losses, theirs, labels, f64(9, 7, 9)), f64(0.25, 7.0, 0.5))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=40))
@@ -86,23 +86,23 @@ def test_excess_is_clipped_by_image_before_the_classes_are_averaged():
 def test_excess_is_the_mean_over_each_class_that_is_there(rows: list[tuple[int, float, float]]):
     labels = torch.tensor([label for label, _, _ in rows])
     ours, theirs = f64(*[a for _, a, _ in rows]), f64(*[b for _, _, b in rows])
-    found = excess(ours, theirs, labels, f64(-1, -1, -1, -1, -1))
+    found = excess_losses(ours, theirs, labels, f64(-1, -1, -1, -1, -1))
     for label in range(5):
         own = [max(a - b, 0) for other, a, b in rows if other == label]
         assert float(found[label]) == pytest.approx(np.mean(own) if own else -1)
 
 
 def test_relative_excess_has_mean_one_and_no_excess_moves_nothing():
-    torch.testing.assert_close(relative(f64(1e-3, 3e-3)), f64(0.5, 1.5))
-    torch.testing.assert_close(move(f64(0.3, 0.7), relative(f64(0, 0)), 1.0, 0.0), f64(0.3, 0.7))
+    torch.testing.assert_close(relative_excess(f64(1e-3, 3e-3)), f64(0.5, 1.5))
+    torch.testing.assert_close(update_class_weights(f64(0.3, 0.7), relative_excess(f64(0, 0)), 1.0, 0.0), f64(0.3, 0.7))
 
 
 def test_the_proxys_loss_is_doremis_or_group_dros():
     alpha, labels, losses = f64(0.5, 0.3, 0.2), torch.tensor([0, 1, 1, 0, 0]), f64(1, 2, 3, 4, 5)
     doremi = (0.5 * (1 + 4 + 5) + 0.3 * (2 + 3)) / (3 * 0.5 + 2 * 0.3)
-    assert float(shares(alpha, labels, grouped=False) @ losses) == pytest.approx(doremi)
+    assert float(loss_factors(alpha, labels, grouped=False) @ losses) == pytest.approx(doremi)
     group = 0.5 * (1 + 4 + 5) / 3 + 0.3 * (2 + 3) / 2
-    assert float(shares(alpha, labels, grouped=True) @ losses) == pytest.approx(group)
+    assert float(loss_factors(alpha, labels, grouped=True) @ losses) == pytest.approx(group)
 
 
 # --- a game whose end is known
@@ -119,9 +119,9 @@ def test_dro_on_a_toy_with_known_losses_finds_the_minimax_weights():
     alpha, total, last = f64(0.5, 0.5), f64(0, 0), f64(0, 0)
     for number in range(4000):
         values = (theta - centres[labels]).square() + floors[labels]
-        last = excess(values.detach(), torch.zeros(3), labels, last)
-        alpha = move(alpha, last, 0.02, 0.0)
-        (gradient,) = torch.autograd.grad(shares(alpha, labels, grouped=True) @ values, theta)
+        last = excess_losses(values.detach(), torch.zeros(3), labels, last)
+        alpha = update_class_weights(alpha, last, 0.02, 0.0)
+        (gradient,) = torch.autograd.grad(loss_factors(alpha, labels, grouped=True) @ values, theta)
         with torch.no_grad():
             theta -= 0.02 * gradient
         total += alpha if number >= 1000 else 0
@@ -135,13 +135,13 @@ def test_dro_on_a_toy_with_known_losses_finds_the_minimax_weights():
 LABELLED: dict[str, Any] = {"conditioning__classes": True}
 
 
-def played(recipe, steps: int, other=None, eta: float = 0.1) -> tuple[dro.Weighing, dro.State]:
+def played(recipe, steps: int, other=None, eta: float = 0.1) -> tuple[dro.ClassWeightState, dro.State]:
     recipe = recipe.replace({"training.kimg": steps * recipe.training.batch_size / 1000})
     state = small_state(recipe, classes=10)
-    weighing = dro.even(10, CPU)
+    weighing = dro.uniform_state(10, CPU)
     batches = random_batches(recipe.training.batch_size)
     reweighting = Reweighting(method="dro", eta=eta * steps, smoothing=0.0)
-    for _ in dro.weighed_steps(recipe, state, batches, weighing, other, reweighting, CPU):
+    for _ in dro.train_steps(recipe, state, batches, weighing, other, reweighting, CPU):
         pass
     return weighing, state
 
@@ -203,7 +203,7 @@ def found(dataset: Dataset, reweighting: Reweighting) -> list[float]:
 
 
 def weights(dataset: Dataset, reweighting: Reweighting, seed: int = 0, kept: np.ndarray | None = None) -> list[float]:
-    return class_weights(dataset, reweighting, seed, CPU, kept).tolist()
+    return compute_class_weights(dataset, reweighting, seed, CPU, kept).tolist()
 
 
 def using(reweighting: Reweighting, **values: object) -> Reweighting:
@@ -263,11 +263,11 @@ def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, reweighting, monk
     file = newest(dataset)
     path = json.loads(file.read_text())["path"]
     file.unlink()
-    taken, weighed_steps = [], dro.weighed_steps
+    taken, train_steps = [], dro.train_steps
 
     def killed_at(number: int):
         def steps(*arguments):
-            for step in weighed_steps(*arguments):
+            for step in train_steps(*arguments):
                 taken.append(step.step)
                 if step.step == number:
                     raise KeyboardInterrupt
@@ -276,10 +276,10 @@ def test_a_proxy_that_was_killed_goes_on_where_it_was(dataset, reweighting, monk
         return steps
 
     monkeypatch.setattr(dro, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(dro, "weighed_steps", killed_at(21))
+    monkeypatch.setattr(dro, "train_steps", killed_at(21))
     with pytest.raises(KeyboardInterrupt):
         weights(dataset, group)
-    monkeypatch.setattr(dro, "weighed_steps", killed_at(-1))
+    monkeypatch.setattr(dro, "train_steps", killed_at(-1))
     assert weights(dataset, group) == whole
     assert taken == [*range(1, 22), *range(17, 25)]
     assert json.loads(file.read_text())["path"] == path

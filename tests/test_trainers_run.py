@@ -17,7 +17,7 @@ from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.export import load_model
 from scrimp_trainers.recipe.recipe import load
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.run import run
+from scrimp_trainers.run import train_repeat
 
 TIMING = {"seconds", "images_per_second", "device_hours"}
 SHORT = small(training__batch_size=32, training__kimg=2.5, sampler__steps=3)
@@ -44,14 +44,14 @@ def tensors(folder):
 def finished(digits_dataset, tmp_path_factory):
     """A short repeat with two rungs, and the lines that it gave."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, list(run(SHORT, digits_dataset, folder, 5, rungs_kimg=[1.3, 2.5]))
+    return folder, list(train_repeat(SHORT, digits_dataset, folder, 5, rungs_kimg=[1.3, 2.5]))
 
 
 def test_a_line_comes_at_every_tick_and_every_rung(finished):
     folder, heard = finished
     assert [line["images"] for line in heard] == [1024, 1312, 2016, 2528]  # the first steps at 1, 1.3, 2 and 2.5 kimg
     assert [line.get("rung") for line in heard] == [None, 1.3, None, 2.5]
-    assert metrics_log.read(folder / "metrics.jsonl") == heard
+    assert metrics_log.read_rows(folder / "metrics.jsonl") == heard
     for line in heard:
         assert line["kimg"] == line["images"] / 1000
         assert line["step"] == line["images"] / 32
@@ -91,7 +91,7 @@ def test_the_model_is_the_average_of_the_last_checkpoint(finished):
 def test_a_finished_repeat_tells_its_rungs_again_and_trains_no_more(finished, digits_dataset):
     folder, heard = finished
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = list(run(SHORT, digits_dataset, folder, 5, rungs_kimg=[1.3, 2.5]))
+    again = list(train_repeat(SHORT, digits_dataset, folder, 5, rungs_kimg=[1.3, 2.5]))
     assert again == [line for line in heard if "rung" in line]
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -99,29 +99,29 @@ def test_a_finished_repeat_tells_its_rungs_again_and_trains_no_more(finished, di
 def test_another_seed_or_recipe_in_the_same_folder_is_refused(finished, digits_dataset):
     folder, _ = finished
     with pytest.raises(UserError, match="seed is 5 there and 6 here"):
-        next(run(SHORT, digits_dataset, folder, 6, rungs_kimg=[2.5]))
+        next(train_repeat(SHORT, digits_dataset, folder, 6, rungs_kimg=[2.5]))
     other = SHORT.replace({"optimizer.lr": 0.5})
     with pytest.raises(UserError, match=r"optimizer\.lr is 0\.002 there and 0\.5 here"):
-        next(run(other, digits_dataset, folder, 5, rungs_kimg=[2.5]))
+        next(train_repeat(other, digits_dataset, folder, 5, rungs_kimg=[2.5]))
 
 
 def test_a_killed_run_goes_on_as_if_it_had_never_stopped(digits_dataset, tmp_path):
     """47 steps, against 36 steps, SIGKILL, and 15 steps from the checkpoint of step 32."""
     recipe = interrupted()
-    whole = list(run(recipe, digits_dataset, tmp_path / "whole", 7, rungs_kimg=[3]))
+    whole = list(train_repeat(recipe, digits_dataset, tmp_path / "whole", 7, rungs_kimg=[3]))
     assert start_worker("killed", digits_dataset.folder, tmp_path / "killed").wait() == -9
-    assert [line["step"] for line in metrics_log.read(tmp_path / "killed" / "metrics.jsonl")] == [16, 32]
+    assert [line["step"] for line in metrics_log.read_rows(tmp_path / "killed" / "metrics.jsonl")] == [16, 32]
     assert (
         load_file(tmp_path / "killed" / "checkpoint" / "last" / "optimizer.safetensors")["step/unet.conv_in.weight"]
         == 32
     )
-    rest = list(run(recipe, digits_dataset, tmp_path / "killed", 7, rungs_kimg=[3]))
+    rest = list(train_repeat(recipe, digits_dataset, tmp_path / "killed", 7, rungs_kimg=[3]))
     assert [line["step"] for line in rest] == [32, 47]
 
     one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    resumed = metrics_log.read(tmp_path / "killed" / "metrics.jsonl")
+    resumed = metrics_log.read_rows(tmp_path / "killed" / "metrics.jsonl")
     assert timeless(resumed) == timeless(whole)
     assert [line["seconds"] for line in resumed] == sorted(line["seconds"] for line in resumed)
     assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "killed" / "samples.png").read_bytes()
@@ -131,7 +131,7 @@ def test_two_ranks_train_what_one_trains(digits_dataset, tmp_path):
     arguments = ("2", tmp_path / "meeting", digits_dataset.folder, tmp_path / "two")
     (tmp_path / "two").mkdir()
     ranks = [start_worker("rank", number, *arguments) for number in range(2)]
-    heard = list(run(shared(), digits_dataset, tmp_path / "one", 7, rungs_kimg=[0.05]))
+    heard = list(train_repeat(shared(), digits_dataset, tmp_path / "one", 7, rungs_kimg=[0.05]))
     assert [process.wait() for process in ranks] == [0, 0]
 
     told = [ast.literal_eval((tmp_path / "two" / f"rank-{number}.txt").read_text()) for number in range(2)]
@@ -145,7 +145,7 @@ def test_two_ranks_train_what_one_trains(digits_dataset, tmp_path):
 def test_a_run_that_diverges_says_at_which_step(digits_dataset, tmp_path):
     recipe = SHORT.replace({"optimizer.lr": 1e30, "optimizer.warmup_kimg": 0})
     with pytest.raises(Diverged, match=r"step \d+: loss (is (nan|inf)|has exploded)"):
-        list(run(recipe, digits_dataset, tmp_path, 5, rungs_kimg=[2.5]))
+        list(train_repeat(recipe, digits_dataset, tmp_path, 5, rungs_kimg=[2.5]))
     assert not (tmp_path / "model").exists()
 
 
@@ -171,7 +171,7 @@ def scores(monkeypatch):
 def four_rungs(dataset, folder):
     recipe = small(training__batch_size=32, training__kimg=0.128, sampler__steps=1)
     scoring, rungs = Scoring(extractor="classifier", samples=20), [0.032, 0.064, 0.096]
-    return list(run(recipe, dataset, folder, 5, rungs_kimg=rungs, scoring=scoring, objective="fd"))
+    return list(train_repeat(recipe, dataset, folder, 5, rungs_kimg=rungs, scoring=scoring, objective="fd"))
 
 
 def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, scores):
@@ -206,7 +206,7 @@ def test_a_run_with_damaged_checkpoints_ends_as_if_nothing_had_been(digits_datas
     assert note["note"].endswith(resumes.format(tmp_path / "checkpoint"))
     assert not scores
     assert timeless(again) == timeless(heard)
-    assert timeless(metrics_log.read(tmp_path / "metrics.jsonl")) == timeless(heard)
+    assert timeless(metrics_log.read_rows(tmp_path / "metrics.jsonl")) == timeless(heard)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors(tmp_path).items())
 
 
@@ -214,7 +214,7 @@ def test_a_run_with_damaged_checkpoints_ends_as_if_nothing_had_been(digits_datas
 def unscored(digits_dataset, tmp_path_factory):
     """A run as `scrimp train` does it, without scores: a checkpoint at each of its two rungs."""
     folder = tmp_path_factory.mktemp("unscored")
-    list(run(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064]))
+    list(train_repeat(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064]))
     return folder
 
 
@@ -234,14 +234,14 @@ def test_a_flipped_bit_in_any_file_costs_one_checkpoint_and_leaves_the_sound_one
 ):
     folder = shutil.copytree(unscored, tmp_path / "run")
     flip(folder / "checkpoint" / "last" / name)
-    note, *_ = run(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
+    note, *_ = train_repeat(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
     assert note["note"].startswith(f"{folder}/checkpoint/last: damaged, see ")
     assert note["note"].endswith(f"training resumes from {folder}/checkpoint/previous at 0.032 kimg")
     assert images(folder) == {"last": 64, "previous": 32}
 
     flip(folder / "checkpoint" / "last" / name)
     flip(folder / "checkpoint" / "previous" / name)
-    note, *_ = run(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
+    note, *_ = train_repeat(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
     assert note["note"].endswith("training starts again")
     assert images(folder) == {"last": 64, "previous": 32}
 

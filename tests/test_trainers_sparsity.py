@@ -83,7 +83,7 @@ def begin(rule: Sparsity | None, widths=(3, 4), seed: int = 0, kind=torch.optim.
     network = small(widths, seed)
     ema = copy.deepcopy(network).requires_grad_(False)
     optimizer = kind(network.parameters(), lr=0.02, weight_decay=0.1, fused=True)
-    masks = sparsity.start(rule, network, ema, optimizer, seed, total_steps) if rule else None
+    masks = sparsity.start_masks(rule, network, ema, optimizer, seed, total_steps) if rule else None
     return Run(network, ema, optimizer, masks)
 
 
@@ -173,7 +173,7 @@ def test_a_change_by_hand():
     layer = nn.Linear(8, 1, bias=False)
     ema = copy.deepcopy(layer).requires_grad_(False)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
-    masks = sparsity.start(rule, layer, ema, optimizer, seed=0, total_steps=10)
+    masks = sparsity.start_masks(rule, layer, ema, optimizer, seed=0, total_steps=10)
     mask = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0, 0]])
     masks.load({"mask/weight": torch.tensor([0b00001111], dtype=torch.uint8)})
     torch.testing.assert_close(masks.masks["weight"], mask)
@@ -210,7 +210,7 @@ def test_magran_grows_anywhere_alike():
     for seed in range(draws):
         layer = nn.Linear(40, 1, bias=False)
         optimizer = torch.optim.Adam(layer.parameters())
-        masks = sparsity.start(rule, layer, copy.deepcopy(layer), optimizer, seed, total_steps=10)
+        masks = sparsity.start_masks(rule, layer, copy.deepcopy(layer), optimizer, seed, total_steps=10)
         masks.load({"mask/weight": torch.tensor([255, 255, 15, 0, 0], dtype=torch.uint8)})
         layer.weight.data = torch.arange(40.0)[None] + 1  # of 20 active weights, 10 to 19 stay
         layer.weight.grad = torch.zeros(1, 40)
@@ -227,7 +227,7 @@ def test_growth_can_look_at_the_average_of_several_gradients():
         method="rigl", level=0.5, interval=3, drop=0.5, schedule="constant", end=1, accumulate=3, exclude=()
     )
     layer = nn.Linear(6, 1, bias=False)
-    masks = sparsity.start(
+    masks = sparsity.start_masks(
         rule, layer, copy.deepcopy(layer), torch.optim.Adam(layer.parameters()), seed=0, total_steps=40
     )
     # Two are dropped. Of the last three gradients the sums are 9, 4 and 6, the first being too old to count; and 1, 3
@@ -259,7 +259,7 @@ def test_steps_that_need_dense_gradients_are_counted_as_they_come(rule, total_st
     changes = [step for step in range(total_steps) if masks.due(step)] if rule.method == "rigl" else []
     needing = {step - back for step in changes for back in range(rule.accumulate)}
     for steps in range(total_steps + 1):
-        counted = sparsity.dense_gradients(rule, steps, total_steps)
+        counted = sparsity.count_dense_gradients(rule, steps, total_steps)
         assert counted == sum(step < steps for step in needing)
 
 

@@ -90,8 +90,8 @@ def test_erk_by_hand():
 
 def test_the_table_says_what_is_masked_and_how_dense_it_is():
     network = unet()
-    names = list(sparsity.layers(network))
-    rows = sparsity.table(Sparsity(method="static", level=0.5), network, dict.fromkeys(names, 3))
+    names = list(sparsity.layer_weights(network))
+    rows = sparsity.layer_table(Sparsity(method="static", level=0.5), network, dict.fromkeys(names, 3))
     assert [row.name for row in rows] == names
     assert {row.name for row in rows if not row.masked} >= {"augment.weight", "unet.time_embedding.linear_1.weight"}
     assert all(row.density == 1 for row in rows if not row.masked)

@@ -211,7 +211,7 @@ def test_of_many_unusable_images_twenty_are_named(tmp_path: Path):
 def test_skip_bad_prepares_the_rest_and_lists_what_was_left_out(tmp_path: Path):
     damaged(tmp_path, 4)
     manifest = made(tmp_path, skip_bad=True)
-    assert manifests.load(tmp_path / "out") == manifest
+    assert manifests.load_manifest(tmp_path / "out") == manifest
     assert manifest.splits["train"].count == 20
     assert [line.partition(":")[0] for line in manifest.summary.bad] == [f"in/bad0{i}.jpg" for i in range(4)]
     images, _, keys = open_dataset(tmp_path / "out").images("train")
@@ -293,7 +293,7 @@ def test_a_classifier_that_learnt_nothing_is_not_used_unless_asked_for(tmp_path:
         names.check(Scoring(extractor="classifier"), manifest)
     recipe = load_recipe("tiny-edm").replace({"coreset.keep": 0.5, "coreset.features": "classifier"})
     with pytest.raises(UserError, match=r"coreset.features.*no better than always naming"):
-        fit.check(recipe, manifest)
+        fit.check_fit(recipe, manifest)
 
     asked = made(tmp_path, "asked", classifier=True, holdout=30)
     names.check(Scoring(extractor="classifier"), asked)
@@ -338,19 +338,19 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_manifest_is_refused_in_one_line(edit: str, digits_dataset: Any, tmp_path: Path):
     change, message = EDITS[edit]
-    content = json.loads((digits_dataset.folder / manifests.FILE).read_text())
+    content = json.loads((digits_dataset.folder / manifests.MANIFEST_FILE).read_text())
     change(content)
-    (tmp_path / manifests.FILE).write_text(json.dumps(content))
+    (tmp_path / manifests.MANIFEST_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match=message) as error:
-        manifests.load(tmp_path)
+        manifests.load_manifest(tmp_path)
     assert len(str(error.value)) < 1000
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff\xfe", b"", b"7", b'{"size": ' + b"9" * 5000 + b"}"])
 def test_what_is_no_manifest_is_refused_in_one_line(text: bytes, tmp_path: Path):
-    (tmp_path / manifests.FILE).write_bytes(text)
+    (tmp_path / manifests.MANIFEST_FILE).write_bytes(text)
     with pytest.raises(UserError, match="prepare the dataset again") as error:
-        manifests.load(tmp_path)
+        manifests.load_manifest(tmp_path)
     assert len(str(error.value)) < 1000
     assert "\n" not in str(error.value)

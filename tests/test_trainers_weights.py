@@ -17,14 +17,14 @@ from scrimp_trainers.codecs.autoencoder import open_codec
 from scrimp_trainers.codecs.pretrained import WEIGHTS
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.export import export, load_codec, load_model
+from scrimp_trainers.export import export_model, load_codec, load_model
 from scrimp_trainers.metrics import dinov2
 from scrimp_trainers.metrics.classifier import Classifier, load_classifier
 from scrimp_trainers.metrics.extractors import open_extractor
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.training import checkpoint
 from scrimp_trainers.training.loop import train
-from scrimp_trainers.training.state import start
+from scrimp_trainers.training.state import initial_state
 
 MANIFEST = Manifest(
     name="dots", content_hash="c0ffee", size=8, channels=1, classes=["a", "b"], reference="train", provenance={},
@@ -64,7 +64,7 @@ def rewrite(file, fault, name):
 @pytest.fixture
 def model(tmp_path):
     recipe = small()
-    export(tmp_path / "model", small_state(recipe).ema, recipe, MANIFEST, {})
+    export_model(tmp_path / "model", small_state(recipe).ema, recipe, MANIFEST, {})
     return tmp_path / "model"
 
 
@@ -153,8 +153,8 @@ def test_a_wrong_tensor_is_refused_in_a_checkpoint(tmp_path, file, name, fault):
 @pytest.mark.parametrize(("channels", "side"), [(3, 8), (1, 16)])
 def test_a_model_is_not_compared_with_images_of_another_kind(tmp_path, digits_dataset, channels, side):
     recipe = small()
-    network = start(recipe, image_size=side, channels=channels, classes=0, seed=0, device=CPU).ema
-    export(tmp_path / "model", network, recipe, MANIFEST, {})
+    network = initial_state(recipe, image_size=side, channels=channels, classes=0, seed=0, device=CPU).ema
+    export_model(tmp_path / "model", network, recipe, MANIFEST, {})
     refused(
         lambda: commands.evaluate(tmp_path / "model", digits_dataset.folder, 0, None, extractor="inception"),
         f"draws images of {channels} x {side} x {side}, but those of dataset digits are 1 x 8 x 8",

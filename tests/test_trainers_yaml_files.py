@@ -46,7 +46,7 @@ from scrimp_trainers.recipe import recipe as recipes
 def test_what_is_not_plain_is_refused_in_a_line_within_a_second(text, message):
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
-        yaml_files.load(text, "space lab.yaml")
+        yaml_files.parse_yaml(text, "space lab.yaml")
     assert time.monotonic() - began < 1
     assert str(caught.value).startswith("space lab.yaml: ")
     assert message in str(caught.value)
@@ -57,17 +57,17 @@ def test_what_expands_without_bound_is_refused():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
     with pytest.raises(UserError, match=r"line 2: \*a0 repeats another part"):
-        yaml_files.load("\n".join(lines), "space")
+        yaml_files.parse_yaml("\n".join(lines), "space")
 
 
 @pytest.mark.parametrize("text", ["a: 1e-3", "a: 1.0e-3", "a: .001", "a: 1E-3", "a: 0.001"])
 def test_numbers_are_numbers_however_they_are_written(text):
-    assert yaml_files.load(text, "")["a"] == 0.001
+    assert yaml_files.parse_yaml(text, "")["a"] == 0.001
 
 
 def test_scalars_are_what_yaml_says():
     text = "{a: ~, b: true, c: off, d: 'no', e: -3, f: 2., g: .inf, h: none, i: 2026-11-29, j: '1e3', k: }"
-    assert yaml_files.load(text, "") == {
+    assert yaml_files.parse_yaml(text, "") == {
         "a": None, "b": True, "c": False, "d": "no", "e": -3, "f": 2.0, "g": math.inf, "h": "none",
         "i": "2026-11-29", "j": "1e3", "k": None,
     }  # fmt: skip
@@ -77,10 +77,10 @@ def test_encodings(tmp_path):
     file = tmp_path / "space.yaml"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         file.write_text("about: Größe", encoding=encoding)
-        assert yaml_files.read(file, "space") == {"about": "Größe"}
+        assert yaml_files.read_yaml(file, "space") == {"about": "Größe"}
     file.write_text("about: Größe", encoding="latin-1")
     with pytest.raises(UserError, match="not UTF-8 text"):
-        yaml_files.read(file, "space")
+        yaml_files.read_yaml(file, "space")
 
 
 WORDS = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=8)
@@ -97,13 +97,13 @@ def test_what_pyyaml_writes_is_read_back(value):
     text = yaml.safe_dump(value, allow_unicode=True)
     if "!!" in text or "<<" in text:  # control characters; a text that looks like a merge
         return
-    assert yaml_files.load(text, "") == value
+    assert yaml_files.parse_yaml(text, "") == value
 
 
 @pytest.mark.parametrize("name", recipes.presets())
 def test_a_preset_says_what_it_always_said(name):
     text = (recipes.PRESETS / f"{name}.yaml").read_text()
-    assert yaml_files.load(text, name) == yaml.safe_load(text)
+    assert yaml_files.parse_yaml(text, name) == yaml.safe_load(text)
 
 
 def test_spaces_that_are_mangled_load_or_are_refused_in_a_line():
@@ -119,7 +119,7 @@ def test_spaces_that_are_mangled_load_or_are_refused_in_a_line():
         text = text[:at] + rng.choice(pieces) + text[at + cut :]
         began = time.monotonic()
         try:
-            yaml_files.load(text, "space")
+            yaml_files.parse_yaml(text, "space")
         except UserError as error:
             messages.append(str(error))
         assert time.monotonic() - began < 1

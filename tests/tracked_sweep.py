@@ -53,7 +53,7 @@ def add_repeat(folder: SweepFolder, repeat: Repeat, rungs: list[float]) -> None:
     files = folder.repeat(repeat.trial, repeat.repeat)
     store.write_atomic(files.recipe, "about: a recipe\n")
     add_lines(folder, repeat, range(4, int(max(rungs, default=8)) + 1, 4), rungs)
-    repeat.scores = {line["rung"]: line for line in metrics_log.read(files.metrics) if "rung" in line}
+    repeat.scores = {line["rung"]: line for line in metrics_log.read_rows(files.metrics) if "rung" in line}
     repeat.save(files)
     if repeat.status == "finished":
         for file in ("last/network.safetensors", "best/network.safetensors"):
@@ -67,9 +67,9 @@ def add_lines(folder: SweepFolder, repeat: Repeat, ticks, rungs: list[float]) ->
     with files.metrics.open("a") as file:
         for kimg in ticks:
             tick = {"kimg": kimg + 0.064, "loss": 1 / kimg, "grad_norm": float("nan"), "seconds": kimg * 2.0}
-            file.write(metrics_log.text_of(tick))
+            file.write(metrics_log.row_text(tick))
             if float(kimg) in rungs:
                 scores = {"fd_classifier": 100 / kimg + repeat.repeat, "extractor": "classifier"}
-                file.write(metrics_log.text_of({**tick, "rung": float(kimg), **scores, "memorized_fraction": 0.0}))
+                file.write(metrics_log.row_text({**tick, "rung": float(kimg), **scores, "memorized_fraction": 0.0}))
                 files.samples.mkdir(exist_ok=True)
                 PIL.Image.new("L", (16, 16), kimg).save(files.samples / f"{kimg:g}.png")

@@ -7,7 +7,7 @@ import torch
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.recipe.recipe import Recipe, load
-from scrimp_trainers.training.state import State, start
+from scrimp_trainers.training.state import State, initial_state
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ def small(preset: str = "tiny-edm", **values: object) -> Recipe:
 
 
 def small_state(recipe: Recipe, number: int = 0, classes: int = 0) -> State:
-    return start(recipe, image_size=8, channels=1, classes=classes, seed=number, device=CPU)
+    return initial_state(recipe, image_size=8, channels=1, classes=classes, seed=number, device=CPU)
 
 
 def random_batches(batch_size: int, *, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[Batch]:

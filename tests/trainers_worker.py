@@ -43,7 +43,7 @@ def killed(dataset: str, folder: str) -> None:
     checkpoint.save = save_eight
     session.LOOK_STEPS = session.LOOK_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
-    for _ in run.run(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
+    for _ in run.train_repeat(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
         pass
 
 
@@ -59,7 +59,10 @@ def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> No
     """Run one of several ranks, and a second time what is then finished."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=int(world))
     heard = [
-        [line["loss"] for line in run.run(shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05])]
+        [
+            line["loss"]
+            for line in run.train_repeat(shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05])
+        ]
         for _ in range(2)
     ]
     Path(folder, f"rank-{number}.txt").write_text(repr(heard))
@@ -80,7 +83,7 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
     session.LOOK_STEPS = session.LOOK_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     with heartbeat.watched(out / "stacks.txt", float(patience)):
-        for _ in run.run(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
+        for _ in run.train_repeat(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
             pass
 
 

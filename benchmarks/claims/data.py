@@ -25,7 +25,7 @@ def dataset(data: Data, folder: Path) -> Path:
     either, since these are the same for every part.
     """
     out = folder / data.name
-    if (out / manifest.FILE).is_file():
+    if (out / manifest.MANIFEST_FILE).is_file():
         return out
     source = _source(data, folder)
     if data == data.whole:
@@ -50,9 +50,9 @@ def dataset(data: Data, folder: Path) -> Path:
 
 
 def _lend_classifier(whole: Path, part: Path) -> None:
-    classifier, facts = manifest.load(whole).classifier, manifest.load(part)
+    classifier, facts = manifest.load_manifest(whole).classifier, manifest.load_manifest(part)
     (part / CLASSIFIER_FILE).write_bytes((whole / CLASSIFIER_FILE).read_bytes())
-    (part / manifest.FILE).write_text(facts.model_copy(update={"classifier": classifier}).to_json())
+    (part / manifest.MANIFEST_FILE).write_text(facts.model_copy(update={"classifier": classifier}).to_json())
 
 
 def _source(data: Data, folder: Path) -> str:

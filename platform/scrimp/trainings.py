@@ -9,7 +9,7 @@ from scrimp_platform import operations
 from scrimp_platform.model import Model
 from scrimp_platform.operations import Progress
 from scrimp_trainers.common import parts
-from scrimp_trainers.common.metrics_log import Line
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import dataset as datasets
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.dataset import Dataset
@@ -159,7 +159,7 @@ def train(
     extractor: str | None = None,
     samples: int = 1000,
     device: str | None = None,
-) -> Iterator[Line]:
+) -> Iterator[MetricsRow]:
     """Train a model without Ray; training advances while the returned lines are read.
 
     Wrong arguments are refused by the call itself. The same call resumes an earlier training run. A finished run is
@@ -206,7 +206,7 @@ def train(
     data = dataset_folder(dataset)
     scoring = None
     if extractor:
-        scoring = operations.make_scoring(manifest.load(data), extractor=extractor, samples=samples)
+        scoring = operations.make_scoring(manifest.load_manifest(data), extractor=extractor, samples=samples)
     return operations.train(recipe, data, Path(folder).expanduser(), seed, scoring, device)
 
 
@@ -297,7 +297,7 @@ def evaluate(
     """
     data = dataset_folder(dataset)
     scoring = operations.make_scoring(
-        manifest.load(data),
+        manifest.load_manifest(data),
         extractor=extractor,
         samples=samples,
         weights=weights,

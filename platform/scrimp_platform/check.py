@@ -19,9 +19,9 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.diffusion.process import over_images
-from scrimp_trainers.export import export, load_model
+from scrimp_trainers.export import export_model, load_model
 from scrimp_trainers.metrics import fidelity
-from scrimp_trainers.precompute.prepare import prepare
+from scrimp_trainers.precompute.prepare import prepare_techniques
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.diffusion import Diffusion
 from scrimp_trainers.recipe.networks import Network
@@ -119,7 +119,7 @@ def check_network(kind: str, dataset: Dataset, folder: Path) -> None:
     drawn = torch.cat(list(sampling.generate(network, recipe, 2, seed=1)))
     _require(drawn.shape == (2, 1, 8, 8), f"samples have the shape {list(drawn.shape)}, not [2, 1, 8, 8]")
 
-    export(folder / "model", network, recipe, dataset.manifest, {})
+    export_model(folder / "model", network, recipe, dataset.manifest, {})
     loaded, _ = load_model(folder / "model", "cpu")
     images = torch.randn(2, 1, 8, 8)
     levels = torch.tensor([0.1, -0.5])
@@ -240,7 +240,7 @@ def _trained(recipe: Recipe, dataset: Dataset, folder: Path) -> Session:
 
 
 def _session(recipe: Recipe, dataset: Dataset, folder: Path) -> Session:
-    prepared = prepare(recipe, dataset, 0, CPU, *ranks.place())
+    prepared = prepare_techniques(recipe, dataset, 0, CPU, *ranks.rank_and_world())
     return Session(recipe, dataset, folder, 0, prepared, device=CPU)
 
 

@@ -13,7 +13,7 @@ from scrimp_platform.model import Model
 from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.metrics_log import Line
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import names
@@ -78,7 +78,7 @@ def with_length(recipe: Recipe, kimg: float) -> Recipe:
 
 def train(
     recipe: Recipe, data: Path, out: Path, seed: int, scoring: Scoring | None, device: str | None = None
-) -> Iterator[Line]:
+) -> Iterator[MetricsRow]:
     """Train one repeat and yield the lines of its metrics; training advances as they are read.
 
     A finished repeat is scored if it has no scores yet, and continued if the recipe is longer now.
@@ -88,20 +88,20 @@ def train(
     UserError
         If the recipe does not fit the dataset, or `out` holds another repeat or one with other scoring settings.
     """
-    fit.check(recipe, manifest.load(data))
+    fit.check_fit(recipe, manifest.load_manifest(data))
     total_kimg = recipe.training.kimg
     if scoring:
         _refuse_second_score(out, data, total_kimg, scoring)
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.run import run
+    from scrimp_trainers.run import train_repeat
 
     dataset = open_dataset(data)
-    return run(recipe, dataset, out, seed, rungs_kimg=[total_kimg], scoring=scoring, device=device)
+    return train_repeat(recipe, dataset, out, seed, rungs_kimg=[total_kimg], scoring=scoring, device=device)
 
 
 def _refuse_second_score(out: Path, data: Path, kimg: float, scoring: Scoring) -> None:
     """Refuse to score a finished repeat with other settings: its last line and its model card hold one score."""
-    lines = metrics_log.read(out / "metrics.jsonl")
+    lines = metrics_log.read_rows(out / "metrics.jsonl")
     last = lines[-1] if lines else {}
     if "extractor" not in last or last["images"] < kimg * 1000:
         return
@@ -123,12 +123,12 @@ def evaluate(
         If the sizes of the model's and the dataset's images differ, or the extractor is missing.
     """
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.export import check_images
+    from scrimp_trainers.export import require_same_shape
     from scrimp_trainers.metrics import cost
     from scrimp_trainers.metrics.score import Scorer
 
     network = model.network
-    check_images(model.folder, network, model.codec, manifest.load(data))
+    require_same_shape(model.folder, network, model.codec, manifest.load_manifest(data))
     scorer = Scorer(open_dataset(data), scoring, network.device)
     images = model.batches(scoring.samples, seed=seed, batch_size=scoring.batch_size)
     images = report_progress(images, scoring.samples, progress)

@@ -91,13 +91,13 @@ def make_plan(options: SweepOptions) -> Plan:
     base = space.base()
     storage = Storage(options.storage.expanduser().absolute())
     dataset = resolve_dataset(options.data, storage)
-    facts = manifest.load(dataset)
+    facts = manifest.load_manifest(dataset)
 
     names.check(space.scoring, facts)
     goals = [*space.objectives, *space.constraints]
     names.check_classes(goals, space.scoring, facts, base.conditioning.classes)
     for values in [{}, *space.corners()]:
-        fit.check(base.replace(values), facts)
+        fit.check_fit(base.replace(values), facts)
     space = feasibility.resolve(space, facts)
 
     folder = _folder(options, storage, facts)
@@ -116,7 +116,7 @@ def make_plan(options: SweepOptions) -> Plan:
 def check_options(options: SweepOptions) -> Space:
     """Refuse what can be refused before the dataset is prepared or read; return the space."""
     space = resolve_space(options)
-    if options.data != DIGITS and not Path(options.data, manifest.FILE).is_file():
+    if options.data != DIGITS and not Path(options.data, manifest.MANIFEST_FILE).is_file():
         raise UserError(
             f"--data {options.data}: not a dataset; make one with `scrimp prepare {options.data} OUT` and pass OUT"
         )
@@ -171,7 +171,7 @@ def _absolute_files(space: Space) -> dict[str, str]:
 
 def resolve_dataset(data: str, storage: Storage) -> Path:
     """Return the folder of a dataset that passed `check`; digits are prepared on first use."""
-    if Path(data, manifest.FILE).is_file():
+    if Path(data, manifest.MANIFEST_FILE).is_file():
         return Path(data).absolute()
     folder = storage.dataset(data)
     if folder.exists():
@@ -239,7 +239,7 @@ def software_changes(description: dict[str, Any]) -> str:
     """Say which packages or code have changed since a sweep was last run; empty if none has."""
     if "code" not in description:
         return ""
-    return environment.changes(_flat_software(description), _flat_software(_software()))
+    return environment.describe_changes(_flat_software(description), _flat_software(_software()))
 
 
 def _software() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from scrimp_platform import interrupt
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import DamagedRecord, UserError
-from scrimp_trainers.common.files import no_room, write_atomic
+from scrimp_trainers.common.files import is_disk_full, write_atomic
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"
@@ -71,7 +71,7 @@ def retry_when_disk_full(write: Callable[[], Result], say: Callable[[str], objec
         try:
             result = write()
         except OSError as error:
-            if not no_room(error):
+            if not is_disk_full(error):
                 raise
             interrupt.raise_if_requested()
             if waiting_since is None:

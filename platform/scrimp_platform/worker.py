@@ -17,8 +17,8 @@ from scrimp_platform import cluster, storage_loss, store
 from scrimp_platform.search.tune_loop import FAILURE, NODE, NON_RETRYABLE, NOTE, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers.common import heartbeat, parts
-from scrimp_trainers.common.errors import Final, NoRoom, UserError
-from scrimp_trainers.common.files import no_room
+from scrimp_trainers.common.errors import DiskFull, NonRetryable, UserError
+from scrimp_trainers.common.files import is_disk_full
 
 LOCK_TIMEOUT_S = 60.0
 """Time for the worker of a killed driver to release its repeat."""
@@ -72,7 +72,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
                     storage_loss.require_storage(folder.record)
                     store.write_atomic(folder.error, "".join(traceback.format_exception(error)))
                 message = heartbeat.timeout_message(folder.stacks) or message
-                final = isinstance(cause, Final)
+                final = isinstance(cause, NonRetryable)
                 tune.report({FAILURE: message, NON_RETRYABLE: final, NODE: vars(cause).get(NODE)})
                 return
 
@@ -86,7 +86,7 @@ def tune_repeat(config: dict[str, Any]) -> None:
 
 def _shortage(cause: BaseException, task: Task) -> str:
     """Return what the repeat has to wait for, disk space or GPUs; empty if it failed for another reason."""
-    if isinstance(cause, NoRoom) or no_room(cause):
+    if isinstance(cause, DiskFull) or is_disk_full(cause):
         return f"disk space in {_folder(task).path}"
     if task["gpus"]:
         from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
@@ -154,7 +154,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.recipe import recipe as recipes
     from scrimp_trainers.recipe.scoring import Scoring
-    from scrimp_trainers.run import run
+    from scrimp_trainers.run import train_repeat
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -175,7 +175,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     with lock, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True})
-        lines = run(
+        lines = train_repeat(
             recipes.read(folder.recipe),
             open_dataset(Path(task["dataset"])),
             folder.path,
@@ -197,7 +197,7 @@ def _load_own_parts(folder: SweepFolder, sweep: dict[str, Any]) -> None:
     files = [folder.parts / name for name in recorded]
     for file in files:
         if not file.is_file() or parts.digests([file])[file.name] != recorded[file.name]:
-            raise Final(f"{file}: is not the file with which the sweep began; run the sweep's command again")
+            raise NonRetryable(f"{file}: is not the file with which the sweep began; run the sweep's command again")
     parts.load_files(files)
 
 

@@ -291,9 +291,9 @@ def load_space(name: str | Path) -> Space:
     """
     file = Path(name).expanduser()
     if str(name) not in names() and file.is_file():
-        tree = recipes.with_own_parts(yaml_files.read(file, f"space {name}"), file.parent, f"space {name}")
+        tree = recipes.with_own_parts(yaml_files.read_yaml(file, f"space {name}"), file.parent, f"space {name}")
         return parse_space(tree, f"space {name}")
-    return parse_space(yaml_files.load(space_yaml(str(name)), f"space {name}"), f"space {name}")
+    return parse_space(yaml_files.parse_yaml(space_yaml(str(name)), f"space {name}"), f"space {name}")
 
 
 def parse_space(tree: Any, where: str) -> Space:

@@ -12,7 +12,7 @@ from scrimp_trainers.codecs.pretrained import CLASSES
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.files import atomic_folder, share
+from scrimp_trainers.common.files import atomic_folder, match_folder_mode
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.networks.denoiser import Denoiser
@@ -24,7 +24,9 @@ CODEC = "codec.json"
 """Holds what decoding needs to know besides the recipe: whether the images were grey."""
 
 
-def export(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> None:
+def export_model(
+    folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]
+) -> None:
     """Write a model into a new folder.
 
     The network's folder (`unet/`) and `scheduler/` load with diffusers alone; `README.md` is the model card with the
@@ -49,7 +51,7 @@ def export(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, 
             (part / CODEC).write_text(json.dumps({"image_channels": manifest.channels}) + "\n")
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
         for file in part.rglob("*.safetensors"):
-            share(file)
+            match_folder_mode(file)
 
 
 def is_current(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:
@@ -91,7 +93,7 @@ def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec 
     return open_codec(recipe.codec, device, channels)
 
 
-def check_images(folder: Path, network: Denoiser, codec: OpenCodec | None, manifest: Manifest) -> None:
+def require_same_shape(folder: Path, network: Denoiser, codec: OpenCodec | None, manifest: Manifest) -> None:
     """Refuse to compare a model's images with those of a dataset of another size or number of channels.
 
     Raises

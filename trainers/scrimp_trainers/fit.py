@@ -7,7 +7,7 @@ from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
 from scrimp_trainers.recipe.techniques import Patches, Reweighting
 
 
-def check(recipe: Recipe, facts: Manifest) -> None:
+def check_fit(recipe: Recipe, facts: Manifest) -> None:
     """Refuse a dataset on which the recipe cannot be trained.
 
     Raises
@@ -25,7 +25,7 @@ def check(recipe: Recipe, facts: Manifest) -> None:
             f"{RESIDENT >> 30} GiB; use `loss`"
         )
     if recipe.reweighting.on:
-        check(reference_recipe(recipe.reweighting), facts)
+        check_fit(reference_recipe(recipe.reweighting), facts)
     scored = recipe.coreset.on and recipe.coreset.score != "random"
     if scored and recipe.coreset.features == "classifier" and not facts.classifier:
         raise UserError(f"coreset.features: dataset {facts.name} has no classifier; use another surrogate")
@@ -45,7 +45,7 @@ def check(recipe: Recipe, facts: Manifest) -> None:
             f"{recipe.network.kind} needs; prepare it with a --size that is"
         )
     _check_parts(recipe.patches, side, multiple)
-    if recipe.ood.on and any(size % 2 for size in sizes(recipe.patches, side)):
+    if recipe.ood.on and any(size % 2 for size in step_sides(recipe.patches, side)):
         raise UserError(f"ood.weight: a jigsaw of four needs an even side, not {side}; set it to 0 or change the size")
 
 
@@ -67,13 +67,13 @@ def check_class_weights(settings: Reweighting, manifest: Manifest) -> None:
     reference_recipe(settings)
 
 
-def sizes(patches: Patches, side: int) -> list[int]:
+def step_sides(patches: Patches, side: int) -> list[int]:
     """Return the sides in pixels, of images of `side` pixels, that a training step may have."""
     return [side, *(round(share * side) for share in patches.sizes if patches.on)]
 
 
 def _check_parts(patches: Patches, side: int, multiple: int) -> None:
-    for share, size in zip(patches.sizes, sizes(patches, side)[1:], strict=False):
+    for share, size in zip(patches.sizes, step_sides(patches, side)[1:], strict=False):
         if not size or size % multiple:
             nearest = min(max(round(size / multiple), 1) * multiple, side)
             raise UserError(

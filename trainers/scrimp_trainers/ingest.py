@@ -16,18 +16,18 @@ import numpy as np
 from PIL import ImageColor
 
 from scrimp_trainers.common.errors import UserError, printable
-from scrimp_trainers.common.files import atomic_folder, room
+from scrimp_trainers.common.files import atomic_folder, explain_disk_full
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.data.duplicates import Duplicates, search
+from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName, Summary
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.pixels import no_bombs, to_png
-from scrimp_trainers.data.reading import TAR_BYTES, Part, Progress, in_order, read_images, taken
+from scrimp_trainers.data.pixels import pixel_limit, to_png
+from scrimp_trainers.data.reading import TAR_BYTES, Progress, UsableImages, map_in_order, read_images, select
 from scrimp_trainers.data.shards import Sample, write_shards
 from scrimp_trainers.data.sources import open_source
 from scrimp_trainers.data.sources.source import Layout, Source
-from scrimp_trainers.data.subsets import choose
+from scrimp_trainers.data.subsets import choose_subsets
 
 CLASSIFIER_FILE = "classifier.safetensors"
 MOST_SIZES = 20
@@ -56,7 +56,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
     """
     _check(options)
     layout = Layout(options.labels, options.flat, options.frames)
-    with atomic_folder(out) as folder, no_bombs(options.max_pixels):
+    with atomic_folder(out) as folder, pixel_limit(options.max_pixels):
         scratch = folder / "scratch"
         scratch.mkdir()
         sources: dict[SplitName, Source] = {"train": open_source(source, scratch, layout, options.reader)}
@@ -65,7 +65,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         parts = read_images(sources, scratch, options, progress)
 
         images = parts["train"]
-        repeats = search(images.pixels, options.near, taken(images.source.test, images.numbers))
+        repeats = find_duplicates(images.pixels, options.near, select(images.source.test, images.numbers))
         chosen = _chosen(parts, repeats, options)
         content_hash, splits = _write(parts, chosen, folder, options)
         shutil.rmtree(scratch)
@@ -85,7 +85,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         if options.classifier is not False and manifest.classes is not None and len(manifest.classes) > 1:
             made = _classifier(folder, manifest, len(manifest.classes), options)
             manifest = manifest.model_copy(update={"classifier": made})
-        _save(folder / manifests.FILE, manifest.to_json().encode())
+        _save(folder / manifests.MANIFEST_FILE, manifest.to_json().encode())
     return manifest
 
 
@@ -118,13 +118,13 @@ def _check_background(colour: str) -> None:
         raise UserError(f"background: {colour!r} is transparent itself; give a name or #rrggbb")
 
 
-def _chosen(parts: dict[SplitName, Part], repeats: Duplicates, options: Options) -> dict[SplitName, np.ndarray]:
+def _chosen(parts: dict[SplitName, UsableImages], repeats: Duplicates, options: Options) -> dict[SplitName, np.ndarray]:
     """Return which rows of `pixels` each split holds, in order."""
     images = parts["train"]
-    train, held = choose(
+    train, held = choose_subsets(
         len(images.numbers),
         images.labels,
-        taken(images.source.test, images.numbers),
+        select(images.source.test, images.numbers),
         seed=options.seed,
         classes=images.source.classes,
         duplicates=repeats,
@@ -141,7 +141,7 @@ def _chosen(parts: dict[SplitName, Part], repeats: Duplicates, options: Options)
 
 
 def _write(
-    parts: dict[SplitName, Part], chosen: dict[SplitName, np.ndarray], folder: Path, options: Options
+    parts: dict[SplitName, UsableImages], chosen: dict[SplitName, np.ndarray], folder: Path, options: Options
 ) -> tuple[str, dict[SplitName, Split]]:
     """Write the shards of all splits. Return the content hash, and what the manifest says of them."""
     classes = parts["train"].source.classes
@@ -149,9 +149,9 @@ def _write(
     content = hashlib.sha256(json.dumps([size, channels, classes]).encode())
     splits: dict[SplitName, Split] = {}
 
-    def samples(name: SplitName, part: Part, labels: np.ndarray | None) -> Iterator[Sample]:
+    def samples(name: SplitName, part: UsableImages, labels: np.ndarray | None) -> Iterator[Sample]:
         rows = chosen[name]
-        encoded = in_order(lambda row: _encode(part.pixels[row]), rows, options.workers)
+        encoded = map_in_order(lambda row: _encode(part.pixels[row]), rows, options.workers)
         for row, (png, digest) in zip(rows, encoded, strict=True):
             key = f"{part.numbers[row]:08d}"
             label = None if labels is None else int(labels[row])
@@ -159,7 +159,7 @@ def _write(
             yield Sample(key, png, label)
 
     total = sum(len(rows) for rows in chosen.values())
-    with room(folder.parent, total * (size * size * channels + TAR_BYTES)):
+    with explain_disk_full(folder.parent, total * (size * size * channels + TAR_BYTES)):
         for name, rows in chosen.items():
             part = parts["reference" if name == "reference" else "train"]
             labels = part.labels if part.source.classes == classes else None
@@ -176,7 +176,9 @@ def _encode(pixels: np.ndarray) -> tuple[bytes, str]:
     return to_png(pixels), hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def _summary(parts: dict[SplitName, Part], repeats: Duplicates, options: Options, folders: list[str]) -> Summary:
+def _summary(
+    parts: dict[SplitName, UsableImages], repeats: Duplicates, options: Options, folders: list[str]
+) -> Summary:
     """Say what was understood of the sources, without the `folders` in which they lie."""
     size = parts["train"].pixels.shape[1]
     sizes = sum((part.sizes for part in parts.values()), Counter())

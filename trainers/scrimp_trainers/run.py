@@ -8,15 +8,15 @@ import torch
 
 from scrimp_trainers.common import ranks
 from scrimp_trainers.common.device import select_device
-from scrimp_trainers.common.metrics_log import Line
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.precompute.prepare import prepare
+from scrimp_trainers.precompute.prepare import prepare_techniques
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.training.session import Session
 
 
-def run(
+def train_repeat(
     recipe: Recipe,
     dataset: Dataset,
     folder: Path,
@@ -28,7 +28,7 @@ def run(
     direction: Literal["minimize", "maximize"] = "minimize",
     checkpoint_seconds: float = 60.0,
     device: torch.device | str | None = None,
-) -> Iterator[Line]:
+) -> Iterator[MetricsRow]:
     """Train a repeat, or go on with it, and yield its lines as they are written.
 
     A line is due at every tick and at every rung; at a rung it holds the scores and, as `rung`, its kimg, and is on
@@ -59,7 +59,7 @@ def run(
     """
     # Prepare what the recipe's techniques need: coreset, codec, class weights.
     device = select_device(device)
-    prepared = prepare(recipe, dataset, seed, device, *ranks.place())
+    prepared = prepare_techniques(recipe, dataset, seed, device, *ranks.rank_and_world())
 
     # Start, or resume from the last checkpoint.
     repeat = Session(recipe, dataset, folder, seed, prepared, scoring, device=device)

@@ -18,7 +18,7 @@ from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 
-GRID = 64
+GRID_IMAGES = 64
 """Images shown in a grid."""
 
 
@@ -56,7 +56,7 @@ def generate(
         yield to_pixels(codec.decode(images) if codec else images)
 
 
-def grid(images: Tensor, columns: int = 8) -> Image.Image:
+def image_grid(images: Tensor, columns: int = 8) -> Image.Image:
     """Lay uint8 images [N, C, H, W] out in rows, small ones magnified."""
     count, channels, height, width = images.shape
     zoom = max(1, 32 // height)
@@ -67,10 +67,10 @@ def grid(images: Tensor, columns: int = 8) -> Image.Image:
     for i, image in enumerate(images):
         top, left = gap + i // columns * tall, gap + i % columns * wide
         sheet[:, top : top + height * zoom, left : left + width * zoom] = image
-    return picture(sheet)
+    return to_pil(sheet)
 
 
-def picture(image: Tensor) -> Image.Image:
+def to_pil(image: Tensor) -> Image.Image:
     """Turn a uint8 image [C, H, W], grey or RGB, into one of PIL's."""
     pixels = image.cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels)
@@ -87,11 +87,11 @@ def save_images(batches: Iterable[Tensor], folder: Path) -> None:
     number, shown = 0, []
     with atomic_folder(folder) as part:
         for batch in batches:
-            shown.append(batch[: max(0, GRID - number)].cpu())
+            shown.append(batch[: max(0, GRID_IMAGES - number)].cpu())
             for image in batch:
-                picture(image).save(part / f"{number:06d}.png")
+                to_pil(image).save(part / f"{number:06d}.png")
                 number += 1
-        grid(torch.cat(shown)).save(part / "grid.png")
+        image_grid(torch.cat(shown)).save(part / "grid.png")
 
 
 def _noise(network: Denoiser, numbers: range, number: int) -> Callable[[], Tensor]:

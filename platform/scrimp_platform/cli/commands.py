@@ -23,7 +23,7 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.metrics_log import Line
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import manifest
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.techniques import Coreset
@@ -52,15 +52,15 @@ def train(
     recipe = recipes.load(recipe_name)
     if kimg:
         recipe = operations.with_length(recipe, kimg)
-    facts = manifest.load(data)
+    facts = manifest.load_manifest(data)
     scoring = None
     if extractor:
         scoring = operations.make_scoring(facts, extractor=extractor, samples=samples)
 
     # Train, and show the progress.
-    earlier = metrics_log.read(out / "metrics.jsonl")
+    earlier = metrics_log.read_rows(out / "metrics.jsonl")
     lines = operations.train(recipe, data, out, seed, scoring)
-    line: Line = {}
+    line: MetricsRow = {}
     with terminal.progress("kimg") as progress:
         for line in lines:
             if "note" in line:
@@ -69,7 +69,7 @@ def train(
                 progress(line["kimg"], recipe.training.kimg)
 
     # Show the result.
-    if metrics_log.read(out / "metrics.jsonl") == earlier:
+    if metrics_log.read_rows(out / "metrics.jsonl") == earlier:
         terminal.say(f"{out}: was finished already; nothing was left to train or to score")
     if recipe.sparsity.on:
         with (out / "layers.csv").open(newline="") as file:
@@ -100,7 +100,7 @@ def evaluate(
 ) -> None:
     """Score a model against a dataset."""
     require_model(model)
-    scoring = operations.make_scoring(manifest.load(data), **scoring_values)
+    scoring = operations.make_scoring(manifest.load_manifest(data), **scoring_values)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
     from scrimp_trainers.metrics.memorisation import neighbour_grid
@@ -120,23 +120,23 @@ def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> Non
         coreset = Coreset(**coreset_values)
     except ValidationError as error:
         raise UserError(recipes.explain(error)) from None
-    facts = manifest.load(data)
+    facts = manifest.load_manifest(data)
     if coreset.score != "random":
         operations.make_scoring(facts, extractor=coreset.features, weights=coreset.weights)
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
     from scrimp_trainers.common import device
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.precompute.coreset import score
-    from scrimp_trainers.precompute.coreset_picture import picture
+    from scrimp_trainers.precompute.coreset import score_dataset
+    from scrimp_trainers.precompute.coreset_picture import draw_picture
 
     dataset = open_dataset(data)
     with terminal.progress() as progress:
-        scored = score(dataset, coreset, device.select_device(), seed, progress)
+        scored = score_dataset(dataset, coreset, device.select_device(), seed, progress)
 
     out = out or scored.file.with_suffix(".png")
     try:
-        picture(dataset, coreset, scored).save(out, "PNG")
+        draw_picture(dataset, coreset, scored).save(out, "PNG")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
 
@@ -233,7 +233,7 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     if storage.exists() and not storage.is_dir():
         raise UserError(f"--storage {storage}: not a folder")
     if data:
-        manifest.load(data)
+        manifest.load_manifest(data)
     from scrimp_platform import cluster
     from scrimp_platform.tracking import mlflow_server
 

@@ -372,7 +372,7 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
     from scrimp_platform import interrupt
     from scrimp_platform.storage_loss import StorageLost
     from scrimp_trainers.common.errors import Diverged, UserError
-    from scrimp_trainers.common.files import no_room
+    from scrimp_trainers.common.files import is_disk_full
 
     interrupt.listen()
     proxies.bypass()
@@ -394,7 +394,7 @@ def main(arguments: list[str] | None = None, command: click.Command = scrimp) ->
     except (click.Abort, KeyboardInterrupt) as error:  # click turns KeyboardInterrupt into Abort
         _exit("interrupted; run the same command again to resume", interrupt.exit_status(error.__cause__ or error))
     except Exception as error:
-        if not no_room(error):
+        if not is_disk_full(error):
             raise
         _exit(f"{error}; free some space and run the same command again to resume", 1)
 

@@ -122,7 +122,7 @@ def _read_sweep(folder: SweepFolder, description: dict[str, Any], node: str, rea
 
 
 def _read_running(repeat: Repeat, files: RepeatFolder) -> RunningRepeat:
-    lines = metrics_log.read(files.metrics)
+    lines = metrics_log.read_rows(files.metrics)
     last_line = lines[-1] if lines else {}
     updated = max(_modified(files.metrics), _modified(files.checkpoint / "last"))
     seconds_since_update = None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from scrimp_cluster.doctor import ClusterReport, NodeReport
     from scrimp_cluster.faults import Fault
-    from scrimp_trainers.precompute.coreset import Scored
+    from scrimp_trainers.precompute.coreset import ScoredImages
 
 console = Console(highlight=False)
 
@@ -299,7 +299,7 @@ def show_dataset(folder: Path, manifest: Manifest) -> None:
     say(f"content {manifest.content_hash}")
 
 
-def show_coreset(scored: "Scored") -> None:
+def show_coreset(scored: "ScoredImages") -> None:
     """Print how many images of each class are kept, and the mean scores of the kept and the dropped ones."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", pad_edge=False)
     table.add_column("class")

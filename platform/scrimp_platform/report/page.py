@@ -141,7 +141,7 @@ def _status_counts(items: Sequence[TrialRow] | Sequence[Repeat]) -> str:
 
 def _manifest(sweep: dict[str, Any]) -> Manifest | None:
     try:
-        return manifest.load(Path(sweep["dataset"]["folder"]))
+        return manifest.load_manifest(Path(sweep["dataset"]["folder"]))
     except UserError:  # the dataset has been moved or removed
         return None
 
@@ -199,7 +199,7 @@ def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence
     for row in rows:
         if row.number in leaders:
             files = [folder.repeat(row.number, repeat.repeat) for repeat in row.trial.repeats]
-            curves[row.number] = [metrics_log.read(repeat_files.metrics) for repeat_files in files]
+            curves[row.number] = [metrics_log.read_rows(repeat_files.metrics) for repeat_files in files]
     caption = "All repeats of the leading trials."
     result.append(_plot("Training loss", caption, plots.losses(curves, rows), "No leader yet."))
     return result

@@ -49,7 +49,7 @@ def measure_base_recipe(plan: Plan) -> Speed:
     import torch
 
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.run import run
+    from scrimp_trainers.run import train_repeat
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def measure_base_recipe(plan: Plan) -> Speed:
     kimg = max(16 * plan.base.training.batch_size, 1000) / 1000
     samples = min(plan.space.scoring.samples, 64)
     with tempfile.TemporaryDirectory() as folder:
-        lines = run(
+        lines = train_repeat(
             plan.base.replace({"training.kimg": kimg}),
             open_dataset(plan.dataset),
             Path(folder),

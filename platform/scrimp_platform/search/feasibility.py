@@ -38,7 +38,7 @@ def resolve(space: Space, manifest: Manifest) -> Space:
     def costs(recipe: Recipe) -> dict[str, float] | None:
         key = recipe.to_yaml()
         if key not in cache:
-            cache[key] = expected_cost.costs(recipe, manifest, space.scoring.samples)
+            cache[key] = expected_cost.expected_costs(recipe, manifest, space.scoring.samples)
         return cache[key]
 
     base = costs(space.base())

@@ -255,7 +255,7 @@ class Ledger:
 
     def _write_recipe(self, trial: Trial, repeat: Repeat) -> None:
         recipe = self._base.replace(trial.params).to_yaml()
-        repeat.recipe = checksums.of_text(recipe)
+        repeat.recipe = checksums.text_checksum(recipe)
         self._write(partial(write_atomic, self.folder.repeat(trial.number, repeat.repeat).recipe, recipe))
 
     def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:

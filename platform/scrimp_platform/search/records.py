@@ -246,7 +246,7 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
     recipe = _content(files.recipe)
     if repeat.recipe and recipe is None:
         damages.append(f"{files.recipe}: missing")
-    elif repeat.recipe and checksums.of_text(recipe or b"") != repeat.recipe:
+    elif repeat.recipe and checksums.text_checksum(recipe or b"") != repeat.recipe:
         damages.append(f"{files.recipe}: not what was written")
     if damages and repeat.status in ("finished", "stopped"):
         repeat.status = "damaged"
@@ -264,7 +264,7 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
 def _scan(files: RepeatFolder, rungs: Sequence[float]) -> tuple[dict[float, dict[str, Any]], list[str]]:
     """Return the scores by rung, and what is wrong with `metrics.jsonl`, which should contain those of `rungs`."""
     try:
-        rows, damage = metrics_log.scan(files.metrics)
+        rows, damage = metrics_log.scan_rows(files.metrics)
     except OSError as error:
         return {}, [f"{files.metrics}: cannot be read ({error.strerror})"]
 

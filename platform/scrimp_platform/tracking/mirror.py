@@ -185,7 +185,7 @@ class Mirror:
             return  # the status is sent last, so everything else has arrived
 
         # Metrics and files.
-        runs.send_lines(run, metrics_log.read(files.metrics))
+        runs.send_lines(run, metrics_log.read_rows(files.metrics))
         for grid in sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem)):
             runs.send_image(run, grid, "samples", int(float(grid.stem)))
         for file in (files.recipe, files.neighbours_png, files.error, *files.prepared):

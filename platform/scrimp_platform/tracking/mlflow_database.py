@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from scrimp_platform.store import Storage
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.files import replacing
+from scrimp_trainers.common.files import atomic_file
 
 SETTING_FILE = "database"
 SQLITE_FILE = "mlflow.db"
@@ -62,7 +62,7 @@ def prepare_database(folder: Path) -> str:
         # Sweeps must resend what is newer than the backup, so their records of what they have sent are deleted.
         for sweep in Storage(folder.parent).sweeps():
             sweep.tracking.unlink(missing_ok=True)
-        with replacing(file) as temporary:
+        with atomic_file(file) as temporary:
             shutil.copyfile(backups[-1], temporary)
     return address
 
@@ -80,7 +80,7 @@ def back_up(folder: Path) -> None:
         return
     today = time.strftime("%Y-%m-%d")
     try:
-        with replacing(folder / "backup" / f"mlflow-{today}.db") as temporary:
+        with atomic_file(folder / "backup" / f"mlflow-{today}.db") as temporary:
             # No other process opens the temporary file, and a network file system may not support locks.
             unlocked = f"{temporary.as_uri()}?nolock=1"
             with (

@@ -146,7 +146,7 @@ def _load(found: Autoencoder, settings: Codec, device: torch.device) -> "Network
             found.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        why = weights.reason(error)
+        why = weights.one_line(error)
         raise UserError(f"{found.where}: cannot be loaded ({why}); get {pretrained.WEIGHTS} anew") from error
     for fault, names in (("lacks", loaded["missing_keys"]), ("has an unknown", loaded["unexpected_keys"])):
         if names:

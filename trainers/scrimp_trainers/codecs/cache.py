@@ -21,11 +21,11 @@ from torch import Tensor
 
 from scrimp_trainers.codecs import pretrained
 from scrimp_trainers.codecs.autoencoder import open_codec
-from scrimp_trainers.common.errors import NoRoom, UserError
-from scrimp_trainers.common.files import no_room, replacing
+from scrimp_trainers.common.errors import DiskFull, UserError
+from scrimp_trainers.common.files import atomic_file, is_disk_full
 from scrimp_trainers.data.batch import Batch, to_device
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.data.loading import draws
+from scrimp_trainers.data.loading import draw_indices
 from scrimp_trainers.data.pixels import from_png
 from scrimp_trainers.data.shards import read_shard
 from scrimp_trainers.recipe.techniques import Codec
@@ -79,7 +79,7 @@ def open_latents(
                     _write(path, shape, _encoded(dataset, settings, device, progress))
         except OSError as error:
             needed = max(1, 2 * int(np.prod(shape)) >> 20)
-            kind = NoRoom if no_room(error) else UserError
+            kind = DiskFull if is_disk_full(error) else UserError
             raise kind(
                 f"{path}: cannot be written ({error.strerror}); latents take about {needed:,} MiB there"
             ) from None
@@ -116,7 +116,7 @@ def latent_batches(
         raise UserError(f"training.batch_size: {batch_size} cannot be split evenly over {world} devices")
     moments = latents.moments
     classes = None if labels is None else torch.from_numpy(labels).to(moments.device)
-    drawn = draws(
+    drawn = draw_indices(
         len(moments), batch_size, seed, moments.device,
         flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[Tensor]) -> None
     header = io.BytesIO()
     np.lib.format.write_array_header_2_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
     digest = hashlib.sha256()
-    with replacing(path) as aside, aside.open("wb") as file:
+    with atomic_file(path) as aside, aside.open("wb") as file:
         for part in chain([header.getvalue()], (block.numpy().tobytes() for block in blocks)):
             digest.update(part)
             file.write(part)

@@ -34,11 +34,11 @@ def unseal(text: bytes) -> dict[str, Any]:
     return record
 
 
-def of_text(text: str | bytes) -> str:
+def text_checksum(text: str | bytes) -> str:
     """Return the checksum of a text."""
     return f"{zlib.crc32(text.encode() if isinstance(text, str) else text):08x}"
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
     # Over the values and not the bytes: how a record is laid out does not matter. JSON gives floats back exactly.
-    return of_text(json.dumps(record))
+    return text_checksum(json.dumps(record))

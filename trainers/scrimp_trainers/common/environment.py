@@ -8,13 +8,13 @@ from pathlib import Path
 Environment = dict[str, str]
 
 
-def describe(content_hash: str) -> Environment:
+def describe_environment(content_hash: str) -> Environment:
     """Return the hash of this package's code, the versions of its libraries, and the hash of the dataset."""
     libraries = {name: metadata.version(name) for name in ("torch", "diffusers")}
     return {"code": _code(), **libraries, "dataset": content_hash}
 
 
-def changes(before: Environment, now: Environment) -> str:
+def describe_changes(before: Environment, now: Environment) -> str:
     """Say in words what is not as it was; empty if all is."""
     names = [name for name in now if now[name] != before.get(name)]
     return ", ".join(f"{name} {now[name][:12]} (was {before.get(name, 'unknown')[:12]})" for name in names)

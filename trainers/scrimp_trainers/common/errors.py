@@ -14,19 +14,19 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
-class Final(Exception):
+class NonRetryable(Exception):
     """What would fail in the same way again: such a repeat is not retried."""
 
 
-class Diverged(Final):
+class Diverged(NonRetryable):
     """Training has become useless: a loss that is not finite, or one that has exploded."""
 
 
-class DamagedData(UserError, Final):
+class DamagedData(UserError, NonRetryable):
     """A file of the dataset is missing, or is not what was prepared."""
 
 
-class TooLarge(UserError, Final):
+class DeviceOutOfMemory(UserError, NonRetryable):
     """The device has too little memory for what the recipe trains at once."""
 
 
@@ -34,5 +34,5 @@ class DamagedRecord(UserError):
     """A record on disk is not what was written there."""
 
 
-class NoRoom(UserError):
+class DiskFull(UserError):
     """A disk is full or read-only. With room there, the same goes on."""

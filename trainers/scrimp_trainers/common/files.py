@@ -15,13 +15,13 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from scrimp_trainers.common.errors import NoRoom, UserError
+from scrimp_trainers.common.errors import DiskFull, UserError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Give an empty file aside to fill, which takes `path`'s place at the end, unless something is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def share(file: Path) -> None:
+def match_folder_mode(file: Path) -> None:
     """Open a file to those to whom its new folder is open: safetensors writes with mode 0600, whatever the umask."""
     file.chmod(file.parent.stat().st_mode & 0o666)
 
@@ -45,18 +45,18 @@ def share(file: Path) -> None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file's content at once; its folder is made if need be."""
     data = content.encode() if isinstance(content, str) else content
-    with replacing(path) as aside, aside.open("wb") as file:
+    with atomic_file(path) as aside, aside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk is full, a quota spent, or a file system read-only."""
     if isinstance(error, OSError):
-        return error.errno in NO_ROOM
+        return error.errno in DISK_FULL_ERRNOS
     told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors says it in its text alone
-    return told is not None and int(told[1]) in NO_ROOM
+    return told is not None and int(told[1]) in DISK_FULL_ERRNOS
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         part.mkdir(parents=True, exist_ok=True)
         lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        kind = NoRoom if no_room(error) else UserError
+        kind = DiskFull if is_disk_full(error) else UserError
         raise kind(f"{out}: cannot be made ({error.strerror})") from None
     try:
         _claim(lock, part, out)
@@ -103,8 +103,8 @@ def atomic_folder(out: Path) -> Iterator[Path]:
             for folder in new:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
-        if no_room(error):
-            raise NoRoom(f"{out}: the disk is full or read-only; make room there or choose another place") from error
+        if is_disk_full(error):
+            raise DiskFull(f"{out}: the disk is full or read-only; make room there or choose another place") from error
         if isinstance(error, OSError):
             raise UserError(f"{error.filename or out}: {error.strerror or error}") from error
         raise
@@ -141,7 +141,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def room(out: Path, needed: int) -> Iterator[None]:
+def explain_disk_full(out: Path, needed: int) -> Iterator[None]:
     """Say how much was needed when the disk is full.
 
     Raises
@@ -152,6 +152,6 @@ def room(out: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not no_room(error):
+        if not is_disk_full(error):
             raise
-        raise NoRoom(f"{out}: the disk is full; about {max(1, needed >> 20):,} MiB are needed there") from None
+        raise DiskFull(f"{out}: the disk is full; about {max(1, needed >> 20):,} MiB are needed there") from None

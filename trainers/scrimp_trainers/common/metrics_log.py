@@ -12,11 +12,11 @@ from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import DamagedRecord
 from scrimp_trainers.common.files import write_atomic
 
-Line = dict[str, Any]
+MetricsRow = dict[str, Any]
 """Flat numbers, and a few words that say what scores hold for."""
 
 
-def scan(path: Path) -> tuple[list[Line], str]:
+def scan_rows(path: Path) -> tuple[list[MetricsRow], str]:
     """Return the sound lines of a file, none if it is not there; and which are damaged, empty if none.
 
     A last line that a kill cut short is neither: its writer repeats it.
@@ -32,24 +32,24 @@ def scan(path: Path) -> tuple[list[Line], str]:
     return sound, f"{path}: damaged in line {', '.join(damaged)}" if damaged else ""
 
 
-def read(path: Path) -> list[Line]:
+def read_rows(path: Path) -> list[MetricsRow]:
     """Return the sound lines of a file; `scan` says which were damaged."""
-    return scan(path)[0]
+    return scan_rows(path)[0]
 
 
-def append(path: Path, line: Line) -> None:
+def append_row(path: Path, line: MetricsRow) -> None:
     """Add a line; when this returns it is on disk."""
     with path.open("a") as file:
-        file.write(text_of(line))
+        file.write(row_text(line))
         file.flush()
         os.fsync(file.fileno())
 
 
-def rewrite(path: Path, lines: list[Line]) -> None:
+def write_rows(path: Path, lines: list[MetricsRow]) -> None:
     """Replace the whole file at once."""
-    write_atomic(path, "".join(map(text_of, lines)))
+    write_atomic(path, "".join(map(row_text, lines)))
 
 
-def text_of(line: Line) -> str:
+def row_text(line: MetricsRow) -> str:
     """Return a line as the file holds it."""
     return json.dumps(checksums.seal(line)) + "\n"

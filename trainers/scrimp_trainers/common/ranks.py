@@ -8,7 +8,7 @@ from typing import cast
 import torch.distributed as dist
 
 
-def place() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """Return this process's rank and the number of ranks: 0 and 1 without a process group."""
     if not dist.is_initialized():
         return 0, 1

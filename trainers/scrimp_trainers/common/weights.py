@@ -13,7 +13,7 @@ LONGEST = 200
 """Characters of a library's message that one line of ours quotes."""
 
 
-def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+def read_weights(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises
@@ -24,10 +24,10 @@ def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     try:
         return load_file(file, device)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read: {reason(error)}") from None
+        raise UserError(f"{file}: cannot be read: {one_line(error)}") from None
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     """Load a file's tensors into a network.
 
     Raises
@@ -38,7 +38,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{file}: not the weights of this network: {reason(error)}") from None
+        raise UserError(f"{file}: not the weights of this network: {one_line(error)}") from None
 
 
 def require_same(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> None:
@@ -59,7 +59,7 @@ def require_same(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
             raise UserError(f"{file}: {name} has the shape {there}, which should be {here}")
 
 
-def reason(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the message of an error, which may have many lines, as one of limited length."""
     text = " ".join(str(error).split()) or type(error).__name__
     if text.startswith("Error(s) in loading state_dict for "):

@@ -34,7 +34,7 @@ NOT_A_NUMBER = (".nan", ".NaN", ".NAN")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read(path: Path, where: str) -> Any:
+def read_yaml(path: Path, where: str) -> Any:
     """Read a YAML file; `where` names it in error messages.
 
     Raises
@@ -47,10 +47,10 @@ def read(path: Path, where: str) -> Any:
             data = file.read(LARGEST + 1)
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from None
-    return load(data, where)
+    return parse_yaml(data, where)
 
 
-def load(data: str | bytes, where: str) -> Any:
+def parse_yaml(data: str | bytes, where: str) -> Any:
     """Return what a YAML document says, as dicts, lists and scalars.
 
     Raises

@@ -74,4 +74,4 @@ def open_dataset(folder: Path) -> Dataset:
     UserError
         If the folder is not one.
     """
-    return Dataset(Path(folder).resolve(), manifests.load(Path(folder)))
+    return Dataset(Path(folder).resolve(), manifests.load_manifest(Path(folder)))

@@ -46,7 +46,7 @@ class Duplicates:
         return int(np.bincount(self.group).max())
 
 
-def search(pixels: np.ndarray, near: float, test: np.ndarray | None = None) -> Duplicates:
+def find_duplicates(pixels: np.ndarray, near: float, test: np.ndarray | None = None) -> Duplicates:
     """Find the duplicates among images.
 
     Parameters

@@ -63,7 +63,7 @@ def batches(
     manifest = dataset.manifest
     count = manifest.splits["train"].count
     if manifest.train_bytes <= room:
-        drawn = draws(
+        drawn = draw_indices(
             count, batch_size, seed, device, flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances
         )
         return _resident(dataset, drawn, device, flip)
@@ -74,7 +74,7 @@ def batches(
     return stream(dataset, batch_size // world, seed, device, flip, rank, world, start, kept, workers)
 
 
-def draws(
+def draw_indices(
     count: int,
     batch_size: int,
     seed: int,

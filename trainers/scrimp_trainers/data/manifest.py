@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.recipe import explain
 
-FILE = "dataset.json"
+MANIFEST_FILE = "dataset.json"
 FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 """Files lie in the dataset's folder itself."""
 LONGEST_NAME = 100
@@ -20,13 +20,13 @@ RESIDENT = 2 * 2**30
 SplitName = Literal["train", "holdout", "reference"]
 
 
-class Part(BaseModel):
+class ManifestModel(BaseModel):
     """A part of the manifest: frozen, and closed to fields that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class Shard(Part):
+class Shard(ManifestModel):
     """One WebDataset tar file."""
 
     file: str = Field(pattern=FILE_NAME)
@@ -37,7 +37,7 @@ class Shard(Part):
     """Hash of the file."""
 
 
-class Split(Part):
+class Split(ManifestModel):
     """A set of images. Training and held-out ones are disjoint; a reference set may hold both."""
 
     count: int = Field(ge=1)
@@ -48,7 +48,7 @@ class Split(Part):
     """Its shards, in order."""
 
 
-class Classifier(Part):
+class Classifier(ManifestModel):
     """The small CNN that was trained on the labels, a feature extractor for scores."""
 
     file: str = Field(pattern=FILE_NAME)
@@ -67,7 +67,7 @@ class Classifier(Part):
     """Seed of its training."""
 
 
-class Summary(Part):
+class Summary(ManifestModel):
     """What `scrimp prepare` understood of its sources."""
 
     images: int = 0
@@ -100,7 +100,7 @@ class Summary(Part):
     """Training images left out because they repeat one of the source's own test images."""
 
 
-class Manifest(Part):
+class Manifest(ManifestModel):
     """Everything about a dataset but its pixels."""
 
     schema_version: Literal[1] = 1
@@ -136,7 +136,7 @@ class Manifest(Part):
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
-def load(folder: Path) -> Manifest:
+def load_manifest(folder: Path) -> Manifest:
     """Read a dataset's manifest.
 
     Raises
@@ -144,12 +144,12 @@ def load(folder: Path) -> Manifest:
     UserError
         If the folder is not a dataset, or one that this version cannot read.
     """
-    file = folder / FILE
+    file = folder / MANIFEST_FILE
     try:
         manifest = Manifest.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder}: not a dataset (no {FILE}); make one with `scrimp prepare SOURCE {folder}`"
+            f"{folder}: not a dataset (no {MANIFEST_FILE}); make one with `scrimp prepare SOURCE {folder}`"
         ) from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None

@@ -37,7 +37,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Over
 
 
 @dataclass(frozen=True)
-class Reading:
+class Conversion:
     """What to do with images that cannot be had as 8-bit grey or RGB without a decision."""
 
     scale_depth: bool = False
@@ -47,7 +47,7 @@ class Reading:
 
 
 @contextmanager
-def no_bombs(max_pixels: int | None = None) -> Iterator[None]:
+def pixel_limit(max_pixels: int | None = None) -> Iterator[None]:
     """Refuse images with more than `max_pixels` pixels (default: Pillow's limit), in all threads."""
     usual = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels or usual
@@ -64,7 +64,7 @@ def is_image_data(head: bytes) -> bool:
     return BEGINNINGS.match(head) is not None
 
 
-def frames(file: BinaryIO) -> int:
+def count_frames(file: BinaryIO) -> int:
     """Return how many pages or frames an image file has; 1 where it cannot be read.
 
     Only the head of a PNG is read. The further images in a JPEG are previews and depth maps, so it has one.
@@ -87,7 +87,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def decode(file: BinaryIO, where: str, frame: int = 0) -> Image.Image:
+def decode_image(file: BinaryIO, where: str, frame: int = 0) -> Image.Image:
     """Decode one frame of an image file, turned upright as its EXIF data says.
 
     `info["depth"]` of the image is the bits a channel that the file has: of 16-bit colour Pillow keeps 8.
@@ -131,7 +131,7 @@ def stored_depth(image: Image.Image, file: BinaryIO) -> int:
         file.seek(place)
 
 
-def plain(image: Image.Image, where: str, reading: Reading = Reading()) -> Image.Image:
+def to_8_bit(image: Image.Image, where: str, reading: Conversion = Conversion()) -> Image.Image:
     """Convert to 8-bit grey (`L`) or RGB: palettes, CMYK and the like become RGB, opaque alpha is dropped.
 
     Grey values of 16 bits become round(value / 257). Pillow gives 16-bit colour of PNG and TIFF files as value // 256,
@@ -156,14 +156,14 @@ def plain(image: Image.Image, where: str, reading: Reading = Reading()) -> Image
     return image.convert("L" if grey else "RGB")
 
 
-def is_deep(image: Image.Image) -> bool:
+def exceeds_8_bits(image: Image.Image) -> bool:
     """Whether the file of a decoded image had more than 8 bits a channel."""
     return image.mode in DEEP or image.info.get("depth", 8) > 8
 
 
-def _shallow(image: Image.Image, where: str, reading: Reading) -> Image.Image:
+def _shallow(image: Image.Image, where: str, reading: Conversion) -> Image.Image:
     """Scale an image of 16 bits a channel to 8, if that is asked for."""
-    if not is_deep(image):
+    if not exceeds_8_bits(image):
         return image
     depth = image.info.get("depth", 16)
     if depth > 16 or image.mode == "F":
@@ -177,7 +177,7 @@ def _shallow(image: Image.Image, where: str, reading: Reading) -> Image.Image:
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
-def square(image: Image.Image, size: int | None, where: str) -> Image.Image:
+def crop_and_resize(image: Image.Image, size: int | None, where: str) -> Image.Image:
     """Crop the centre square and resize it with Lanczos, as EDM's dataset tool does.
 
     Raises

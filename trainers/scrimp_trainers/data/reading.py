@@ -11,10 +11,10 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.files import room
+from scrimp_trainers.common.files import explain_disk_full
 from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.pixels import Reading, is_deep, plain, square
+from scrimp_trainers.data.pixels import Conversion, crop_and_resize, exceeds_8_bits, to_8_bit
 from scrimp_trainers.data.sources.source import Source
 
 Progress = Callable[[int, int], None]
@@ -29,7 +29,7 @@ MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
-class Part:
+class UsableImages:
     """The usable images of a source, at their final size."""
 
     source: Source
@@ -39,7 +39,7 @@ class Part:
     """uint8 [n, H, W] or [n, H, W, 3], in a scratch file."""
     labels: np.ndarray | None
     """int64 [n]."""
-    bad: list["Bad"]
+    bad: list["UnusableImage"]
     """The others."""
     sizes: Counter[tuple[int, int]]
     """Width and height of the images as they were."""
@@ -59,7 +59,7 @@ class _Picture:
 
 
 @dataclass(frozen=True)
-class Bad:
+class UnusableImage:
     """An image that cannot be used."""
 
     where: str
@@ -72,7 +72,7 @@ class _ColourError(Exception):
 
 def read_images(
     sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
-) -> dict[SplitName, Part]:
+) -> dict[SplitName, UsableImages]:
     """Read all images at their final size.
 
     Raises
@@ -102,7 +102,7 @@ def _pass(
     channels: Literal[1, 3],
     options: Options,
     progress: Progress | None,
-) -> dict[SplitName, Part]:
+) -> dict[SplitName, UsableImages]:
     """Read all images in grey or in colour."""
     total, done = sum(source.count for source in sources.values()), 0
 
@@ -113,7 +113,7 @@ def _pass(
             progress(done, total)
 
     # Twice: as pixels in the scratch files, and as PNGs.
-    with room(scratch.parent.parent, 2 * total * (size * size * channels + TAR_BYTES)):
+    with explain_disk_full(scratch.parent.parent, 2 * total * (size * size * channels + TAR_BYTES)):
         return {
             name: _images(source, scratch / f"{name}.pixels", size, channels, options, count)
             for name, source in sources.items()
@@ -127,20 +127,20 @@ def _images(
     channels: Literal[1, 3],
     options: Options,
     count: Callable[[], None],
-) -> Part:
+) -> UsableImages:
     """Write the pixels of a source's usable images to a file, and open it."""
-    reading = Reading(options.depth16 == "scale", options.background)
+    reading = Conversion(options.depth16 == "scale", options.background)
     numbers: list[int] = []
-    bad: list[Bad] = []
+    bad: list[UnusableImage] = []
     sizes: Counter[tuple[int, int]] = Counter()
     brightest: int | None = None
 
-    def picture(i: int) -> _Picture | Bad:
+    def picture(i: int) -> _Picture | UnusableImage:
         return _picture(source, i, size, channels, options.size is not None, reading)
 
     with path.open("wb") as file:  # not mapped into memory: there a full disk kills the process
-        for i, image in enumerate(in_order(picture, range(source.count), options.workers)):
-            if isinstance(image, Bad):
+        for i, image in enumerate(map_in_order(picture, range(source.count), options.workers)):
+            if isinstance(image, UnusableImage):
                 bad.append(image)
             else:
                 numbers.append(i)
@@ -153,20 +153,22 @@ def _images(
     kept = np.array(numbers, dtype=np.int64)
     shape = (len(kept), size, size) if channels == 1 else (len(kept), size, size, channels)
     pixels = np.memmap(path, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, dtype=np.uint8)
-    return Part(source, kept, pixels, taken(source.labels, kept), bad, sizes, brightest)
+    return UsableImages(source, kept, pixels, select(source.labels, kept), bad, sizes, brightest)
 
 
-def _picture(source: Source, i: int, size: int, channels: int, resize: bool, reading: Reading) -> _Picture | Bad:
+def _picture(
+    source: Source, i: int, size: int, channels: int, resize: bool, reading: Conversion
+) -> _Picture | UnusableImage:
     """Decode, crop and resize one image. Return what is wrong with it instead if it cannot be used."""
     where = source.where(i)
     try:
         stored = source.load(i)
-        image = plain(stored, where, reading)
+        image = to_8_bit(stored, where, reading)
     except UserError as error:
-        return Bad(where, str(error).removeprefix(f"{where}: "))
-    brightest = int(np.asarray(image).max()) if is_deep(stored) else None
+        return UnusableImage(where, str(error).removeprefix(f"{where}: "))
+    brightest = int(np.asarray(image).max()) if exceeds_8_bits(stored) else None
 
-    fitted = square(image, size if resize else None, where)
+    fitted = crop_and_resize(image, size if resize else None, where)
     if fitted.width != size:
         raise UserError(f"{where}: is {fitted.width} pixels wide, others {size}; give a --size to resize to")
     if channels == 1 and fitted.mode != "L":
@@ -177,18 +179,18 @@ def _picture(source: Source, i: int, size: int, channels: int, resize: bool, rea
 
 def _side(source: Source, options: Options) -> int:
     """Side of the first usable image, where no size is asked for: all must have it."""
-    reading = Reading(options.depth16 == "scale", options.background)
+    reading = Conversion(options.depth16 == "scale", options.background)
     for i in range(source.count):
         where = source.where(i)
         try:
-            image = plain(source.load(i), where, reading)
+            image = to_8_bit(source.load(i), where, reading)
         except UserError:
             continue  # all of these are named together later
-        return square(image, None, where).width
+        return crop_and_resize(image, None, where).width
     return 1
 
 
-def _listed(bad: list[Bad], total: int, hint: str = "--skip-bad prepares the rest") -> str:
+def _listed(bad: list[UnusableImage], total: int, hint: str = "--skip-bad prepares the rest") -> str:
     """Name the images that cannot be used, by reason, in one line."""
     by_reason: dict[str, list[str]] = {}
     for image in bad[:MOST_NAMED]:
@@ -200,7 +202,7 @@ def _listed(bad: list[Bad], total: int, hint: str = "--skip-bad prepares the res
     return f"{len(bad):,} of {total:,} images cannot be used ({hint}): {named}{rest}"
 
 
-def in_order(make: Callable[[int], T], numbers: Sequence[int] | np.ndarray, workers: int | None) -> Iterator[T]:
+def map_in_order(make: Callable[[int], T], numbers: Sequence[int] | np.ndarray, workers: int | None) -> Iterator[T]:
     """Yield `make` of each number in order, made over all cores and never far ahead of the reader."""
     workers = workers or os.cpu_count() or 1
 
@@ -220,6 +222,6 @@ def in_order(make: Callable[[int], T], numbers: Sequence[int] | np.ndarray, work
         pool.shutdown(cancel_futures=True)
 
 
-def taken(values: np.ndarray | None, numbers: np.ndarray) -> np.ndarray | None:
+def select(values: np.ndarray | None, numbers: np.ndarray) -> np.ndarray | None:
     """Return the entries with these numbers, if there are any values."""
     return None if values is None else values[numbers]

@@ -62,7 +62,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
-def verify(folder: Path, shard: Shard) -> None:
+def verify_shard(folder: Path, shard: Shard) -> None:
     """Compare a shard with its hash.
 
     Raises

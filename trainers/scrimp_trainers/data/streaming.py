@@ -23,7 +23,7 @@ from scrimp_trainers.data.batch import Batch, draw_epoch, mirror
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import Shard
 from scrimp_trainers.data.pixels import from_png
-from scrimp_trainers.data.shards import verify
+from scrimp_trainers.data.shards import verify_shard
 
 SHUFFLE = 1000
 """Images that a process holds, still encoded, to draw the next one from."""
@@ -123,16 +123,16 @@ class _Consumer(IterableDataset[Any]):
         """Yield this consumer's images of all epochs, but for the first `skip`, which are not decoded."""
         count = self.count
         epoch = max(0, skip * consumers // count - 1)
-        while taken(count, consumer, consumers, epoch + 1) <= skip:
+        while images_read(count, consumer, consumers, epoch + 1) <= skip:
             epoch += 1
-        skip -= taken(count, consumer, consumers, epoch)
+        skip -= images_read(count, consumer, consumers, epoch)
         for number in itertools.count(epoch):
             yield from itertools.islice(self._epoch(number, consumer, consumers), skip, None)
             skip = 0
 
     def _epoch(self, epoch: int, consumer: int, consumers: int) -> Iterator[_Drawn]:
         flips = draw_epoch(self.begins[-1], self.seed, epoch, self.flip).flips
-        first, last = extent(self.count, consumer, consumers, epoch)
+        first, last = epoch_range(self.count, consumer, consumers, epoch)
 
         def in_order() -> Iterator[_Drawn]:
             passed = 0  # images of the epoch's sequence before this shard
@@ -152,7 +152,7 @@ class _Consumer(IterableDataset[Any]):
         if not len(places):
             return
         if shard.file not in self.verified:
-            verify(self.dataset.folder, shard)
+            verify_shard(self.dataset.folder, shard)
             self.verified.add(shard.file)
         wanted = set(places.tolist())
         samples = webdataset.tariterators.tarfile_samples([{"url": str(self.dataset.folder / shard.file)}])
@@ -175,7 +175,7 @@ class _Consumer(IterableDataset[Any]):
         )
 
 
-def extent(count: int, consumer: int, consumers: int, epoch: int) -> tuple[int, int]:
+def epoch_range(count: int, consumer: int, consumers: int, epoch: int) -> tuple[int, int]:
     """Range of an epoch's `count` images that a consumer reads: `count / consumers`, rounded up or down in turn."""
     base, rest = divmod(count, consumers)
     more = [(place - epoch * rest) % consumers < rest for place in range(consumer + 1)]
@@ -183,7 +183,7 @@ def extent(count: int, consumer: int, consumers: int, epoch: int) -> tuple[int, 
     return first, first + base + more[-1]
 
 
-def taken(count: int, consumer: int, consumers: int, epochs: int) -> int:
+def images_read(count: int, consumer: int, consumers: int, epochs: int) -> int:
     """Images that a consumer has read in its first `epochs` epochs: the sum of its extents."""
     base, rest = divmod(count, consumers)
     return epochs * base + (epochs * rest - consumer + consumers - 1) // consumers

@@ -9,7 +9,7 @@ HELD_SHARE = 0.1
 MOST_HELD = 10_000
 
 
-def choose(
+def choose_subsets(
     count: int,
     labels: np.ndarray | None,
     test: np.ndarray | None,

@@ -85,7 +85,7 @@ class Tree:
         return data
 
 
-def bounded(size: int, packed: int, where: str) -> None:
+def refuse_bomb(size: int, packed: int, where: str) -> None:
     """Refuse what would unpack to far more than it could if it were images.
 
     Raises
@@ -181,7 +181,7 @@ def _zip(path: Path, scratch: Path) -> Tree:
             _take(members, info.filename, info, path)
 
     def unpack(name: str) -> BinaryIO:
-        bounded(members[name].file_size, members[name].compress_size, f"{path}: {name}")
+        refuse_bomb(members[name].file_size, members[name].compress_size, f"{path}: {name}")
         return archive.open(members[name])  # type: ignore[return-value]
 
     return _archive(path, list(members), unpack, scratch)
@@ -219,7 +219,7 @@ def _unpacked(path: Path, scratch: Path) -> Path:
         try:
             while block := source.read(2**20):
                 size += len(block)
-                bounded(size, packed, str(path))
+                refuse_bomb(size, packed, str(path))
                 target.write(block)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: cut short or damaged ({error})") from None

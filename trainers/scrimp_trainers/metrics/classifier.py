@@ -150,5 +150,5 @@ def load_classifier(folder: Path, manifest: Manifest) -> Classifier:
     if hashlib.sha256(data).hexdigest() != manifest.classifier.sha256:
         raise UserError(f"{path}: is missing or not the file that the manifest names; prepare the dataset again")
     network = Classifier(manifest.channels, manifest.size, len(manifest.classes))
-    weights.fill(network, safetensors.torch.load(data), path)
+    weights.load_weights(network, safetensors.torch.load(data), path)
     return network.requires_grad_(False).eval()

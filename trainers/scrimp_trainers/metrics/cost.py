@@ -47,7 +47,7 @@ def layer_flops(network: nn.Module, *inputs: Tensor | Conditions) -> dict[str, i
     """
     counts = _count(network, inputs).get_flop_counts()
     root = type(network).__name__
-    within = {name: f"{root}.{name}".removesuffix("weight").rstrip(".") for name in sparsity.layers(network)}
+    within = {name: f"{root}.{name}".removesuffix("weight").rstrip(".") for name in sparsity.layer_weights(network)}
     return {name: sum(counts[module].values()) if module in counts else 0 for name, module in within.items()}
 
 
@@ -78,7 +78,7 @@ def training_flops(
     dense, sparse
         FLOPs f_D and f_S of a forward pass on one image, the same if nothing is masked.
     """
-    gradients = sparsity.dense_gradients(settings, steps, total_steps)
+    gradients = sparsity.count_dense_gradients(settings, steps, total_steps)
     return batch_size * (3 * sparse * steps + (dense - sparse) * gradients)
 
 

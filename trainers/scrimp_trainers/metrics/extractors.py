@@ -85,7 +85,7 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
         try:
             network, layer = _BUILD[scoring.extractor](path)
         except Exception as error:  # a damaged or foreign file fails in a different way in each library
-            why = weights.reason(error)
+            why = weights.one_line(error)
             raise UserError(f"{path}: not the weights of extractor {scoring.extractor}: {why}") from error
     network = network.requires_grad_(False).eval().to(device)
     return FeatureExtractor(scoring.extractor, layer, digest, network, device)

@@ -14,7 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scrimp_trainers.common.files import replacing
+from scrimp_trainers.common.files import atomic_file
 from scrimp_trainers.data.manifest import Manifest, SplitName
 from scrimp_trainers.metrics.extractors import FeatureExtractor
 
@@ -38,7 +38,7 @@ def cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
     if found is None:
         found = {name: value.cpu().contiguous() for name, value in make().items()}
         # A dataset may lie on a read-only or full disk; then every process makes its own.
-        with contextlib.suppress(OSError), replacing(path) as part:
+        with contextlib.suppress(OSError), atomic_file(path) as part:
             _save(found, part)
     return found
 

@@ -89,7 +89,7 @@ def _filled(folder: Path, make: Callable[[dict[str, Any]], Any], name: str) -> A
     try:
         network = make(json.loads((folder / CONFIG).read_text()))
     except Exception as error:  # each wrong value fails in a different way
-        raise UserError(f"{folder / CONFIG}: not the config of a {name}: {weights.reason(error)}") from error
+        raise UserError(f"{folder / CONFIG}: not the config of a {name}: {weights.one_line(error)}") from error
     file = folder / WEIGHTS
-    weights.fill(network, weights.read(file), file)
+    weights.load_weights(network, weights.read_weights(file), file)
     return network

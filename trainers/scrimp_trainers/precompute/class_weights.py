@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def move(alpha: Tensor, excess: Tensor, eta: float, smoothing: float) -> Tensor:
+def update_class_weights(alpha: Tensor, excess: Tensor, eta: float, smoothing: float) -> Tensor:
     """Move class weights [K] by exponentiated gradient ascent: the larger a class's excess [K], the more it gains.
 
     alpha_c exp(eta e_c), normalised, then mixed with the uniform distribution: none falls below smoothing / K.
@@ -13,7 +13,7 @@ def move(alpha: Tensor, excess: Tensor, eta: float, smoothing: float) -> Tensor:
     return (1 - smoothing) * moved + smoothing / len(alpha)
 
 
-def excess(losses: Tensor, reference: Tensor, labels: Tensor, last: Tensor) -> Tensor:
+def excess_losses(losses: Tensor, reference: Tensor, labels: Tensor, last: Tensor) -> Tensor:
     """Average over each class by how much its images' losses [b] exceed the reference's [b], none below 0: [K].
 
     A class without an image in the batch keeps its `last`. With zeros for a reference these are group DRO's losses.
@@ -23,12 +23,12 @@ def excess(losses: Tensor, reference: Tensor, labels: Tensor, last: Tensor) -> T
     return torch.where(members.any(0), means, last)
 
 
-def relative(excess: Tensor) -> Tensor:
+def relative_excess(excess: Tensor) -> Tensor:
     """Divide excess losses [K] by their mean. As they are, about 1e-3 in diffusion, they would move nothing."""
     return excess / excess.mean().clamp(min=torch.finfo(excess.dtype).tiny)
 
 
-def shares(alpha: Tensor, labels: Tensor, *, grouped: bool) -> Tensor:
+def loss_factors(alpha: Tensor, labels: Tensor, *, grouped: bool) -> Tensor:
     """Return the factor on each image's loss [b] in the proxy's.
 
     DoReMi's is sum_i alpha_{y_i} l_i / sum_i alpha_{y_i}. Group DRO's (`grouped`) is sum_c alpha_c L_c, where L_c is

@@ -22,11 +22,11 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.metrics import references
 from scrimp_trainers.metrics.extractors import open_extractor, weights_hash
 from scrimp_trainers.metrics.names import check
-from scrimp_trainers.precompute.coreset_scores import choose, scores
+from scrimp_trainers.precompute.coreset_scores import choose_kept, score_features
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.recipe.techniques import Coreset
 
-Report = Callable[[float, float], None]
+ReportProgress = Callable[[float, float], None]
 """Takes how many images are done and how many there are."""
 
 FORMAT = 1
@@ -35,7 +35,7 @@ HEADER = ["key", "class", "score", "kept"]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredImages:
     """The training images of a dataset with their scores, in the split's order."""
 
     file: Path
@@ -50,7 +50,9 @@ class Scored:
     """bool [N], which images are in the coreset."""
 
 
-def score(dataset: Dataset, settings: Coreset, device: torch.device, seed: int, report: Report | None = None) -> Scored:
+def score_dataset(
+    dataset: Dataset, settings: Coreset, device: torch.device, seed: int, report: ReportProgress | None = None
+) -> ScoredImages:
     """Score a dataset's training images and choose the coreset, or read both from the dataset's cache.
 
     Several processes may ask for the same list: one makes it, the others wait.
@@ -78,12 +80,12 @@ def score(dataset: Dataset, settings: Coreset, device: torch.device, seed: int, 
         found = _read(file, keys)
         if found is None:
             features = _features(dataset, scoring, device, report) if scoring else np.empty((len(keys), 0))
-            values = scores(features, labels, settings, seed)
+            values = score_features(features, labels, settings, seed)
             kept = np.zeros(len(keys), dtype=bool)
-            kept[choose(values, labels, settings)] = True
+            kept[choose_kept(values, labels, settings)] = True
             found = values, kept
             _write(file, keys, classes, *found)
-    return Scored(file, keys, classes, *found)
+    return ScoredImages(file, keys, classes, *found)
 
 
 def _file(dataset: Dataset, settings: Coreset, scoring: Scoring | None, seed: int) -> Path:
@@ -101,7 +103,7 @@ def _classes(dataset: Dataset, labels: np.ndarray | None) -> dict[str, np.ndarra
     return {names[label]: np.flatnonzero(labels == label) for label in np.unique(labels)}
 
 
-def _features(dataset: Dataset, scoring: Scoring, device: torch.device, report: Report | None) -> np.ndarray:
+def _features(dataset: Dataset, scoring: Scoring, device: torch.device, report: ReportProgress | None) -> np.ndarray:
     """Surrogate features [N, d] of the training images, from the cache that scoring shares if they are there."""
     extractor = open_extractor(scoring, dataset.folder, dataset.manifest, device)
 

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.precompute.coreset import Scored
+from scrimp_trainers.precompute.coreset import ScoredImages
 from scrimp_trainers.recipe.techniques import Coreset
 
 MOST_CLASSES = 40
@@ -15,7 +15,7 @@ LABEL, TOP, MARGIN, GAP, DIVIDE = 150, 118, 24, 5, 44
 """Pixels: the classes' names, the heading, around everything, between two images, between kept and dropped."""
 
 
-def picture(dataset: Dataset, settings: Coreset, scored: Scored, columns: int = 8) -> Image.Image:
+def draw_picture(dataset: Dataset, settings: Coreset, scored: ScoredImages, columns: int = 8) -> Image.Image:
     """Draw a row a class: the kept images furthest on the kept side left, the dropped ones furthest from it right.
 
     Parameters
@@ -50,14 +50,14 @@ def picture(dataset: Dataset, settings: Coreset, scored: Scored, columns: int = 
     return sheet
 
 
-def _extremes(settings: Coreset, scored: Scored, members: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _extremes(settings: Coreset, scored: ScoredImages, members: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of a class's images that were kept or dropped most clearly, each from best to worst."""
     sign = -1 if settings.side == "high" else 1
     ranked = members[np.argsort(sign * scored.scores[members], kind="stable")]
     return ranked[scored.kept[ranked]][:most], ranked[~scored.kept[ranked]][-most:]
 
 
-def _heading(pen: ImageDraw.ImageDraw, dataset: Dataset, settings: Coreset, scored: Scored, shown: int) -> None:
+def _heading(pen: ImageDraw.ImageDraw, dataset: Dataset, settings: Coreset, scored: ScoredImages, shown: int) -> None:
     space = "by chance" if settings.score == "random" else f"by {settings.score} score in {settings.features} features"
     among = "each class" if settings.per_class else "the whole"
     there = len(scored.classes)

@@ -20,7 +20,7 @@ VARIANCE = 0.95
 """Share of the variance that PPCA's components hold."""
 
 
-def scores(features: np.ndarray, labels: np.ndarray | None, settings: Coreset, seed: int = 0) -> np.ndarray:
+def score_features(features: np.ndarray, labels: np.ndarray | None, settings: Coreset, seed: int = 0) -> np.ndarray:
     """Score images, each among those of its class; a higher score is more typical but for `random`.
 
     Parameters
@@ -60,7 +60,7 @@ def scores(features: np.ndarray, labels: np.ndarray | None, settings: Coreset, s
     return found
 
 
-def choose(scores: np.ndarray, labels: np.ndarray | None, settings: Coreset) -> np.ndarray:
+def choose_kept(scores: np.ndarray, labels: np.ndarray | None, settings: Coreset) -> np.ndarray:
     """Choose the images to keep.
 
     Parameters

@@ -17,17 +17,17 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.export import load_model
 from scrimp_trainers.networks.denoiser import Denoiser
-from scrimp_trainers.precompute.class_weights import excess, move, relative, shares
+from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors, relative_excess, update_class_weights
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Reweighting
 from scrimp_trainers.training import checkpoint
-from scrimp_trainers.training.loop import Compared, Step, train
+from scrimp_trainers.training.loop import Step, StepLosses, train
 from scrimp_trainers.training.session import Session
-from scrimp_trainers.training.state import State, start, steps_of
+from scrimp_trainers.training.state import State, count_steps, initial_state
 
 REFERENCE_SEED, PROXY_SEED = 0, 1
 """All repeats share the two, whatever their own seeds."""
-LOOK_STEPS = 16
+CHECK_INTERVAL_STEPS = 16
 """The loss is looked at, and a checkpoint may be written, every so many steps."""
 PATH_POINTS = 100
 """Places at which the class weights are recorded, about."""
@@ -35,7 +35,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass
-class Weighing:
+class ClassWeightState:
     """What the proxy's training changes besides its network."""
 
     alpha: Tensor
@@ -72,7 +72,7 @@ def train_proxy(
     device: torch.device,
     kept: np.ndarray | None,
     reference: Denoiser | None,
-) -> Weighing:
+) -> ClassWeightState:
     """Train the proxy, moving the class weights at every step, or go on with it from its checkpoint in the folder.
 
     Raises
@@ -83,7 +83,7 @@ def train_proxy(
     manifest = dataset.manifest
     training = recipe.training
     classes = len(manifest.classes or [])
-    state = start(
+    state = initial_state(
         recipe,
         image_size=manifest.size,
         channels=manifest.channels,
@@ -93,7 +93,7 @@ def train_proxy(
     )
 
     # Resume.
-    weighing = even(classes, device)
+    weighing = uniform_state(classes, device)
     identity = {"weights": folder.name}
     last, previous = folder / "last", folder / "previous"
     progress, damage = checkpoint.restore([last, previous], state, identity)
@@ -105,11 +105,11 @@ def train_proxy(
     before = weighing.seconds
     order = {"batch_size": training.batch_size, "seed": PROXY_SEED, "flip": training.flip, "kept": kept}
     drawn = batches(dataset, **order, device=device, start=state.step)
-    steps = steps_of(training)
-    for step in weighed_steps(recipe, state, drawn, weighing, reference, settings, device):
+    steps = count_steps(training)
+    for step in train_steps(recipe, state, drawn, weighing, reference, settings, device):
         if step.step % max(1, steps // PATH_POINTS) == 0:
             weighing.path.append([step.step, *weighing.alpha.tolist()])
-        if step.step % LOOK_STEPS == 0 or step.step == steps:
+        if step.step % CHECK_INTERVAL_STEPS == 0 or step.step == steps:
             if not math.isfinite(float(weighing.alpha.sum())):
                 raise Diverged(f"reweighting's proxy, step {step.step}: its loss is not finite")
             weighing.seconds = before + time.monotonic() - began
@@ -121,17 +121,17 @@ def train_proxy(
     return weighing
 
 
-def even(classes: int, device: torch.device) -> Weighing:
+def uniform_state(classes: int, device: torch.device) -> ClassWeightState:
     """Start with equal weights."""
     zeros = torch.zeros(classes, dtype=torch.float64, device=device)
-    return Weighing(zeros + 1 / classes, zeros, zeros.clone(), [])
+    return ClassWeightState(zeros + 1 / classes, zeros, zeros.clone(), [])
 
 
-def weighed_steps(
+def train_steps(
     recipe: Recipe,
     state: State,
     drawn: Iterator[Batch],
-    weighing: Weighing,
+    weighing: ClassWeightState,
     reference: Denoiser | None,
     settings: Reweighting,
     device: torch.device,
@@ -141,10 +141,10 @@ def weighed_steps(
     Proxy and reference see the same images, noise levels and noise, and are told the same. Without a reference this
     is group DRO.
     """
-    eta = settings.eta / steps_of(recipe.training)
+    eta = settings.eta / count_steps(recipe.training)
     moved = weighing.last, weighing.alpha
 
-    def weigh(compared: Compared) -> Tensor:
+    def weigh(compared: StepLosses) -> Tensor:
         nonlocal moved
         labels = cast(Tensor, compared.labels)
         theirs = torch.zeros_like(compared.losses)
@@ -155,10 +155,10 @@ def weighed_steps(
         last = weighing.last
         if state.step == 0:  # a class counts as an average one until it is seen
             last = (compared.losses - theirs).clamp(min=0).mean().double().expand(len(weighing.alpha))
-        last = excess(compared.losses, theirs, labels, last)
-        alpha = move(weighing.alpha, relative(last), eta, settings.smoothing)
+        last = excess_losses(compared.losses, theirs, labels, last)
+        alpha = update_class_weights(weighing.alpha, relative_excess(last), eta, settings.smoothing)
         moved = last, alpha
-        return shares(alpha, labels, grouped=reference is None) * len(labels)  # the loop takes the mean
+        return loss_factors(alpha, labels, grouped=reference is None) * len(labels)  # the loop takes the mean
 
     for step in train(recipe, state, drawn, device=device, weigh=weigh):
         weighing.last, weighing.alpha = moved
@@ -166,11 +166,11 @@ def weighed_steps(
         yield step
 
 
-def _saved(weighing: Weighing) -> dict[str, Any]:
+def _saved(weighing: ClassWeightState) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(weighing).items()}
 
 
-def _loaded(saved: dict[str, Any], device: torch.device) -> Weighing:
+def _loaded(saved: dict[str, Any], device: torch.device) -> ClassWeightState:
     names = ("alpha", "last", "total")
     alpha, last, total = (torch.tensor(saved[name], dtype=torch.float64, device=device) for name in names)
-    return Weighing(alpha, last, total, saved["path"], saved["seconds"])
+    return ClassWeightState(alpha, last, total, saved["path"], saved["seconds"])

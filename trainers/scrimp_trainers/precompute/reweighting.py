@@ -32,7 +32,7 @@ FORMAT = 1
 """Version of the class weights. Raise it when they are found in another way: they are made again."""
 
 
-def class_weights(
+def compute_class_weights(
     dataset: Dataset, settings: Reweighting, seed: int, device: torch.device, kept: np.ndarray | None = None
 ) -> Tensor:
     """Find a weight for each class, or read it from the dataset's cache.

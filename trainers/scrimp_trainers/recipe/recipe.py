@@ -284,18 +284,18 @@ def load(name: str | Path) -> Recipe:
     """
     where = f"recipe {name}"
     if str(name) in presets():
-        return parse(yaml_files.load((PRESETS / f"{name}.yaml").read_text(), where) or {}, where)
+        return parse(yaml_files.parse_yaml((PRESETS / f"{name}.yaml").read_text(), where) or {}, where)
     file = Path(name).expanduser()
     if not file.is_file():
         raise UserError(f"recipe {name!s}: no such preset or file; presets are {', '.join(presets())}")
-    tree = with_own_parts(yaml_files.read(file, where) or {}, file.parent, where)
+    tree = with_own_parts(yaml_files.read_yaml(file, where) or {}, file.parent, where)
     return parse(tree, where)
 
 
 def read(file: Path) -> Recipe:
     """Read a recipe that Scrimp wrote. Unlike `load`, which is for what a user names, it loads no file of own parts."""
     where = f"recipe {file}"
-    return parse(yaml_files.read(file, where) or {}, where)
+    return parse(yaml_files.read_yaml(file, where) or {}, where)
 
 
 def with_own_parts(tree: Any, folder: Path, where: str) -> Any:

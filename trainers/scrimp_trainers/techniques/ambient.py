@@ -31,7 +31,7 @@ INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
-def keys(content_hash: str, image_keys: Sequence[str]) -> Tensor:
+def noise_keys(content_hash: str, image_keys: Sequence[str]) -> Tensor:
     """Return a number for each image, int64 [N], from the dataset's hash and the image's key alone."""
     return torch.tensor([seed_of("ambient", content_hash, key) for key in image_keys], dtype=torch.int64)
 

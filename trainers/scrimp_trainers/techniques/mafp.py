@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scrimp_trainers.recipe.techniques import MAFP
-from scrimp_trainers.techniques.patches import Window, cut
+from scrimp_trainers.techniques.patches import Window, cut_patches
 
 LABELS = 9
 """Numbers that tell what the pipe has done to an image; see `transform`."""
@@ -64,7 +64,7 @@ def draw_shifts(settings: MAFP, reach: int, total: int, generator: torch.Generat
 def translate(images: Tensor, shifts: Tensor, reach: int) -> Tensor:
     """Move images by whole pixels [2, b] to the right and down, at most `reach`; zeros come in."""
     lefts, tops = reach - shifts
-    return cut(F.pad(images, [reach] * 4), Window(images.shape[3], tops, lefts))
+    return cut_patches(F.pad(images, [reach] * 4), Window(images.shape[3], tops, lefts))
 
 
 def draw_labels(p: float, total: int, generator: torch.Generator) -> Tensor:

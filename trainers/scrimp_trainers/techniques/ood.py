@@ -27,7 +27,7 @@ def jigsaw(images: Tensor, generator: torch.Generator, *, total: int, mine: slic
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
-def term(settings: OOD, process: Process, estimate: Tensor, negative: Tensor, levels: Tensor) -> Tensor:
+def ood_loss(settings: OOD, process: Process, estimate: Tensor, negative: Tensor, levels: Tensor) -> Tensor:
     """Return what is added to `Process.losses` [b], like it the mean over an image's elements."""
     closeness = 1 / ((estimate - negative).square() + settings.constant)
     return settings.weight / process.weight(levels) * closeness.flatten(1).mean(1)

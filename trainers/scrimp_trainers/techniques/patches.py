@@ -24,7 +24,7 @@ class Window:
     """int64 [b], first column of each."""
 
 
-def chances(settings: Patches, side: int) -> dict[int, float]:
+def size_probabilities(settings: Patches, side: int) -> dict[int, float]:
     """Return the sizes in pixels that a step may have, with their probabilities; `side` stands for whole images."""
     found = {side: settings.real_p}
     for share, weight in zip(settings.sizes, settings.shares, strict=True):
@@ -40,17 +40,17 @@ def mean_area(settings: Patches, side: int) -> float:
     steps as one without, and cheaper. The released code of LD-Diffusion counts 4/3 images for each part that it trains
     on, which is not reproduced.
     """
-    return sum(chance * (size / side) ** 2 for size, chance in chances(settings, side).items())
+    return sum(chance * (size / side) ** 2 for size, chance in size_probabilities(settings, side).items())
 
 
-def draw(
+def draw_window(
     settings: Patches, side: int, generator: torch.Generator, *, total: int, mine: slice, step_seed: int
 ) -> Window | None:
     """Draw one step's size, a pure function of `step_seed`, and places for `total` images, of which `mine` are given.
 
     None means whole images. Nothing waits for the device, where the places are drawn.
     """
-    sizes = chances(settings, side)
+    sizes = size_probabilities(settings, side)
     size = random.Random(step_seed).choices(list(sizes), list(sizes.values()))[0]
     if size == side:
         return None
@@ -59,7 +59,7 @@ def draw(
     return Window(size, tops, lefts)
 
 
-def cut(images: Tensor, window: Window) -> Tensor:
+def cut_patches(images: Tensor, window: Window) -> Tensor:
     """Cut one part [b, C, s, s] out of each image [b, C, H, W]."""
     rows, columns = _places(window)
     flat = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)

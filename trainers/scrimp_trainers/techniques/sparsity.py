@@ -29,7 +29,7 @@ from scrimp_trainers.recipe.techniques import Sparsity
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerRow:
     """One layer in the table of what is masked."""
 
     name: str
@@ -44,7 +44,7 @@ class Row:
     """Its share of the FLOPs of all layers, when all are dense."""
 
 
-def layers(network: nn.Module) -> dict[str, Tensor]:
+def layer_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return the weights of all convolutions and linear layers by name; no bias, norm or embedding is among them."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     modules = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
@@ -61,7 +61,7 @@ def maskable(settings: Sparsity, network: nn.Module) -> dict[str, Tensor]:
     """
     found = {
         name: weight
-        for name, weight in layers(network).items()
+        for name, weight in layer_weights(network).items()
         if not any(part in name.removesuffix("weight") for part in settings.exclude)
     }
     if not found:
@@ -86,20 +86,20 @@ def densities(settings: Sparsity, network: nn.Module) -> dict[str, float]:
     return {name: count / sizes[name].numel() for name, count in active_weights(settings, sizes).items()}
 
 
-def table(settings: Sparsity, network: nn.Module, flops: Mapping[str, int]) -> list[Row]:
+def layer_table(settings: Sparsity, network: nn.Module, flops: Mapping[str, int]) -> list[LayerRow]:
     """Return what becomes of each layer; `flops` as `cost.layer_flops` counts them."""
     shares, total = densities(settings, network), sum(flops.values())
     return [
-        Row(name, tuple(weight.shape), name in shares, shares.get(name, 1.0), flops[name] / total)
-        for name, weight in layers(network).items()
+        LayerRow(name, tuple(weight.shape), name in shares, shares.get(name, 1.0), flops[name] / total)
+        for name, weight in layer_weights(network).items()
     ]
 
 
-def write_table(rows: Sequence[Row], path: Path) -> None:
+def write_layer_table(rows: Sequence[LayerRow], path: Path) -> None:
     """Write the table as CSV: layer, shape, masked, density, flops_share."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([field.name for field in fields(Row)])
+    writer.writerow([field.name for field in fields(LayerRow)])
     writer.writerows(
         [row.name, "x".join(map(str, row.shape)), row.masked, f"{row.density:.6g}", f"{row.flops_share:.6g}"]
         for row in rows
@@ -107,7 +107,7 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
     write_atomic(path, text.getvalue())
 
 
-def dense_gradients(settings: Sparsity, steps: int, total_steps: int) -> int:
+def count_dense_gradients(settings: Sparsity, steps: int, total_steps: int) -> int:
     """Count the steps, of the first `steps` of a training of `total_steps`, that need the gradient of all weights."""
     if not settings.on or settings.method != "rigl":
         return 0
@@ -213,7 +213,7 @@ class Masks:
         return [cast(Tensor, weight.grad) for weight in self.weights.values()]
 
 
-def start(
+def start_masks(
     settings: Sparsity,
     network: nn.Module,
     ema: nn.Module,

@@ -12,7 +12,7 @@ from scrimp_trainers.recipe.techniques import Ambient
 from scrimp_trainers.techniques import ambient, mafp, patches
 
 
-def hidden_noise(
+def draw_ambient_noise(
     settings: Ambient,
     keys: Tensor | None,
     batch: Batch,
@@ -29,7 +29,7 @@ def hidden_noise(
     return mirror(noise, batch.flipped) if settings.order == "noise_first" else noise
 
 
-def augment(
+def augment_with_noise(
     recipe: Recipe, images: Tensor, hidden: Tensor | None, generator: torch.Generator, mine: slice
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Augment images, and with them the noise of their copies if it was there first; return what was done, too."""
@@ -42,13 +42,13 @@ def augment(
     return images, hidden, told
 
 
-def cut(
+def cut_with_noise(
     recipe: Recipe, images: Tensor, hidden: Tensor | None, generator: torch.Generator, mine: slice, size_seed: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Cut parts out of images, and the same parts of their copies' noise; return their coordinates, too."""
     side, total = images.shape[-1], recipe.training.batch_size
-    window = patches.draw(recipe.patches, side, generator, total=total, mine=mine, step_seed=size_seed)
+    window = patches.draw_window(recipe.patches, side, generator, total=total, mine=mine, step_seed=size_seed)
     if window is None:
         return images, hidden, None
-    hidden = None if hidden is None else patches.cut(hidden, window)
-    return patches.cut(images, window), hidden, patches.coordinates(window, side, images.device)
+    hidden = None if hidden is None else patches.cut_patches(hidden, window)
+    return patches.cut_patches(images, window), hidden, patches.coordinates(window, side, images.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.files import share
+from scrimp_trainers.common.files import match_folder_mode
 from scrimp_trainers.training.state import State
 
 FORMAT = 1
@@ -105,11 +105,11 @@ def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
     device = str(next(state.network.parameters()).device)
     for name, network in (("network", state.network), ("ema", state.ema)):
         file = found / f"{name}.safetensors"
-        weights.fill(network, weights.read(file, device), file)
+        weights.load_weights(network, weights.read_weights(file, device), file)
     _load_optimizer(found / "optimizer.safetensors", state, device)
     if state.masks:
         file = found / "masks.safetensors"
-        masks = weights.read(file, device)
+        masks = weights.read_weights(file, device)
         weights.require_same(masks, state.masks.tensors(), file)
         state.masks.load(masks)
     state.step, state.images = facts["step"], facts["images"]
@@ -117,7 +117,7 @@ def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_optimizer(file: Path, state: State, device: str) -> None:
-    tensors, parameters = weights.read(file, device), dict(state.network.named_parameters())
+    tensors, parameters = weights.read_weights(file, device), dict(state.network.named_parameters())
     kinds = {name.partition("/")[0] for name in tensors}
     scalar = torch.zeros(())
     expected = {
@@ -143,7 +143,7 @@ def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, A
     (new / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     (new / SUMS).write_text(_sums(new))
     for path in new.glob("*.safetensors"):
-        share(path)
+        match_folder_mode(path)
     for path in [*new.iterdir(), new]:
         _sync(path)
 

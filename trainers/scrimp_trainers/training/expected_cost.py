@@ -10,14 +10,14 @@ from scrimp_trainers.metrics import cost
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import patches, sparsity
-from scrimp_trainers.techniques.sparsity import Row
-from scrimp_trainers.training.state import new_network, steps_of
+from scrimp_trainers.techniques.sparsity import LayerRow
+from scrimp_trainers.training.state import build_network, count_steps
 
-KNOWN = ("parameters", "nonzero_parameters", "train_flops", "sample_flops")
+COUNTED_SCORES = ("parameters", "nonzero_parameters", "train_flops", "sample_flops")
 """Scores that are counted and not measured."""
 
 
-def flops(recipe: Recipe, network: Denoiser) -> tuple[int, int, list[Row]]:
+def network_flops(recipe: Recipe, network: Denoiser) -> tuple[int, int, list[LayerRow]]:
     """Count the FLOPs of a forward pass on one whole image, without masks and with them, and say where masks are."""
     conditions = Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
     inputs = torch.zeros(1, *network.shape), torch.zeros(1), conditions
@@ -26,7 +26,7 @@ def flops(recipe: Recipe, network: Denoiser) -> tuple[int, int, list[Row]]:
         return dense, dense, []
     layers = cost.layer_flops(network, *inputs)
     sparse = cost.sparse_flops(dense, layers, sparsity.densities(recipe.sparsity, network))
-    return dense, sparse, sparsity.table(recipe.sparsity, network, layers)
+    return dense, sparse, sparsity.layer_table(recipe.sparsity, network, layers)
 
 
 def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, steps: int) -> float:
@@ -36,13 +36,13 @@ def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, step
         dense,
         sparse,
         steps=steps,
-        total_steps=steps_of(recipe.training),
+        total_steps=count_steps(recipe.training),
         batch_size=recipe.training.batch_size,
     )
     return spent * patches.mean_area(recipe.patches, network.shape[-1])
 
 
-def costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str, float] | None:
+def expected_costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str, float] | None:
     """Return the scores in `KNOWN` of a whole training and `samples` samples; none if only the hub knows the latents.
 
     Nothing is allocated: the network lies on the meta device.
@@ -54,12 +54,12 @@ def costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str, float] 
             return None
         channels, side = shape
     with torch.device("meta"):
-        network = new_network(recipe, side, channels, len(manifest.classes or []), 0)
-    dense, sparse, _ = flops(recipe, network)
+        network = build_network(recipe, side, channels, len(manifest.classes or []), 0)
+    dense, sparse, _ = network_flops(recipe, network)
     return {
         "parameters": float(cost.parameters(network)),
         "nonzero_parameters": float(cost.parameters(network) - _masked(recipe, network)),
-        "train_flops": train_flops(recipe, network, dense, sparse, steps_of(recipe.training)),
+        "train_flops": train_flops(recipe, network, dense, sparse, count_steps(recipe.training)),
         "sample_flops": float(recipe.nfe) * sparse * samples,
     }
 

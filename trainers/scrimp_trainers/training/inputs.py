@@ -35,11 +35,11 @@ class Prepared:
     """In the dataset's cache, what to show of it: the coreset's list and picture."""
 
 
-NOTHING = Prepared()
+NOTHING_PREPARED = Prepared()
 """For a recipe without techniques that need anything."""
 
 
-def leave(prepared: Prepared, dataset: Dataset, folder: Path) -> None:
+def write_artifacts(prepared: Prepared, dataset: Dataset, folder: Path) -> None:
     """Leave in a repeat's folder what was prepared for it: coreset.csv, coreset.png, class_weights.json."""
     for file in prepared.files:
         write_atomic(folder / f"coreset{file.suffix}", file.read_bytes())

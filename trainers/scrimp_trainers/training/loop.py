@@ -28,16 +28,16 @@ from scrimp_trainers.diffusion import weighting
 from scrimp_trainers.networks import dropout
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import ambient, ood, views
-from scrimp_trainers.training.inputs import NOTHING, Prepared
+from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared
 from scrimp_trainers.training.microbatch import Microbatch
 from scrimp_trainers.training.state import State, ema_decay, learning_rate
 
-EXPLODED = 10.0
+EXPLOSION_FACTOR = 10.0
 """A loss this many times the lowest so far has exploded."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class StepLosses:
     """The losses of one rank's images in a step, and how to compare them with another network's."""
 
     losses: Tensor
@@ -48,7 +48,7 @@ class Compared:
     """Returns the losses [b] of another network on the same images, with the same noise."""
 
 
-Weigh = Callable[[Compared], Tensor]
+Weigh = Callable[[StepLosses], Tensor]
 """Returns the factor [b] on each image's loss. It may be asked twice for one step, if memory ran out the first time."""
 
 
@@ -70,7 +70,7 @@ def train(
     recipe: Recipe,
     state: State,
     batches: Iterator[Batch],
-    prepared: Prepared = NOTHING,
+    prepared: Prepared = NOTHING_PREPARED,
     *,
     device: torch.device,
     rank: int = 0,
@@ -107,9 +107,9 @@ def train(
         # Augment.
         hidden, augment_labels, coordinates = None, None, None
         if recipe.ambient.on:
-            hidden = views.hidden_noise(recipe.ambient, prepared.image_keys, batch, images.shape, draw)
+            hidden = views.draw_ambient_noise(recipe.ambient, prepared.image_keys, batch, images.shape, draw)
         if recipe.mafp.on:
-            images, hidden, augment_labels = views.augment(recipe, images, hidden, generator, mine)
+            images, hidden, augment_labels = views.augment_with_noise(recipe, images, hidden, generator, mine)
         if recipe.technique.on:
             own_generator.manual_seed(seed_of("technique", state.seed, state.step, rank))
             images = recipe.technique.augment(images, own_generator)
@@ -117,7 +117,7 @@ def train(
         # Patch: all images of a step are cut to one size, each at its own place.
         if recipe.patches.on:
             seed = seed_of("patch", state.seed, state.step)
-            images, hidden, coordinates = views.cut(recipe, images, hidden, generator, mine, seed)
+            images, hidden, coordinates = views.cut_with_noise(recipe, images, hidden, generator, mine, seed)
 
         # Noise. What ambient training hides is known by a noisy copy alone.
         levels = process.levels(total, generator)[mine]
@@ -152,7 +152,7 @@ def train(
             if training.min_snr_gamma is not None:
                 values = values * weighting.min_snr(process, levels[part], training.min_snr_gamma)
             if negative is not None:
-                values = values + ood.term(recipe.ood, process, estimate, negative[part], levels[part])
+                values = values + ood.ood_loss(recipe.ood, process, estimate, negative[part], levels[part])
             if recipe.technique.on:
                 own_term = recipe.technique.term(process, estimate, noisy[part], target[part], levels[part])
                 values = values if own_term is None else values + own_term
@@ -163,7 +163,7 @@ def train(
             if weigh is not None:
                 return accumulate_weighed(size, weigh)
             loss = torch.zeros((), device=device)
-            for part in parts(share, size):
+            for part in microbatch_slices(share, size):
                 values = losses_of(network, part)
                 loss += values.detach().sum()
                 if factors is not None:
@@ -179,10 +179,10 @@ def train(
             def of(model: nn.Module) -> Tensor:
                 # All losses are needed before the first backward pass, which computes a part's activations anew.
                 compute = losses_of if size >= share else partial(recomputed, losses_of, use_reentrant=False)
-                return torch.cat([cast(Tensor, compute(model, part)) for part in parts(share, size)])
+                return torch.cat([cast(Tensor, compute(model, part)) for part in microbatch_slices(share, size)])
 
             values = of(network)
-            chosen = weigh(Compared(values.detach(), batch.labels, of))
+            chosen = weigh(StepLosses(values.detach(), batch.labels, of))
             ((values * chosen.to(values.dtype)).sum() * scale).backward()
             return values.detach().sum()
 
@@ -190,7 +190,7 @@ def train(
         average_gradients(parameters, world)
 
         # Mask, and step: where masks move, that takes the place of the optimizer's step.
-        sanitise(parameters, 1 / training.loss_scale)
+        unscale_gradients(parameters, 1 / training.loss_scale)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(recipe.optimizer, state.images + total)
         if not (state.masks and state.masks.act(state.step)):
@@ -234,11 +234,11 @@ def refuse_explosion(step: int, loss: float, lowest: float) -> None:
     Diverged
         If it is many times as large.
     """
-    if loss > EXPLODED * lowest:
+    if loss > EXPLOSION_FACTOR * lowest:
         raise Diverged(f"step {step}: loss has exploded to {loss:.4g} from {lowest:.4g}")
 
 
-def parts(share: int, size: int) -> list[slice]:
+def microbatch_slices(share: int, size: int) -> list[slice]:
     """Cut a rank's share of a batch into parts of at most so many images."""
     return [slice(first, min(first + size, share)) for first in range(0, share, size)]
 
@@ -277,7 +277,7 @@ def _hide(
     return labels.masked_fill(chance < recipe.conditioning.label_drop, classes)
 
 
-def sanitise(parameters: list[Tensor], scale: float) -> None:
+def unscale_gradients(parameters: list[Tensor], scale: float) -> None:
     """Undo the loss scale and replace what is not finite, as EDM does: NaN by 0, infinity by 1e5."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if scale != 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from scrimp_trainers.common.device import autocast
-from scrimp_trainers.common.errors import TooLarge, UserError
+from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.training.state import State
@@ -33,7 +33,7 @@ class Memory:
         return max(0, math.floor((1 - SPARE) * (room - self.constant) / self.image))
 
 
-def measure(recipe: Recipe, state: State, device: torch.device) -> Memory:
+def measure_memory(recipe: Recipe, state: State, device: torch.device) -> Memory:
     """Measure a forward and a backward pass of one image and of two; the state's gradients are lost."""
     network = state.network
     moments = 0 if state.optimizer.state else 2 * sum(p.numel() * p.element_size() for p in network.parameters())
@@ -43,7 +43,7 @@ def measure(recipe: Recipe, state: State, device: torch.device) -> Memory:
     return Memory(total, others, 2 * one - two + moments, max(1, two - one))
 
 
-def refusal(recipe: Recipe, memory: Memory) -> UserError:
+def out_of_memory_error(recipe: Recipe, memory: Memory) -> UserError:
     """Say what would fit; an error that is not final if it is other processes that leave too little."""
     asked = recipe.training.microbatch
     fits = memory.images(memory.total - memory.others)
@@ -55,8 +55,10 @@ def refusal(recipe: Recipe, memory: Memory) -> UserError:
     if memory.images(memory.total) >= asked:
         return UserError(f"{what}; other processes hold {memory.others / 2**30:.1f} GiB of its memory, end them")
     if not fits:
-        return TooLarge(f"{what}; make the network smaller")
-    return TooLarge(f"{what}; set training.microbatch to auto, or to {fits}, which trains the same in more parts")
+        return DeviceOutOfMemory(f"{what}; make the network smaller")
+    return DeviceOutOfMemory(
+        f"{what}; set training.microbatch to auto, or to {fits}, which trains the same in more parts"
+    )
 
 
 def _peak(recipe: Recipe, network: Denoiser, count: int, device: torch.device) -> int:

@@ -17,21 +17,21 @@ from torch import Tensor
 
 from scrimp_trainers.codecs.cache import latent_batches, open_latents
 from scrimp_trainers.common import checksums, environment, heartbeat, metrics_log, parts, ranks
-from scrimp_trainers.common.errors import TooLarge, UserError
+from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.common.files import write_atomic
-from scrimp_trainers.common.metrics_log import Line
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import batches
-from scrimp_trainers.export import export, is_current
+from scrimp_trainers.export import export_model, is_current
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.sampling import GRID, generate, grid
+from scrimp_trainers.sampling import GRID_IMAGES, generate, image_grid
 from scrimp_trainers.techniques import sparsity
 from scrimp_trainers.training import checkpoint, expected_cost, memory
-from scrimp_trainers.training.inputs import NOTHING, Prepared, leave
+from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, write_artifacts
 from scrimp_trainers.training.loop import Step, read_losses, refuse_explosion, train
-from scrimp_trainers.training.state import learning_rate, start, steps_of
+from scrimp_trainers.training.state import count_steps, initial_state, learning_rate
 
 MASK_SCHEDULE = "training.kimg, which sets the masks' schedule,"
 """How a checkpoint names the length of a training of which anything but its end depends on it."""
@@ -55,7 +55,7 @@ class Progress:
     """Sum of the losses since the last line."""
     loss_steps: int = 0
     """Their number."""
-    lines: list[Line] = field(default_factory=list)
+    lines: list[MetricsRow] = field(default_factory=list)
     """What metrics.jsonl held."""
     environments: list[dict[str, Any]] = field(default_factory=list)
     """What trained each attempt, from which `images` on."""
@@ -80,7 +80,7 @@ class Session:
         dataset: Dataset,
         folder: Path,
         seed: int,
-        prepared: Prepared = NOTHING,
+        prepared: Prepared = NOTHING_PREPARED,
         scoring: Scoring | None = None,
         *,
         device: torch.device,
@@ -92,13 +92,13 @@ class Session:
         self.prepared = prepared
         self.scoring = scoring
         self.device = device
-        self.rank, self.world = (0, 1) if alone else ranks.place()
+        self.rank, self.world = (0, 1) if alone else ranks.rank_and_world()
         self.progress, self.began = Progress(), time.monotonic()
         self.saved, self.told = self.began, (0, self.began)
         self.microbatch = recipe.training.batch_size // self.world  # until a step says what fits
         self.sound = True  # whether checkpoint/last, if there is one, may become checkpoint/previous
         manifest, codec = dataset.manifest, self.prepared.codec
-        self.state = start(
+        self.state = initial_state(
             recipe,
             image_size=manifest.size // codec.factor if codec else manifest.size,
             channels=codec.channels if codec else manifest.channels,
@@ -106,7 +106,7 @@ class Session:
             seed=seed,
             device=self.device,
         )
-        self.dense_flops, self.flops, self.layers = expected_cost.flops(recipe, self.state.network)
+        self.dense_flops, self.flops, self.layers = expected_cost.network_flops(recipe, self.state.network)
         self.scorer = None
         if scoring:
             from scrimp_trainers.metrics.score import Scorer  # its extractors take seconds to import
@@ -123,17 +123,17 @@ class Session:
         self.sound = not damage
         self._refuse_longer()
         self.progress = Progress(**saved or {})
-        written, lost = metrics_log.scan(self._metrics)
+        written, lost = metrics_log.scan_rows(self._metrics)
         self.progress.seconds = max([self.progress.seconds, *(line["seconds"] for line in written)])
         if not saved and not damage and any("rung" in line for line in written):
             damage = f"{self.folder / 'checkpoint'}: no checkpoint is left; training starts again"
         other = self._note_environment()
         if self.rank == 0:
             write_atomic(self.folder / "recipe.yaml", self.recipe.to_yaml())
-            metrics_log.rewrite(self._metrics, self.progress.lines)
-            leave(self.prepared, self.dataset, self.folder)
+            metrics_log.write_rows(self._metrics, self.progress.lines)
+            write_artifacts(self.prepared, self.dataset, self.folder)
             if self.layers:
-                sparsity.write_table(self.layers, self.folder / "layers.csv")
+                sparsity.write_layer_table(self.layers, self.folder / "layers.csv")
         if self.world > 1:
             self._agree()  # rank 0 may write the next checkpoint only when all have read this one
         self.told = self.state.images, time.monotonic()
@@ -199,9 +199,9 @@ class Session:
             return next(steps)
         except torch.OutOfMemoryError:
             pass  # until this is over, the error holds what the step had taken
-        raise memory.refusal(self.recipe, memory.measure(self.recipe, self.state, self.device))
+        raise memory.out_of_memory_error(self.recipe, memory.measure_memory(self.recipe, self.state, self.device))
 
-    def line(self) -> Line:
+    def line(self) -> MetricsRow:
         """Sum up the training since the last line."""
         progress, images = self.progress, self.state.images
         loss = progress.loss_sum / progress.loss_steps
@@ -221,9 +221,9 @@ class Session:
             "images_per_second": (images - before) / (self.told[1] - then),
         }
 
-    def score(self, rung: float) -> Line:
+    def score(self, rung: float) -> MetricsRow:
         """Sample from the averaged weights, keep a grid, and score the samples if that is asked for."""
-        count = self.scoring.samples if self.scoring else GRID
+        count = self.scoring.samples if self.scoring else GRID_IMAGES
         shown: list[Tensor] = []
         drawn = generate(
             self.state.ema,
@@ -235,13 +235,15 @@ class Session:
             world=self.world,
             codec=self.prepared.codec,
         )
-        values: Line = {}
+        values: MetricsRow = {}
         if self.scorer:
             try:
                 scores = self.scorer.score(_keep_first(drawn, shown), classes=self.state.ema.classes)
             except torch.OutOfMemoryError as error:
                 size = self.scorer.scoring.batch_size
-                raise TooLarge(f"scoring.batch_size {size} does not fit beside what is trained; halve it") from error
+                raise DeviceOutOfMemory(
+                    f"scoring.batch_size {size} does not fit beside what is trained; halve it"
+                ) from error
             values = dict(scores.values)
             pairs = torch.stack([scores.samples, scores.nearest], 1).flatten(0, 1)
             self._picture(self.folder / "neighbours.png", pairs)
@@ -263,19 +265,19 @@ class Session:
         self.told = self.state.images, time.monotonic()
         return values | spent | {"seconds": seconds}
 
-    def write(self, line: Line) -> None:
+    def write(self, line: MetricsRow) -> None:
         """Append a line to metrics.jsonl."""
         self.progress.lines.append(line)
         if self.rank == 0:
-            metrics_log.append(self._metrics, line)
+            metrics_log.append_row(self._metrics, line)
 
-    def rewrite_last(self, line: Line) -> None:
+    def rewrite_last(self, line: MetricsRow) -> None:
         """Replace the last line of metrics.jsonl."""
         self.progress.lines[-1] = line
         if self.rank == 0:
-            metrics_log.rewrite(self._metrics, self.progress.lines)
+            metrics_log.write_rows(self._metrics, self.progress.lines)
 
-    def best(self, line: Line, objective: str | None, direction: str) -> Line:
+    def best(self, line: MetricsRow, objective: str | None, direction: str) -> MetricsRow:
         """Return the best value of the objective at any rung so far, as `<objective>_best`, beside that of this rung.
 
         The last model's score is what a recipe gives; the best of many snapshots is a choice by the score itself.
@@ -287,7 +289,7 @@ class Session:
         better = {"minimize": min, "maximize": max}[direction]
         return {f"{objective}_best": value if known is None else better(known, value)}
 
-    def keep_best(self, line: Line, objective: str | None) -> None:
+    def keep_best(self, line: MetricsRow, objective: str | None) -> None:
         """Write `checkpoint/best` if this rung is better than ever."""
         best = line.get(f"{objective}_best")
         if best is not None and best != self.progress.best:
@@ -312,7 +314,7 @@ class Session:
         away = time.monotonic() - stopped
         self.began, self.told = self.began + away, (self.told[0], self.told[1] + away)
 
-    def export(self, line: Line) -> None:
+    def export(self, line: MetricsRow) -> None:
         """Leave the model behind, with the scores of the last line, in the place of an earlier one."""
         heartbeat.beat()
         folder = self.folder / "model"
@@ -321,7 +323,7 @@ class Session:
             if folder.exists() and not is_current(folder, *what):
                 shutil.rmtree(folder)
             if not folder.exists():
-                export(folder, *what)
+                export_model(folder, *what)
         if self.world > 1:
             dist.barrier()  # when this returns on any rank, all files are there
         heartbeat.pause()
@@ -353,11 +355,11 @@ class Session:
 
     def _note_environment(self) -> str:
         """Record what trains from here on, and say what is not as it was."""
-        if self.state.step == steps_of(self.recipe.training):
+        if self.state.step == count_steps(self.recipe.training):
             return ""
-        now = environment.describe(self.dataset.manifest.content_hash)
+        now = environment.describe_environment(self.dataset.manifest.content_hash)
         earlier = self.progress.environments
-        changes = environment.changes(earlier[-1], now) if earlier else ""
+        changes = environment.describe_changes(earlier[-1], now) if earlier else ""
         earlier.append({"images": self.state.images, **now})
         if self.rank == 0:
             record = checksums.seal({"attempts": earlier})
@@ -366,7 +368,7 @@ class Session:
 
     def _refuse_longer(self) -> None:
         training = self.recipe.training
-        if self.state.step > steps_of(training):
+        if self.state.step > count_steps(training):
             raise UserError(
                 f"{self.folder}: has been trained for {self.state.images / 1000:g} kimg, more than training.kimg "
                 f"{training.kimg:g}; name another folder"
@@ -375,13 +377,13 @@ class Session:
     def _picture(self, path: Path, images: Tensor) -> None:
         if self.rank == 0 and len(images):
             content = io.BytesIO()
-            grid(images).save(content, "PNG")
+            image_grid(images).save(content, "PNG")
             write_atomic(path, content.getvalue())
 
 
 def _keep_first(drawn: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:
     """Pass batches on and keep the first images for a grid."""
     for images in drawn:
-        room = GRID - sum(len(part) for part in shown)
+        room = GRID_IMAGES - sum(len(part) for part in shown)
         shown.append(images[:room].cpu())
         yield images

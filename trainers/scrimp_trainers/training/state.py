@@ -33,18 +33,20 @@ class State:
     """Images seen, over all ranks."""
 
 
-def start(recipe: Recipe, *, image_size: int, channels: int, classes: int, seed: int, device: torch.device) -> State:
+def initial_state(
+    recipe: Recipe, *, image_size: int, channels: int, classes: int, seed: int, device: torch.device
+) -> State:
     """Make the state before the first step: the same weights for the same seed on every rank and machine."""
-    network = new_network(recipe, image_size, channels, classes, seed).to(device)
+    network = build_network(recipe, image_size, channels, classes, seed).to(device)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = _new_optimizer(recipe.optimizer, network)
     masks = None
     if recipe.sparsity.on:
-        masks = sparsity.start(recipe.sparsity, network, ema, optimizer, seed, steps_of(recipe.training))
+        masks = sparsity.start_masks(recipe.sparsity, network, ema, optimizer, seed, count_steps(recipe.training))
     return State(network, ema, optimizer, seed, masks)
 
 
-def steps_of(training: Training) -> int:
+def count_steps(training: Training) -> int:
     """Return the number of steps of a whole training."""
     return math.ceil(training.kimg * 1000 / training.batch_size)
 
@@ -63,7 +65,7 @@ def ema_decay(ema: EMA, images: int, batch_size: int) -> float:
     return 0.5 ** (batch_size / halflife) if halflife else 0.0
 
 
-def new_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> Denoiser:
+def build_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> Denoiser:
     """Make the recipe's network, with weights that depend on the seed `number` alone."""
     if recipe.conditioning.classes and not classes:
         raise UserError(

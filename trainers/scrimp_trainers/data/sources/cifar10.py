@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.sources.source import Source, arrays
+from scrimp_trainers.data.sources.source import Source, source_from_arrays
 from scrimp_trainers.data.tree import Tree
 
 BATCH = re.compile(r"data_batch_\d+$")
@@ -39,7 +39,7 @@ def read(tree: Tree) -> Source:
     batches = [_batch(tree, name) for name in names]
     labels = np.concatenate([labels for _, labels in batches])
     parts = [(tree.where(name), images) for name, (images, _) in zip(names, batches, strict=True)]
-    return arrays("cifar10", parts, labels, _names(tree, by_file, int(labels.max()) + 1), has_test)
+    return source_from_arrays("cifar10", parts, labels, _names(tree, by_file, int(labels.max()) + 1), has_test)
 
 
 def _batch(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:

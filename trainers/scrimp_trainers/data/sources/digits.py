@@ -4,7 +4,7 @@ import gzip
 
 import numpy as np
 
-from scrimp_trainers.data.sources.source import Source, arrays
+from scrimp_trainers.data.sources.source import Source, source_from_arrays
 from scrimp_trainers.data.tree import Tree
 
 
@@ -19,4 +19,4 @@ def read(tree: Tree) -> Source:
     table = np.array([line.split(",") for line in text.split()], dtype=np.uint8)
     images = (table[:, :64].astype(np.float64) * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)
     labels = table[:, 64].astype(np.int64)
-    return arrays("digits", [("digits", images)], labels, [str(digit) for digit in range(10)])
+    return source_from_arrays("digits", [("digits", images)], labels, [str(digit) for digit in range(10)])

@@ -44,17 +44,17 @@ def is_held_out(folder: str) -> bool:
     return folder.lower() in HELD_OUT
 
 
-def inner(name: str, above: str) -> tuple[str, ...]:
+def path_below(name: str, above: str) -> tuple[str, ...]:
     """Return the folders of an image below `above`, and its file."""
     return PurePosixPath(name[len(above) :].lstrip("/")).parts
 
 
-def aside(name: str) -> str | None:
+def copies_folder(name: str) -> str | None:
     """Return the first folder of an image that holds copies or a program's own files, if there is one."""
     return next((part for part in PurePosixPath(name).parts[:-1] if ASIDE.fullmatch(part)), None)
 
 
-def splits(names: list[str], above: str, layout: Layout) -> dict[str, list[str]] | None:
+def images_by_split(names: list[str], above: str, layout: Layout) -> dict[str, list[str]] | None:
     """Return the images by their folder of a split, training first; none if there are no such folders.
 
     Raises
@@ -64,7 +64,7 @@ def splits(names: list[str], above: str, layout: Layout) -> dict[str, list[str]]
     """
     by_folder: dict[str, list[str]] = {}
     for name in names:
-        parts = inner(name, above)
+        parts = path_below(name, above)
         by_folder.setdefault(parts[0] if len(parts) > 1 else "", []).append(name)
     found = {folder for folder in by_folder if is_train(folder) or is_held_out(folder)}
 
@@ -87,7 +87,7 @@ def splits(names: list[str], above: str, layout: Layout) -> dict[str, list[str]]
 def _refuse_deeper(names: list[str], above: str, found: set[str]) -> None:
     """Refuse folders of splits below others: which images are held out must not depend on a guess."""
     for name in names:
-        folders = inner(name, above)[:-1]
+        folders = path_below(name, above)[:-1]
         deeper = folders[1:] if folders and folders[0] in found else folders
         odd = next((part for part in deeper if is_train(part) or is_held_out(part)), None)
         if odd is not None:
@@ -109,7 +109,7 @@ def _refuse_alike(folders: set[str]) -> None:
         )
 
 
-def classes(
+def classes_by_folder(
     tree: Tree, names: list[str], top: str, layout: Layout, notes: list[str], where: str = ""
 ) -> list[str] | None:
     """Return the first folder that tells images apart, as the class of each; none if there is no such folder.
@@ -128,9 +128,9 @@ def classes(
     """
     above = os.path.commonpath([PurePosixPath(name).parent for name in names])
     if top:  # a single folder within a split is a class, unless it only holds the images
-        first = inner(above, top)[:1]
+        first = path_below(above, top)[:1]
         above = "/".join((top, *(part for part in first if HOLDS_IMAGES.fullmatch(part))))
-    paths = [inner(name, above) for name in names]
+    paths = [path_below(name, above) for name in names]
     loose = [len(parts) == 1 for parts in paths]
     if all(loose):
         if layout.labels == "folder":

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.sources.source import Source, arrays
-from scrimp_trainers.data.tree import DAMAGED, Tree, bounded, open_tree
+from scrimp_trainers.data.sources.source import Source, source_from_arrays
+from scrimp_trainers.data.tree import DAMAGED, Tree, open_tree, refuse_bomb
 
 IMAGES = re.compile(r"images[.-]idx[34]-ubyte(\.gz)?$")
 TEST = re.compile(r"(^|[^a-z])(t10k|test)")
@@ -40,9 +40,9 @@ def read(tree: Tree) -> Source:
     parts = [(tree.where(name), images) for name, (images, _) in zip(train + test, sets, strict=True)]
     given = [labels for _, labels in sets if labels is not None]
     if not given:
-        return arrays("idx", parts, last_is_test=bool(test))
+        return source_from_arrays("idx", parts, last_is_test=bool(test))
     classes, labels = np.unique(np.concatenate(given), return_inverse=True)
-    return arrays("idx", parts, labels.astype(np.int64), [str(label) for label in classes], bool(test))
+    return source_from_arrays("idx", parts, labels.astype(np.int64), [str(label) for label in classes], bool(test))
 
 
 def _labelled(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -79,7 +79,7 @@ def _array(tree: Tree, name: str) -> np.ndarray:
             if len(head) < 4 or head[:3] != b"\0\0\x08":
                 raise UserError(f"{where}: not an idx file of unsigned bytes")
             shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(head[3]))
-            bounded(math.prod(shape), size, where)
+            refuse_bomb(math.prod(shape), size, where)
             data = file.read(math.prod(shape) + 1)
     except DAMAGED as error:
         raise UserError(f"{where}: cut short or damaged ({error})") from None

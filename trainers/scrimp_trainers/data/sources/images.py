@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.pixels import SUFFIXES, decode, frames, is_image_data
+from scrimp_trainers.data.pixels import SUFFIXES, count_frames, decode_image, is_image_data
 from scrimp_trainers.data.sources import folders
 from scrimp_trainers.data.sources import labels as label_files
 from scrimp_trainers.data.sources.source import Layout, Source
@@ -90,7 +90,7 @@ def read(tree: Tree, layout: Layout) -> Source:
     return Source(
         "images",
         len(items),
-        lambda i: load(tree, items[i].name, items[i].frame),
+        lambda i: load_image(tree, items[i].name, items[i].frame),
         lambda i: tree.where(items[i].name) + (f", frame {items[i].frame}" if items[i].frame else ""),
         labels,
         classes,
@@ -100,9 +100,9 @@ def read(tree: Tree, layout: Layout) -> Source:
     )
 
 
-def load(tree: Tree, name: str, frame: int = 0) -> Image.Image:
+def load_image(tree: Tree, name: str, frame: int = 0) -> Image.Image:
     """Decode one image file, or one of its frames."""
-    return decode(io.BytesIO(tree.read(name)), tree.where(name), frame)
+    return decode_image(io.BytesIO(tree.read(name)), tree.where(name), frame)
 
 
 def _images(tree: Tree, skipped: Counter[str]) -> list[str]:
@@ -114,10 +114,10 @@ def _images(tree: Tree, skipped: Counter[str]) -> list[str]:
         elif PurePosixPath(name).name not in label_files.NAMES:
             skipped[f"not an image ({PurePosixPath(name).suffix.lower() or 'no ending'})"] += 1
 
-    proper = [name for name in names if folders.aside(name) is None]
+    proper = [name for name in names if folders.copies_folder(name) is None]
     if proper and len(proper) < len(names):
         for name in sorted(set(names) - set(proper)):
-            skipped[f"in {folders.aside(name)}/"] += 1
+            skipped[f"in {folders.copies_folder(name)}/"] += 1
         return proper
     return names
 
@@ -131,7 +131,7 @@ def _holds_image(tree: Tree, name: str) -> bool:
 
 def _groups(tree: Tree, names: list[str], above: str, layout: Layout, notes: list[str]) -> list[_Group]:
     """Sort the images into splits, each with its classes."""
-    by_split = None if layout.flat else folders.splits(names, above, layout)
+    by_split = None if layout.flat else folders.images_by_split(names, above, layout)
     if by_split is None:
         return [_group(tree, names, "", layout, notes)]
 
@@ -161,19 +161,19 @@ def _group(tree: Tree, names: list[str], top: str, layout: Layout, notes: list[s
     if table is not None:
         table.check(names)
         return _Group(items, [table.given[name] for name in names], held_out=False)
-    return _Group(items, folders.classes(tree, names, top, layout, notes, where), held_out=False)
+    return _Group(items, folders.classes_by_folder(tree, names, top, layout, notes, where), held_out=False)
 
 
 def _table(
     tree: Tree, names: list[str], top: str, layout: Layout, notes: list[str], where: str = ""
-) -> label_files.Table | None:
+) -> label_files.LabelTable | None:
     """Read the list of labels that the user names, or that lies there."""
     if layout.labels in ("none", "folder"):
         return None
     if layout.labels is not None:
-        table = label_files.from_file(layout.labels, names)
+        table = label_files.read_table(layout.labels, names)
     else:
-        table = label_files.beside(tree, top, names, notes)
+        table = label_files.find_table(tree, top, names, notes)
     if table is not None:
         notes.append(f"{where}classes from {table.file}")
     return table
@@ -238,7 +238,7 @@ def _frames(tree: Tree, name: str) -> int:
     """Return how many pages or frames a file has."""
     try:
         with tree.open(name) as file:
-            return frames(file)
+            return count_frames(file)
     except DAMAGED:  # it is named where its pixels are read
         return 1
 

@@ -26,7 +26,7 @@ COLUMNS = f"files ({', '.join(FILES)}) and labels ({', '.join(LABELS)})"
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelTable:
     """The classes of images by their names, as a list says them."""
 
     file: str
@@ -58,7 +58,7 @@ class Table:
             )
 
 
-def beside(tree: Tree, top: str, names: list[str], notes: list[str]) -> Table | None:
+def find_table(tree: Tree, top: str, names: list[str], notes: list[str]) -> LabelTable | None:
     """Read the list of labels that lies with all these images, or in a folder above them up to `top`.
 
     Raises
@@ -76,7 +76,7 @@ def beside(tree: Tree, top: str, names: list[str], notes: list[str]) -> Table | 
         data = tree.read(str(file))
         rows = _edm_rows(data, where) if file.name == EDM else _rows(data, file.name, where)
         if rows is not None:
-            return Table(file.name, where, _assigned(rows, names, str(file.parent), where))
+            return LabelTable(file.name, where, _assigned(rows, names, str(file.parent), where))
         if file.name != EDM:
             notes.append(f"{file} is not used: it has no columns of {COLUMNS}")
     return None
@@ -99,7 +99,7 @@ def _edm_rows(data: bytes, where: str) -> list[tuple[str, str]] | None:
     return None if pairs is None else [(name, str(label)) for name, label in pairs]
 
 
-def from_file(path: str, names: list[str]) -> Table:
+def read_table(path: str, names: list[str]) -> LabelTable:
     """Read the list of labels that the user names.
 
     Raises
@@ -115,7 +115,7 @@ def from_file(path: str, names: list[str]) -> Table:
     rows = _rows(data, Path(path).name, where)
     if rows is None:
         raise UserError(f"{where}: has no columns of {COLUMNS}")
-    return Table(path, where, _assigned(rows, names, "", where))
+    return LabelTable(path, where, _assigned(rows, names, "", where))
 
 
 def _rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | None:

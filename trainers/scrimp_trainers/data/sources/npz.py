@@ -5,8 +5,8 @@ import zipfile
 import numpy as np
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.sources.source import Source, arrays
-from scrimp_trainers.data.tree import DAMAGED, Tree, bounded
+from scrimp_trainers.data.sources.source import Source, source_from_arrays
+from scrimp_trainers.data.tree import DAMAGED, Tree, refuse_bomb
 
 
 def recognises(tree: Tree) -> bool:
@@ -38,13 +38,13 @@ def read(tree: Tree) -> Source:
     if 0 in images.shape:
         raise UserError(f"{where}: no images in it")
     if labels is None:
-        return arrays("npz", [(where, images)])
+        return source_from_arrays("npz", [(where, images)])
     if labels.dtype.kind not in "iuU" or labels.shape != (len(images),):
         form = f"{labels.dtype} {list(labels.shape)}"
         raise UserError(f"{where}: `labels` is {form}; {len(images)} whole numbers or words are needed, one an image")
     classes, places = np.unique(labels, return_inverse=True)
     named = [str(label) for label in classes]
-    return arrays("npz", [(where, images)], places.astype(np.int64), named)
+    return source_from_arrays("npz", [(where, images)], places.astype(np.int64), named)
 
 
 def _arrays(tree: Tree, name: str) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ def _arrays(tree: Tree, name: str) -> dict[str, np.ndarray]:
         content = {}
         for info in archive.infolist():
             key = info.filename.removesuffix(".npy")
-            bounded(info.file_size, info.compress_size, f"{tree.where(name)}: {key}")
+            refuse_bomb(info.file_size, info.compress_size, f"{tree.where(name)}: {key}")
             with archive.open(info) as member:
                 if key in ("images", "labels"):
                     content[key] = np.lib.format.read_array(member, allow_pickle=False)

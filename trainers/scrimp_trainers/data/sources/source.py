@@ -52,7 +52,7 @@ class Source:
     """What else the reader noticed, a line each."""
 
 
-def arrays(
+def source_from_arrays(
     format: str,  # noqa: A002
     parts: list[tuple[str, np.ndarray]],
     labels: np.ndarray | None = None,

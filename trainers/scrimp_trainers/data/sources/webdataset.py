@@ -11,7 +11,7 @@ import numpy as np
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
-from scrimp_trainers.data.sources.images import is_image, load
+from scrimp_trainers.data.sources.images import is_image, load_image
 from scrimp_trainers.data.sources.source import Source
 from scrimp_trainers.data.tree import Tree, open_tree
 
@@ -39,7 +39,9 @@ def read(tree: Tree) -> Source:
         for name, label in _samples(shard):
             images.append((shard, name))
             given.append(label)
-    found = Source("webdataset", len(images), lambda i: load(*images[i]), lambda i: images[i][0].where(images[i][1]))
+    found = Source(
+        "webdataset", len(images), lambda i: load_image(*images[i]), lambda i: images[i][0].where(images[i][1])
+    )
     if all(label is None for label in given):
         return replace(found, notes=["no class files (.cls) in the shards, so no classes"])
     if None in given:
@@ -54,8 +56,8 @@ def _shards(tree: Tree) -> tuple[list[Tree], list[str] | None]:
     if not _is_folder_of_shards(tree):
         return [tree], None
     names, classes = [name for name in tree.names if name.endswith(".tar")], None
-    if manifests.FILE in tree.names:
-        prepared = manifests.load(tree.path)
+    if manifests.MANIFEST_FILE in tree.names:
+        prepared = manifests.load_manifest(tree.path)
         names, classes = [shard.file for shard in prepared.splits["train"].shards], prepared.classes
     return [open_tree(tree.path / name, tree.scratch) for name in names], classes
 
