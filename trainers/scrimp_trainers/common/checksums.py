@@ -1,4 +1,4 @@
-"""A checksum inside every JSON record, so that a bit flipped on a disk is noticed and never read as a score."""
+"""Checksums inside JSON records, so that a bit flipped on disk is detected and never read as a score."""
 
 import json
 import zlib
@@ -11,12 +11,12 @@ KEY = "crc32"
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its checksum as the last entry."""
+    """Return a copy of a record with its checksum as the last entry."""
     return {**record, KEY: _checksum(record)}
 
 
 def unseal(text: bytes) -> dict[str, Any]:
-    """Return the record that a JSON text holds, without its checksum.
+    """Parse a JSON record, check its checksum and return the record without it.
 
     Raises
     ------
@@ -35,10 +35,11 @@ def unseal(text: bytes) -> dict[str, Any]:
 
 
 def text_checksum(text: str | bytes) -> str:
-    """Return the checksum of a text."""
-    return f"{zlib.crc32(text.encode() if isinstance(text, str) else text):08x}"
+    """Return the CRC-32 of a text, as eight hexadecimal digits."""
+    data = text.encode() if isinstance(text, str) else text
+    return f"{zlib.crc32(data):08x}"
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
-    # Over the values and not the bytes: how a record is laid out does not matter. JSON gives floats back exactly.
+    # Of the values, not of the file's bytes, so the layout does not matter. JSON preserves floats exactly.
     return text_checksum(json.dumps(record))

@@ -1,7 +1,6 @@
-"""Files that are there whole or not at all, and how to tell that a disk has no room for them.
+"""Atomic files and folders, which exist completely or not at all; file locks; and errors of full disks.
 
-Who may read them is the umask's business, for all files alike: nothing here, and nothing that is written with it, is
-opened to others or closed to them by a mode of its own.
+The umask alone decides who may read files: nothing here, and nothing written with it, sets permissions of its own.
 """
 
 import contextlib
@@ -18,50 +17,53 @@ from pathlib import Path
 from scrimp_trainers.common.errors import DiskFull, UserError
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A disk that is full, a quota that is used up, a read-only file system."""
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give an empty file aside to fill, which takes `path`'s place at the end, unless something is raised."""
+    """Yield an empty temporary file to fill, which replaces `path` at the end unless an exception is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # mkstemp's mode would ignore the umask
-    mode = stat.S_IMODE(aside.stat().st_mode)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # mkstemp's mode would ignore the umask
+    mode = stat.S_IMODE(temporary.stat().st_mode)
+
     try:
-        yield aside
-        aside.chmod(mode)  # safetensors puts a file of mode 0600 there
-        aside.replace(path)
+        yield temporary
+        temporary.chmod(mode)  # safetensors replaces the file by one of mode 0600
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):  # a read-only disk
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
 
 
 def match_folder_mode(file: Path) -> None:
-    """Open a file to those to whom its new folder is open: safetensors writes with mode 0600, whatever the umask."""
+    """Give a file the permissions of its folder: safetensors writes with mode 0600, whatever the umask."""
     file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file's content at once; its folder is made if need be."""
+    """Replace a file's content atomically. Its folder is created if needed."""
     data = content.encode() if isinstance(content, str) else content
-    with atomic_file(path) as aside, aside.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full, a quota spent, or a file system read-only."""
+    """Whether an error means that a disk is full, a quota used up, or a file system read-only."""
     if isinstance(error, OSError):
         return error.errno in DISK_FULL_ERRNOS
-    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors says it in its text alone
-    return told is not None and int(told[1]) in DISK_FULL_ERRNOS
+
+    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has it in the message only
+    return number is not None and int(number[1]) in DISK_FULL_ERRNOS
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make this file; the others wait. In a folder that cannot be written all go on."""
+    """Let one process at a time make this file; the others wait. Without write access to the folder nobody waits."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
@@ -72,24 +74,25 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """Give a folder `OUT.part` to fill, and rename it to `out` at the end; on any exception it is removed.
+    """Yield a folder `OUT.part` to fill, which is renamed to `out` at the end; on any exception it is removed.
 
-    What a killed process left there is cleared away by the next one; a living one keeps it locked.
+    What a killed process left there is removed by the next one. A running process keeps the folder locked.
 
     Raises
     ------
     UserError
-        If `out` exists, another process is making it, or it cannot be written.
+        If `out` exists, another process is making it, or it cannot be created.
     """
     out = out.absolute()
     part = out.with_name(out.name + ".part")
-    new = [folder for folder in out.parents if not folder.exists()]
+    new_parents = [folder for folder in out.parents if not folder.exists()]
     try:
         part.mkdir(parents=True, exist_ok=True)
         lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         kind = DiskFull if is_disk_full(error) else UserError
         raise kind(f"{out}: cannot be made ({error.strerror})") from None
+
     try:
         _claim(lock, part, out)
         yield part
@@ -98,11 +101,12 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # some network file systems do not sync folders
             _sync(out.parent)
     except BaseException as error:
-        if not isinstance(error, _TakenError):
+        if not isinstance(error, _InUseError):
             shutil.rmtree(part, ignore_errors=True)
-            for folder in new:
+            for folder in new_parents:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+
         if is_disk_full(error):
             raise DiskFull(f"{out}: the disk is full or read-only; make room there or choose another place") from error
         if isinstance(error, OSError):
@@ -112,24 +116,30 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-class _TakenError(UserError):
-    """Another process is at work on the folder, so it is not ours to clear away."""
+class _InUseError(UserError):
+    """Another process works on the folder, so this one must not remove it."""
 
 
 def _claim(lock: int, part: Path, out: Path) -> None:
+    """Lock the folder `part` and empty it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _TakenError(f"{out}: another process is making it just now") from None
+        raise _InUseError(f"{out}: another process is making it just now") from None
     except OSError:  # a network file system without locks
         pass
-    ours = os.fstat(lock)
-    if not part.exists() or part.stat().st_ino != ours.st_ino:  # its maker finished while we waited for the lock
-        raise _TakenError(f"{out}: another process has just made it")
+
+    locked_inode = os.fstat(lock).st_ino
+    if not part.exists() or part.stat().st_ino != locked_inode:  # its maker has renamed it in the meantime
+        raise _InUseError(f"{out}: another process has just made it")
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: exists already; choose another name or remove it")
+
     for entry in part.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _sync(folder: Path) -> None:
@@ -142,7 +152,7 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explain_disk_full(out: Path, needed: int) -> Iterator[None]:
-    """Say how much was needed when the disk is full.
+    """Raise an error that says how many bytes are `needed` if the block finds the disk full.
 
     Raises
     ------
@@ -154,4 +164,5 @@ def explain_disk_full(out: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise DiskFull(f"{out}: the disk is full; about {max(1, needed >> 20):,} MiB are needed there") from None
+        needed_mib = max(1, needed >> 20)
+        raise DiskFull(f"{out}: the disk is full; about {needed_mib:,} MiB are needed there") from None

@@ -1,6 +1,6 @@
-"""One operation on a whole list of tensors, in place: a few kernels on a GPU where a loop would start one a tensor.
+"""In-place operations on lists of tensors: on a GPU a few kernels in all, where a loop would launch one per tensor.
 
-torch's optimizers work with these functions. torch keeps them for itself, so nothing but this module names them.
+These functions are private to torch, whose optimizers use them. Only this module calls them.
 """
 
 import torch
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def add_(tensors: list[Tensor], others: list[Tensor]) -> None:
-    """Add to each tensor its other."""
+    """Add the other tensors, one to each."""
     torch._foreach_add_(tensors, others)
 
 
 def mul_(tensors: list[Tensor], factors: list[Tensor] | float) -> None:
-    """Multiply each tensor by its factor, or all by the same number."""
+    """Multiply each tensor by its factor, or all tensors by one number."""
     torch._foreach_mul_(tensors, factors)
 
 
 def lerp_(tensors: list[Tensor], ends: list[Tensor], weight: float) -> None:
-    """Move each tensor towards its end, by this share of the way."""
+    """Interpolate linearly from each tensor to its end: tensor + weight * (end - tensor)."""
     torch._foreach_lerp_(tensors, ends, weight)
 
 
 def zero_(tensors: list[Tensor]) -> None:
-    """Set all to zero."""
+    """Set all tensors to zero."""
     torch._foreach_zero_(tensors)

@@ -1,7 +1,7 @@
-"""Ends a process that makes no progress, so that its repeat is tried again.
+"""End a process that makes no progress, so that its repeat can be retried.
 
-A device, a network or a disk that never answers raises nothing. The timer is Python's own in C, so that it also runs
-out while the interpreter is held; it is one for the whole process, and so is this module's state.
+A device, network or disk that never answers raises no exception. The timer is `faulthandler`'s: written in C, it fires
+even while another thread holds the interpreter lock. A process has one such timer, so this module's state is global.
 """
 
 import faulthandler
@@ -14,49 +14,57 @@ from pathlib import Path
 from typing import IO
 
 _watched: tuple[IO[str], float] | None = None
+"""The file for the stacks and the timeout in seconds; none while nothing is watched."""
 _started = -math.inf
+"""When the timer was last started."""
 
 
 @contextmanager
-def watched(stacks: Path, patience: float) -> Iterator[None]:
-    """End the process when `beat` has been called and then nothing for `patience` seconds.
+def watched(stacks: Path, timeout: float) -> Iterator[None]:
+    """End the process if, after a call of `beat`, `timeout` seconds pass without another one.
 
-    The stacks of its threads are appended to a file first; where nobody writes into it, it goes in the end.
+    The stacks of its threads are appended to a file first. The file is removed at the end if it is empty.
     """
     global _watched
     with stacks.open("a") as file:
-        _watched = file, patience
+        _watched = file, timeout
         try:
             yield
         finally:
             pause()
             _watched = None
-            with suppress(FileNotFoundError):  # another rank, which ends at the same time, may remove it
+            with suppress(FileNotFoundError):  # another rank that ends at the same time may have removed it
                 if not stacks.stat().st_size:
                     stacks.unlink()
 
 
 def beat() -> None:
-    """Start the time anew, where someone watches; cheap enough for every step."""
+    """Restart the timer of `watched`; without it do nothing. Cheap enough to call at every step."""
     global _started
-    if _watched and time.monotonic() > _started + _watched[1] / 100:
-        file, patience = _watched
-        faulthandler.dump_traceback_later(patience, exit=True, file=file)
+    if _watched is None:
+        return
+
+    file, timeout = _watched
+    if time.monotonic() > _started + timeout / 100:
+        faulthandler.dump_traceback_later(timeout, exit=True, file=file)
         _started = time.monotonic()
 
 
 def pause() -> None:
-    """Stop the time until the next `beat`: what follows may take as long as it likes."""
+    """Stop the timer until the next `beat`: what follows may take any time."""
     global _started
     faulthandler.cancel_dump_traceback_later()
     _started = -math.inf
 
 
 def timeout_message(stacks: Path) -> str:
-    """Say that a process was ended, if the file tells so; empty otherwise."""
+    """Return a message if the file shows that a process was ended for lack of progress; empty otherwise."""
     try:
         text = stacks.read_text(errors="replace")
     except FileNotFoundError:
         return ""
-    told = re.search(r"^Timeout \((.*)\)!", text, re.MULTILINE)
-    return f"no progress for {told[1]}, so its process was ended; where it hung is in {stacks}" if told else ""
+
+    timeout = re.search(r"^Timeout \((.*)\)!", text, re.MULTILINE)
+    if timeout is None:
+        return ""
+    return f"no progress for {timeout[1]}, so its process was ended; where it hung is in {stacks}"

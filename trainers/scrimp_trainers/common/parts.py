@@ -38,7 +38,7 @@ def module(folder: str, kind: str) -> Any:
 
 
 def build(folder: str, section: Any, *arguments: Any, **options: Any) -> Any:
-    """Make the part that a section of a recipe names: `build` of the module of its `kind`, given the section."""
+    """Build the part that a recipe section describes, by calling `build` in the module named by its `kind`."""
     return module(folder, section.kind).build(section, *arguments, **options)
 
 

@@ -1,4 +1,4 @@
-"""The ranks of a process group, where one of them has to come first."""
+"""The ranks of a process group, and a way to let rank 0 go first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this process's rank and the number of ranks: 0 and 1 without a process group."""
+    """Return this process's rank and the world size: 0 and 1 without a process group."""
     if not dist.is_initialized():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
@@ -17,16 +17,16 @@ def rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def rank_0_first(rank: int, world: int) -> Iterator[None]:
-    """Let rank 0 through, and when it is done the others: it fills a cache that they read.
+    """Run the block on rank 0 first, which fills a cache, and then on the other ranks, which read it.
 
-    They wait for days if need be. What is made may take far longer than a process group waits by default.
+    The others wait for up to seven days: the work may take far longer than a process group's default timeout.
     """
     if world == 1:
         yield
         return
-    patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
+    group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
     if rank > 0:
-        dist.barrier(patient)
+        dist.barrier(group)
     yield
     if rank == 0:
-        dist.barrier(patient)
+        dist.barrier(group)

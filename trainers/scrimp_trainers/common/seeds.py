@@ -1,8 +1,9 @@
-"""Seeds for every purpose, made of one number."""
+"""Seeds for different purposes, all derived from one number."""
 
 import hashlib
 
 
 def seed_of(*parts: int | str) -> int:
-    """Mix numbers and words into one seed of 63 bits, the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+    """Hash numbers and words to one seed of 63 bits, the same in every process and on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

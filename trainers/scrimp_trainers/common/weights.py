@@ -1,4 +1,4 @@
-"""Loading weights: every tensor of a network comes from the file, or the file is refused."""
+"""Load weights strictly: every tensor of a network comes from the file, or the file is rejected."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from scrimp_trainers.common.errors import UserError
 
-LONGEST = 200
-"""Characters of a library's message that one line of ours quotes."""
+MAX_MESSAGE_LENGTH = 200
+"""Characters of a library's error message that a message of ours quotes."""
 
 
 def read_weights(file: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], file: Path) 
     Raises
     ------
     UserError
-        If a tensor is missing, has another shape or does not belong to the network; the line names file and tensor.
+        If a tensor is missing, has another shape or does not belong to the network; the message names file and tensor.
     """
     try:
         network.load_state_dict(tensors)
@@ -42,26 +42,30 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], file: Path) 
 
 
 def require_same(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse tensors that are not the expected ones by name and shape.
+    """Require tensors with exactly the expected names and shapes.
 
     Raises
     ------
     UserError
-        If one is missing, has another shape or is not expected; the line names file and tensor.
+        If a tensor is missing, unexpected or of another shape; the message names file and tensor.
     """
     for name in sorted({*tensors, *expected}):
         if name not in tensors:
             raise UserError(f"{file}: lacks {name}")
         if name not in expected:
             raise UserError(f"{file}: has an unknown {name}")
-        there, here = tuple(tensors[name].shape), tuple(expected[name].shape)
-        if there != here:
-            raise UserError(f"{file}: {name} has the shape {there}, which should be {here}")
+
+        shape = tuple(tensors[name].shape)
+        expected_shape = tuple(expected[name].shape)
+        if shape != expected_shape:
+            raise UserError(f"{file}: {name} has the shape {shape}, which should be {expected_shape}")
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error, which may have many lines, as one of limited length."""
+    """Return an error's message, which may span many lines, as one line of limited length."""
     text = " ".join(str(error).split()) or type(error).__name__
     if text.startswith("Error(s) in loading state_dict for "):
-        text = text.partition(": ")[2]  # the tensors' names come after it
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+        text = text.partition(": ")[2]  # keep the part that names the tensors
+    if len(text) > MAX_MESSAGE_LENGTH:
+        return f"{text[:MAX_MESSAGE_LENGTH]} ..."
+    return text

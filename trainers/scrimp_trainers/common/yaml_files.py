@@ -1,7 +1,7 @@
-"""The one reader of YAML: what a file says must be plain, or it is refused in a line.
+"""The only reader of YAML. It accepts a plain, unambiguous subset and rejects the rest with a one-line error.
 
-PyYAML takes the last of two equal keys, expands aliases without bound, and reads `1e-3` as text and `1:30` as 90. Here
-a document is built from its events instead, each key once, without aliases and tags.
+PyYAML takes the last of two equal keys, expands aliases without limit, and reads `1e-3` as text and `1:30` as 90. Here
+a document is built from the parser's events instead: each key once, no aliases, no tags.
 """
 
 import re
@@ -13,18 +13,24 @@ import yaml
 
 from scrimp_trainers.common.errors import UserError
 
-LARGEST = 2**20
-"""Bytes of a file."""
-DEEPEST = 20
-"""Lists and mappings inside each other."""
-LONGEST_NUMBER = 40
+MAX_BYTES = 2**20
+"""Size of a file."""
+MAX_DEPTH = 20
+"""Nesting of lists and mappings."""
+MAX_NUMBER_LENGTH = 40
 """Characters of a number."""
 
-WORDS = {
-    "": None, "~": None, "null": None, "Null": None, "NULL": None,
-    **{word: True for name in ("true", "yes", "on") for word in (name, name.capitalize(), name.upper())},
-    **{word: False for name in ("false", "no", "off") for word in (name, name.capitalize(), name.upper())},
-}  # fmt: skip
+
+def _spellings(*words: str) -> list[str]:
+    """Return the three cases in which YAML accepts a word: true, True, TRUE."""
+    return [spelling for word in words for spelling in (word, word.capitalize(), word.upper())]
+
+
+WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(["", "~", *_spellings("null")], None),
+    **dict.fromkeys(_spellings("true", "yes", "on"), True),
+    **dict.fromkeys(_spellings("false", "no", "off"), False),
+}
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)")
@@ -44,27 +50,28 @@ def read_yaml(path: Path, where: str) -> Any:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from None
     return parse_yaml(data, where)
 
 
 def parse_yaml(data: str | bytes, where: str) -> Any:
-    """Return what a YAML document says, as dicts, lists and scalars.
+    """Parse a YAML document into dicts, lists and scalars.
 
     Raises
     ------
     UserError
-        If it is not YAML, or says something twice, by reference, or in a way that is not plain.
+        If it is not YAML, repeats a key, or uses aliases, tags or an unusual notation for numbers.
     """
-    if len(data) > LARGEST:
-        raise UserError(f"{where}: larger than {LARGEST >> 20} MiB, which no space or recipe is")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{where}: larger than {MAX_BYTES >> 20} MiB, which no space or recipe is")
     text = _decoded(data, where) if isinstance(data, bytes) else data
     try:
         return _Document(text, where).build()
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{where}: not YAML: {reason}") from None
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -98,8 +105,9 @@ class _Document:
             raise self._refusal(event, f"*{event.anchor} repeats another part; write it out")
         if getattr(event, "tag", None):
             raise self._refusal(event, f"the tag {str(event.tag)[:50]}; write a plain value")  # pyright: ignore[reportAttributeAccessIssue]
-        if depth > DEEPEST:
-            raise self._refusal(event, f"more than {DEEPEST} lists and mappings inside each other")
+        if depth > MAX_DEPTH:
+            raise self._refusal(event, f"more than {MAX_DEPTH} lists and mappings inside each other")
+
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(depth)
         if isinstance(event, yaml.MappingStartEvent):
@@ -125,6 +133,7 @@ class _Document:
                 raise self._refusal(event, "<< merges another part; write it out")
             if key in lines:
                 raise UserError(f"{self._where}: {key[:100]} stands twice, in lines {lines[key]} and {line}")
+
             lines[key] = line
             values[key] = self._node(next(self._events), depth + 1)
         return values
@@ -135,6 +144,8 @@ class _Document:
             return text
         if text in WORDS:
             return WORDS[text]
+
+        # Numbers.
         if text in NOT_A_NUMBER:
             raise self._refusal(event, f"{text} is no number")
         if INFINITE.fullmatch(text):
@@ -143,7 +154,7 @@ class _Document:
             raise self._refusal(event, f"the number {text[:50]}; write it in decimal digits, or as text in quotes")
         if not FLOAT.fullmatch(text):
             return text
-        if len(text) > LONGEST_NUMBER:
+        if len(text) > MAX_NUMBER_LENGTH:
             raise self._refusal(event, f"a number of {len(text):,} digits")
         return int(text) if INTEGER.fullmatch(text) else float(text)
 
