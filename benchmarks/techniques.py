@@ -120,13 +120,13 @@ Call = Callable[[], object]
 
 
 def _mafp(recipe: Recipe, images: Tensor, generator: torch.Generator) -> tuple[Call, Call]:
-    whole = {"total": len(images), "mine": slice(None)}
+    whole = {"global_batch": len(images), "rank_slice": slice(None)}
     return lambda: mafp.augment(recipe.mafp, images, generator, **whole), lambda: None
 
 
 def _patches(recipe: Recipe, images: Tensor, generator: torch.Generator) -> tuple[Call, Call]:
     always = recipe.patches.model_copy(update={"real_p": 0.0})
-    whole = {"total": len(images), "mine": slice(None)}
+    whole = {"global_batch": len(images), "rank_slice": slice(None)}
 
     def cut() -> None:
         window = patches.draw_window(always, SIDE, generator, **whole, step_seed=0)
@@ -167,7 +167,7 @@ def _sparsity(recipe: Recipe, images: Tensor, generator: torch.Generator) -> tup
         parameter.grad = torch.randn_like(parameter)
     masks = state.masks
     assert isinstance(masks, sparsity.Masks)
-    return lambda: masks.hold(0), lambda: None
+    return lambda: masks.mask_gradients(0), lambda: None
 
 
 def _seconds(call: Call) -> float:

@@ -17,8 +17,8 @@ RECIPE = small(training__batch_size=32, training__kimg=0.512, sampler__steps=1)
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch):
-    monkeypatch.setattr(session, "LOOK_STEPS", 4)
-    monkeypatch.setattr(session, "LOOK_IMAGES", 4)
+    monkeypatch.setattr(session, "CHECK_INTERVAL_STEPS", 4)
+    monkeypatch.setattr(session, "CHECK_INTERVAL_IMAGES", 4)
 
 
 def train(dataset, folder, checkpoint_seconds=0.0):

@@ -52,11 +52,11 @@ def assert_same(batch: Batch, other: Batch) -> None:
 # --- both ways
 
 
-@pytest.mark.parametrize("room", [RESIDENT, 0], ids=["resident", "streamed"])
-def test_batches_hold_the_images_they_say(room: int, datasets: dict[int, Dataset]):
+@pytest.mark.parametrize("resident_bytes", [RESIDENT, 0], ids=["resident", "streamed"])
+def test_batches_hold_the_images_they_say(resident_bytes: int, datasets: dict[int, Dataset]):
     images, labels, _ = datasets[13].images("train")
     assert labels is not None
-    for batch in draw(datasets[13], 10, room=room, flip=True):
+    for batch in draw(datasets[13], 10, resident_bytes=resident_bytes, flip=True):
         expected = images[batch.index.numpy()]
         mirrored = batch.flipped.numpy()
         expected[mirrored] = expected[mirrored, :, :, ::-1]
@@ -65,32 +65,32 @@ def test_batches_hold_the_images_they_say(room: int, datasets: dict[int, Dataset
         np.testing.assert_array_equal(batch.labels, labels[batch.index.numpy()])
 
 
-@pytest.mark.parametrize("room", [RESIDENT, 0], ids=["resident", "streamed"])
-def test_half_of_the_images_are_mirrored_if_asked_and_none_otherwise(room: int, datasets: dict[int, Dataset]):
-    flipped = torch.cat([batch.flipped for batch in draw(datasets[30], 400, room=room, flip=True)])
+@pytest.mark.parametrize("resident_bytes", [RESIDENT, 0], ids=["resident", "streamed"])
+def test_half_of_the_images_are_mirrored_if_asked_and_none_otherwise(resident_bytes: int, datasets: dict[int, Dataset]):
+    flipped = torch.cat([batch.flipped for batch in draw(datasets[30], 400, resident_bytes=resident_bytes, flip=True)])
     assert 0.45 < flipped.double().mean() < 0.55  # five standard deviations
-    assert not any(batch.flipped.any() for batch in draw(datasets[30], 20, room=room))
+    assert not any(batch.flipped.any() for batch in draw(datasets[30], 20, resident_bytes=resident_bytes))
 
 
-@pytest.mark.parametrize("room", [RESIDENT, 0], ids=["resident", "streamed"])
-def test_another_seed_gives_another_order(room: int, datasets: dict[int, Dataset]):
-    first, second = (indices(draw(datasets[30], 5, room=room, seed=seed)) for seed in (1, 2))
+@pytest.mark.parametrize("resident_bytes", [RESIDENT, 0], ids=["resident", "streamed"])
+def test_another_seed_gives_another_order(resident_bytes: int, datasets: dict[int, Dataset]):
+    first, second = (indices(draw(datasets[30], 5, resident_bytes=resident_bytes, seed=seed)) for seed in (1, 2))
     assert first != second
-    assert first == indices(draw(datasets[30], 5, room=room, seed=1))
+    assert first == indices(draw(datasets[30], 5, resident_bytes=resident_bytes, seed=1))
 
 
-@pytest.mark.parametrize("room", [RESIDENT, 0], ids=["resident", "streamed"])
-def test_the_global_random_state_is_left_alone(room: int, datasets: dict[int, Dataset]):
+@pytest.mark.parametrize("resident_bytes", [RESIDENT, 0], ids=["resident", "streamed"])
+def test_the_global_random_state_is_left_alone(resident_bytes: int, datasets: dict[int, Dataset]):
     before = torch.get_rng_state()
-    draw(datasets[30], 5, room=room, flip=True)
+    draw(datasets[30], 5, resident_bytes=resident_bytes, flip=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_images_without_classes_have_no_labels(tmp_path: Path):
     np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8), dtype=np.uint8))
     prepare(str(tmp_path / "x.npz"), tmp_path / "out", Options(holdout=0))
-    for room in (RESIDENT, 0):
-        assert draw(open_dataset(tmp_path / "out"), 1, room=room)[0].labels is None
+    for resident_bytes in (RESIDENT, 0):
+        assert draw(open_dataset(tmp_path / "out"), 1, resident_bytes=resident_bytes)[0].labels is None
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(datasets: dict[int, Dataset]):
@@ -162,7 +162,9 @@ def test_a_stream_has_every_image_once_an_epoch_over_all_ranks(
     epochs = world * size  # after so many, every rank has drawn whole batches
     steps = epochs * count // (world * size)
     drawn = [
-        indices(draw(datasets[count], steps, room=0, batch_size=size * world, seed=seed, rank=rank, world=world))
+        indices(
+            draw(datasets[count], steps, resident_bytes=0, batch_size=size * world, seed=seed, rank=rank, world=world)
+        )
         for rank in range(world)
     ]
     assert Counter(itertools.chain(*drawn)) == dict.fromkeys(range(count), epochs)
@@ -177,7 +179,7 @@ def test_a_stream_has_every_image_once_an_epoch_over_all_ranks(
 @given(st.sampled_from(COUNTS), st.integers(1, 8), st.integers(0, 40), st.integers(0, 1))
 @settings(max_examples=25)
 def test_a_stream_starts_where_it_was_left(datasets: dict[int, Dataset], count: int, size: int, start: int, rank: int):
-    options = {"room": 0, "batch_size": 2 * size, "flip": True, "rank": rank, "world": 2}
+    options = {"resident_bytes": 0, "batch_size": 2 * size, "flip": True, "rank": rank, "world": 2}
     for batch, other in zip(
         draw(datasets[count], start + 3, **options)[start:],
         draw(datasets[count], 3, **options, start=start),
@@ -188,7 +190,7 @@ def test_a_stream_starts_where_it_was_left(datasets: dict[int, Dataset], count: 
 
 @pytest.mark.parametrize("start", [0, 1, 7])
 def test_loader_processes_share_the_work_and_resume_exactly(start: int, datasets: dict[int, Dataset]):
-    options = {"room": 0, "batch_size": 4, "world": 2, "workers": 2, "flip": True}
+    options = {"resident_bytes": 0, "batch_size": 4, "world": 2, "workers": 2, "flip": True}
     both = [draw(datasets[30], 30, **options, rank=rank) for rank in range(2)]  # 4 epochs; 15 batches a process
     assert Counter(indices(both[0] + both[1])) == dict.fromkeys(range(30), 4)
     for batch, other in zip(both[1][start:], draw(datasets[30], 5, **options, rank=1, start=start), strict=False):
@@ -206,7 +208,7 @@ def test_a_damaged_shard_ends_the_stream_with_one_line(tmp_path: Path, damage: s
         file.unlink()
     for workers in (0, 1):
         with pytest.raises(DamagedData, match=r"^\S*train-000000\.tar: is missing or damaged[^\n]*$"):
-            draw(open_dataset(tmp_path / "out"), 20, room=0, workers=workers)
+            draw(open_dataset(tmp_path / "out"), 20, resident_bytes=0, workers=workers)
 
 
 @pytest.mark.gpu

@@ -26,7 +26,7 @@ def seeded(number: int = 0) -> torch.Generator:
 
 def augmented(recipe: MAFP, images: torch.Tensor, number: int = 0, mine: slice | None = None):
     share = images if mine is None else images[mine]
-    return mafp.augment(recipe, share, seeded(number), total=len(images), mine=mine or slice(None))
+    return mafp.augment(recipe, share, seeded(number), global_batch=len(images), rank_slice=mine or slice(None))
 
 
 def labelled(**values: float) -> torch.Tensor:

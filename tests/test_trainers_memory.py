@@ -26,8 +26,8 @@ def of_24_gib(others: int = GIB) -> Memory:
 
 
 def test_what_fits_is_reckoned_from_what_is_constant_and_what_an_image_takes():
-    assert of_24_gib().images(23 * GIB) == 75  # nine tenths of (23 - 2) / 0.25
-    assert of_24_gib().images(GIB) == 0
+    assert of_24_gib().images_in(23 * GIB) == 75  # nine tenths of (23 - 2) / 0.25
+    assert of_24_gib().images_in(GIB) == 0
 
 
 def test_a_stated_microbatch_that_is_too_large_is_refused_with_one_that_fits():

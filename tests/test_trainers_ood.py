@@ -13,7 +13,7 @@ from scrimp_trainers.techniques import ood
 
 def jigsaws(images, seed=0, total=None, mine=slice(None)):
     generator = torch.Generator().manual_seed(seed)
-    return ood.jigsaw(images, generator, total=total or len(images), mine=mine)
+    return ood.jigsaw(images, generator, global_batch=total or len(images), rank_slice=mine)
 
 
 def quadrants(image):

@@ -19,7 +19,7 @@ LD_DIFFUSION = Patches(real_p=0.5, sizes=(0.75,))
 
 def drawn(settings: Patches, step: int, side: int = 32, total: int = 6, mine: slice = slice(0, 6)) -> Window | None:
     generator = torch.Generator().manual_seed(step)
-    return patches.draw_window(settings, side, generator, total=total, mine=mine, step_seed=step)
+    return patches.draw_window(settings, side, generator, global_batch=total, rank_slice=mine, step_seed=step)
 
 
 def test_a_part_holds_its_own_pixels_and_their_coordinates():

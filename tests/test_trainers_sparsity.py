@@ -64,7 +64,7 @@ class Run:
     def train(self, steps: int, watch: Callable[["Run"], None] = lambda run: None) -> None:
         for _ in range(steps):
             self.gradients()
-            if not (self.masks and self.masks.act(self.step)):
+            if not (self.masks and self.masks.apply(self.step)):
                 self.optimizer.step()
             torch._foreach_lerp_(
                 [*map(torch.Tensor.detach, self.ema.parameters())], list(self.network.parameters()), 0.3
@@ -142,11 +142,11 @@ def test_a_change_drops_the_smallest_and_grows_as_many_afresh(rule, widths, seed
     run = begin(rule, widths, seed, kind)
     assert run.masks
     run.train(rule.interval)
-    assert run.masks.due(run.step)
+    assert run.masks.is_change_due(run.step)
     run.gradients()
     before = {name: mask.clone() for name, mask in run.masks.masks.items()}
     numbers, gradients = run.numbers(), {name: weight.grad for name, weight in run.masks.weights.items()}
-    run.masks.move(run.step)
+    run.masks.change(run.step)
     share = sparsity.drop_fraction(rule, run.step, 20)
     after = run.numbers()
     for name, mask in run.masks.masks.items():
@@ -181,8 +181,8 @@ def test_a_change_by_hand():
     ema.weight.data = layer.weight.data.clone()
     optimizer.state[layer.weight] = {"step": torch.tensor(3.0), "exp_avg": mask * 2, "exp_avg_sq": mask * 3}
     layer.weight.grad = torch.tensor([[9.0, 9, 1, 0, 2, -8, 3, 0.5]])
-    assert masks.due(1)
-    assert masks.act(1)
+    assert masks.is_change_due(1)
+    assert masks.apply(1)
     assert masks.masks["weight"].tolist() == [[1, 1, 0, 1, 0, 1, 0, 0]]
     torch.testing.assert_close(layer.weight.data, torch.tensor([[0.1, -5.0, 0, 3.0, 0, 0, 0, 0]]))
     torch.testing.assert_close(ema.weight.data, layer.weight.data)
@@ -197,7 +197,7 @@ def test_what_magran_drops_and_grows_back_starts_again_at_zero():
     assert run.masks
     run.train(1)
     run.gradients()
-    assert run.masks.act(1)
+    assert run.masks.apply(1)
     for weight in run.masks.weights.values():
         assert not weight.any()
         assert not run.optimizer.state[weight]["exp_avg"].any()
@@ -214,7 +214,7 @@ def test_magran_grows_anywhere_alike():
         masks.load({"mask/weight": torch.tensor([255, 255, 15, 0, 0], dtype=torch.uint8)})
         layer.weight.data = torch.arange(40.0)[None] + 1  # of 20 active weights, 10 to 19 stay
         layer.weight.grad = torch.zeros(1, 40)
-        masks.move(1)
+        masks.change(1)
         counts += masks.masks["weight"][0]
     assert (counts[10:20] == draws).all()
     others = torch.cat([counts[:10], counts[20:]])
@@ -239,7 +239,7 @@ def test_growth_can_look_at_the_average_of_several_gradients():
         layer.weight.data = torch.tensor([[3.0, 2.0, 1.0, 0, 0, 0]])
         for step, gradient in enumerate(dense):
             layer.weight.grad = torch.tensor([gradient]).float()
-            assert masks.act(begun + step) == (step == 3)
+            assert masks.apply(begun + step) == (step == 3)
         assert masks.masks["weight"].tolist() == [expected]
 
 
@@ -247,7 +247,7 @@ def test_growth_can_look_at_the_average_of_several_gradients():
 def test_changes_come_after_every_interval_until_the_end(rule, total_steps):
     masks = begin(rule, total_steps=total_steps).masks
     assert masks
-    due = [step for step in range(total_steps) if masks.due(step)]
+    due = [step for step in range(total_steps) if masks.is_change_due(step)]
     possible = range(rule.interval, math.ceil(rule.end * total_steps), rule.interval + 1)
     assert due == ([] if rule.method == "static" else list(possible))
 
@@ -256,7 +256,7 @@ def test_changes_come_after_every_interval_until_the_end(rule, total_steps):
 def test_steps_that_need_dense_gradients_are_counted_as_they_come(rule, total_steps):
     masks = begin(rule, total_steps=total_steps).masks
     assert masks
-    changes = [step for step in range(total_steps) if masks.due(step)] if rule.method == "rigl" else []
+    changes = [step for step in range(total_steps) if masks.is_change_due(step)] if rule.method == "rigl" else []
     needing = {step - back for step in changes for back in range(rule.accumulate)}
     for steps in range(total_steps + 1):
         counted = sparsity.count_dense_gradients(rule, steps, total_steps)

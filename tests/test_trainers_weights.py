@@ -146,7 +146,7 @@ def test_a_wrong_tensor_is_refused_in_a_checkpoint(tmp_path, file, name, fault):
     checkpoint.save(folder, state, {}, {})
     path = folder / f"{file}.safetensors"
     rewrite(path, fault, name)
-    (folder / checkpoint.SUMS).write_text(checkpoint._sums(folder))  # as another version would have written it
+    (folder / checkpoint.SUMS).write_text(checkpoint._checksums(folder))  # as another version would have written it
     refused(lambda: checkpoint.load(folder, small_state(recipe), {}), str(path), name)
 
 

@@ -41,7 +41,7 @@ def killed(dataset: str, folder: str) -> None:
         save(*arguments)  # type: ignore[arg-type]
 
     checkpoint.save = save_eight
-    session.LOOK_STEPS = session.LOOK_IMAGES = 4
+    session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     for _ in run.train_repeat(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
         pass
@@ -80,7 +80,7 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
         return denoise(*arguments, **inputs)
 
     edm.EDM.denoise = stuck
-    session.LOOK_STEPS = session.LOOK_IMAGES = 4
+    session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     with heartbeat.watched(out / "stacks.txt", float(patience)):
         for _ in run.train_repeat(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):

@@ -1,4 +1,4 @@
-"""One repeat, from its seed or its last checkpoint to its model: what `scrimp train` and a sweep's workers run."""
+"""One repeat, from its seed or its last checkpoint to its model. `scrimp train` and a sweep's workers call it."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,67 +29,70 @@ def train_repeat(
     checkpoint_seconds: float = 60.0,
     device: torch.device | str | None = None,
 ) -> Iterator[MetricsRow]:
-    """Train a repeat, or go on with it, and yield its lines as they are written.
+    """Train a repeat, or resume it, and yield its rows of metrics as they are written.
 
-    A line is due at every tick and at every rung; at a rung it holds the scores and, as `rung`, its kimg, and is on
-    disk with a checkpoint before it is yielded. A repeat that is continued first yields again the lines of the rungs
-    behind it; where a checkpoint was damaged, or other code or libraries go on, the very first line says so as
-    `note`, and holds nothing else. A finished repeat that was trained without scores is scored if `scoring` asks
-    for it; one whose recipe is longer now, and otherwise the same, is continued. In a process group every rank runs
-    this, and rank 0 writes.
+    There is a row at every tick and at every rung. At a rung it also holds the scores and, as `rung`, its kimg, and it
+    is on disk together with a checkpoint before it is yielded.
+
+    A resumed repeat first yields the rows of the rungs that it has passed. If a checkpoint was damaged, or code or
+    libraries have changed, a row before them says so in its only entry, `note`. A finished repeat that was trained
+    without scores is scored now if `scoring` is given; one whose recipe only became longer is continued.
+
+    In a process group every rank calls this, and rank 0 writes.
 
     Parameters
     ----------
     folder
-        Gets recipe.yaml, environments.json, metrics.jsonl, checkpoint/, samples/, samples.png and neighbours.png, and
-        model/ at the end.
+        Where to write recipe.yaml, environments.json, metrics.jsonl, checkpoint/, samples/, samples.png and
+        neighbours.png, and model/ at the end.
     rungs_kimg
-        Where the model is scored. The end of the recipe's training always is one.
+        When the model is scored. The end of the recipe's training is always a rung.
     objective, direction
-        The score by which `checkpoint/best` is kept.
+        The score that decides which checkpoint is `checkpoint/best`.
     checkpoint_seconds
-        Time between checkpoints, beside those at rungs.
+        Time between checkpoints, in addition to those at rungs.
 
     Raises
     ------
     UserError
         If the recipe does not fit the dataset, or the folder holds another repeat, or one that was trained for longer.
     Diverged
-        If the loss is no longer finite or has exploded.
+        If the loss is not finite or has exploded.
     """
     # Prepare what the recipe's techniques need: coreset, codec, class weights.
     device = select_device(device)
     prepared = prepare_techniques(recipe, dataset, seed, device, *ranks.rank_and_world())
 
     # Start, or resume from the last checkpoint.
-    repeat = Session(recipe, dataset, folder, seed, prepared, scoring, device=device)
-    if note := repeat.resume():
+    session = Session(recipe, dataset, folder, seed, prepared, scoring, device=device)
+    note = session.resume()
+    if note:
         yield {"note": note}
-    known = repeat.progress.lines
-    yield from [line for line in known if "rung" in line]
+    rows = session.progress.lines
+    yield from [row for row in rows if "rung" in row]
 
     # Train; score at each rung.
-    steps = repeat.steps()
-    for images, rung in repeat.marks(rungs_kimg):
-        repeat.train_to(images, steps, checkpoint_seconds)
-        line = repeat.line()
+    steps = session.steps()
+    for images, rung in session.due_rows(rungs_kimg):
+        session.train_to(images, steps, checkpoint_seconds)
+        row = session.metrics_row()
         if rung is not None:
-            line |= {"rung": float(rung)} | repeat.score(rung)
-            line |= repeat.best(line, objective, direction)
-        repeat.write(line)
+            row |= {"rung": float(rung)} | session.score_rung(rung)
+            row |= session.best_so_far(row, objective, direction)
+        session.write_row(row)
         if rung is not None:
-            repeat.keep_best(line, objective)
-            repeat.save("last")
-        with repeat.pause():
-            yield line
+            session.save_if_best(row, objective)
+            session.save("last")
+        with session.pause():
+            yield row
 
-    # Score, if nobody has; and export.
-    if scoring and "extractor" not in known[-1]:  # it was trained without scores
-        line = known[-1] | repeat.score(known[-1]["rung"])
-        line |= repeat.best(line, objective, direction)
-        repeat.rewrite_last(line)
-        repeat.save("last")
-        with repeat.pause():
-            yield line
+    # Score a model that was trained without scores.
+    if scoring and "extractor" not in rows[-1]:
+        row = rows[-1] | session.score_rung(rows[-1]["rung"])
+        row |= session.best_so_far(row, objective, direction)
+        session.replace_last_row(row)
+        session.save("last")
+        with session.pause():
+            yield row
 
-    repeat.export(known[-1])
+    session.export(rows[-1])

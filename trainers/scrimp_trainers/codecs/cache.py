@@ -101,7 +101,7 @@ def latent_batches(
     world: int = 1,
     start: int = 0,
     kept: np.ndarray | None = None,
-    chances: np.ndarray | None = None,
+    sampling_weights: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Draw batches of posteriors without end, of the images that `loading.batches` would draw from memory.
 
@@ -118,7 +118,7 @@ def latent_batches(
     classes = None if labels is None else torch.from_numpy(labels).to(moments.device)
     drawn = draw_indices(
         len(moments), batch_size, seed, moments.device,
-        flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances,
+        flip=flip, rank=rank, world=world, start=start, kept=kept, sampling_weights=sampling_weights,
     )  # fmt: skip
     for index, flipped in drawn:
         parts = moments[index, flipped.long()], index, flipped, None if classes is None else classes[index]

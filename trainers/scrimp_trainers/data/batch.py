@@ -14,34 +14,43 @@ class Batch:
     images: Tensor
     """uint8 [B, C, H, W], already flipped where `flipped`; with a codec its moments, float [B, 2c, h, w]."""
     labels: Tensor | None
-    """int64 [B], or None where the dataset has no classes."""
+    """int64 [B], or None if the dataset has no classes."""
     index: Tensor
-    """int64 [B], positions in the training split's order."""
+    """int64 [B], positions in the training split."""
     flipped: Tensor
     """bool [B], which images are mirrored left to right."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is random in one epoch."""
+    """The random choices of one epoch."""
 
     order: np.ndarray
-    """int64 [N], a permutation."""
+    """int64 [N], the images in the order in which they are drawn."""
     flips: np.ndarray
-    """bool [N], for each image whether it is mirrored."""
+    """bool [N], whether each image is mirrored."""
 
 
-def draw_epoch(count: int, seed: int, epoch: int, flip: bool, chances: np.ndarray | None = None) -> Epoch:
-    """Draw the order and the mirrorings of one epoch, a pure function of its arguments."""
+def draw_epoch(count: int, seed: int, epoch: int, flip: bool, sampling_weights: np.ndarray | None = None) -> Epoch:
+    """Draw the order of one epoch's images and which are mirrored, a pure function of the arguments."""
     random = np.random.default_rng((seed, epoch))
-    order = random.permutation(count) if chances is None else random.choice(count, count, p=chances / chances.sum())
-    return Epoch(order, random.random(count) < 0.5 if flip else np.zeros(count, dtype=bool))
+    if sampling_weights is None:
+        order = random.permutation(count)
+    else:
+        order = random.choice(count, count, p=sampling_weights / sampling_weights.sum())
+
+    flips = np.zeros(count, dtype=bool)
+    if flip:
+        flips = random.random(count) < 0.5
+    return Epoch(order, flips)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for the work that is queued there."""
+    """Copy an array to a device without waiting for the work that is queued there."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def mirror(images: Tensor, flipped: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Endless batches of a dataset's training images: START READING in `batches`.
+"""Endless batches of a dataset's training images. Start reading at `batches`.
 
-The global sequence is one seeded permutation of the images an epoch, or as many draws by chance where images are not
-all alike. Step `s` takes its positions [s * batch_size, (s + 1) * batch_size), and every rank an equal slice of these.
+The global sequence is one seeded permutation of the images per epoch, or, with sampling weights, as many weighted draws
+with replacement. Step `s` takes positions [s * batch_size, (s + 1) * batch_size) of it; each rank takes an equal slice.
 """
 
 from collections.abc import Iterator
@@ -27,47 +27,57 @@ def batches(
     world: int = 1,
     start: int = 0,
     kept: np.ndarray | None = None,
-    chances: np.ndarray | None = None,
-    room: int = RESIDENT,
+    sampling_weights: np.ndarray | None = None,
+    resident_bytes: int = RESIDENT,
     workers: int = 2,
 ) -> Iterator[Batch]:
-    """Draw training batches without end, from the step `start` on as if the steps before had been drawn.
+    """Draw training batches without end, beginning with that of the step `start`.
 
     A dataset that fits is decoded once and stays on the device: no loader processes, no copies, no host
-    synchronisation a step. A larger one streams from its shards; see `streaming`.
+    synchronisation per step. A larger one is streamed from its shards; see `streaming`.
 
     Parameters
     ----------
     batch_size
-        Images a step over all ranks; each gets `batch_size // world`.
+        Images per step over all ranks; each gets `batch_size // world`.
     flip
         Mirror each image with probability 1/2.
     kept
-        Positions in the training split, sorted, of the images to draw; none for all.
-    chances
-        How likely each of them is, in proportion; none for every image once an epoch.
-    room
-        A dataset is kept on the device if its pixels take at most so many bytes. The order of images depends on it, so
-        it is the same on every machine, whatever else runs there.
+        Sorted positions, in the training split, of the images to draw; None for all.
+    sampling_weights
+        Proportional to the probability with which each of these images is drawn; None for each image once an epoch.
+    resident_bytes
+        A dataset is kept on the device if its pixels take at most this many bytes. The order of images depends on it,
+        so it is a constant, whatever memory a machine has.
     workers
-        Loader processes a rank when streaming.
+        Loader processes per rank when streaming.
 
     Raises
     ------
     UserError
-        If the batch cannot be split evenly over the ranks, or chances are asked for of a dataset that is streamed.
+        If the batch cannot be split evenly over the ranks, or a streamed dataset is to be drawn by weights.
     """
     if batch_size % world:
         raise UserError(f"training.batch_size: {batch_size} cannot be split evenly over {world} devices")
     device = torch.device(device)
     manifest = dataset.manifest
-    count = manifest.splits["train"].count
-    if manifest.train_bytes <= room:
-        drawn = draw_indices(
-            count, batch_size, seed, device, flip=flip, rank=rank, world=world, start=start, kept=kept, chances=chances
+
+    if manifest.train_bytes <= resident_bytes:
+        indices = draw_indices(
+            manifest.splits["train"].count,
+            batch_size,
+            seed,
+            device,
+            flip=flip,
+            rank=rank,
+            world=world,
+            start=start,
+            kept=kept,
+            sampling_weights=sampling_weights,
         )
-        return _resident(dataset, drawn, device, flip)
-    if chances is not None:
+        return _resident_batches(dataset, indices, device, flip)
+
+    if sampling_weights is not None:
         raise UserError(f"reweighting.enters: {dataset.folder} is too large to draw by chance; use `loss`")
     from scrimp_trainers.data.streaming import stream
 
@@ -85,39 +95,57 @@ def draw_indices(
     world: int = 1,
     start: int = 0,
     kept: np.ndarray | None = None,
-    chances: np.ndarray | None = None,
+    sampling_weights: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw, without end, which of `count` images this rank takes, int64 [b], and which are mirrored, bool [b]."""
-    size = batch_size // world
-    position = start * batch_size + rank * size
-    positions = None if kept is None else to_device(kept, device)
-    among = count if kept is None else len(kept)
-    number, order, flips = -1, torch.empty(0), torch.empty(0)
+    """Draw, without end, the images of this rank's batches: their positions, int64 [b], and mirroring, bool [b].
+
+    See `batches` for the parameters; `count` is the number of images in the training split.
+    """
+    rank_batch = batch_size // world
+    kept_on_device = None if kept is None else to_device(kept, device)
+    epoch_length = count if kept is None else len(kept)
+
+    current_epoch = -1
+    order = torch.empty(0)
+    flips = torch.empty(0)
+    batch_start = start * batch_size + rank * rank_batch
     while True:
-        chosen, mirrored = [], []
-        missing, here = size, position
-        while missing:
-            epoch, first = divmod(here, among)
-            if epoch != number:
-                drawn = draw_epoch(among, seed, epoch, flip, chances)
-                number, order, flips = epoch, to_device(drawn.order, device), to_device(drawn.flips, device)
+        chosen: list[Tensor] = []
+        mirrored: list[Tensor] = []
+        position = batch_start
+        missing = rank_batch
+        while missing:  # a batch may cross the end of an epoch
+            epoch, first = divmod(position, epoch_length)
+            if epoch != current_epoch:
+                drawn = draw_epoch(epoch_length, seed, epoch, flip, sampling_weights)
+                order = to_device(drawn.order, device)
+                flips = to_device(drawn.flips, device)
+                current_epoch = epoch
+
             taken = order[first : first + missing]
             chosen.append(taken)
             mirrored.append(flips[taken])
-            missing, here = missing - len(taken), here + len(taken)
+            missing -= len(taken)
+            position += len(taken)
+
         index = torch.cat(chosen)
-        yield index if positions is None else positions[index], torch.cat(mirrored)
-        position += batch_size
+        if kept_on_device is not None:
+            index = kept_on_device[index]
+        yield index, torch.cat(mirrored)
+        batch_start += batch_size
 
 
-def _resident(
-    dataset: Dataset, drawn: Iterator[tuple[Tensor, Tensor]], device: torch.device, flip: bool
+def _resident_batches(
+    dataset: Dataset, indices: Iterator[tuple[Tensor, Tensor]], device: torch.device, flip: bool
 ) -> Iterator[Batch]:
-    arrays = dataset.images("train")
-    images = torch.from_numpy(arrays[0]).to(device)
-    labels = None if arrays[1] is None else torch.from_numpy(arrays[1]).to(device)
-    for index, flipped in drawn:
-        picked = images[index]
-        yield Batch(
-            mirror(picked, flipped) if flip else picked, None if labels is None else labels[index], index, flipped
-        )
+    """Keep all images on the device, and take batches from there."""
+    all_images, all_labels, _ = dataset.images("train")
+    images = torch.from_numpy(all_images).to(device)
+    labels = None if all_labels is None else torch.from_numpy(all_labels).to(device)
+
+    for index, flipped in indices:
+        batch_images = images[index]
+        if flip:
+            batch_images = mirror(batch_images, flipped)
+        batch_labels = None if labels is None else labels[index]
+        yield Batch(batch_images, batch_labels, index, flipped)

@@ -1,7 +1,7 @@
-"""Pruning (Li et al. 2025): the images are scored in the features of a surrogate, and only the best are trained on.
+"""Pruning (Li et al. 2025): score images by the features of a surrogate network, and train on the best only.
 
-The coreset is a list of keys with scores, `cache/coreset-<hash>.csv` in the dataset's folder; no image is copied. That
-the most likely images of each class are kept is a reconstruction: instance selection, which the paper extends, does so.
+The coreset is a list of keys with scores, `cache/coreset-<hash>.csv` in the dataset's folder; no image is copied.
+Keeping the most likely images of each class is a reconstruction after instance selection, which the paper extends.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.recipe.techniques import Coreset
 
 ReportProgress = Callable[[float, float], None]
-"""Takes how many images are done and how many there are."""
+"""Called with the number of images processed and their total."""
 
 FORMAT = 1
-"""Version of the list. Raise it when images are scored or chosen in another way: lists are made again."""
+"""Version of the list. Increase it when scoring or choosing changes, so that lists are made again."""
 HEADER = ["key", "class", "score", "kept"]
 
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The training images of a dataset with their scores, in the split's order."""
+    """The training images of a dataset with their scores, in the order of the split."""
 
     file: Path
-    """The list, unless the dataset's folder cannot be written."""
+    """The list. It does not exist if the dataset's folder is read-only."""
     keys: list[str]
-    """Names of the images."""
+    """Keys of the images."""
     classes: dict[str, np.ndarray]
-    """Positions of the images of each class that has any; without classes, of "all images"."""
+    """Positions of the images of each class, by its name; without classes, one entry "all images"."""
     scores: np.ndarray
     """float64 [N]."""
     kept: np.ndarray
-    """bool [N], which images are in the coreset."""
+    """bool [N], whether each image is in the coreset."""
 
 
 def score_dataset(
@@ -55,48 +55,56 @@ def score_dataset(
 ) -> ScoredImages:
     """Score a dataset's training images and choose the coreset, or read both from the dataset's cache.
 
-    Several processes may ask for the same list: one makes it, the others wait.
+    If several processes need the same list, one makes it and the others wait.
 
     Parameters
     ----------
     device
         Where features are extracted.
     seed
-        Seed of the score `random`; the others do not depend on it.
+        Seed of the score `random`; other scores do not depend on it.
 
     Raises
     ------
     UserError
-        If the surrogate's weights cannot be had, or the images do not allow the score.
+        If the surrogate's weights cannot be loaded, or the score is undefined for these images.
     """
     scoring = None
     if settings.score != "random":
         scoring = Scoring(extractor=settings.features, weights=settings.weights)
         check(scoring, dataset.manifest)
-    file = _file(dataset, settings, scoring, seed)
+
+    file = _list_file(dataset, settings, scoring, seed)
     keys, labels = dataset.entries("train")
-    classes = _classes(dataset, labels)
+    classes = _members_of_classes(dataset, labels)
     with locked(file):
-        found = _read(file, keys)
-        if found is None:
+        cached = _read_list(file, keys)
+        if cached is not None:
+            scores, kept = cached
+        else:
             features = _features(dataset, scoring, device, report) if scoring else np.empty((len(keys), 0))
-            values = score_features(features, labels, settings, seed)
+            scores = score_features(features, labels, settings, seed)
             kept = np.zeros(len(keys), dtype=bool)
-            kept[choose_kept(values, labels, settings)] = True
-            found = values, kept
-            _write(file, keys, classes, *found)
-    return ScoredImages(file, keys, classes, *found)
+            kept[choose_kept(scores, labels, settings)] = True
+            _write_list(file, keys, classes, scores, kept)
+    return ScoredImages(file, keys, classes, scores, kept)
 
 
-def _file(dataset: Dataset, settings: Coreset, scoring: Scoring | None, seed: int) -> Path:
-    """Name the list by everything that it depends on."""
-    known = settings.model_dump(exclude={"weights"} if scoring else {"weights", "features", "covariance"})
-    source = weights_hash(scoring, dataset.manifest) if scoring else seed
-    identity = json.dumps([FORMAT, dataset.manifest.content_hash, known, source], sort_keys=True)
-    return dataset.folder / "cache" / f"coreset-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.csv"
+def _list_file(dataset: Dataset, settings: Coreset, scoring: Scoring | None, seed: int) -> Path:
+    """Return the path of the list; its name is a hash of everything that the list depends on."""
+    if scoring:
+        relevant_settings = settings.model_dump(exclude={"weights"})
+        source = weights_hash(scoring, dataset.manifest)
+    else:
+        relevant_settings = settings.model_dump(exclude={"weights", "features", "covariance"})
+        source = seed
+    identity = json.dumps([FORMAT, dataset.manifest.content_hash, relevant_settings, source], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    return dataset.folder / "cache" / f"coreset-{digest[:16]}.csv"
 
 
-def _classes(dataset: Dataset, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+def _members_of_classes(dataset: Dataset, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the positions of each class's images, by the name of the class."""
     names = dataset.manifest.classes
     if labels is None or names is None:
         return {"all images": np.arange(dataset.manifest.splits["train"].count)}
@@ -104,12 +112,14 @@ def _classes(dataset: Dataset, labels: np.ndarray | None) -> dict[str, np.ndarra
 
 
 def _features(dataset: Dataset, scoring: Scoring, device: torch.device, report: ReportProgress | None) -> np.ndarray:
-    """Surrogate features [N, d] of the training images, from the cache that scoring shares if they are there."""
+    """Return the surrogate's features [N, d] of the training images, through the cache that scoring uses too."""
     extractor = open_extractor(scoring, dataset.folder, dataset.manifest, device)
 
-    def make() -> dict[str, Tensor]:
-        images = torch.from_numpy(dataset.images("train")[0])
-        parts, done = [], 0
+    def extract() -> dict[str, Tensor]:
+        pixels, _, _ = dataset.images("train")
+        images = torch.from_numpy(pixels)
+        parts: list[Tensor] = []
+        done = 0
         for batch in images.split(scoring.batch_size):
             parts.append(extractor.features(batch)[0].cpu())
             done += len(batch)
@@ -118,28 +128,33 @@ def _features(dataset: Dataset, scoring: Scoring, device: torch.device, report: 
         return {"features": torch.cat(parts)}
 
     path = references.cache_file(dataset.folder, dataset.manifest, extractor, "train", "features")
-    with locked(path):  # lists that differ in what is kept need the same features
-        return references.cached(path, make)["features"].numpy()
+    with locked(path):  # different lists share these features
+        return references.cached(path, extract)["features"].numpy()
 
 
-def _write(file: Path, keys: list[str], classes: dict[str, np.ndarray], values: np.ndarray, kept: np.ndarray) -> None:
-    names = {position: name for name, members in classes.items() for position in members.tolist()}
-    rows = zip(keys, map(names.get, range(len(keys))), values.tolist(), kept.astype(int).tolist(), strict=True)
+def _write_list(
+    file: Path, keys: list[str], classes: dict[str, np.ndarray], scores: np.ndarray, kept: np.ndarray
+) -> None:
+    """Write the list as CSV, if the disk allows it."""
+    class_names = {position: name for name, members in classes.items() for position in members.tolist()}
+    class_column = map(class_names.get, range(len(keys)))
+    rows = zip(keys, class_column, scores.tolist(), kept.astype(int).tolist(), strict=True)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([HEADER, *rows])
-    # A dataset may lie on a read-only or full disk; then every process makes its own list.
+
+    # If the dataset is on a read-only or full disk, every process makes its own list.
     with contextlib.suppress(OSError):
         write_atomic(file, text.getvalue())
 
 
-def _read(file: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read scores and choice; none if the file is missing or is not a list of these images."""
+def _read_list(file: Path, keys: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read the scores and which images are kept; None if the file is missing or not a list of these images."""
     try:
         with file.open(newline="") as lines:
             header, *rows = csv.reader(lines)
-        read, _, values, kept = zip(*rows, strict=True)
-        if header != HEADER or list(read) != keys or not set(kept) <= {"0", "1"}:
+        listed_keys, _, scores, kept = zip(*rows, strict=True)
+        if header != HEADER or list(listed_keys) != keys or not set(kept) <= {"0", "1"}:
             return None
-        return np.array(values, dtype=np.float64), np.array(kept) == "1"
+        return np.array(scores, dtype=np.float64), np.array(kept) == "1"
     except (OSError, ValueError):
         return None

@@ -1,6 +1,6 @@
-"""Scores of images by their features, class by class, and the choice of those to keep.
+"""Score images by their features, class by class, and choose those to keep.
 
-After instance selection (DeVries et al. 2020) and Moderate-DS (Xia et al. 2023), which Li et al. (2025) build on.
+After instance selection (DeVries et al. 2020) and Moderate-DS (Xia et al. 2023), on which Li et al. (2025) build.
 """
 
 import contextlib
@@ -13,51 +13,56 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.techniques import Coreset
 
 RIDGE = 1e-5
-"""Added to the diagonal of a covariance, as in instance selection."""
+"""Added to the diagonal of a covariance matrix, as in instance selection."""
 NEIGHBOUR = 5
-"""The neighbour whose distance is the k-NN score."""
+"""The k-NN score is the distance to this neighbour."""
 VARIANCE = 0.95
-"""Share of the variance that PPCA's components hold."""
+"""Fraction of the variance that PPCA's components explain."""
+MIN_IMAGES_PPCA = 22
+"""With fewer images of a class, PPCA may explain all the variance and leave none to the noise."""
 
 
 def score_features(features: np.ndarray, labels: np.ndarray | None, settings: Coreset, seed: int = 0) -> np.ndarray:
-    """Score images, each among those of its class; a higher score is more typical but for `random`.
+    """Score each image among those of its class. A higher score is more typical, except for `random`.
 
     Parameters
     ----------
     features
-        [N, d]; `random` looks at N alone.
+        [N, d]; `random` only uses N.
     labels
-        int64 [N]; without them all images are of one class.
+        int64 [N]; None if all images are of one class.
     seed
-        Seed of `random`.
+        Seed of the score `random`.
 
     Returns
     -------
     ndarray
-        float64 [N]. `moderate` is minus the distance of an image's rank from the middle one, as a share of the images
-        ranked together: those of its class, or all of them if the choice is not made class by class.
+        float64 [N]. `moderate` is minus the distance of an image's rank from the middle rank, as a fraction of the
+        number of images ranked together: those of its class, or all if the coreset is not chosen class by class.
 
     Raises
     ------
     UserError
-        If a class has too few images for the score, or images that it cannot tell apart.
+        If a class has too few images for the score, or images that are too much alike.
     """
     count = len(features)
     if settings.score == "random":
         return np.random.default_rng(seed).random(count)
-    found = np.full(count, np.nan)
-    for members in _classes(labels, count):
+
+    score = _SCORES[settings.score]
+    scores = np.full(count, np.nan)
+    for members in _members_of_classes(labels, count):
         where = f"class {labels[members[0]]}" if labels is not None else "the dataset"
         _require_enough(settings, len(members), features.shape[1], where)
         with contextlib.suppress(np.linalg.LinAlgError):
-            found[members] = _SCORES[settings.score](features[members].astype(np.float64), settings)
-        if not np.isfinite(found[members]).all():
+            scores[members] = score(features[members].astype(np.float64), settings)
+        if not np.isfinite(scores[members]).all():
             raise UserError(f"coreset.score {settings.score}: the images of {where} are too much alike; use closest")
+
     if settings.score == "moderate":
-        for members in _classes(labels if settings.per_class else None, count):
-            found[members] = _centrality(found[members])
-    return found
+        for members in _members_of_classes(labels if settings.per_class else None, count):
+            scores[members] = _centrality(scores[members])
+    return scores
 
 
 def choose_kept(scores: np.ndarray, labels: np.ndarray | None, settings: Coreset) -> np.ndarray:
@@ -66,49 +71,50 @@ def choose_kept(scores: np.ndarray, labels: np.ndarray | None, settings: Coreset
     Parameters
     ----------
     scores, labels
-        float64 [N] and int64 [N]; without labels all images are of one class.
+        float64 [N] and int64 [N]; labels are None if all images are of one class.
 
     Returns
     -------
     ndarray
-        int64 [K], sorted positions. Each class (or, if `per_class` is off, the whole) of n images keeps
-        `round(keep * n)` and at least one; of equal scores the first are kept.
+        int64 [K], sorted positions. Of n images of a class (or, if `per_class` is off, of all n images),
+        `round(keep * n)` are kept, at least one; of equal scores the first are kept.
     """
     best_first = -scores if settings.side == "high" else scores
-    kept = []
-    for members in _classes(labels if settings.per_class else None, len(scores)):
+    kept: list[np.ndarray] = []
+    for members in _members_of_classes(labels if settings.per_class else None, len(scores)):
         order = np.argsort(best_first[members], kind="stable")
-        kept.append(members[order[: max(1, round(settings.keep * len(members)))]])
+        count = max(1, round(settings.keep * len(members)))
+        kept.append(members[order[:count]])
     return np.sort(np.concatenate(kept))
 
 
-def _classes(labels: np.ndarray | None, count: int) -> list[np.ndarray]:
-    """Positions of each class's images, in order."""
+def _members_of_classes(labels: np.ndarray | None, count: int) -> list[np.ndarray]:
+    """Return the positions of each class's images, in order."""
     if labels is None:
         return [np.arange(count)]
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
 def _require_enough(settings: Coreset, count: int, width: int, where: str) -> None:
-    """Refuse a class whose scores would be arbitrary.
+    """Refuse a class with so few images that their scores would be arbitrary.
 
-    As many images as features or fewer are all alike to their own Gaussian; of fewer than 22, PPCA may leave no
-    variance to the noise.
+    A Gaussian fitted to no more images than features gives all of them the same density.
     """
-    fewest, instead = {
-        "gaussian": (width + 1 if settings.covariance == "ridge" else 1, "coreset.covariance shrunk"),
-        "ppca": (22, "closest"),
+    min_images_gaussian = width + 1 if settings.covariance == "ridge" else 1
+    minimum, alternative = {
+        "gaussian": (min_images_gaussian, "coreset.covariance shrunk"),
+        "ppca": (MIN_IMAGES_PPCA, "closest"),
         "knn": (NEIGHBOUR + 1, "closest"),
     }.get(settings.score, (1, ""))
-    if count < fewest:
+    if count < minimum:
         raise UserError(
-            f"coreset.score {settings.score}: {where} has {count} images, but of {width} features {fewest} are needed; "
-            f"use {instead}"
+            f"coreset.score {settings.score}: {where} has {count} images, "
+            f"but of {width} features {minimum} are needed; use {alternative}"
         )
 
 
 def _gaussian(features: np.ndarray, settings: Coreset) -> np.ndarray:
-    """Log-density of a Gaussian fitted to the features [n, d]."""
+    """Return the log-density of each image under a Gaussian fitted to the features [n, d]."""
     count, width = features.shape
     centred = features - features.mean(axis=0)
     if settings.covariance == "shrunk" and count > 1:
@@ -117,30 +123,35 @@ def _gaussian(features: np.ndarray, settings: Coreset) -> np.ndarray:
         covariance = ledoit_wolf(centred, assume_centered=True)[0]
     else:
         covariance = centred.T @ centred / count
+
+    # With the Cholesky factor L: -0.5 (|L^-1 x|^2 + d log(2 pi)) - log det L.
     factor = np.linalg.cholesky(covariance + RIDGE * np.eye(width))
     whitened = scipy.linalg.solve_triangular(factor, centred.T, lower=True)
     return -0.5 * (np.square(whitened).sum(axis=0) + width * np.log(2 * np.pi)) - np.log(np.diag(factor)).sum()
 
 
 def _ppca(features: np.ndarray, _: Coreset) -> np.ndarray:
-    """Log-density of probabilistic PCA (Tipping and Bishop 1999)."""
+    """Return the log-density of each image under probabilistic PCA (Tipping and Bishop 1999)."""
     from sklearn.decomposition import PCA
 
     return PCA(VARIANCE, svd_solver="full").fit(features).score_samples(features)
 
 
 def _knn(features: np.ndarray, _: Coreset) -> np.ndarray:
+    """Return minus the distance of each image from its k-th nearest neighbour."""
     from sklearn.neighbors import NearestNeighbors
 
-    return -NearestNeighbors(n_neighbors=NEIGHBOUR).fit(features).kneighbors()[0][:, -1]
+    distances = NearestNeighbors(n_neighbors=NEIGHBOUR).fit(features).kneighbors()[0]
+    return -distances[:, -1]
 
 
 def _closest(features: np.ndarray, _: Coreset) -> np.ndarray:
+    """Return minus the distance of each image from the median of the features."""
     return -np.linalg.norm(features - np.median(features, axis=0), axis=1)
 
 
 def _centrality(values: np.ndarray) -> np.ndarray:
-    """How near each value's rank is to the middle one, at most 0.
+    """Return minus the distance of each value's rank from the middle rank, as a fraction of their number.
 
     Moderate-DS's code sorts the distances and takes the band around the middle of the list.
     """

@@ -1,4 +1,4 @@
-"""The two trainings behind reweighting's class weights: the reference, and the proxy that is compared with it."""
+"""The two trainings behind the class weights: the reference, and the proxy that is compared with it."""
 
 import math
 import time
@@ -25,43 +25,45 @@ from scrimp_trainers.training.loop import Step, StepLosses, train
 from scrimp_trainers.training.session import Session
 from scrimp_trainers.training.state import State, count_steps, initial_state
 
-REFERENCE_SEED, PROXY_SEED = 0, 1
-"""All repeats share the two, whatever their own seeds."""
+REFERENCE_SEED = 0
+PROXY_SEED = 1
+"""All repeats share reference and proxy, whatever their own seeds."""
 CHECK_INTERVAL_STEPS = 16
-"""The loss is looked at, and a checkpoint may be written, every so many steps."""
+"""Steps between two checks of the loss, at which a checkpoint may be written."""
 PATH_POINTS = 100
-"""Places at which the class weights are recorded, about."""
+"""Approximate number of steps at which the class weights are recorded."""
 CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass
 class ClassWeightState:
-    """What the proxy's training changes besides its network."""
+    """What the proxy's training changes besides its network. A checkpoint stores it under these names."""
 
     alpha: Tensor
-    """float64 [K], the class weights; their sum is 1."""
+    """float64 [K], the class weights, which add up to 1."""
     last: Tensor
-    """float64 [K], each class's excess loss when it was last seen."""
+    """float64 [K], each class's excess loss when it last appeared in a batch."""
     total: Tensor
-    """float64 [K], sum of the class weights over the steps so far; its direction is the result."""
+    """float64 [K], sum of the class weights over the steps so far; normalised, it is the result."""
     path: list[list[float]]
-    """A step and its class weights, now and then."""
+    """Recorded class weights: the number of a step, then the weights."""
     seconds: float = 0.0
     """Time spent, over all attempts."""
 
 
 def train_reference(recipe: Recipe, dataset: Dataset, folder: Path, device: torch.device) -> Denoiser:
-    """Train the reference as any repeat is, in this process alone, or go on with it; return its averaged network."""
+    """Train the reference like any repeat, in this process alone, or resume it; return its averaged network."""
     if not (folder / "model").exists():
         session = Session(recipe, dataset, folder, REFERENCE_SEED, device=device, alone=True)
         session.resume()
         steps = session.steps()
-        for images, _ in session.marks():
+        for images, _ in session.due_rows():
             session.train_to(images, steps, CHECKPOINT_SECONDS)
-            session.write(session.line())
+            session.write_row(session.metrics_row())
         session.save("last")
         session.export(session.progress.lines[-1])
-    return load_model(folder / "model", device)[0].requires_grad_(False)
+    network, _ = load_model(folder / "model", device)
+    return network.requires_grad_(False)
 
 
 def train_proxy(
@@ -73,12 +75,12 @@ def train_proxy(
     kept: np.ndarray | None,
     reference: Denoiser | None,
 ) -> ClassWeightState:
-    """Train the proxy, moving the class weights at every step, or go on with it from its checkpoint in the folder.
+    """Train the proxy and update the class weights at every step, or resume it from its checkpoint in the folder.
 
     Raises
     ------
     Diverged
-        If its loss is no longer finite.
+        If its loss is not finite.
     """
     manifest = dataset.manifest
     training = recipe.training
@@ -93,84 +95,113 @@ def train_proxy(
     )
 
     # Resume.
-    weighing = uniform_state(classes, device)
+    weights = uniform_state(classes, device)
     identity = {"weights": folder.name}
-    last, previous = folder / "last", folder / "previous"
-    progress, damage = checkpoint.restore([last, previous], state, identity)
-    if progress:
-        weighing = _loaded(progress, device)
+    last = folder / "last"
+    previous = folder / "previous"
+    saved_state, damage = checkpoint.restore([last, previous], state, identity)
+    if saved_state:
+        weights = _from_json(saved_state, device)
 
     # Train.
-    began = saved = time.monotonic()
-    before = weighing.seconds
-    order = {"batch_size": training.batch_size, "seed": PROXY_SEED, "flip": training.flip, "kept": kept}
-    drawn = batches(dataset, **order, device=device, start=state.step)
+    started = time.monotonic()
+    last_save = started
+    seconds_before = weights.seconds
+    proxy_batches = batches(
+        dataset,
+        batch_size=training.batch_size,
+        seed=PROXY_SEED,
+        device=device,
+        flip=training.flip,
+        start=state.step,
+        kept=kept,
+    )
     steps = count_steps(training)
-    for step in train_steps(recipe, state, drawn, weighing, reference, settings, device):
-        if step.step % max(1, steps // PATH_POINTS) == 0:
-            weighing.path.append([step.step, *weighing.alpha.tolist()])
+    path_interval = max(1, steps // PATH_POINTS)
+    for step in train_steps(recipe, state, proxy_batches, weights, reference, settings, device):
+        if step.step % path_interval == 0:
+            weights.path.append([step.step, *weights.alpha.tolist()])
+
         if step.step % CHECK_INTERVAL_STEPS == 0 or step.step == steps:
-            if not math.isfinite(float(weighing.alpha.sum())):
+            if not math.isfinite(float(weights.alpha.sum())):
                 raise Diverged(f"reweighting's proxy, step {step.step}: its loss is not finite")
-            weighing.seconds = before + time.monotonic() - began
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                # A damaged last one does not take the place of the sound one before it.
-                checkpoint.save(last, state, identity, _saved(weighing), None if damage else previous)
-                saved = time.monotonic()
+            weights.seconds = seconds_before + time.monotonic() - started
+            if time.monotonic() - last_save > CHECKPOINT_SECONDS:
+                # A damaged last checkpoint must not replace the intact one before it.
+                keep_replaced = None if damage else previous
+                checkpoint.save(last, state, identity, _to_json(weights), keep_replaced)
+                last_save = time.monotonic()
                 damage = ""
-    return weighing
+    return weights
 
 
 def uniform_state(classes: int, device: torch.device) -> ClassWeightState:
-    """Start with equal weights."""
+    """Return the state before the first step: equal class weights."""
     zeros = torch.zeros(classes, dtype=torch.float64, device=device)
-    return ClassWeightState(zeros + 1 / classes, zeros, zeros.clone(), [])
+    return ClassWeightState(alpha=zeros + 1 / classes, last=zeros, total=zeros.clone(), path=[])
 
 
 def train_steps(
     recipe: Recipe,
     state: State,
-    drawn: Iterator[Batch],
-    weighing: ClassWeightState,
+    proxy_batches: Iterator[Batch],
+    weights: ClassWeightState,
     reference: Denoiser | None,
     settings: Reweighting,
     device: torch.device,
 ) -> Iterator[Step]:
-    """Move the class weights by each batch's losses, then the proxy by its loss under the new weights.
+    """Train the proxy: each step updates the class weights by its losses, and the network by the reweighted loss.
 
-    Proxy and reference see the same images, noise levels and noise, and are told the same. Without a reference this
-    is group DRO.
+    Proxy and reference see the same images, noise levels, noise and conditions. Without a reference this is group DRO.
     """
     eta = settings.eta / count_steps(recipe.training)
-    moved = weighing.last, weighing.alpha
+    updated = weights.last, weights.alpha
 
-    def weigh(compared: StepLosses) -> Tensor:
-        nonlocal moved
-        labels = cast(Tensor, compared.labels)
-        theirs = torch.zeros_like(compared.losses)
+    def weigh(step_losses: StepLosses) -> Tensor:
+        # A step may call this again after it ran out of memory, so `weights` changes only once the step is done.
+        nonlocal updated
+        losses = step_losses.losses
+        labels = cast(Tensor, step_losses.labels)
+        reference_losses = torch.zeros_like(losses)
         if reference is not None:
             with torch.no_grad():
-                theirs = compared.of(reference)
+                reference_losses = step_losses.of_network(reference)
 
-        last = weighing.last
-        if state.step == 0:  # a class counts as an average one until it is seen
-            last = (compared.losses - theirs).clamp(min=0).mean().double().expand(len(weighing.alpha))
-        last = excess_losses(compared.losses, theirs, labels, last)
-        alpha = update_class_weights(weighing.alpha, relative_excess(last), eta, settings.smoothing)
-        moved = last, alpha
-        return loss_factors(alpha, labels, grouped=reference is None) * len(labels)  # the loop takes the mean
+        last = weights.last
+        if state.step == 0:  # until a class appears in a batch, it counts as an average one
+            mean_excess = (losses - reference_losses).clamp(min=0).mean()
+            last = mean_excess.double().expand(len(weights.alpha))
+        last = excess_losses(losses, reference_losses, labels, last)
+        alpha = update_class_weights(weights.alpha, relative_excess(last), eta, settings.smoothing)
+        updated = last, alpha
 
-    for step in train(recipe, state, drawn, device=device, weigh=weigh):
-        weighing.last, weighing.alpha = moved
-        weighing.total += weighing.alpha
+        factors = loss_factors(alpha, labels, grouped=reference is None)
+        return factors * len(labels)  # the loop divides by the number of images
+
+    for step in train(recipe, state, proxy_batches, device=device, weigh=weigh):
+        weights.last, weights.alpha = updated
+        weights.total += weights.alpha
         yield step
 
 
-def _saved(weighing: ClassWeightState) -> dict[str, Any]:
-    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(weighing).items()}
+def _to_json(weights: ClassWeightState) -> dict[str, Any]:
+    return {
+        "alpha": weights.alpha.tolist(),
+        "last": weights.last.tolist(),
+        "total": weights.total.tolist(),
+        "path": weights.path,
+        "seconds": weights.seconds,
+    }
 
 
-def _loaded(saved: dict[str, Any], device: torch.device) -> ClassWeightState:
-    names = ("alpha", "last", "total")
-    alpha, last, total = (torch.tensor(saved[name], dtype=torch.float64, device=device) for name in names)
-    return ClassWeightState(alpha, last, total, saved["path"], saved["seconds"])
+def _from_json(saved: dict[str, Any], device: torch.device) -> ClassWeightState:
+    def to_tensor(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+    return ClassWeightState(
+        alpha=to_tensor(saved["alpha"]),
+        last=to_tensor(saved["last"]),
+        total=to_tensor(saved["total"]),
+        path=saved["path"],
+        seconds=saved["seconds"],
+    )

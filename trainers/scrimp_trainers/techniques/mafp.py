@@ -1,7 +1,7 @@
 """MAFP, LD-Diffusion's mixed augmentation with fixed probability: EDM's geometric pipe after DiffAugment's translation.
 
-Both act on whatever diffusion acts on, pixels or latents. Which of the paper's p1 and p2 belongs to which part is not
-known; here p1 is the pipe's.
+Both act on what the diffusion model is trained on, pixels or latents. The paper does not say which of p1 and p2 belongs
+to which part; here p1 is the probability of the pipe and p2 that of the translation.
 """
 
 import math
@@ -14,72 +14,79 @@ from scrimp_trainers.recipe.techniques import MAFP
 from scrimp_trainers.techniques.patches import Window, cut_patches
 
 LABELS = 9
-"""Numbers that tell what the pipe has done to an image; see `transform`."""
+"""Numbers that describe what the pipe did to an image; see `transform`."""
 LOG2_STD = 0.2
-"""Standard deviation of the binary logarithm of both scalings."""
+"""Standard deviation of the base-2 logarithm of both scalings."""
 SHIFT_STD = 0.125
-"""Standard deviation of the pipe's translation on each axis, as a share of the side."""
-REACH = 0.125
-"""Furthest that DiffAugment translates on each axis, as a share of the side."""
+"""Standard deviation of the pipe's translation along each axis, as a fraction of the side."""
+MAX_SHIFT = 0.125
+"""Largest translation of DiffAugment along each axis, as a fraction of the side."""
 
 
 def augment(
-    settings: MAFP, images: Tensor, generator: torch.Generator, *, total: int, mine: slice
+    settings: MAFP, images: Tensor, generator: torch.Generator, *, global_batch: int, rank_slice: slice
 ) -> tuple[Tensor, Tensor | None]:
-    """Translate with probability p2, then send through the pipe if p1 > 0.
+    """Translate with probability p2, then apply the pipe if p1 > 0.
 
-    Draws are for `total` images, of which `images` [b, C, S, S] are `mine`; nothing waits for the device. The released
-    code cuts patches between the two parts; here they are cut afterwards, so their coordinates are those of the
-    augmented frame.
+    Random numbers are drawn for all ranks' `global_batch` images, of which `rank_slice` gives this rank's `images`
+    [b, C, S, S]. Nothing waits for the device. The released code cuts patches between the two parts; here they are cut
+    afterwards, so their coordinates are those of the augmented frame.
 
     Returns
     -------
-    The images, and their labels [b, 9] for the network, zero for an image as it was. With p1 = 0 there are none; with
-    p2 = 0 nothing is translated, whatever the trigger.
+    The images, and their labels [b, 9] for the network, zero for an image left as it was. With p1 = 0 there are no
+    labels; with p2 = 0 nothing is translated, whatever the trigger.
     """
     side = images.shape[3]
     if settings.p2 > 0:
-        reach = int(REACH * side + 0.5)
-        images = translate(images, draw_shifts(settings, reach, total, generator)[:, mine], reach)
+        max_shift = int(MAX_SHIFT * side + 0.5)
+        shifts = draw_shifts(settings, max_shift, global_batch, generator)[:, rank_slice]
+        images = translate(images, shifts, max_shift)
+
     if settings.p1 == 0:
         return images, None
-    labels = draw_labels(settings.p1, total, generator)[mine]
+    labels = draw_labels(settings.p1, global_batch, generator)[rank_slice]
     return transform(images, labels), labels
 
 
-def draw_shifts(settings: MAFP, reach: int, total: int, generator: torch.Generator) -> Tensor:
-    """Draw whole pixels [2, total] to the right and down, uniform within `reach`, zero where the trigger is silent.
+def draw_shifts(settings: MAFP, max_shift: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw translations [2, count] to the right and down in whole pixels: uniform, or zero for an image left in place.
 
     `batch_all_zero` is the released code's trigger: each image draws a flag that is set with probability p2, and all
-    are translated if no flag is set, so with probability (1 - p2)^total. There a batch is what one device takes, here
-    it is that of all devices.
+    are translated if no flag is set, so with probability (1 - p2)^count. There a batch is that of one device, here it
+    is that of all devices.
     """
     device = generator.device
-    shifts = torch.randint(-reach, reach + 1, (2, total), generator=generator, device=device)
-    flags = torch.rand(1 if settings.trigger == "per_batch" else total, generator=generator, device=device)
-    fires = flags < settings.p2
-    return shifts * (~fires.any() if settings.trigger == "batch_all_zero" else fires)
+    shifts = torch.randint(-max_shift, max_shift + 1, (2, count), generator=generator, device=device)
+    flag_count = 1 if settings.trigger == "per_batch" else count
+    flags = torch.rand(flag_count, generator=generator, device=device) < settings.p2
+    if settings.trigger == "batch_all_zero":
+        return shifts * ~flags.any()
+    return shifts * flags
 
 
-def translate(images: Tensor, shifts: Tensor, reach: int) -> Tensor:
-    """Move images by whole pixels [2, b] to the right and down, at most `reach`; zeros come in."""
-    lefts, tops = reach - shifts
-    return cut_patches(F.pad(images, [reach] * 4), Window(images.shape[3], tops, lefts))
+def translate(images: Tensor, shifts: Tensor, max_shift: int) -> Tensor:
+    """Move images by whole pixels [2, b] to the right and down, and fill with zeros."""
+    padded = F.pad(images, [max_shift] * 4)
+    lefts, tops = max_shift - shifts
+    return cut_patches(padded, Window(images.shape[3], tops, lefts))
 
 
-def draw_labels(p: float, total: int, generator: torch.Generator) -> Tensor:
-    """Draw what the pipe does to each of `total` images, as the labels [total, 9] that `transform` carries out.
+def draw_labels(p: float, count: int, generator: torch.Generator) -> Tensor:
+    """Draw what the pipe does to each of `count` images, as the labels [count, 9] that `transform` carries out.
 
-    As configured by EDM: a fair horizontal flip always; with probability `p` each, a fair vertical flip, a scaling, a
-    rotation anywhere on the circle, a stretch, in half of the cases along a slanted axis, and a translation.
+    As configured by EDM: always a horizontal flip with probability 1/2; with probability `p` each, a vertical flip with
+    probability 1/2, a scaling, a rotation by any angle, a stretch, in half of the cases along a slanted axis, and a
+    translation.
     """
     device = generator.device
-    uniform = torch.rand(10, total, generator=generator, device=device)
-    scale, amount, right, down = torch.randn(4, total, generator=generator, device=device)
+    uniform = torch.rand(10, count, generator=generator, device=device)
+    scale, amount, right, down = torch.randn(4, count, generator=generator, device=device)
     scaled, rotated, stretched, moved, flipped = (uniform[:5] < p).float()
     x_flip, y_flip, slanted = (uniform[5:8] < 0.5).float()
     angle, axis = (uniform[8:] * 2 - 1) * math.pi * torch.stack([rotated, slanted])
     stretch = amount * stretched
+
     return torch.stack(
         [
             x_flip,
@@ -97,41 +104,51 @@ def draw_labels(p: float, total: int, generator: torch.Generator) -> Tensor:
 
 
 def transform(images: Tensor, labels: Tensor) -> Tensor:
-    """Do to square images [b, C, S, S] what their labels [b, 9] say, in one resampling.
+    """Transform square images [b, C, S, S] as their labels [b, 9] say, in one resampling.
 
-    The labels are, in the order in which they act: 0 mirror left to right; 1 upside down; 2 scale by 2^(0.2 w); 3, 4
-    rotate by a: cos(a) - 1, sin(a); 5, 6 stretch by 2^(0.2 w) along the axis at r in [-90, 90] degrees and squeeze by
-    as much across it: w cos(r), w sin(r); 7, 8 move to the right and down, in units of S / 8 pixels. Angles turn
-    counterclockwise as one sees the image. (In EDM, a stretch along r has the same labels as a squeeze along r + 180
-    degrees; that r keeps to half of the circle tells them apart and changes no distribution.)
+    The labels, in the order in which they act:
 
-    What lies outside is the image mirrored at its outermost pixels, as in EDM: a border of zeros is nothing that an
-    image has, and in latents not even black. EDM's wavelet filters against aliasing are not implemented; pixels are
-    interpolated with cubic convolution, which keeps details that a bilinear one would blur.
+    - 0: flip left to right; 1: flip upside down
+    - 2: scale by 2^(0.2 w), where w is the label
+    - 3, 4: rotate by a; the labels are cos(a) - 1 and sin(a)
+    - 5, 6: stretch by 2^(0.2 w) along the axis at angle r in [-90, 90] degrees, and squeeze by as much across it; the
+      labels are w cos(r) and w sin(r)
+    - 7, 8: move to the right and down, in units of S / 8 pixels
+
+    Angles are counterclockwise as one sees the image. (In EDM, a stretch along r has the same labels as a squeeze along
+    r + 180 degrees. Limiting r to half of the circle makes the labels unique and changes no distribution.)
+
+    Outside its frame an image is continued by reflection, as in EDM: images have no borders of zeros, and in latents
+    zero is not even black. EDM's wavelet filters against aliasing are not implemented; pixels are interpolated by cubic
+    convolution, which preserves details that bilinear interpolation would blur.
     """
     grid = F.affine_grid(_inverse(labels, images.shape[3]), list(images.shape), align_corners=True)
     return F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=True)
 
 
 def _inverse(labels: Tensor, side: int) -> Tensor:
-    """Return the matrices [b, 2, 3] that take a place in the new image to its place in the old.
+    """Return the matrices [b, 2, 3] that map a position in the new image to its position in the old one.
 
-    Places are (x, y) in [-1, 1] from the first to the last pixel. With flips F, scale s, rotation R, stretch A and
+    Positions are (x, y) in [-1, 1] from the first to the last pixel. With flips F, scale s, rotation R, stretch A and
     translation t, new = A R s F old + t, so old = F R^-1 A^-1 (new - t) / s.
     """
     x_flip, y_flip, scale, cosine_less_1, sine, along, across, right, down = labels.unbind(1)
     cosine = cosine_less_1 + 1
-    turn = _matrices(cosine, -sine, sine, cosine)
+    rotation = _matrices(cosine, -sine, sine, cosine)
+
     # A^-1 = cosh(q) I - sinh(q) [[cos 2r, -sin 2r], [-sin 2r, -cos 2r]], with q = ln(2^(0.2 w)); y points down.
     squared = along.square() + across.square()
     q = LOG2_STD * math.log(2) * squared.sqrt().copysign(along)
     twist = q.sinh() / squared.clamp_min(1e-30)
-    cosine_2, sine_2 = twist * (along.square() - across.square()), twist * 2 * along * across
-    stretch = _matrices(q.cosh() - cosine_2, sine_2, sine_2, q.cosh() + cosine_2)
-    zoom = (1 - 2 * torch.stack([x_flip, y_flip], dim=1)) * (-LOG2_STD * scale).exp2()[:, None]
-    rows = zoom[:, :, None] * (turn @ stretch)
-    moved = torch.stack([right, down], dim=1)[:, :, None] * (2 * SHIFT_STD * side / (side - 1))
-    return torch.cat([rows, -rows @ moved], dim=2)
+    cosine_2r = twist * (along.square() - across.square())
+    sine_2r = twist * 2 * along * across
+    stretch = _matrices(q.cosh() - cosine_2r, sine_2r, sine_2r, q.cosh() + cosine_2r)
+
+    flips = 1 - 2 * torch.stack([x_flip, y_flip], dim=1)
+    zoom = flips * (-LOG2_STD * scale).exp2()[:, None]
+    linear = zoom[:, :, None] * (rotation @ stretch)
+    translation = torch.stack([right, down], dim=1)[:, :, None] * (2 * SHIFT_STD * side / (side - 1))
+    return torch.cat([linear, -linear @ translation], dim=2)
 
 
 def _matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Training on parts of images: Patch Diffusion (Wang et al. 2023), and LD-Diffusion's sizes for it.
+"""Training on patches of images: Patch Diffusion (Wang et al. 2023), and LD-Diffusion's patch sizes.
 
-One size is drawn for a step, one place for each image. The network is told the place by two coordinate channels.
+Each step draws one size, and a position for each image. Two coordinate channels give the position to the network.
 """
 
 import random
@@ -14,68 +14,75 @@ from scrimp_trainers.recipe.techniques import Patches
 
 @dataclass(frozen=True)
 class Window:
-    """Where to cut the images of one step."""
+    """Where the patches of one step lie in their images."""
 
     size: int
     """Side in pixels, the same for all."""
     tops: Tensor
-    """int64 [b], first row of each."""
+    """int64 [b], the first row of each patch."""
     lefts: Tensor
-    """int64 [b], first column of each."""
+    """int64 [b], the first column of each patch."""
 
 
 def size_probabilities(settings: Patches, side: int) -> dict[int, float]:
-    """Return the sizes in pixels that a step may have, with their probabilities; `side` stands for whole images."""
-    found = {side: settings.real_p}
-    for share, weight in zip(settings.sizes, settings.shares, strict=True):
-        size = round(share * side)
-        found[size] = found.get(size, 0.0) + (1 - settings.real_p) * weight / sum(settings.shares)
-    return found
+    """Return the patch sizes in pixels that a step may have, with their probabilities; `side` means whole images."""
+    probabilities = {side: settings.real_p}
+    for fraction, weight in zip(settings.sizes, settings.shares, strict=True):
+        size = round(fraction * side)
+        probability = (1 - settings.real_p) * weight / sum(settings.shares)
+        probabilities[size] = probabilities.get(size, 0.0) + probability
+    return probabilities
 
 
 def mean_area(settings: Patches, side: int) -> float:
-    """Return the expected size of a training image, as a share of a whole one's pixels.
+    """Return the expected area of a patch, as a fraction of the whole image's.
 
-    It is for FLOPs alone. An image counts as one image in kimg, whatever its size, so a run with patches is as long in
-    steps as one without, and cheaper. The released code of LD-Diffusion counts 4/3 images for each part that it trains
-    on, which is not reproduced.
+    Only for counting FLOPs. In kimg a patch counts as one image, whatever its size, so a run with patches has as many
+    steps as one without, and is cheaper. The released code of LD-Diffusion counts 4/3 images for each patch, which is
+    not reproduced.
     """
-    return sum(chance * (size / side) ** 2 for size, chance in size_probabilities(settings, side).items())
+    probabilities = size_probabilities(settings, side)
+    return sum(probability * (size / side) ** 2 for size, probability in probabilities.items())
 
 
 def draw_window(
-    settings: Patches, side: int, generator: torch.Generator, *, total: int, mine: slice, step_seed: int
+    settings: Patches, side: int, generator: torch.Generator, *, global_batch: int, rank_slice: slice, step_seed: int
 ) -> Window | None:
-    """Draw one step's size, a pure function of `step_seed`, and places for `total` images, of which `mine` are given.
+    """Draw the patches of one step for all ranks, and return this rank's; none means whole images.
 
-    None means whole images. Nothing waits for the device, where the places are drawn.
+    The size depends on `step_seed` alone. The positions are drawn on the generator's device, and nothing waits for it.
     """
-    sizes = size_probabilities(settings, side)
-    size = random.Random(step_seed).choices(list(sizes), list(sizes.values()))[0]
+    probabilities = size_probabilities(settings, side)
+    size = random.Random(step_seed).choices(list(probabilities), list(probabilities.values()))[0]
     if size == side:
         return None
-    corners = torch.randint(side - size + 1, (2, total), generator=generator, device=generator.device)
-    tops, lefts = corners[:, mine]
+
+    corners = torch.randint(side - size + 1, (2, global_batch), generator=generator, device=generator.device)
+    tops, lefts = corners[:, rank_slice]
     return Window(size, tops, lefts)
 
 
 def cut_patches(images: Tensor, window: Window) -> Tensor:
-    """Cut one part [b, C, s, s] out of each image [b, C, H, W]."""
-    rows, columns = _places(window)
-    flat = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)
-    parts = images.flatten(2).gather(2, flat[:, None].expand(-1, images.shape[1], -1))
-    return parts.unflatten(2, (window.size, window.size))
+    """Cut one patch [b, C, s, s] out of each image [b, C, H, W]."""
+    channels, width = images.shape[1], images.shape[3]
+    rows, columns = _rows_and_columns(window)
+    pixel_index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    patches = images.flatten(2).gather(2, pixel_index[:, None].expand(-1, channels, -1))
+    return patches.unflatten(2, (window.size, window.size))
 
 
 def coordinates(window: Window, side: int, device: torch.device) -> Tensor:
-    """Return the parts' coordinates [b, 2, s, s]: x, then y, in [-1, 1] of the full frame of `side` pixels."""
+    """Return the coordinates [b, 2, s, s] of the patches' pixels: x, then y, from -1 to 1 over the whole image."""
     line = torch.linspace(-1, 1, side, device=device)
-    rows, columns = _places(window)
-    x, y = line[columns][:, None, :], line[rows][:, :, None]
+    rows, columns = _rows_and_columns(window)
+    x = line[columns][:, None, :]
+    y = line[rows][:, :, None]
     return torch.stack(torch.broadcast_tensors(x, y), dim=1)
 
 
-def _places(window: Window) -> tuple[Tensor, Tensor]:
-    """Return the rows [b, s] and columns [b, s] that a window takes."""
-    steps = torch.arange(window.size, device=window.tops.device)
-    return window.tops[:, None] + steps, window.lefts[:, None] + steps
+def _rows_and_columns(window: Window) -> tuple[Tensor, Tensor]:
+    """Return the rows [b, s] and columns [b, s] that the patches cover."""
+    offsets = torch.arange(window.size, device=window.tops.device)
+    rows = window.tops[:, None] + offsets
+    columns = window.lefts[:, None] + offsets
+    return rows, columns

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and JSON that is there whole or not at all, with a checksum of every file."""
+"""Checkpoints: atomic folders of safetensors and JSON, with a checksum of every file."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ SUMS = "SHA256SUMS"
 
 
 class Damaged(Exception):
-    """A checkpoint of which a file is missing, cut short or changed."""
+    """A file of a checkpoint is missing, cut short or changed."""
 
 
 def save(
@@ -31,24 +31,26 @@ def save(
 ) -> None:
     """Replace the checkpoint in this folder.
 
-    The new one is written beside the old, synced and renamed: a kill at any moment leaves one of the two.
+    The new one is written beside the old one, synced and renamed: a kill at any moment leaves one of the two.
 
     Parameters
     ----------
     previous
-        Where the checkpoint that is replaced is kept, in the place of the one before it; none removes it.
+        Where to keep the replaced checkpoint, instead of the one before it; None deletes it.
     identity
-        What must be the same for whoever goes on from here, as JSON can hold it.
+        What must be the same when training resumes from here; serialisable as JSON.
     extra
-        Whatever else the caller wants back, as JSON can hold it.
+        What else the caller wants to restore; serialisable as JSON.
     """
-    new, old = _beside(folder, "new"), previous or _beside(folder, "old")
+    new = _beside(folder, "new")
+    old = previous or _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
     try:
         _write(new, state, identity, extra)
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)  # on a full disk others need the room
+        shutil.rmtree(new, ignore_errors=True)  # free the space on a full disk
         raise
+
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -59,125 +61,151 @@ def save(
 
 
 def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """Fill a new state from the first of these folders that holds a sound checkpoint.
+    """Load the first intact checkpoint among these folders into a new state.
 
-    A kill between the two renames of `save` leaves the checkpoint beside its folder, and it is found there.
+    A kill between the two renames of `save` leaves the checkpoint beside its folder; it is found there.
 
     Returns
     -------
     tuple
-        The `extra` that was saved with it, none if there is no sound one; and one line that says which checkpoints
-        are damaged and where training resumes, empty if none is.
+        The `extra` that was saved with it, None if there is no intact one; and a message that says which checkpoints
+        are damaged and where training resumes, empty if none is damaged.
 
     Raises
     ------
     UserError
-        If the checkpoint's identity is another one, or this version of Scrimp does not know its form.
+        If the checkpoint has another identity, or a format that this version of Scrimp does not know.
     """
+    candidates = [path for folder in folders for path in (folder, _beside(folder, "old"))]
     damage: list[str] = []
-    for path in [path for folder in folders for path in (folder, _beside(folder, "old")) if path.exists()]:
+    for path in candidates:
+        if not path.exists():
+            continue
         try:
             extra = load(path, state, identity)
         except Damaged as error:
             damage.append(str(error))
             continue
-        resumes = f"training resumes from {path} at {state.images / 1000:g} kimg"
-        return extra, "; ".join([*damage, resumes]) if damage else ""
-    return None, "; ".join([*damage, "training starts again"]) if damage else ""
+
+        if damage:
+            damage.append(f"training resumes from {path} at {state.images / 1000:g} kimg")
+        return extra, "; ".join(damage)
+
+    if damage:
+        damage.append("training starts again")
+    return None, "; ".join(damage)
 
 
-def load(found: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
-    """Fill a new state with what was saved, and return the `extra` that was saved with it.
+def load(folder: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
+    """Load a checkpoint into a new state, and return the `extra` that was saved with it.
 
     Raises
     ------
     Damaged
-        If a file is not what was written. The state is as it was then.
+        If a file differs from what was written. The state is then unchanged.
     UserError
-        If the checkpoint's identity is another one, this version of Scrimp does not know its form, or its tensors are
+        If the checkpoint has another identity, a format that this version of Scrimp does not know, or tensors that are
         not those of this training.
     """
-    _verify(found)
-    facts = json.loads((found / "state.json").read_text())
-    if facts["format"] != FORMAT:
-        raise UserError(f"{found}: checkpoint format {facts['format']} is not {FORMAT}; use the version that wrote it")
-    _refuse_another(found, _flat(facts["identity"]), _flat(identity))
+    _verify(folder)
+    record = json.loads((folder / "state.json").read_text())
+    if record["format"] != FORMAT:
+        raise UserError(
+            f"{folder}: checkpoint format {record['format']} is not {FORMAT}; use the version that wrote it"
+        )
+    _require_same_identity(folder, _flatten(record["identity"]), _flatten(identity))
+
     device = str(next(state.network.parameters()).device)
     for name, network in (("network", state.network), ("ema", state.ema)):
-        file = found / f"{name}.safetensors"
+        file = folder / f"{name}.safetensors"
         weights.load_weights(network, weights.read_weights(file, device), file)
-    _load_optimizer(found / "optimizer.safetensors", state, device)
+    _load_optimizer(folder / "optimizer.safetensors", state, device)
     if state.masks:
-        file = found / "masks.safetensors"
+        file = folder / "masks.safetensors"
         masks = weights.read_weights(file, device)
         weights.require_same(masks, state.masks.tensors(), file)
         state.masks.load(masks)
-    state.step, state.images = facts["step"], facts["images"]
-    return facts["extra"]
+
+    state.step = record["step"]
+    state.images = record["images"]
+    return record["extra"]
 
 
 def _load_optimizer(file: Path, state: State, device: str) -> None:
-    tensors, parameters = weights.read_weights(file, device), dict(state.network.named_parameters())
+    """Load the optimizer's state, whose tensors are named `<kind>/<parameter>`."""
+    tensors = weights.read_weights(file, device)
+    parameters = dict(state.network.named_parameters())
+
     kinds = {name.partition("/")[0] for name in tensors}
     scalar = torch.zeros(())
-    expected = {
-        f"{kind}/{name}": scalar if kind == "step" else parameter
-        for kind in kinds
-        for name, parameter in parameters.items()
-    }
+    expected: dict[str, Tensor] = {}
+    for kind in kinds:
+        for name, parameter in parameters.items():
+            expected[f"{kind}/{name}"] = scalar if kind == "step" else parameter
     weights.require_same(tensors, expected, file)
+
     for name, tensor in tensors.items():
-        kind, _, parameter = name.partition("/")
-        # A copy: what is loaded is mapped from its file, which the next checkpoint removes.
-        state.optimizer.state[parameters[parameter]][kind] = tensor.clone()
+        kind, _, parameter_name = name.partition("/")
+        # Copied, because loaded tensors are mapped from the file, which the next checkpoint removes.
+        state.optimizer.state[parameters[parameter_name]][kind] = tensor.clone()
 
 
 def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:
     new.mkdir(parents=True)
-    save_file(_plain(state.network.state_dict()), new / "network.safetensors")
-    save_file(_plain(state.ema.state_dict()), new / "ema.safetensors")
-    save_file(_plain(_optimizer_tensors(state)), new / "optimizer.safetensors")
+    save_file(_contiguous(state.network.state_dict()), new / "network.safetensors")
+    save_file(_contiguous(state.ema.state_dict()), new / "ema.safetensors")
+    save_file(_contiguous(_optimizer_tensors(state)), new / "optimizer.safetensors")
     if state.masks:
-        save_file(_plain(state.masks.tensors()), new / "masks.safetensors")
-    facts = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
-    (new / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
-    (new / SUMS).write_text(_sums(new))
+        save_file(_contiguous(state.masks.tensors()), new / "masks.safetensors")
+    record = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
+    (new / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+    (new / SUMS).write_text(_checksums(new))
+
     for path in new.glob("*.safetensors"):
         match_folder_mode(path)
     for path in [*new.iterdir(), new]:
         _sync(path)
 
 
-def _sums(folder: Path) -> str:
-    lines = []
+def _checksums(folder: Path) -> str:
+    """Return the checksums of all files, in the format of `sha256sum`."""
+    lines: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.name != SUMS:
             with path.open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{digest}  {path.name}\n")
     return "".join(lines)
 
 
-def _verify(found: Path) -> None:
-    """Compare the files with their checksums; one too many counts like one that is missing."""
-    if not (found / SUMS).is_file():
-        raise Damaged(f"{found}: damaged, {SUMS} is missing")
-    stated, there = (found / SUMS).read_text(errors="replace"), _sums(found)
-    if stated != there:
-        wrong = {line.rpartition("  ")[2] for line in {*stated.splitlines()} ^ {*there.splitlines()}}
-        raise Damaged(f"{found}: damaged, see {', '.join(sorted(wrong))}")
+def _verify(folder: Path) -> None:
+    """Compare the files with their checksums. An extra file is an error like a missing one."""
+    if not (folder / SUMS).is_file():
+        raise Damaged(f"{folder}: damaged, {SUMS} is missing")
+
+    stated = (folder / SUMS).read_text(errors="replace")
+    actual = _checksums(folder)
+    if stated != actual:
+        differing_lines = set(stated.splitlines()) ^ set(actual.splitlines())
+        files = {line.rpartition("  ")[2] for line in differing_lines}
+        raise Damaged(f"{folder}: damaged, see {', '.join(sorted(files))}")
 
 
-def _refuse_another(found: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+def _require_same_identity(folder: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    names = [name for name in {**current, **saved} if saved.get(name) != current.get(name)]
     if names:
-        changes = "; ".join(f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)
-        raise UserError(f"{found}: the checkpoint of another run ({changes}); name another folder")
+        changes = "; ".join(f"{name} is {saved.get(name)!r} there and {current.get(name)!r} here" for name in names)
+        raise UserError(f"{folder}: the checkpoint of another run ({changes}); name another folder")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dictionaries by their dotted names."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
     return flat
 
 
@@ -189,7 +217,7 @@ def _optimizer_tensors(state: State) -> dict[str, Tensor]:
     }
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 

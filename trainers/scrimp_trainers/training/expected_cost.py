@@ -1,4 +1,4 @@
-"""What a recipe costs on a dataset, known before anything is trained: parameters and floating-point operations."""
+"""What a recipe costs on a dataset, computed without training: parameters and floating-point operations."""
 
 import torch
 from torch import nn
@@ -14,24 +14,25 @@ from scrimp_trainers.techniques.sparsity import LayerRow
 from scrimp_trainers.training.state import build_network, count_steps
 
 COUNTED_SCORES = ("parameters", "nonzero_parameters", "train_flops", "sample_flops")
-"""Scores that are counted and not measured."""
+"""Scores that are computed exactly before training."""
 
 
 def network_flops(recipe: Recipe, network: Denoiser) -> tuple[int, int, list[LayerRow]]:
-    """Count the FLOPs of a forward pass on one whole image, without masks and with them, and say where masks are."""
+    """Return the FLOPs of a forward pass on one whole image, without and with masks, and the table of masked layers."""
     conditions = Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
-    inputs = torch.zeros(1, *network.shape), torch.zeros(1), conditions
+    inputs = (torch.zeros(1, *network.shape), torch.zeros(1), conditions)
     dense = cost.forward_flops(network, *inputs)
     if not recipe.sparsity.on:
         return dense, dense, []
+
     layers = cost.layer_flops(network, *inputs)
     sparse = cost.sparse_flops(dense, layers, sparsity.densities(recipe.sparsity, network))
     return dense, sparse, sparsity.layer_table(recipe.sparsity, network, layers)
 
 
 def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, steps: int) -> float:
-    """Count the FLOPs of the first `steps` of the recipe's training, given those of forward passes."""
-    spent = cost.training_flops(
+    """Return the FLOPs of the first `steps` of training, given those of a forward pass without and with masks."""
+    flops = cost.training_flops(
         recipe.sparsity,
         dense,
         sparse,
@@ -39,35 +40,39 @@ def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, step
         total_steps=count_steps(recipe.training),
         batch_size=recipe.training.batch_size,
     )
-    return spent * patches.mean_area(recipe.patches, network.shape[-1])
+    return flops * patches.mean_area(recipe.patches, network.shape[-1])
 
 
 def expected_costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str, float] | None:
-    """Return the scores in `KNOWN` of a whole training and `samples` samples; none if only the hub knows the latents.
+    """Return `COUNTED_SCORES` of a whole training and `samples` samples; None if the codec is not available locally.
 
-    Nothing is allocated: the network lies on the meta device.
+    No memory is allocated: the network is on the meta device.
     """
-    channels, side = manifest.channels, manifest.size
+    channels: int = manifest.channels
+    side: int = manifest.size
     if recipe.codec.on:
         shape = pretrained.latent_shape(recipe.codec, manifest.size)
         if shape is None:
             return None
         channels, side = shape
     with torch.device("meta"):
-        network = build_network(recipe, side, channels, len(manifest.classes or []), 0)
+        network = build_network(recipe, side, channels, len(manifest.classes or []), seed=0)
+
     dense, sparse, _ = network_flops(recipe, network)
+    parameters = cost.parameters(network)
     return {
-        "parameters": float(cost.parameters(network)),
-        "nonzero_parameters": float(cost.parameters(network) - _masked(recipe, network)),
+        "parameters": float(parameters),
+        "nonzero_parameters": float(parameters - _masked_weights(recipe, network)),
         "train_flops": train_flops(recipe, network, dense, sparse, count_steps(recipe.training)),
         "sample_flops": float(recipe.nfe) * sparse * samples,
     }
 
 
-def _masked(recipe: Recipe, network: nn.Module) -> int:
-    """Return how many weights are zero."""
+def _masked_weights(recipe: Recipe, network: nn.Module) -> int:
+    """Return how many weights are masked."""
     if not recipe.sparsity.on:
         return 0
+
     sizes = {name: weight.numel() for name, weight in sparsity.maskable(recipe.sparsity, network).items()}
     densities = sparsity.densities(recipe.sparsity, network)
     return round(sum(size * (1 - densities[name]) for name, size in sizes.items()))

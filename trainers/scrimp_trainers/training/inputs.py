@@ -1,4 +1,4 @@
-"""What a recipe's techniques need before the first step: made once for a dataset, and shared by all repeats."""
+"""What a recipe's techniques need before the first step: made once per dataset and shared by all repeats."""
 
 import json
 from dataclasses import dataclass
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the techniques need; none where a technique is off."""
+    """What the techniques need; None where a technique is off."""
 
     kept: np.ndarray | None = None
     """Positions of the coreset's images in the training split."""
     codec: "OpenCodec | None" = None
     """The autoencoder between pixels and latents."""
-    image_keys: Tensor | None = None
-    """int64 [N], a number for each training image from which its fixed noise is drawn."""
+    noise_keys: Tensor | None = None
+    """int64 [N], a number for each training image, the seed of its fixed ambient noise."""
     class_weights: Tensor | None = None
     """[K], the weight of each class, 1 on average."""
     loss_weights: Tensor | None = None
-    """The same, where they are factors on the losses."""
-    chances: np.ndarray | None = None
-    """[N or as many as are kept], how likely each image is to be drawn, in proportion."""
+    """The class weights on the training device, if they are factors on the losses."""
+    sampling_weights: np.ndarray | None = None
+    """[N or the number of kept images], proportional to the probability with which each image is drawn."""
     files: tuple[Path, ...] = ()
-    """In the dataset's cache, what to show of it: the coreset's list and picture."""
+    """Files of the dataset's cache to copy into the repeat's folder: the coreset's list and picture."""
 
 
 NOTHING_PREPARED = Prepared()
-"""For a recipe without techniques that need anything."""
+"""For a recipe whose techniques need nothing."""
 
 
 def write_artifacts(prepared: Prepared, dataset: Dataset, folder: Path) -> None:
-    """Leave in a repeat's folder what was prepared for it: coreset.csv, coreset.png, class_weights.json."""
+    """Write what was prepared into a repeat's folder: coreset.csv, coreset.png, class_weights.json."""
     for file in prepared.files:
         write_atomic(folder / f"coreset{file.suffix}", file.read_bytes())
     if prepared.class_weights is not None:

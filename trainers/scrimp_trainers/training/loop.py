@@ -1,8 +1,8 @@
-"""The training loop: one readable story, told as a generator.
+"""The training loop, a generator of steps.
 
-`train` changes the state that `start` made and yields after every step. It writes nothing and logs nothing: whoever
-drains it (`run.py`) does. What a step draws at random depends on the seed, the step and the rank alone, so a run that
-is interrupted and continued from a checkpoint is the run that never stopped.
+`train` updates the state made by `state.initial_state` and yields after every step. It writes and logs nothing; its
+caller does. What a step draws at random depends only on the seed, the step and the rank, so a run that is interrupted
+and resumed from a checkpoint gives the same result as one that was not.
 """
 
 import math
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from scrimp_trainers.codecs.pixels import scaled
-from scrimp_trainers.common import foreach
-from scrimp_trainers.common import parts as part_files
+from scrimp_trainers.common import foreach, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.errors import Diverged
 from scrimp_trainers.common.seeds import seed_of
@@ -33,37 +32,37 @@ from scrimp_trainers.training.microbatch import Microbatch
 from scrimp_trainers.training.state import State, ema_decay, learning_rate
 
 EXPLOSION_FACTOR = 10.0
-"""A loss this many times the lowest so far has exploded."""
+"""Training has exploded when its loss is this many times the lowest so far."""
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The losses of one rank's images in a step, and how to compare them with another network's."""
+    """The losses of one rank's images in a step, and a function that computes those of another network."""
 
     losses: Tensor
-    """[b], without a graph."""
+    """[b], detached from the graph."""
     labels: Tensor | None
-    """int64 [b], the images' classes; none where the dataset has none."""
-    of: Callable[[nn.Module], Tensor]
+    """int64 [b], the images' classes; none if the dataset has none."""
+    of_network: Callable[[nn.Module], Tensor]
     """Returns the losses [b] of another network on the same images, with the same noise."""
 
 
-Weigh = Callable[[StepLosses], Tensor]
-"""Returns the factor [b] on each image's loss. It may be asked twice for one step, if memory ran out the first time."""
+WeighLosses = Callable[[StepLosses], Tensor]
+"""Returns the factor [b] on each image's loss. A step calls it again if memory ran out the first time."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step that was taken. The loss is still on the device: reading it waits for the device."""
+    """A completed step. Its loss is still on the device: reading it waits for the device."""
 
     step: int
-    """Steps taken so far, this one included."""
+    """Steps taken so far, including this one."""
     images: int
     """Images seen so far, over all ranks."""
     loss: Tensor
     """Mean loss of this rank's images, 0-d."""
     microbatch: int
-    """Images that this rank's device took at once."""
+    """Images that this rank's device processed at once."""
 
 
 def train(
@@ -75,19 +74,26 @@ def train(
     device: torch.device,
     rank: int = 0,
     world: int = 1,
-    weigh: Weigh | None = None,
+    weigh: WeighLosses | None = None,
 ) -> Iterator[Step]:
-    """Train from where the state is until the recipe's number of images is reached; yield after every step.
+    """Train from the current state until the recipe's number of images is reached; yield after every step.
 
-    `batches` gives this rank's share of the batch of `state.step` and of all steps after it. Nothing in a step waits
-    for the device. With `world` > 1 a process group must be initialised. `weigh` puts a factor on each image's loss,
-    in the place of the prepared class weights.
+    Nothing in a step waits for the device. With `world` > 1 a process group must be initialised.
+
+    Parameters
+    ----------
+    batches
+        This rank's part of the batch of `state.step` and of all steps after it.
+    weigh
+        Returns a factor on each image's loss, instead of the prepared class weights.
     """
     training = recipe.training
-    process = part_files.build("diffusion", recipe.diffusion)
-    total, share = training.batch_size, training.batch_size // world
-    mine = slice(rank * share, (rank + 1) * share)
-    microbatch = Microbatch(training, share)
+    process = parts.build("diffusion", recipe.diffusion)
+    global_batch = training.batch_size
+    rank_batch = global_batch // world
+    rank_slice = slice(rank * rank_batch, (rank + 1) * rank_batch)
+    microbatch = Microbatch(training, rank_batch)
+
     network = cast(nn.Module, torch.compile(state.network)) if training.compile else state.network
     parameters: list[Tensor] = list(state.network.parameters())
     averages: list[Tensor] = list(state.ema.parameters())
@@ -97,114 +103,128 @@ def train(
 
     while state.images < training.kimg * 1000:
         batch = next(batches)
-        # Every rank draws for the whole batch and takes its share, so any number of ranks trains alike.
+        # Every rank draws for the global batch and uses its slice: results do not depend on the number of ranks.
         generator.manual_seed(seed_of("step", state.seed, state.step))
-        draw = partial(_normal, generator, total, mine)
+        draw = partial(_draw_normal, generator, global_batch, rank_slice)
 
-        # Encode: pixels become numbers in [-1, 1], or a codec's moments a draw of latents.
+        # Encode: scale pixels to [-1, 1], or sample latents from a codec's moments.
         images = prepared.codec.draw(batch.images, draw) if prepared.codec else scaled(batch.images)
 
         # Augment.
-        hidden, augment_labels, coordinates = None, None, None
+        ambient_noise = None
+        augment_labels = None
+        coordinates = None
         if recipe.ambient.on:
-            hidden = views.draw_ambient_noise(recipe.ambient, prepared.image_keys, batch, images.shape, draw)
+            ambient_noise = views.draw_ambient_noise(recipe.ambient, prepared.noise_keys, batch, images.shape, draw)
         if recipe.mafp.on:
-            images, hidden, augment_labels = views.augment_with_noise(recipe, images, hidden, generator, mine)
+            images, ambient_noise, augment_labels = views.augment_with_noise(
+                recipe, images, ambient_noise, generator, rank_slice
+            )
         if recipe.technique.on:
             own_generator.manual_seed(seed_of("technique", state.seed, state.step, rank))
             images = recipe.technique.augment(images, own_generator)
 
-        # Patch: all images of a step are cut to one size, each at its own place.
+        # Patch: cut all images of a step to one size, each at its own position.
         if recipe.patches.on:
-            seed = seed_of("patch", state.seed, state.step)
-            images, hidden, coordinates = views.cut_with_noise(recipe, images, hidden, generator, mine, seed)
+            size_seed = seed_of("patch", state.seed, state.step)
+            images, ambient_noise, coordinates = views.cut_with_noise(
+                recipe, images, ambient_noise, generator, rank_slice, size_seed
+            )
 
-        # Noise. What ambient training hides is known by a noisy copy alone.
-        levels = process.levels(total, generator)[mine]
+        # Add noise. Ambient training's target at high noise is a noisy copy of the image.
+        levels = process.levels(global_batch, generator)[rank_slice]
         noise = draw(images.shape)
-        if hidden is None:
+        if ambient_noise is None:
             noisy = process.add_noise(images, noise, levels)
             target = images
         else:
-            noisy, target = ambient.add_noise(recipe.ambient, process, images, hidden, noise, levels)
-        negative = ood.jigsaw(target, generator, total=total, mine=mine) if recipe.ood.on else None
-        shown = _hide(batch.labels, recipe, state.network.classes, generator, mine)
-        factors = prepared.loss_weights[batch.labels] if prepared.loss_weights is not None else None
-        conditions = Conditions(shown, augment_labels, coordinates)
+            noisy, target = ambient.add_noise(recipe.ambient, process, images, ambient_noise, noise, levels)
+        negative = None
+        if recipe.ood.on:
+            negative = ood.jigsaw(target, generator, global_batch=global_batch, rank_slice=rank_slice)
+
+        # Condition.
+        labels = _drop_labels(batch.labels, recipe, state.network.classes, generator, rank_slice)
+        conditions = Conditions(labels, augment_labels, coordinates)
+        class_factors = None
+        if prepared.loss_weights is not None:
+            class_factors = prepared.loss_weights[batch.labels]
 
         elements = images[0].numel() if process.sums else 1
-        scale = elements * training.loss_scale / share
-        dropped = seed_of("dropout", state.seed, state.step)
+        scale = elements * training.loss_scale / rank_batch
+        dropout_seed = seed_of("dropout", state.seed, state.step)
 
         def losses_of(model: nn.Module, part: slice) -> Tensor:
             """Return a model's loss on each image of a part of the step."""
             # Denoise.
-            dropping = dropout.of_step(model, total, mine.start + part.start, dropped)
-            with autocast(training.precision, device), dropping:
+            dropout_masks = dropout.of_step(model, global_batch, rank_slice.start + part.start, dropout_seed)
+            with autocast(training.precision, device), dropout_masks:
                 estimate = process.denoise(model, noisy[part], levels[part], conditions[part])
 
-            # Loss: one value an image.
-            seen = target[part], noise[part], levels[part]
-            if hidden is None:
-                values = process.losses(estimate, *seen)
+            # Loss: one value per image.
+            truth = target[part], noise[part], levels[part]
+            if ambient_noise is None:
+                losses = process.losses(estimate, *truth)
             else:
-                values = ambient.losses(recipe.ambient, process, estimate, *seen)
+                losses = ambient.losses(recipe.ambient, process, estimate, *truth)
             if training.min_snr_gamma is not None:
-                values = values * weighting.min_snr(process, levels[part], training.min_snr_gamma)
+                losses = losses * weighting.min_snr(process, levels[part], training.min_snr_gamma)
             if negative is not None:
-                values = values + ood.ood_loss(recipe.ood, process, estimate, negative[part], levels[part])
+                losses = losses + ood.ood_loss(recipe.ood, process, estimate, negative[part], levels[part])
             if recipe.technique.on:
                 own_term = recipe.technique.term(process, estimate, noisy[part], target[part], levels[part])
-                values = values if own_term is None else values + own_term
-            return values
+                losses = losses if own_term is None else losses + own_term
+            return losses
 
         def accumulate(size: int) -> Tensor:
-            """Add up the gradients of all parts of the step, each of `size` images; return the sum of the losses."""
+            """Accumulate the gradients of the step, `size` images at a time; return the sum of the losses."""
             if weigh is not None:
                 return accumulate_weighed(size, weigh)
-            loss = torch.zeros((), device=device)
-            for part in microbatch_slices(share, size):
-                values = losses_of(network, part)
-                loss += values.detach().sum()
-                if factors is not None:
-                    values = values * factors[part]
+
+            loss_sum = torch.zeros((), device=device)
+            for part in microbatch_slices(rank_batch, size):
+                losses = losses_of(network, part)
+                loss_sum += losses.detach().sum()
+                if class_factors is not None:
+                    losses = losses * class_factors[part]
 
                 # Backward.
-                (values.sum() * scale).backward()
-            return loss
+                (losses.sum() * scale).backward()
+            return loss_sum
 
-        def accumulate_weighed(size: int, weigh: Weigh) -> Tensor:
-            """Do the same with factors that depend on the losses of the whole step."""
+        def accumulate_weighed(size: int, weigh: WeighLosses) -> Tensor:
+            """Do the same with factors that depend on all losses of the step."""
 
-            def of(model: nn.Module) -> Tensor:
-                # All losses are needed before the first backward pass, which computes a part's activations anew.
-                compute = losses_of if size >= share else partial(recomputed, losses_of, use_reentrant=False)
-                return torch.cat([cast(Tensor, compute(model, part)) for part in microbatch_slices(share, size)])
+            def losses_of_step(model: nn.Module) -> Tensor:
+                # The factors need all losses before the first backward pass, so it recomputes each part's activations.
+                compute = losses_of if size >= rank_batch else partial(recomputed, losses_of, use_reentrant=False)
+                slices = microbatch_slices(rank_batch, size)
+                return torch.cat([cast(Tensor, compute(model, part)) for part in slices])
 
-            values = of(network)
-            chosen = weigh(StepLosses(values.detach(), batch.labels, of))
-            ((values * chosen.to(values.dtype)).sum() * scale).backward()
-            return values.detach().sum()
+            losses = losses_of_step(network)
+            factors = weigh(StepLosses(losses.detach(), batch.labels, losses_of_step))
+            ((losses * factors.to(losses.dtype)).sum() * scale).backward()
+            return losses.detach().sum()
 
-        loss = microbatch.fit(accumulate, state.optimizer.zero_grad)
+        loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
         average_gradients(parameters, world)
-
-        # Mask, and step: where masks move, that takes the place of the optimizer's step.
         unscale_gradients(parameters, 1 / training.loss_scale)
+
+        # Mask and step. A step that changes the masks does not update the weights.
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe.optimizer, state.images + total)
-        if not (state.masks and state.masks.act(state.step)):
+            group["lr"] = learning_rate(recipe.optimizer, state.images + global_batch)
+        if not (state.masks and state.masks.apply(state.step)):
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
 
         # Average.
-        kept = ema_decay(recipe.ema, state.images, total)
-        with torch.no_grad():  # or the averages would hold on to every step's graph
-            foreach.lerp_(averages, parameters, 1 - kept)
+        decay = ema_decay(recipe.ema, state.images, global_batch)
+        with torch.no_grad():  # otherwise the averages would keep every step's graph alive
+            foreach.lerp_(averages, parameters, 1 - decay)
 
         state.step += 1
-        state.images += total
-        yield Step(state.step, state.images, loss / share, microbatch.size)
+        state.images += global_batch
+        yield Step(state.step, state.images, loss_sum / rank_batch, microbatch.size)
 
 
 def read_losses(steps: Sequence[Step], world: int = 1) -> list[float]:
@@ -213,7 +233,7 @@ def read_losses(steps: Sequence[Step], world: int = 1) -> list[float]:
     Raises
     ------
     Diverged
-        If one is not finite.
+        If a loss is not finite.
     """
     losses = torch.stack([step.loss for step in steps])
     if world > 1:
@@ -227,30 +247,31 @@ def read_losses(steps: Sequence[Step], world: int = 1) -> list[float]:
 
 
 def refuse_explosion(step: int, loss: float, lowest: float) -> None:
-    """Compare a mean loss with the lowest so far.
+    """Require that a mean loss is not many times the lowest so far.
 
     Raises
     ------
     Diverged
-        If it is many times as large.
+        If it is.
     """
     if loss > EXPLOSION_FACTOR * lowest:
         raise Diverged(f"step {step}: loss has exploded to {loss:.4g} from {lowest:.4g}")
 
 
-def microbatch_slices(share: int, size: int) -> list[slice]:
-    """Cut a rank's share of a batch into parts of at most so many images."""
-    return [slice(first, min(first + size, share)) for first in range(0, share, size)]
+def microbatch_slices(rank_batch: int, size: int) -> list[slice]:
+    """Split a rank's images of a step into parts of at most `size` images."""
+    return [slice(first, min(first + size, rank_batch)) for first in range(0, rank_batch, size)]
 
 
 def average_gradients(parameters: Sequence[Tensor], world: int) -> None:
-    """Replace gradients by their mean over the ranks, once a step, in one exchange.
+    """Replace gradients by their mean over the ranks, with one all-reduce per step.
 
-    Not by DistributedDataParallel, which averages while the last backward pass runs: a rank that runs out of memory
-    there could not compute its step again without the others.
+    DistributedDataParallel would average them during the last backward pass: a rank that ran out of memory there could
+    not recompute its step without the others.
     """
     if world == 1:
         return
+
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -260,25 +281,27 @@ def average_gradients(parameters: Sequence[Tensor], world: int) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def _normal(generator: torch.Generator, total: int, mine: slice, shape: Sequence[int]) -> Tensor:
+def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slice, shape: Sequence[int]) -> Tensor:
     """Draw standard normal noise for all ranks' images, and return this rank's, of the shape [b, C, H, W]."""
-    return torch.randn(total, *shape[1:], generator=generator, device=generator.device)[mine]
+    return torch.randn(global_batch, *shape[1:], generator=generator, device=generator.device)[rank_slice]
 
 
-def _hide(
-    labels: Tensor | None, recipe: Recipe, classes: int, generator: torch.Generator, mine: slice
+def _drop_labels(
+    labels: Tensor | None, recipe: Recipe, classes: int, generator: torch.Generator, rank_slice: slice
 ) -> Tensor | None:
-    """Return the labels that the network is shown: none, all, or all but those dropped at random."""
+    """Return the labels for the network, some replaced at random by the null class; none if it takes no labels."""
     if not classes or labels is None:
         return None
-    if not recipe.conditioning.label_drop:
+
+    drop_probability = recipe.conditioning.label_drop
+    if not drop_probability:
         return labels
-    chance = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[mine]
-    return labels.masked_fill(chance < recipe.conditioning.label_drop, classes)
+    uniform = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[rank_slice]
+    return labels.masked_fill(uniform < drop_probability, classes)
 
 
 def unscale_gradients(parameters: list[Tensor], scale: float) -> None:
-    """Undo the loss scale and replace what is not finite, as EDM does: NaN by 0, infinity by 1e5."""
+    """Multiply gradients by `scale` and replace non-finite values, as EDM does: NaN by 0, infinity by 1e5."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if scale != 1:
         foreach.mul_(gradients, scale)

@@ -1,4 +1,4 @@
-"""How many images a device takes at once: as many as the recipe says, or as fit."""
+"""How many images a device processes at once: the recipe's number, or as many as fit."""
 
 import math
 from collections.abc import Callable
@@ -12,31 +12,34 @@ Result = TypeVar("Result")
 
 
 class Microbatch:
-    """The number of images that this rank's device takes at once.
+    """The number of images that this rank's device processes at once.
 
-    With `training.microbatch: auto` a step that runs out of memory is computed again in halves, and what then fits is
-    kept. What a step draws at random belongs to its images, so its gradients are the same to rounding. Each rank
-    finds its own size: ranks meet only when the gradients of the whole step are averaged, so nobody has to agree.
+    With `training.microbatch: auto` a step that runs out of memory is computed again in halves, and the size that fits
+    is kept. Random numbers belong to the images of a step, so its gradients are the same up to rounding. Each rank
+    finds its own size: ranks only synchronise when the gradients of the whole step are averaged.
 
     Parameters
     ----------
     training : Training
         The recipe's section.
-    share : int
-        Images of a step that this rank takes.
+    rank_batch : int
+        Images of a step on this rank.
     """
 
-    def __init__(self, training: Training, share: int) -> None:
+    def __init__(self, training: Training, rank_batch: int) -> None:
         self._automatic = training.microbatch == "auto"
-        self.size = share if training.microbatch == "auto" else min(training.microbatch, share)
+        if training.microbatch == "auto":
+            self.size = rank_batch
+        else:
+            self.size = min(training.microbatch, rank_batch)
 
     def fit(self, compute: Callable[[int], Result], undo: Callable[[], object]) -> Result:
-        """Return what `compute` makes of a step with `size` images at once; on lack of memory `undo`, halve, repeat.
+        """Return `compute(size)`. When it runs out of memory, call `undo`, halve the size and try again.
 
         Raises
         ------
         torch.OutOfMemoryError
-            If not even one image fits, or the recipe states the size.
+            If not even one image fits, or the recipe sets the size.
         """
         while True:
             try:
@@ -44,7 +47,8 @@ class Microbatch:
             except torch.OutOfMemoryError:
                 if self.size == 1 or not self._automatic:
                     raise
-            # Only here: until the error is gone, it holds what the step had taken.
+
+            # Not in the `except` block: until it ends, the exception keeps the step's tensors alive.
             undo()
             self.size = math.ceil(self.size / 2)
             if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""One repeat while it is trained: its state, its clock and its files. `run.py` tells the story."""
+"""One repeat in training: its state, its clock and its files. `run.py` calls these methods in order."""
 
 import io
 import json
@@ -34,44 +34,45 @@ from scrimp_trainers.training.loop import Step, read_losses, refuse_explosion, t
 from scrimp_trainers.training.state import count_steps, initial_state, learning_rate
 
 MASK_SCHEDULE = "training.kimg, which sets the masks' schedule,"
-"""How a checkpoint names the length of a training of which anything but its end depends on it."""
+"""How a checkpoint's identity names the length of training, if the schedule of the masks depends on it."""
 TICKS = 100
-"""Lines a run, about."""
-LOOK_STEPS, LOOK_IMAGES = 16, 1000
-"""Losses are read, and a checkpoint may be written, every so many steps and images: seldom enough to cost nothing."""
+"""Approximate number of rows in `metrics.jsonl`."""
+CHECK_INTERVAL_STEPS = 16
+CHECK_INTERVAL_IMAGES = 1000
+"""Losses are read, and a checkpoint may be written, after at least this many steps and images, which costs little."""
 
 
 @dataclass
 class Progress:
-    """What a checkpoint holds besides the state of training."""
+    """What a checkpoint stores besides the training state, under these names."""
 
     seconds: float = 0.0
     """Time spent on training and scoring, over all attempts."""
     lowest: float = float("inf")
-    """Lowest mean loss of a tick."""
+    """Lowest mean loss of any row."""
     best: float | None = None
     """Best value of the objective."""
     loss_sum: float = 0.0
-    """Sum of the losses since the last line."""
+    """Sum of the losses since the last row."""
     loss_steps: int = 0
-    """Their number."""
+    """Number of steps since the last row."""
     lines: list[MetricsRow] = field(default_factory=list)
-    """What metrics.jsonl held."""
+    """The rows of `metrics.jsonl`."""
     environments: list[dict[str, Any]] = field(default_factory=list)
-    """What trained each attempt, from which `images` on."""
+    """Code, libraries and data of each attempt, and from which number of `images` on."""
 
 
 class Session:
     """The training of one repeat in this process: its state, its clock and its files.
 
-    In a process group every rank has one, and that of rank 0 writes.
+    In a process group every rank has a session; that of rank 0 writes the files.
 
     Parameters
     ----------
     prepared
-        What the recipe's techniques need, made before.
+        What the recipe's techniques need, from `precompute.prepare`.
     alone
-        Train in this process by itself although there is a process group.
+        Train in this process only, even if there is a process group.
     """
 
     def __init__(
@@ -93,41 +94,58 @@ class Session:
         self.scoring = scoring
         self.device = device
         self.rank, self.world = (0, 1) if alone else ranks.rank_and_world()
-        self.progress, self.began = Progress(), time.monotonic()
-        self.saved, self.told = self.began, (0, self.began)
-        self.microbatch = recipe.training.batch_size // self.world  # until a step says what fits
-        self.sound = True  # whether checkpoint/last, if there is one, may become checkpoint/previous
-        manifest, codec = dataset.manifest, self.prepared.codec
+
+        # The clock, all in `time.monotonic`.
+        now = time.monotonic()
+        self.clock_start = now  # `progress.seconds` counts the time before it
+        self.last_save = now
+        self.rate_start = (0, now)  # images and time from which images per second are measured
+
+        self.progress = Progress()
+        self.microbatch = recipe.training.batch_size // self.world  # until the first step finds what fits
+        self.last_is_intact = True  # whether checkpoint/last, if it exists, may become checkpoint/previous
+
+        manifest = dataset.manifest
+        image_size: int = manifest.size
+        channels: int = manifest.channels
+        codec = prepared.codec
+        if codec:
+            image_size //= codec.factor
+            channels = codec.channels
         self.state = initial_state(
             recipe,
-            image_size=manifest.size // codec.factor if codec else manifest.size,
-            channels=codec.channels if codec else manifest.channels,
+            image_size=image_size,
+            channels=channels,
             classes=len(manifest.classes or []),
             seed=seed,
             device=self.device,
         )
         self.dense_flops, self.flops, self.layers = expected_cost.network_flops(recipe, self.state.network)
+
         self.scorer = None
         if scoring:
-            from scrimp_trainers.metrics.score import Scorer  # its extractors take seconds to import
+            from scrimp_trainers.metrics.score import Scorer  # takes seconds to import
 
             self.scorer = Scorer(dataset, scoring, self.device, self.rank, self.world)
 
     def resume(self) -> str:
-        """Load the last sound checkpoint if there is one, and forget the lines after it.
+        """Load the last intact checkpoint if there is one, and drop the rows written after it.
 
-        Returns what a person should hear of it: what was damaged, or that other code or libraries train from here on.
+        Returns a message for the user: what was damaged, and whether code or libraries have changed; empty if neither.
         """
         checkpoints = [self.folder / "checkpoint" / name for name in ("last", "previous", "best")]
         saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
-        self.sound = not damage
-        self._refuse_longer()
+        self.last_is_intact = not damage
+        self._refuse_if_trained_longer()
         self.progress = Progress(**saved or {})
-        written, lost = metrics_log.scan_rows(self._metrics)
-        self.progress.seconds = max([self.progress.seconds, *(line["seconds"] for line in written)])
-        if not saved and not damage and any("rung" in line for line in written):
+
+        # Time spent after the checkpoint counts too.
+        written, damaged_rows = metrics_log.scan_rows(self._metrics)
+        self.progress.seconds = max([self.progress.seconds, *(row["seconds"] for row in written)])
+        if not saved and not damage and any("rung" in row for row in written):
             damage = f"{self.folder / 'checkpoint'}: no checkpoint is left; training starts again"
-        other = self._note_environment()
+        changes = self._record_environment()
+
         if self.rank == 0:
             write_atomic(self.folder / "recipe.yaml", self.recipe.to_yaml())
             metrics_log.write_rows(self._metrics, self.progress.lines)
@@ -135,79 +153,97 @@ class Session:
             if self.layers:
                 sparsity.write_layer_table(self.layers, self.folder / "layers.csv")
         if self.world > 1:
-            self._agree()  # rank 0 may write the next checkpoint only when all have read this one
-        self.told = self.state.images, time.monotonic()
-        heartbeat.pause()  # the caller hears first of what is behind
-        return "; ".join(part for part in (damage, lost, other) if part)
+            self._require_same_step()  # rank 0 must not write the next checkpoint before all ranks have read this one
+        self.rate_start = (self.state.images, time.monotonic())
+        heartbeat.pause()  # the caller first processes the result
+        return "; ".join(part for part in (damage, damaged_rows, changes) if part)
 
     def steps(self) -> Iterator[Step]:
-        """Train from the state on."""
+        """Return the training loop, which goes on from the current state."""
         training = self.recipe.training
-        mine = {"device": self.device, "rank": self.rank, "world": self.world}
-        how = {
+        place = {"device": self.device, "rank": self.rank, "world": self.world}
+        options = {
             "batch_size": training.batch_size,
             "seed": self.state.seed,
             "flip": training.flip,
             "start": self.state.step,
             "kept": self.prepared.kept,
-            "chances": self.prepared.chances,
-            **mine,
+            "sampling_weights": self.prepared.sampling_weights,
+            **place,
         }
         if self.prepared.codec:
             latents = open_latents(self.dataset, self.recipe.codec, self.device)
-            images = latent_batches(latents, self.dataset.entries("train")[1], **how)
+            _, labels = self.dataset.entries("train")
+            images = latent_batches(latents, labels, **options)
         else:
-            images = batches(self.dataset, **how)
-        return train(self.recipe, self.state, images, self.prepared, **mine)
+            images = batches(self.dataset, **options)
+        return train(self.recipe, self.state, images, self.prepared, **place)
 
-    def marks(self, rungs_kimg: Sequence[float] = ()) -> list[tuple[int, float | None]]:
-        """Return after how many images a line is still due, in order, each with its rung if it is one.
+    def due_rows(self, rungs_kimg: Sequence[float] = ()) -> list[tuple[int, float | None]]:
+        """Return the numbers of images after which rows are still due, in order, each with its rung in kimg or None.
 
-        The end of the recipe's training always is one.
+        The end of the recipe's training is always a rung.
         """
-        batch = self.recipe.training.batch_size
-        total = self.recipe.training.kimg
-        tick = max(1, round(total / TICKS))
-        marks: dict[int, float | None] = {}
-        for kimg in range(tick, math.floor(total) + 1, tick):
-            marks[math.ceil(kimg * 1000 / batch) * batch] = None
-        for rung in [*(rung for rung in rungs_kimg if rung < total), total]:
-            marks[math.ceil(rung * 1000 / batch) * batch] = rung
-        written = self.progress.lines[-1]["images"] if self.progress.lines else -1
-        return sorted((images, rung) for images, rung in marks.items() if images > written)
+        batch_size = self.recipe.training.batch_size
+        total_kimg = self.recipe.training.kimg
+        tick_kimg = max(1, round(total_kimg / TICKS))
+
+        def images_at(kimg: float) -> int:
+            """Round up to whole batches."""
+            return math.ceil(kimg * 1000 / batch_size) * batch_size
+
+        rung_at: dict[int, float | None] = {}
+        for kimg in range(tick_kimg, math.floor(total_kimg) + 1, tick_kimg):
+            rung_at[images_at(kimg)] = None
+        for rung in rungs_kimg:
+            if rung < total_kimg:
+                rung_at[images_at(rung)] = rung
+        rung_at[images_at(total_kimg)] = total_kimg
+
+        last_images = self.progress.lines[-1]["images"] if self.progress.lines else -1
+        return sorted((images, rung) for images, rung in rung_at.items() if images > last_images)
 
     def train_to(self, images: int, steps: Iterator[Step], checkpoint_seconds: float) -> None:
-        """Take steps until so many images have been seen."""
-        look = max(LOOK_STEPS, math.ceil(LOOK_IMAGES / self.recipe.training.batch_size))
+        """Take steps until `images` images have been seen."""
+        check_interval_images = math.ceil(CHECK_INTERVAL_IMAGES / self.recipe.training.batch_size)
+        check_interval = max(CHECK_INTERVAL_STEPS, check_interval_images)
         taken: list[Step] = []
         heartbeat.beat()
         while self.state.images < images:
-            taken.append(self._take(steps))
-            self.microbatch = taken[-1].microbatch
-            if self.state.step % look == 0 or self.state.images >= images:
-                # One by one, so that the sum does not depend on where a run was interrupted.
+            step = self._next_step(steps)
+            taken.append(step)
+            self.microbatch = step.microbatch
+
+            if self.state.step % check_interval == 0 or self.state.images >= images:
+                # Add one by one, so that the sum does not depend on where a run was interrupted.
                 for loss in read_losses(taken, self.world):
                     self.progress.loss_sum += loss
                 self.progress.loss_steps += len(taken)
                 taken.clear()
                 heartbeat.beat()
-                if time.monotonic() - self.saved > checkpoint_seconds:
+                if time.monotonic() - self.last_save > checkpoint_seconds:
                     self.save("last")
 
-    def _take(self, steps: Iterator[Step]) -> Step:
+    def _next_step(self, steps: Iterator[Step]) -> Step:
         try:
             return next(steps)
         except torch.OutOfMemoryError:
-            pass  # until this is over, the error holds what the step had taken
+            pass  # measure outside this block: until it ends, the exception keeps the step's tensors alive
         raise memory.out_of_memory_error(self.recipe, memory.measure_memory(self.recipe, self.state, self.device))
 
-    def line(self) -> MetricsRow:
-        """Sum up the training since the last line."""
-        progress, images = self.progress, self.state.images
+    def metrics_row(self) -> MetricsRow:
+        """Summarise the training since the last row."""
+        progress = self.progress
+        images = self.state.images
         loss = progress.loss_sum / progress.loss_steps
         refuse_explosion(self.state.step, loss, progress.lowest)
-        progress.lowest, progress.loss_sum, progress.loss_steps = min(loss, progress.lowest), 0.0, 0
-        (before, then), self.told = self.told, (images, time.monotonic())
+        progress.lowest = min(loss, progress.lowest)
+        progress.loss_sum = 0.0
+        progress.loss_steps = 0
+
+        images_before, time_before = self.rate_start
+        now = time.monotonic()
+        self.rate_start = (images, now)
         return {
             "kimg": images / 1000,
             "images": images,
@@ -218,14 +254,14 @@ class Session:
             "seconds": self._seconds(),
             "nonzero_fraction": self.state.masks.nonzero_fraction if self.state.masks else 1.0,
             "train_flops": self._train_flops(),
-            "images_per_second": (images - before) / (self.told[1] - then),
+            "images_per_second": (images - images_before) / (now - time_before),
         }
 
-    def score(self, rung: float) -> MetricsRow:
-        """Sample from the averaged weights, keep a grid, and score the samples if that is asked for."""
+    def score_rung(self, rung: float) -> MetricsRow:
+        """Sample from the averaged weights, write a grid of samples, and score them if there is a `scoring`."""
         count = self.scoring.samples if self.scoring else GRID_IMAGES
         shown: list[Tensor] = []
-        drawn = generate(
+        samples = generate(
             self.state.ema,
             self.recipe,
             count,
@@ -238,7 +274,7 @@ class Session:
         values: MetricsRow = {}
         if self.scorer:
             try:
-                scores = self.scorer.score(_keep_first(drawn, shown), classes=self.state.ema.classes)
+                scores = self.scorer.score(_keep_first(samples, shown), classes=self.state.ema.classes)
             except torch.OutOfMemoryError as error:
                 size = self.scorer.scoring.batch_size
                 raise DeviceOutOfMemory(
@@ -246,14 +282,15 @@ class Session:
                 ) from error
             values = dict(scores.values)
             pairs = torch.stack([scores.samples, scores.nearest], 1).flatten(0, 1)
-            self._picture(self.folder / "neighbours.png", pairs)
+            self._write_grid(self.folder / "neighbours.png", pairs)
         else:
-            for _ in _keep_first(drawn, shown):
+            for _ in _keep_first(samples, shown):
                 pass
-        self._picture(self.folder / "samples" / f"{rung:g}.png", torch.cat(shown))
-        self._picture(self.folder / "samples.png", torch.cat(shown))
+        self._write_grid(self.folder / "samples" / f"{rung:g}.png", torch.cat(shown))
+        self._write_grid(self.folder / "samples.png", torch.cat(shown))
+
         seconds = self._seconds()
-        spent = cost.cost(
+        costs = cost.cost(
             self.state.ema,
             self.flops,
             train_flops=self._train_flops(),
@@ -262,111 +299,129 @@ class Session:
             seconds=seconds,
             devices=self.world,
         )
-        self.told = self.state.images, time.monotonic()
-        return values | spent | {"seconds": seconds}
+        self.rate_start = (self.state.images, time.monotonic())
+        return values | costs | {"seconds": seconds}
 
-    def write(self, line: MetricsRow) -> None:
-        """Append a line to metrics.jsonl."""
-        self.progress.lines.append(line)
+    def write_row(self, row: MetricsRow) -> None:
+        """Append a row to metrics.jsonl."""
+        self.progress.lines.append(row)
         if self.rank == 0:
-            metrics_log.append_row(self._metrics, line)
+            metrics_log.append_row(self._metrics, row)
 
-    def rewrite_last(self, line: MetricsRow) -> None:
-        """Replace the last line of metrics.jsonl."""
-        self.progress.lines[-1] = line
+    def replace_last_row(self, row: MetricsRow) -> None:
+        """Replace the last row of metrics.jsonl."""
+        self.progress.lines[-1] = row
         if self.rank == 0:
             metrics_log.write_rows(self._metrics, self.progress.lines)
 
-    def best(self, line: MetricsRow, objective: str | None, direction: str) -> MetricsRow:
-        """Return the best value of the objective at any rung so far, as `<objective>_best`, beside that of this rung.
+    def best_so_far(self, row: MetricsRow, objective: str | None, direction: str) -> MetricsRow:
+        """Return the objective's best value at this rung or any before, as `<objective>_best`; empty without a value.
 
-        The last model's score is what a recipe gives; the best of many snapshots is a choice by the score itself.
+        A recipe's result is the score of its last model: to take the best of many snapshots is to choose by the score.
         """
-        value = line.get(objective) if objective else None
+        value = row.get(objective) if objective else None
         if not isinstance(value, float) or not math.isfinite(value):
             return {}
-        known = self.progress.best
-        better = {"minimize": min, "maximize": max}[direction]
-        return {f"{objective}_best": value if known is None else better(known, value)}
 
-    def keep_best(self, line: MetricsRow, objective: str | None) -> None:
-        """Write `checkpoint/best` if this rung is better than ever."""
-        best = line.get(f"{objective}_best")
+        best = value
+        if self.progress.best is not None:
+            better_of = {"minimize": min, "maximize": max}[direction]
+            best = better_of(self.progress.best, value)
+        return {f"{objective}_best": best}
+
+    def save_if_best(self, row: MetricsRow, objective: str | None) -> None:
+        """Write `checkpoint/best` if this rung is the best so far."""
+        best = row.get(f"{objective}_best")
         if best is not None and best != self.progress.best:
             self.progress.best = float(best)
             self.save("best")
 
     def save(self, name: Literal["last", "best"]) -> None:
-        """Write a checkpoint. The last one becomes `checkpoint/previous`, unless it was found damaged."""
-        self.progress.seconds, self.began, self.saved = self._seconds(), time.monotonic(), time.monotonic()
+        """Write a checkpoint. The old `checkpoint/last` becomes `checkpoint/previous`, unless it is damaged."""
+        self.progress.seconds = self._seconds()
+        self.clock_start = time.monotonic()
+        self.last_save = time.monotonic()
+
         if self.rank == 0:
-            folder, extra = self.folder / "checkpoint", asdict(self.progress)
-            previous = folder / "previous" if name == "last" and self.sound else None
-            checkpoint.save(folder / name, self.state, self._identity(), extra, previous)
-        self.sound = self.sound or name == "last"
+            folder = self.folder / "checkpoint"
+            previous = None
+            if name == "last" and self.last_is_intact:
+                previous = folder / "previous"
+            checkpoint.save(folder / name, self.state, self._identity(), asdict(self.progress), previous)
+
+        if name == "last":
+            self.last_is_intact = True
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the clock: what the caller does with a line is not the repeat's time."""
+        """Stop the clock: what the caller does with a row does not count as the repeat's time."""
         stopped = time.monotonic()
         heartbeat.pause()
         yield
-        away = time.monotonic() - stopped
-        self.began, self.told = self.began + away, (self.told[0], self.told[1] + away)
+        pause = time.monotonic() - stopped
+        self.clock_start += pause
+        images, rate_start_time = self.rate_start
+        self.rate_start = (images, rate_start_time + pause)
 
-    def export(self, line: MetricsRow) -> None:
-        """Leave the model behind, with the scores of the last line, in the place of an earlier one."""
+    def export(self, row: MetricsRow) -> None:
+        """Write the model, with the scores of the last row; it replaces an outdated one."""
         heartbeat.beat()
         folder = self.folder / "model"
         if self.rank == 0:
-            what = self.state.ema, self.recipe, self.dataset.manifest, line
-            if folder.exists() and not is_current(folder, *what):
+            content = (self.state.ema, self.recipe, self.dataset.manifest, row)
+            if folder.exists() and not is_current(folder, *content):
                 shutil.rmtree(folder)
             if not folder.exists():
-                export_model(folder, *what)
+                export_model(folder, *content)
         if self.world > 1:
-            dist.barrier()  # when this returns on any rank, all files are there
+            dist.barrier()  # all files exist when this method returns on any rank
         heartbeat.pause()
 
     @property
     def _metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def _agree(self) -> None:
-        """Wait for all ranks; refuse to train where they have read different checkpoints."""
+    def _require_same_step(self) -> None:
+        """Wait for all ranks, and require that they have read the same checkpoint."""
+        # The largest step plus the largest negated step is zero if all are equal.
         steps = torch.tensor([self.state.step, -self.state.step], device=self.device)
         dist.all_reduce(steps, dist.ReduceOp.MAX)
         if steps.sum():
             raise RuntimeError("the ranks read different checkpoints")
 
     def _seconds(self) -> float:
-        return self.progress.seconds + time.monotonic() - self.began
+        """Return the time spent so far, over all attempts."""
+        return self.progress.seconds + time.monotonic() - self.clock_start
 
     def _train_flops(self) -> float:
         return expected_cost.train_flops(self.recipe, self.state.network, self.dense_flops, self.flops, self.state.step)
 
     def _identity(self) -> dict[str, Any]:
-        """Return what must stay the same. A run may become longer, unless a schedule is spread over its length."""
-        recipe, content = self.recipe.model_dump(mode="json"), self.dataset.manifest.content_hash
-        kimg = recipe["training"].pop("kimg")
-        recipe["parts"] = parts.digests(self.recipe.parts)
-        moving = {MASK_SCHEDULE: kimg} if self.recipe.sparsity.moves else {}
-        return {**recipe, **moving, "dataset": content, "seed": self.state.seed}
+        """Return what must be the same to resume. The length may grow, unless the masks' schedule depends on it."""
+        identity = self.recipe.model_dump(mode="json")
+        kimg = identity["training"].pop("kimg")
+        identity["parts"] = parts.digests(self.recipe.parts)  # their content counts, not their place
+        if self.recipe.sparsity.moves:
+            identity[MASK_SCHEDULE] = kimg
+        identity["dataset"] = self.dataset.manifest.content_hash
+        identity["seed"] = self.state.seed
+        return identity
 
-    def _note_environment(self) -> str:
-        """Record what trains from here on, and say what is not as it was."""
+    def _record_environment(self) -> str:
+        """Record the code, libraries and data of this attempt, and return what differs from the last one."""
         if self.state.step == count_steps(self.recipe.training):
             return ""
+
         now = environment.describe_environment(self.dataset.manifest.content_hash)
-        earlier = self.progress.environments
-        changes = environment.describe_changes(earlier[-1], now) if earlier else ""
-        earlier.append({"images": self.state.images, **now})
+        attempts = self.progress.environments
+        changes = environment.describe_changes(attempts[-1], now) if attempts else ""
+        attempts.append({"images": self.state.images, **now})
         if self.rank == 0:
-            record = checksums.seal({"attempts": earlier})
+            record = checksums.seal({"attempts": attempts})
             write_atomic(self.folder / "environments.json", json.dumps(record, indent=2) + "\n")
         return f"changed since the last attempt: {changes}" if changes else ""
 
-    def _refuse_longer(self) -> None:
+    def _refuse_if_trained_longer(self) -> None:
         training = self.recipe.training
         if self.state.step > count_steps(training):
             raise UserError(
@@ -374,16 +429,16 @@ class Session:
                 f"{training.kimg:g}; name another folder"
             )
 
-    def _picture(self, path: Path, images: Tensor) -> None:
+    def _write_grid(self, path: Path, images: Tensor) -> None:
         if self.rank == 0 and len(images):
             content = io.BytesIO()
             image_grid(images).save(content, "PNG")
             write_atomic(path, content.getvalue())
 
 
-def _keep_first(drawn: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:
-    """Pass batches on and keep the first images for a grid."""
-    for images in drawn:
-        room = GRID_IMAGES - sum(len(part) for part in shown)
-        shown.append(images[:room].cpu())
+def _keep_first(image_batches: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:
+    """Yield the batches, and add the first images of them to `shown`, for a grid."""
+    for images in image_batches:
+        missing = GRID_IMAGES - sum(len(part) for part in shown)
+        shown.append(images[:missing].cpu())
         yield images

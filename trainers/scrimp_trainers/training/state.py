@@ -1,4 +1,4 @@
-"""What training changes: the networks, the optimizer, the masks, and how far it has come."""
+"""The training state: networks, optimizer, masks and progress."""
 
 import copy
 import math
@@ -19,15 +19,15 @@ from scrimp_trainers.techniques.sparsity import Masks
 
 @dataclass
 class State:
-    """What training changes, and what a checkpoint holds."""
+    """Everything that training changes and a checkpoint stores."""
 
     network: Denoiser
     ema: Denoiser
-    """The average of the network's weights: what is sampled, scored and exported."""
+    """The network with averaged weights, which is sampled, scored and exported."""
     optimizer: torch.optim.Optimizer
     seed: int
     masks: Masks | None = None
-    """Which weights are there, where the network is sparse."""
+    """Which weights are active, if the network is sparse."""
     step: int = 0
     images: int = 0
     """Images seen, over all ranks."""
@@ -36,10 +36,11 @@ class State:
 def initial_state(
     recipe: Recipe, *, image_size: int, channels: int, classes: int, seed: int, device: torch.device
 ) -> State:
-    """Make the state before the first step: the same weights for the same seed on every rank and machine."""
+    """Return the state before the first step: the same weights for the same seed on every rank and machine."""
     network = build_network(recipe, image_size, channels, classes, seed).to(device)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = _new_optimizer(recipe.optimizer, network)
+
     masks = None
     if recipe.sparsity.on:
         masks = sparsity.start_masks(recipe.sparsity, network, ema, optimizer, seed, count_steps(recipe.training))
@@ -52,27 +53,32 @@ def count_steps(training: Training) -> int:
 
 
 def learning_rate(optimizer: Optimizer, images: int) -> float:
-    """Return the learning rate of the step with which so many images will have been seen: linear, then constant."""
-    warmup = optimizer.warmup_kimg * 1000
-    return optimizer.lr * min(images / warmup, 1) if warmup else optimizer.lr
+    """Return the learning rate of the step after which `images` have been seen: linear warmup, then constant."""
+    warmup_images = optimizer.warmup_kimg * 1000
+    if not warmup_images:
+        return optimizer.lr
+    return optimizer.lr * min(images / warmup_images, 1)
 
 
 def ema_decay(ema: EMA, images: int, batch_size: int) -> float:
-    """Return the share of the average that a step keeps, 0.5^(batch / half-life), after so many images before it."""
+    """Return the decay of the average at a step that follows `images` images: 0.5^(batch / half-life)."""
     halflife = ema.halflife_kimg * 1000
     if ema.rampup_ratio is not None:
         halflife = min(halflife, images * ema.rampup_ratio)
-    return 0.5 ** (batch_size / halflife) if halflife else 0.0
+    if not halflife:
+        return 0.0
+    return 0.5 ** (batch_size / halflife)
 
 
-def build_network(recipe: Recipe, image_size: int, channels: int, classes: int, number: int) -> Denoiser:
-    """Make the recipe's network, with weights that depend on the seed `number` alone."""
+def build_network(recipe: Recipe, image_size: int, channels: int, classes: int, seed: int) -> Denoiser:
+    """Build the recipe's network. Its initial weights depend only on the seed."""
     if recipe.conditioning.classes and not classes:
         raise UserError(
             "conditioning.classes: the dataset has no labels; prepare it from labelled images or turn it off"
         )
+
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("network", number))
+        torch.manual_seed(seed_of("network", seed))
         return parts.build(
             "networks",
             recipe.network,
