@@ -1,6 +1,6 @@
-"""`scrimp prepare`: from images in whatever form to a dataset.
+"""`scrimp prepare`: make a dataset of images in any supported form.
 
-START READING in `prepare`. Everything is written to `OUT.part`, which becomes `OUT` when it is complete.
+Start reading at `prepare`. Everything is written to `OUT.part`, which is renamed to `OUT` once it is complete.
 """
 
 import hashlib
@@ -30,15 +30,16 @@ from scrimp_trainers.data.sources.source import Layout, Source
 from scrimp_trainers.data.subsets import choose_subsets
 
 CLASSIFIER_FILE = "classifier.safetensors"
-MOST_SIZES = 20
-"""Sizes of images that the summary tells apart."""
-CHANCE = 0.05
+MAX_SIZES = 20
+"""Number of image sizes that the summary lists."""
+SIGNIFICANCE = 0.05
+"""Level of the test whether the classifier is better than chance."""
 CLASSIFIER_BYTES = 2**31
-"""The classifier is trained on as many images as fit into so many bytes of pixels."""
+"""The classifier is trained on as many images as fit into this many bytes of pixels."""
 
 
 def prepare(source: str, out: Path, options: Options, progress: Progress | None = None) -> Manifest:
-    """Make a dataset. The same input and options give the same bytes.
+    """Make a dataset. The same input and options give identical files.
 
     Parameters
     ----------
@@ -47,69 +48,72 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
     out
         The folder to make; it must not exist.
     progress
-        Called with the images read so far and their total.
+        Called with the number of images read so far and their total.
 
     Raises
     ------
     UserError
-        If the source, an image in it, or an option is unfit. Nothing is left behind then.
+        If the source, an image in it, or an option is not valid. No files are left then.
     """
-    _check(options)
+    _validate(options)
     layout = Layout(options.labels, options.flat, options.frames)
     with atomic_folder(out) as folder, pixel_limit(options.max_pixels):
+        # Read the images as pixels of one size.
         scratch = folder / "scratch"
         scratch.mkdir()
         sources: dict[SplitName, Source] = {"train": open_source(source, scratch, layout, options.reader)}
         if options.reference is not None:
             sources["reference"] = open_source(options.reference, scratch, layout, options.reader)
-        parts = read_images(sources, scratch, options, progress)
+        usable = read_images(sources, scratch, options, progress)
 
-        images = parts["train"]
-        repeats = find_duplicates(images.pixels, options.near, select(images.source.test, images.numbers))
-        chosen = _chosen(parts, repeats, options)
-        content_hash, splits = _write(parts, chosen, folder, options)
+        # Choose the images of each split, and write them to shards.
+        images = usable["train"]
+        duplicates = find_duplicates(images.pixels, options.near, select(images.source.test, images.numbers))
+        chosen = _choose_splits(usable, duplicates, options)
+        content_hash, splits = _write_splits(usable, chosen, folder, options)
         shutil.rmtree(scratch)
 
+        # Describe the dataset, and train its classifier.
         folders = [f"{Path(path).parent}/" for path in (source, options.reference) if path is not None]
         manifest = Manifest(
-            name=options.name or _name(out),
+            name=options.name or _default_name(out),
             content_hash=content_hash,
             size=images.pixels.shape[1],
             channels=3 if images.pixels.ndim == 4 else 1,
             classes=images.source.classes,
             splits=splits,
-            reference="reference" if "reference" in parts else "train",
-            summary=_summary(parts, repeats, options, folders),
+            reference="reference" if "reference" in usable else "train",
+            summary=_summary(usable, duplicates, options, folders),
             provenance=_provenance(source, images.source, options),
         )
         if options.classifier is not False and manifest.classes is not None and len(manifest.classes) > 1:
-            made = _classifier(folder, manifest, len(manifest.classes), options)
-            manifest = manifest.model_copy(update={"classifier": made})
-        _save(folder / manifests.MANIFEST_FILE, manifest.to_json().encode())
+            classifier = _train_classifier(folder, manifest, len(manifest.classes), options)
+            manifest = manifest.model_copy(update={"classifier": classifier})
+        _write_file(folder / manifests.MANIFEST_FILE, manifest.to_json().encode())
     return manifest
 
 
-def _check(options: Options) -> None:
+def _validate(options: Options) -> None:
     for name in ("size", "limit", "per_class", "workers", "max_pixels"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')}: must be at least 1, not {value}")
-    if options.size is not None and options.size > manifests.LARGEST_SIZE:
-        raise UserError(f"size: must be at most {manifests.LARGEST_SIZE}, not {options.size}")
-    if options.name is not None and not 1 <= len(options.name) <= manifests.LONGEST_NAME:
-        raise UserError(f"name: must have 1 to {manifests.LONGEST_NAME} characters, not {len(options.name)}")
+    if options.size is not None and options.size > manifests.MAX_SIZE:
+        raise UserError(f"size: must be at most {manifests.MAX_SIZE}, not {options.size}")
+    if options.name is not None and not 1 <= len(options.name) <= manifests.MAX_NAME_LENGTH:
+        raise UserError(f"name: must have 1 to {manifests.MAX_NAME_LENGTH} characters, not {len(options.name)}")
     if not 0 <= options.near <= 255:
         raise UserError(f"near: must be a difference from 0 to 255, not {options.near}")
     if options.background is not None:
-        _check_background(options.background)
+        _validate_background(options.background)
     if options.limit is not None and options.per_class is not None:
         raise UserError("--limit and --per-class exclude each other")
-    held = options.holdout
-    if held is not None and (held < 0 or (held >= 1 and held != int(held))):
-        raise UserError(f"holdout: must be a whole number of images or a share below 1, not {held}")
+    holdout = options.holdout
+    if holdout is not None and (holdout < 0 or (holdout >= 1 and holdout != int(holdout))):
+        raise UserError(f"holdout: must be a whole number of images or a share below 1, not {holdout}")
 
 
-def _check_background(colour: str) -> None:
+def _validate_background(colour: str) -> None:
     try:
         channels = ImageColor.getrgb(colour)
     except ValueError:
@@ -118,166 +122,195 @@ def _check_background(colour: str) -> None:
         raise UserError(f"background: {colour!r} is transparent itself; give a name or #rrggbb")
 
 
-def _chosen(parts: dict[SplitName, UsableImages], repeats: Duplicates, options: Options) -> dict[SplitName, np.ndarray]:
-    """Return which rows of `pixels` each split holds, in order."""
-    images = parts["train"]
-    train, held = choose_subsets(
+def _choose_splits(
+    usable: dict[SplitName, UsableImages], duplicates: Duplicates, options: Options
+) -> dict[SplitName, np.ndarray]:
+    """Return which rows of `pixels` each split contains, in order."""
+    images = usable["train"]
+    train, held_out = choose_subsets(
         len(images.numbers),
         images.labels,
         select(images.source.test, images.numbers),
         seed=options.seed,
         classes=images.source.classes,
-        duplicates=repeats,
+        duplicates=duplicates,
         holdout=options.holdout,
         limit=options.limit,
         per_class=options.per_class,
     )
     chosen: dict[SplitName, np.ndarray] = {"train": train}
-    if len(held):
-        chosen["holdout"] = held
-    if "reference" in parts:
-        chosen["reference"] = np.random.default_rng(options.seed).permutation(len(parts["reference"].numbers))
+    if len(held_out):
+        chosen["holdout"] = held_out
+    if "reference" in usable:
+        count = len(usable["reference"].numbers)
+        chosen["reference"] = np.random.default_rng(options.seed).permutation(count)
     return chosen
 
 
-def _write(
-    parts: dict[SplitName, UsableImages], chosen: dict[SplitName, np.ndarray], folder: Path, options: Options
+def _write_splits(
+    usable: dict[SplitName, UsableImages], chosen: dict[SplitName, np.ndarray], folder: Path, options: Options
 ) -> tuple[str, dict[SplitName, Split]]:
-    """Write the shards of all splits. Return the content hash, and what the manifest says of them."""
-    classes = parts["train"].source.classes
-    size, channels = parts["train"].pixels.shape[1], 3 if parts["train"].pixels.ndim == 4 else 1
+    """Write the shards of all splits. Return the content hash, and the splits for the manifest."""
+    classes = usable["train"].source.classes
+    pixels = usable["train"].pixels
+    size = pixels.shape[1]
+    channels = 3 if pixels.ndim == 4 else 1
+    image_bytes = size * size * channels
     content = hashlib.sha256(json.dumps([size, channels, classes]).encode())
     splits: dict[SplitName, Split] = {}
 
-    def samples(name: SplitName, part: UsableImages, labels: np.ndarray | None) -> Iterator[Sample]:
-        rows = chosen[name]
-        encoded = map_in_order(lambda row: _encode(part.pixels[row]), rows, options.workers)
+    def samples(split: SplitName, images: UsableImages, labels: np.ndarray | None) -> Iterator[Sample]:
+        rows = chosen[split]
+        encoded = map_in_order(lambda row: _encode(images.pixels[row]), rows, options.workers)
         for row, (png, digest) in zip(rows, encoded, strict=True):
-            key = f"{part.numbers[row]:08d}"
+            key = f"{images.numbers[row]:08d}"
             label = None if labels is None else int(labels[row])
-            content.update(f"{name} {key} {label} {digest}\n".encode())
+            content.update(f"{split} {key} {label} {digest}\n".encode())
             yield Sample(key, png, label)
 
     total = sum(len(rows) for rows in chosen.values())
-    with explain_disk_full(folder.parent, total * (size * size * channels + TAR_BYTES)):
-        for name, rows in chosen.items():
-            part = parts["reference" if name == "reference" else "train"]
-            labels = part.labels if part.source.classes == classes else None
-            shards = write_shards(samples(name, part, labels), folder, name, size * size * channels)
+    with explain_disk_full(folder.parent, total * (image_bytes + TAR_BYTES)):
+        for split, rows in chosen.items():
+            images = usable["reference" if split == "reference" else "train"]
+            labels = images.labels if images.source.classes == classes else None
+            shards = write_shards(samples(split, images, labels), folder, split, image_bytes)
+
             per_class = None
             if labels is not None and classes is not None:
                 per_class = np.bincount(labels[rows], minlength=len(classes)).tolist()
-            splits[name] = Split(count=len(rows), per_class=per_class, shards=shards)
+            splits[split] = Split(count=len(rows), per_class=per_class, shards=shards)
     return content.hexdigest(), splits
 
 
 def _encode(pixels: np.ndarray) -> tuple[bytes, str]:
-    """Return one image as PNG, and the hash of its pixels."""
+    """Return an image as PNG, and the hash of its pixels."""
     return to_png(pixels), hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _summary(
-    parts: dict[SplitName, UsableImages], repeats: Duplicates, options: Options, folders: list[str]
+    usable: dict[SplitName, UsableImages], duplicates: Duplicates, options: Options, folders: list[str]
 ) -> Summary:
-    """Say what was understood of the sources, without the `folders` in which they lie."""
-    size = parts["train"].pixels.shape[1]
-    sizes = sum((part.sizes for part in parts.values()), Counter())
-    depths = [part.brightest for part in parts.values() if part.brightest is not None]
-    skipped = sum((Counter(part.source.skipped) for part in parts.values()), Counter())
+    """Summarise the sources, without the `folders` in which they lie."""
+    size = usable["train"].pixels.shape[1]
+    source_images = list(usable.values())
 
-    def local(line: str) -> str:
-        for folder in folders:
-            line = line.removeprefix(folder)
-        return line
+    sizes: Counter[tuple[int, int]] = Counter()
+    skipped: Counter[str] = Counter()
+    bad: list[str] = []
+    notes: list[str] = []
+    for images in source_images:
+        sizes += images.sizes
+        skipped += Counter(images.source.skipped)
+        bad += [_without_folders(f"{image.where}: {image.reason}", folders) for image in images.unusable]
+        notes += [_without_folders(note, folders) for note in images.source.notes]
 
     return Summary(
-        images=sum(part.source.count for part in parts.values()),
+        images=sum(images.source.count for images in source_images),
         skipped=dict(skipped),
-        bad=[local(f"{image.where}: {image.reason}") for part in parts.values() for image in part.bad],
-        notes=[local(note) for part in parts.values() for note in part.source.notes],
-        sizes={f"{width}x{height}": number for (width, height), number in sizes.most_common(MOST_SIZES)},
-        other_sizes=sum(number for _, number in sizes.most_common()[MOST_SIZES:]),
+        bad=bad,
+        notes=notes,
+        sizes={f"{width}x{height}": number for (width, height), number in sizes.most_common(MAX_SIZES)},
+        other_sizes=sum(number for _, number in sizes.most_common()[MAX_SIZES:]),
         cropped=sum(number for (width, height), number in sizes.items() if width != height),
         resized=sum(number for shape, number in sizes.items() if min(shape) != size),
-        brightest_of_16_bits=max(depths, default=None),
+        brightest_of_16_bits=max(
+            (images.brightest for images in source_images if images.brightest is not None), default=None
+        ),
         near_limit=options.near,
-        equal=repeats.equal,
-        largest_group=repeats.largest,
-        near=repeats.near,
-        beside_test=int(repeats.beside_test.sum()),
+        equal=duplicates.equal,
+        largest_group=duplicates.largest,
+        near=duplicates.near,
+        beside_test=int(duplicates.beside_test.sum()),
     )
 
 
-def _classifier(folder: Path, manifest: Manifest, classes: int, options: Options) -> Classifier:
-    """Train the dataset's own feature extractor, and say whether it has learnt anything."""
-    # Before torch is loaded: threads that spin while they wait make this twenty times slower on a busy machine.
+def _without_folders(line: str, folders: list[str]) -> str:
+    for folder in folders:
+        line = line.removeprefix(folder)
+    return line
+
+
+def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: Options) -> Classifier:
+    """Train the dataset's own feature extractor, and test whether it is better than chance."""
+    # Set before torch is imported: threads that spin while waiting are twenty times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import safetensors.torch
 
     from scrimp_trainers.metrics.classifier import train_classifier
 
-    dataset = Dataset(folder, manifest.model_copy(update={"splits": _start(manifest)}))
-    images, labels = _labelled(dataset, "train")
-    held = _labelled(dataset, "holdout") if "holdout" in manifest.splits else (images[:0], labels[:0])
-    state, accuracy = train_classifier(images, labels, *held, classes=classes, seed=options.seed)
+    # Train.
+    dataset = Dataset(folder, manifest.model_copy(update={"splits": _splits_in_memory(manifest)}))
+    images, labels = _labelled_images(dataset, "train")
+    held_out_images, held_out_labels = images[:0], labels[:0]
+    if "holdout" in manifest.splits:
+        held_out_images, held_out_labels = _labelled_images(dataset, "holdout")
+    state, accuracy = train_classifier(
+        images, labels, held_out_images, held_out_labels, classes=classes, seed=options.seed
+    )
     data = safetensors.torch.save(state)
-    _save(folder / CLASSIFIER_FILE, data)
-    digest = hashlib.sha256(data).hexdigest()
-    largest = int(np.bincount(labels).argmax())
-    known = held[1] if len(held[1]) else labels
-    baseline = float((known == largest).mean())
-    # Of few held-out images none may be of the largest class, and one right answer would do.
+    _write_file(folder / CLASSIFIER_FILE, data)
+
+    # Compare it with always predicting the largest class, and with guessing: of few held-out images none may be of the
+    # largest class, and then one right answer would be enough.
+    largest_class = int(np.bincount(labels).argmax())
+    known_labels = held_out_labels if len(held_out_labels) else labels
+    baseline = float((known_labels == largest_class).mean())
     chance = max(baseline, 1 / classes)
-    better = _better(accuracy, chance, len(held[1]) or max(1, len(labels) // 10))
+    scored_images = len(held_out_labels) or max(1, len(labels) // 10)
+    better_than_chance = _is_better_than_chance(accuracy, chance, scored_images)
+
     return Classifier(
         file=CLASSIFIER_FILE,
-        sha256=digest,
+        sha256=hashlib.sha256(data).hexdigest(),
         accuracy=accuracy,
         baseline=baseline,
-        usable=better or options.classifier is True,
-        better_than_chance=better,
+        usable=better_than_chance or options.classifier is True,
+        better_than_chance=better_than_chance,
         seed=options.seed,
     )
 
 
-def _better(accuracy: float, chance: float, count: int) -> bool:
-    """Whether so many right answers of `count` are unlikely (5%) if each is right with this chance."""
+def _is_better_than_chance(accuracy: float, chance: float, count: int) -> bool:
+    """Test whether an accuracy over `count` images is significantly above chance (binomial test)."""
     from scipy.stats import binom
 
-    return bool(binom.sf(round(accuracy * count) - 1, count, chance) < CHANCE)
+    correct = round(accuracy * count)
+    return bool(binom.sf(correct - 1, count, chance) < SIGNIFICANCE)
 
 
-def _labelled(dataset: Dataset, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+def _labelled_images(dataset: Dataset, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
     images, labels, _ = dataset.images(split)
     assert labels is not None  # noqa: S101
     return images, labels
 
 
-def _start(manifest: Manifest) -> dict[SplitName, Split]:
-    """Keep as many shards of each split as fit into memory; their order is random, so the first stand for all."""
-    most = CLASSIFIER_BYTES // (manifest.size**2 * manifest.channels)
+def _splits_in_memory(manifest: Manifest) -> dict[SplitName, Split]:
+    """Keep the first shards of each split that fit into memory. Images are in random order, so they represent all."""
+    max_images = CLASSIFIER_BYTES // (manifest.size**2 * manifest.channels)
     splits: dict[SplitName, Split] = {}
     for name, split in manifest.splits.items():
-        counts = np.cumsum([shard.count for shard in split.shards])
-        shards = split.shards[: max(1, int((counts <= most).sum()))]
-        splits[name] = Split(count=sum(shard.count for shard in shards), per_class=split.per_class, shards=shards)
+        images_up_to = np.cumsum([shard.count for shard in split.shards])
+        fitting = int((images_up_to <= max_images).sum())
+        shards = split.shards[: max(1, fitting)]
+        count = sum(shard.count for shard in shards)
+        splits[name] = Split(count=count, per_class=split.per_class, shards=shards)
     return splits
 
 
-def _save(path: Path, data: bytes) -> None:
+def _write_file(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _name(out: Path) -> str:
-    return printable(out.absolute().name)[: manifests.LONGEST_NAME]
+def _default_name(out: Path) -> str:
+    return printable(out.absolute().name)[: manifests.MAX_NAME_LENGTH]
 
 
 def _provenance(source: str, images: Source, options: Options) -> dict[str, str | int | float | bool | None]:
-    """How to make the dataset again. Names without their folders, so that it is the same on every machine."""
-    kept = {name: value for name, value in asdict(options).items() if name not in ("name", "workers")}
+    """Return what is needed to make the dataset again. Paths have no folders, so it is the same on every machine."""
+    recorded = {name: value for name, value in asdict(options).items() if name not in ("name", "workers")}
     if options.reference is not None:
-        kept["reference"] = Path(options.reference).resolve().name
-    return {"source": Path(source).resolve().name, "format": images.format, "images": images.count, **kept}
+        recorded["reference"] = Path(options.reference).resolve().name
+    return {"source": Path(source).resolve().name, "format": images.format, "images": images.count, **recorded}

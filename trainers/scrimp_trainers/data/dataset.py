@@ -19,17 +19,17 @@ class Dataset:
     """A prepared dataset."""
 
     folder: Path
-    """Its folder, absolute."""
+    """Absolute path of its folder."""
     manifest: Manifest
-    """What `dataset.json` says."""
+    """The content of `dataset.json`."""
 
     def images(self, split: SplitName) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-        """Decode a whole split into memory, in its order.
+        """Decode a whole split into memory.
 
         Returns
         -------
         tuple
-            Images, uint8 [N, C, H, W]; labels, int64 [N], or None; keys.
+            Images, uint8 [N, C, H, W]; labels, int64 [N], or None without classes; keys.
 
         Raises
         ------
@@ -41,29 +41,37 @@ class Dataset:
         content = self.manifest.splits[split]
         side = self.manifest.size
         images = np.empty((content.count, self.manifest.channels, side, side), dtype=np.uint8)
+
+        # Each thread decodes a shard into its part of the array.
         starts = np.cumsum([0, *(shard.count for shard in content.shards)])
+        parts = [images[start:] for start in starts]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            parts = pool.map(self._fill, (images[start:] for start in starts), content.shards)
-            read = [entry for part in parts for entry in part]
-        keys = [key for key, _ in read]
-        if content.per_class is None:
-            return images, None, keys
-        return images, np.array([label for _, label in read], dtype=np.int64), keys
+            entries_of_shards = pool.map(self._decode_shard, parts, content.shards)
+            entries = [entry for shard_entries in entries_of_shards for entry in shard_entries]
+
+        keys = [key for key, _ in entries]
+        labels = None
+        if content.per_class is not None:
+            labels = np.array([label for _, label in entries], dtype=np.int64)
+        return images, labels, keys
 
     def entries(self, split: SplitName) -> tuple[list[str], np.ndarray | None]:
-        """Return the keys of a split's images, and their labels, int64 [N], without decoding anything."""
-        samples = [one for shard in self.manifest.splits[split].shards for one in read_shard(self.folder, shard)]
-        labelled = self.manifest.splits[split].per_class is not None
-        labels = np.array([one.label for one in samples], dtype=np.int64) if labelled else None
-        return [one.key for one in samples], labels
+        """Return the keys of a split's images, and their labels, int64 [N], without decoding the images."""
+        content = self.manifest.splits[split]
+        samples = [sample for shard in content.shards for sample in read_shard(self.folder, shard)]
+        labels = None
+        if content.per_class is not None:
+            labels = np.array([sample.label for sample in samples], dtype=np.int64)
+        return [sample.key for sample in samples], labels
 
-    def _fill(self, images: np.ndarray, shard: Shard) -> list[tuple[str, int | None]]:
-        read = []
-        for place, sample in enumerate(read_shard(self.folder, shard)):
+    def _decode_shard(self, images: np.ndarray, shard: Shard) -> list[tuple[str, int | None]]:
+        """Decode a shard into the first rows of `images`, and return the key and the label of each image."""
+        entries: list[tuple[str, int | None]] = []
+        for position, sample in enumerate(read_shard(self.folder, shard)):
             where = f"{self.folder / shard.file}: {sample.key}"
-            images[place] = from_png(sample.png, self.manifest.size, self.manifest.channels, where)
-            read.append((sample.key, sample.label))
-        return read
+            images[position] = from_png(sample.png, self.manifest.size, self.manifest.channels, where)
+            entries.append((sample.key, sample.label))
+        return entries
 
 
 def open_dataset(folder: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""From the images of sources to pixels of one size, in files; what cannot be used is collected and named."""
+"""Read the images of sources as pixels of one size, in scratch files, and collect the images that cannot be used."""
 
 import os
 from collections import Counter, deque
@@ -21,11 +21,11 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 BLOCK = 64
-"""Images a thread takes at once."""
+"""Images that a thread processes at once."""
 TAR_BYTES = 2048
-"""What an image costs in a shard besides its pixels: two tar headers and padding."""
-MOST_NAMED = 20
-"""Images that cannot be used, of which a message names at most so many."""
+"""Size of an image in a shard besides its pixels: two tar headers and padding."""
+MAX_LISTED = 20
+"""Largest number of unusable images that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,26 @@ class UsableImages:
 
     source: Source
     numbers: np.ndarray
-    """int64 [n]: their numbers in the source."""
+    """int64 [n], their numbers in the source."""
     pixels: np.ndarray
     """uint8 [n, H, W] or [n, H, W, 3], in a scratch file."""
     labels: np.ndarray | None
     """int64 [n]."""
-    bad: list["UnusableImage"]
-    """The others."""
+    unusable: list["UnusableImage"]
+    """The other images of the source."""
     sizes: Counter[tuple[int, int]]
-    """Width and height of the images as they were."""
+    """Original widths and heights of the images."""
     brightest: int | None
-    """Largest value after 16 bits were scaled to 8; none if no image had 16."""
+    """Largest value after scaling 16 bits to 8; None if no image had 16 bits."""
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _UsableImage:
     """One image at its final size."""
 
     pixels: np.ndarray
     size: tuple[int, int]
-    """Width and height as it was."""
+    """Original width and height."""
     brightest: int | None
     """Largest value, if the image had 16 bits."""
 
@@ -67,7 +67,7 @@ class UnusableImage:
 
 
 class _ColourError(Exception):
-    """A colour image where all were grey so far."""
+    """A colour image, where all images so far were grey."""
 
 
 def read_images(
@@ -78,24 +78,26 @@ def read_images(
     Raises
     ------
     UserError
-        If images cannot be used, naming all of them, and `skip_bad` is not set.
+        If images cannot be used and `skip_bad` is not set; the message lists them.
     """
-    size = options.size or _side(sources["train"], options)
+    size = options.size or _common_size(sources["train"], options)
     try:
-        parts = _pass(sources, scratch, size, 1, options, progress)
-    except _ColourError:  # one image of many decides for all, so what was read in grey is read again
-        parts = _pass(sources, scratch, size, 3, options, progress)
+        usable = _read_all(sources, scratch, size, 1, options, progress)
+    except _ColourError:  # one colour image makes the dataset RGB, so read all images again
+        usable = _read_all(sources, scratch, size, 3, options, progress)
 
-    bad = [image for part in parts.values() for image in part.bad]
-    if bad and not options.skip_bad:
-        raise UserError(_listed(bad, sum(source.count for source in sources.values())))
-    for name, part in parts.items():
-        if not len(part.numbers):
-            raise UserError(f"{name}: {_listed(part.bad, part.source.count, hint='no image can be used')}")
-    return parts
+    unusable = [image for images in usable.values() for image in images.unusable]
+    if unusable and not options.skip_bad:
+        total = sum(source.count for source in sources.values())
+        raise UserError(_list_unusable(unusable, total))
+    for name, images in usable.items():
+        if not len(images.numbers):
+            problems = _list_unusable(images.unusable, images.source.count, hint="no image can be used")
+            raise UserError(f"{name}: {problems}")
+    return usable
 
 
-def _pass(
+def _read_all(
     sources: dict[SplitName, Source],
     scratch: Path,
     size: int,
@@ -104,7 +106,8 @@ def _pass(
     progress: Progress | None,
 ) -> dict[SplitName, UsableImages]:
     """Read all images in grey or in colour."""
-    total, done = sum(source.count for source in sources.values()), 0
+    total = sum(source.count for source in sources.values())
+    done = 0
 
     def count() -> None:
         nonlocal done
@@ -112,15 +115,16 @@ def _pass(
         if progress is not None:
             progress(done, total)
 
-    # Twice: as pixels in the scratch files, and as PNGs.
-    with explain_disk_full(scratch.parent.parent, 2 * total * (size * size * channels + TAR_BYTES)):
+    # Images are stored twice: as pixels in the scratch files, and as PNGs.
+    needed_bytes = 2 * total * (size * size * channels + TAR_BYTES)
+    with explain_disk_full(scratch.parent.parent, needed_bytes):
         return {
-            name: _images(source, scratch / f"{name}.pixels", size, channels, options, count)
+            name: _read_source(source, scratch / f"{name}.pixels", size, channels, options, count)
             for name, source in sources.items()
         }
 
 
-def _images(
+def _read_source(
     source: Source,
     path: Path,
     size: int,
@@ -129,19 +133,19 @@ def _images(
     count: Callable[[], None],
 ) -> UsableImages:
     """Write the pixels of a source's usable images to a file, and open it."""
-    reading = Conversion(options.depth16 == "scale", options.background)
+    conversion = Conversion(options.depth16 == "scale", options.background)
     numbers: list[int] = []
-    bad: list[UnusableImage] = []
+    unusable: list[UnusableImage] = []
     sizes: Counter[tuple[int, int]] = Counter()
     brightest: int | None = None
 
-    def picture(i: int) -> _Picture | UnusableImage:
-        return _picture(source, i, size, channels, options.size is not None, reading)
+    def read(i: int) -> _UsableImage | UnusableImage:
+        return _read_image(source, i, size, channels, options.size is not None, conversion)
 
-    with path.open("wb") as file:  # not mapped into memory: there a full disk kills the process
-        for i, image in enumerate(map_in_order(picture, range(source.count), options.workers)):
+    with path.open("wb") as file:  # not a memory map: writing to one on a full disk kills the process
+        for i, image in enumerate(map_in_order(read, range(source.count), options.workers)):
             if isinstance(image, UnusableImage):
-                bad.append(image)
+                unusable.append(image)
             else:
                 numbers.append(i)
                 sizes[image.size] += 1
@@ -150,20 +154,20 @@ def _images(
                 file.write(image.pixels.tobytes())
             count()
 
-    kept = np.array(numbers, dtype=np.int64)
-    shape = (len(kept), size, size) if channels == 1 else (len(kept), size, size, channels)
-    pixels = np.memmap(path, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, dtype=np.uint8)
-    return UsableImages(source, kept, pixels, select(source.labels, kept), bad, sizes, brightest)
+    usable = np.array(numbers, dtype=np.int64)
+    shape = (len(usable), size, size) if channels == 1 else (len(usable), size, size, channels)
+    pixels = np.memmap(path, np.uint8, "r", shape=shape) if len(usable) else np.empty(shape, dtype=np.uint8)
+    return UsableImages(source, usable, pixels, select(source.labels, usable), unusable, sizes, brightest)
 
 
-def _picture(
-    source: Source, i: int, size: int, channels: int, resize: bool, reading: Conversion
-) -> _Picture | UnusableImage:
-    """Decode, crop and resize one image. Return what is wrong with it instead if it cannot be used."""
+def _read_image(
+    source: Source, i: int, size: int, channels: int, resize: bool, conversion: Conversion
+) -> _UsableImage | UnusableImage:
+    """Decode, crop and resize one image, or return why it cannot be used."""
     where = source.where(i)
     try:
         stored = source.load(i)
-        image = to_8_bit(stored, where, reading)
+        image = to_8_bit(stored, where, conversion)
     except UserError as error:
         return UnusableImage(where, str(error).removeprefix(f"{where}: "))
     brightest = int(np.asarray(image).max()) if exceeds_8_bits(stored) else None
@@ -174,54 +178,56 @@ def _picture(
     if channels == 1 and fitted.mode != "L":
         raise _ColourError
     pixels = np.asarray(fitted if channels == 1 else fitted.convert("RGB"))
-    return _Picture(pixels, stored.size, brightest)
+    return _UsableImage(pixels, stored.size, brightest)
 
 
-def _side(source: Source, options: Options) -> int:
-    """Side of the first usable image, where no size is asked for: all must have it."""
-    reading = Conversion(options.depth16 == "scale", options.background)
+def _common_size(source: Source, options: Options) -> int:
+    """Return the size of the first usable image. If no size is given, all images must have it."""
+    conversion = Conversion(options.depth16 == "scale", options.background)
     for i in range(source.count):
         where = source.where(i)
         try:
-            image = to_8_bit(source.load(i), where, reading)
+            image = to_8_bit(source.load(i), where, conversion)
         except UserError:
-            continue  # all of these are named together later
+            continue  # unusable images are listed together later
         return crop_and_resize(image, None, where).width
     return 1
 
 
-def _listed(bad: list[UnusableImage], total: int, hint: str = "--skip-bad prepares the rest") -> str:
-    """Name the images that cannot be used, by reason, in one line."""
+def _list_unusable(unusable: list[UnusableImage], total: int, hint: str = "--skip-bad prepares the rest") -> str:
+    """List the images that cannot be used, by reason, in one line."""
     by_reason: dict[str, list[str]] = {}
-    for image in bad[:MOST_NAMED]:
+    for image in unusable[:MAX_LISTED]:
         by_reason.setdefault(image.reason, []).append(image.where)
-    named = "; ".join(f"{', '.join(places)}: {reason}" for reason, places in by_reason.items())
-    if len(bad) == 1:
-        return f"{named} ({hint})"
-    rest = f"; and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
-    return f"{len(bad):,} of {total:,} images cannot be used ({hint}): {named}{rest}"
+    listed = "; ".join(f"{', '.join(images)}: {reason}" for reason, images in by_reason.items())
+    if len(unusable) == 1:
+        return f"{listed} ({hint})"
+
+    if len(unusable) > MAX_LISTED:
+        listed += f"; and {len(unusable) - MAX_LISTED:,} more"
+    return f"{len(unusable):,} of {total:,} images cannot be used ({hint}): {listed}"
 
 
-def map_in_order(make: Callable[[int], T], numbers: Sequence[int] | np.ndarray, workers: int | None) -> Iterator[T]:
-    """Yield `make` of each number in order, made over all cores and never far ahead of the reader."""
+def map_in_order(function: Callable[[int], T], numbers: Sequence[int] | np.ndarray, workers: int | None) -> Iterator[T]:
+    """Yield `function` of each number, in order, computed by threads that never run far ahead of the consumer."""
     workers = workers or os.cpu_count() or 1
 
-    def block(part: Sequence[int] | np.ndarray) -> list[T]:
-        return [make(int(number)) for number in part]
+    def apply(block: Sequence[int] | np.ndarray) -> list[T]:
+        return [function(int(number)) for number in block]
 
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[list[T]]] = deque()
+    pending: deque[Future[list[T]]] = deque()
     try:
         for start in range(0, len(numbers), BLOCK):
-            waiting.append(pool.submit(block, numbers[start : start + BLOCK]))
-            if len(waiting) > 4 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+            pending.append(pool.submit(apply, numbers[start : start + BLOCK]))
+            if len(pending) > 4 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def select(values: np.ndarray | None, numbers: np.ndarray) -> np.ndarray | None:
-    """Return the entries with these numbers, if there are any values."""
+    """Return the entries at these indices; None if there are no values."""
     return None if values is None else values[numbers]

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which `<key>.cls` and `<key>.png` follow each other."""
+"""WebDataset shards: tar files in which each `<key>.png` follows its `<key>.cls`."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from scrimp_trainers.data.manifest import Shard
 
 MOST_IMAGES = 1000
 MOST_BYTES = 64 * 2**20
-"""A shard holds at most so many images, and at most so many bytes of pixels."""
+"""Largest number of images in a shard, and of bytes of their pixels."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,25 @@ class Sample:
     """One image of a shard, still encoded."""
 
     key: str
-    """Name that no other image of its split has; no dots in it."""
+    """A name without dots, unique in its split."""
     png: bytes
     """The PNG file."""
     label: int | None
-    """Its class, if the dataset has classes."""
+    """Its class; None if the dataset has no classes."""
 
 
 def write_shards(samples: Iterable[Sample], folder: Path, prefix: str, pixels: int) -> list[Shard]:
-    """Write samples to `<prefix>-000000.tar` and so on. Equal samples give equal bytes.
+    """Write samples to `<prefix>-000000.tar` and so on. Equal samples give identical files.
 
     Parameters
     ----------
     pixels
-        Bytes of one decoded image, which set how many go into a shard.
+        Bytes of one decoded image, which determine how many images go into a shard.
     """
-    most = max(1, min(MOST_IMAGES, MOST_BYTES // pixels))
+    images_per_shard = max(1, min(MOST_IMAGES, MOST_BYTES // pixels))
     shards: list[Shard] = []
-    waiting = iter(samples)
-    while batch := list(islice(waiting, most)):
+    remaining = iter(samples)
+    while batch := list(islice(remaining, images_per_shard)):
         path = folder / f"{prefix}-{len(shards):06d}.tar"
         with path.open("w+b") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -57,7 +57,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, prefix: str, pixels: i
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    header = tarfile.TarInfo(name)  # owner, group and time are all zero
+    header = tarfile.TarInfo(name)  # owner, group and time default to zero
     header.size = len(data)
     tar.addfile(header, io.BytesIO(data))
 
@@ -90,6 +90,7 @@ def read_shard(folder: Path, shard: Shard) -> Iterator[Sample]:
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise _damaged(path)
+
     label: int | None = None
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:

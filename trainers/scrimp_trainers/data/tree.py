@@ -1,6 +1,6 @@
-"""The files of a source, whatever holds them: a folder, a zip, a tar(.gz) or just one file.
+"""Read the files of a source: a folder, a zip, a tar(.gz) or a single file.
 
-Nothing is ever extracted to a name that an archive chose, and no member is read whose size is not bounded first.
+Nothing is ever extracted to a path that an archive chooses, and a member's size is checked before it is read.
 """
 
 import gzip
@@ -23,44 +23,44 @@ from scrimp_trainers.common.errors import UserError
 Member = TypeVar("Member")
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
-"""What reading a damaged archive, or one in a way of packing that Python does not know, raises."""
+"""What reading raises if an archive is damaged or compressed by a method that Python does not support."""
 
-MOST_BYTES = 2**28
-"""An image file, label file or batch of images may be this large."""
-DEEPEST = 100
-"""Folders inside each other."""
+MAX_BYTES = 2**28
+"""Largest image file, label file or batch of images."""
+MAX_DEPTH = 100
+"""Deepest nesting of folders."""
 FREE_BYTES = 2**30
-MOST_RATIO = 100
-"""What unpacks to more than `FREE_BYTES` may be at most `MOST_RATIO` times its packed size: no images pack better."""
+MAX_RATIO = 100
+"""What unpacks to more than `FREE_BYTES` may be at most `MAX_RATIO` times its packed size: no images pack better."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Named files to read from. All of it may be used from several threads at once."""
+    """Named files to read from. All methods are safe to call from several threads at once."""
 
     path: Path
     """The folder, archive or file."""
     names: list[str]
-    """Names of the files, relative, with forward slashes, sorted; hidden ones are left out."""
+    """Relative names of the files, with forward slashes, sorted, without hidden files."""
     open: Callable[[str], BinaryIO]
     """Open one of the files."""
     scratch: Path
-    """A folder for temporary files; its owner removes it when nothing is read any more."""
+    """A folder for temporary files. Its owner removes it after all reading."""
     is_archive: bool = False
     """Whether the files are members of an archive, and so have no path of their own."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """What is no file that could be read, by kind, and how many."""
+    """How many entries were skipped, by reason."""
 
     def where(self, name: str) -> str:
         """Name a file for an error message."""
         return f"{self.path}: {name}" if self.is_archive else str(self.file(name))
 
     def file(self, name: str) -> Path:
-        """Path of a file that is not inside an archive."""
+        """Return the path of a file that is not inside an archive."""
         return self.path / name if self.path.is_dir() else self.path
 
     def head(self, name: str, size: int) -> bytes:
-        """Read the beginning of a file; nothing where it cannot be read."""
+        """Read the first `size` bytes of a file; nothing if it cannot be read."""
         try:
             with self.open(name) as file:
                 return file.read(size)
@@ -73,27 +73,27 @@ class Tree:
         Raises
         ------
         UserError
-            If it cannot be read, or is too large for what it is said to be.
+            If it cannot be read, or is too large.
         """
         try:
             with self.open(name) as file:
-                data = file.read(MOST_BYTES + 1)
+                data = file.read(MAX_BYTES + 1)
         except DAMAGED as error:
             raise UserError(f"{self.where(name)}: cannot be read ({error})") from None
-        if len(data) > MOST_BYTES:
-            raise UserError(f"{self.where(name)}: unpacks to more than {MOST_BYTES >> 20} MiB, a decompression bomb?")
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{self.where(name)}: unpacks to more than {MAX_BYTES >> 20} MiB, a decompression bomb?")
         return data
 
 
 def refuse_bomb(size: int, packed: int, where: str) -> None:
-    """Refuse what would unpack to far more than it could if it were images.
+    """Refuse data that would unpack to far more than images could.
 
     Raises
     ------
     UserError
-        If `size` bytes are out of proportion to the `packed` ones.
+        If the unpacked `size` is out of proportion to the `packed` one, both in bytes.
     """
-    if size > FREE_BYTES and size > MOST_RATIO * packed:
+    if size > FREE_BYTES and size > MAX_RATIO * packed:
         raise UserError(f"{where}: {packed:,} bytes unpack to {size:,} or more, a decompression bomb?")
 
 
@@ -108,7 +108,7 @@ def open_tree(path: Path, scratch: Path) -> Tree:
     Raises
     ------
     UserError
-        If there is nothing there, or an archive is damaged or holds what an archive of images has no need of.
+        If there is nothing there, or an archive is damaged or contains entries that an archive of images never needs.
     """
     if path.is_dir():
         return _folder(path, scratch)
@@ -116,10 +116,12 @@ def open_tree(path: Path, scratch: Path) -> Tree:
         raise UserError(f"{path}: no such folder or file")
     if path.suffix != ".npz" and zipfile.is_zipfile(path):
         return _zip(path, scratch)
+
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        is_gzipped = file.read(2) == b"\x1f\x8b"
     if _is_tar(path):
-        return _tar(path, _unpacked(path, scratch) if packed else path, scratch)
+        plain_tar = _gunzip(path, scratch) if is_gzipped else path
+        return _tar(path, plain_tar, scratch)
     if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
         raise UserError(f"{path}: not a {path.suffix[1:]} archive, or cut short")
     return Tree(path, [path.name], lambda _: path.open("rb"), scratch)
@@ -127,19 +129,24 @@ def open_tree(path: Path, scratch: Path) -> Tree:
 
 def _folder(path: Path, scratch: Path) -> Tree:
     skipped: Counter[str] = Counter()
-    beginning = scratch.parent.stat()  # what is being made may lie inside its source
-    names = sorted(_walk(path, path, {(beginning.st_dev, beginning.st_ino)}, skipped))
+    output = scratch.parent.stat()  # the dataset being made may lie inside its source
+    names = sorted(_walk(path, path, {(output.st_dev, output.st_ino)}, skipped))
     return Tree(path, names, lambda name: (path / name).open("rb"), scratch, skipped=dict(skipped))
 
 
-def _walk(folder: Path, root: Path, above: set[tuple[int, int]], skipped: Counter[str]) -> Iterator[str]:
-    """Follow links, as folders of images are often made of them, but none into a folder that we are in."""
+def _walk(folder: Path, root: Path, visiting: set[tuple[int, int]], skipped: Counter[str]) -> Iterator[str]:
+    """Yield the files below a folder. Follow links, except into a folder that is being visited.
+
+    Folders of images often consist of links. `visiting` holds device and inode of the folders above this one.
+    """
     status = folder.stat()
-    here = above | {(status.st_dev, status.st_ino)}
-    if len(here) == len(above):
+    identity = (status.st_dev, status.st_ino)
+    if identity in visiting:
         return
-    if len(here) > DEEPEST:
-        raise UserError(f"{root}: folders lie more than {DEEPEST} deep in each other; name one further down")
+    visiting = visiting | {identity}
+    if len(visiting) > MAX_DEPTH:
+        raise UserError(f"{root}: folders lie more than {MAX_DEPTH} deep in each other; name one further down")
+
     entries = list(folder.iterdir())
     if not entries:
         skipped["empty folders"] += 1
@@ -149,15 +156,15 @@ def _walk(folder: Path, root: Path, above: set[tuple[int, int]], skipped: Counte
             continue
         _require_text(entry.name, str(folder))
         if entry.is_dir():
-            yield from _walk(entry, root, here, skipped)
-        elif entry.is_file() or not entry.exists():  # a link to nothing is named where it is read
+            yield from _walk(entry, root, visiting, skipped)
+        elif entry.is_file() or not entry.exists():  # a dangling link is reported when it is read
             yield entry.relative_to(root).as_posix()
-        else:  # a pipe would be waited for
+        else:  # reading a pipe would block
             skipped["no file, such as a pipe"] += 1
 
 
 def _require_text(name: str, where: str) -> None:
-    """Refuse a name that is not UTF-8: no manifest could hold it."""
+    """Refuse a name that is not UTF-8: a manifest could not contain it."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -170,6 +177,7 @@ def _zip(path: Path, scratch: Path) -> Tree:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: damaged ({error})") from None
+
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         mode = info.external_attr >> 16
@@ -178,7 +186,7 @@ def _zip(path: Path, scratch: Path) -> Tree:
         if info.flag_bits & 1:
             raise UserError(f"{path}: {info.filename}: is encrypted; unpack it first")
         if not info.is_dir():
-            _take(members, info.filename, info, path)
+            _add_member(members, info.filename, info, path)
 
     def unpack(name: str) -> BinaryIO:
         refuse_bomb(members[name].file_size, members[name].compress_size, f"{path}: {name}")
@@ -187,21 +195,28 @@ def _zip(path: Path, scratch: Path) -> Tree:
     return _archive(path, list(members), unpack, scratch)
 
 
-def _take(members: dict[str, Member], name: str, member: Member, path: Path) -> None:
-    parts = PurePosixPath(name.replace("\\", "/"))
+def _add_member(members: dict[str, Member], name: str, member: Member, path: Path) -> None:
+    """Add a member under its normalised name, if that is safe and unique."""
+    normalised = PurePosixPath(name.replace("\\", "/"))
     _require_text(name, str(path))
-    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+    if normalised.is_absolute() or ".." in normalised.parts or "\0" in name:
         raise UserError(f"{path}: {name!r}: climbs out of the archive")
-    if str(parts) in members:
+    if str(normalised) in members:
         raise UserError(f"{path}: {name}: is in the archive twice")
-    members[str(parts)] = member
+    members[str(normalised)] = member
 
 
 def _archive(path: Path, members: list[str], unpack: Callable[[str], BinaryIO], scratch: Path) -> Tree:
-    hidden = (".", "__MACOSX")
-    names = sorted(name for name in members if not any(part.startswith(hidden) for part in name.split("/")))
-    skipped = {"hidden files and folders": len(members) - len(names)} if len(names) < len(members) else {}
+    """Make a tree of an archive's members, without hidden ones."""
+    names = sorted(name for name in members if not _is_hidden(name))
+    skipped: dict[str, int] = {}
+    if len(names) < len(members):
+        skipped["hidden files and folders"] = len(members) - len(names)
     return Tree(path, names, unpack, scratch, is_archive=True, skipped=skipped)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
 def _is_tar(path: Path) -> bool:
@@ -211,10 +226,11 @@ def _is_tar(path: Path) -> bool:
         return False
 
 
-def _unpacked(path: Path, scratch: Path) -> Path:
-    """Unpack a gzipped tar, whose members could only be read in order, to a plain one."""
+def _gunzip(path: Path, scratch: Path) -> Path:
+    """Unpack a gzipped tar to a plain one, whose members can be read in any order."""
     handle, name = tempfile.mkstemp(dir=scratch, suffix=".tar")
-    packed, size = path.stat().st_size, 0
+    packed = path.stat().st_size
+    size = 0
     with os.fdopen(handle, "wb") as target, gzip.open(path) as source:
         try:
             while block := source.read(2**20):
@@ -227,6 +243,7 @@ def _unpacked(path: Path, scratch: Path) -> Path:
 
 
 def _tar(path: Path, plain: Path, scratch: Path) -> Tree:
+    """Open the archive `path`, of which `plain` is the uncompressed tar."""
     members: dict[str, tarfile.TarInfo] = {}
     end = 0
     try:
@@ -238,10 +255,10 @@ def _tar(path: Path, plain: Path, scratch: Path) -> Tree:
                 if not member.isreg() or member.issparse():
                     raise UserError(f"{path}: {member.name}: is a link or special file; pack the files themselves")
                 end += member.size
-                _take(members, member.name, member, path)
+                _add_member(members, member.name, member, path)
     except tarfile.TarError as error:
         raise UserError(f"{path}: cut short or damaged ({error})") from None
-    if plain.stat().st_size <= end:  # a tar ends in empty blocks; without them it was cut between two members
+    if plain.stat().st_size <= end:  # a tar ends with empty blocks; without them it is cut between two members
         raise UserError(f"{path}: cut short")
 
     def unpack(name: str) -> BinaryIO:
