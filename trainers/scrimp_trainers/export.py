@@ -1,4 +1,4 @@
-"""The trained model in diffusers' own format: what a repeat leaves behind, and what `scrimp sample` reads."""
+"""Write the trained model of a repeat in diffusers' format, and load it, as `scrimp sample` does."""
 
 import json
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Codec
 
-CODEC = "codec.json"
-"""Holds what decoding needs to know besides the recipe: whether the images were grey."""
+CODEC_FILE = "codec.json"
+"""What decoding needs besides the recipe: the number of channels of the images."""
 
 
 def export_model(
@@ -29,10 +29,10 @@ def export_model(
 ) -> None:
     """Write a model into a new folder.
 
-    The network's folder (`unet/`) and `scheduler/` load with diffusers alone; `README.md` is the model card with the
-    code that does. There is a `model_index.json` only where one of diffusers' pipelines samples as this model needs:
-    none of them scales the input of an EDM network, passes classes or coordinates on or decodes what it drew, and they
-    would give noise without a word; nor do they know of DDIM's eta. A codec's autoencoder is named, not copied.
+    The network's folder (`unet/`) and `scheduler/` can be loaded with diffusers alone; `README.md` is the model card
+    and contains the code for that. A `model_index.json` is written only if one of diffusers' pipelines can sample from
+    this model. None of them scales the input of an EDM network, passes on classes or coordinates, or decodes latents:
+    they would silently return noise. Nor do they support DDIM's eta. A codec's autoencoder is named, not copied.
 
     Raises
     ------
@@ -48,25 +48,25 @@ def export_model(
             (part / "model_index.json").write_text(_index(network, exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         if recipe.codec.on:
-            (part / CODEC).write_text(json.dumps({"image_channels": manifest.channels}) + "\n")
+            (part / CODEC_FILE).write_text(json.dumps({"image_channels": manifest.channels}) + "\n")
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
         for file in part.rglob("*.safetensors"):
             match_folder_mode(file)
 
 
 def is_current(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:
-    """Whether a folder holds the model that `export` would write; its card names all that it depends on."""
+    """Whether a folder contains the model that `export_model` would write; its card names all that it depends on."""
     card = folder / "README.md"
     return card.is_file() and card.read_text() == _card(network, recipe, manifest, scores)
 
 
 def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[Denoiser, Recipe]:
-    """Read a model that `export` wrote, onto the device asked for or the best there is.
+    """Load a model that `export_model` wrote, onto the given device or by default the best one.
 
     Raises
     ------
     UserError
-        If the folder holds none, or a file of it is damaged; weights that are missing or misshapen are named.
+        If the folder is not a model, or a file is damaged; missing weights and weights of wrong shape are named.
     """
     if not (folder / "recipe.yaml").is_file() or not any(folder.glob("*/config.json")):
         raise UserError(f"{folder}: not a model (no network or no recipe.yaml); name the model folder of a repeat")
@@ -76,16 +76,16 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
 
 
 def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec | None:
-    """Open the codec of a model that `export` wrote; none where it draws pixels.
+    """Open the codec of a model that `export_model` wrote; None if the model draws pixels.
 
     Raises
     ------
     UserError
-        If the recipe's decoder cannot be loaded, or the model does not say of how many channels the images are.
+        If the recipe's decoder cannot be loaded, or the model does not give the number of channels of the images.
     """
     if not recipe.codec.on:
         return None
-    file = folder / CODEC
+    file = folder / CODEC_FILE
     try:
         channels = json.loads(file.read_text())["image_channels"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -94,16 +94,18 @@ def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec 
 
 
 def require_same_shape(folder: Path, network: Denoiser, codec: OpenCodec | None, manifest: Manifest) -> None:
-    """Refuse to compare a model's images with those of a dataset of another size or number of channels.
+    """Require that a model's images have the size and number of channels of a dataset's.
 
     Raises
     ------
     UserError
         If they differ.
     """
-    channels, side = network.shape[0], network.shape[1]
+    channels = network.shape[0]
+    side = network.shape[1]
     if codec:
-        channels, side = codec.image_channels, side * codec.factor
+        channels = codec.image_channels
+        side *= codec.factor
     if (channels, side) != (manifest.channels, manifest.size):
         raise UserError(
             f"{folder}: draws images of {channels} x {side} x {side}, but those of dataset {manifest.name} are "
@@ -133,7 +135,8 @@ def _index(network: Denoiser, exported: Exported) -> str:
 
 
 def _card(network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in scores.items())
+    """Return the model card, a README.md."""
+    rows = "\n".join(f"| {name} | {_format_score(value)} |" for name, value in scores.items())
     return f"""---
 library_name: diffusers
 tags: [unconditional-image-generation, scrimp]
@@ -181,40 +184,52 @@ def _use(network: Denoiser, recipe: Recipe, channels: int) -> str:
 def _code(network: Denoiser, recipe: Recipe, channels: int, exported: Exported) -> str:
     """Return the lines that sample with diffusers; a test runs them."""
     scheduler = type(exported.scheduler).__name__
-    labels = f"labels = torch.arange(16) % {network.classes}\n" if network.classes else ""
-    given = "scheduler.scale_model_input(x, t)"
+    network_input = "scheduler.scale_model_input(x, t)"
+    conditions = ""
+    labels = None
+    if network.classes:
+        labels = "labels"
+        conditions += f"labels = torch.arange(16) % {network.classes}\n"
     if network.coordinates:
-        labels += (
+        conditions += (
             f"line = torch.linspace(-1, 1, {network.shape[1]})\n"
             "frame = torch.stack(torch.meshgrid(line, line, indexing='xy')).expand(16, -1, -1, -1)\n"
         )
-        given = f"torch.cat([{given}, frame], 1)"
-    more, opened, decoded = _decoding(recipe.codec, channels) if recipe.codec.on else ("", "", "")
+        network_input = f"torch.cat([{network_input}, frame], 1)"
+
+    codec_import, codec_loading, decoding = "", "", ""
+    if recipe.codec.on:
+        codec_import, codec_loading, decoding = _decoding_code(recipe.codec, channels)
+    shape = ", ".join(str(side) for side in network.shape)
     return f"""import torch
-from diffusers import {more}{scheduler}, {network.library_class}
+from diffusers import {codec_import}{scheduler}, {network.library_class}
 
 {network.folder} = {network.library_class}.from_pretrained("{network.folder}")
 scheduler = {scheduler}.from_pretrained("scheduler")
 scheduler.set_timesteps({exported.steps})
-{opened}{labels}x = torch.randn(16, {", ".join(str(side) for side in network.shape)}) * scheduler.init_noise_sigma
+{codec_loading}{conditions}x = torch.randn(16, {shape}) * scheduler.init_noise_sigma
 with torch.no_grad():
     for t in scheduler.timesteps:
-        output = {network.call(given, "labels" if network.classes else None)}
+        output = {network.call(network_input, labels)}
         x = scheduler.step(output, t, x{exported.arguments}).prev_sample
-{decoded}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
+{decoding}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
 """
 
 
-def _decoding(codec: Codec, channels: int) -> tuple[str, str, str]:
-    """Return what is imported to decode latents, and the lines before and after sampling."""
-    kind, folder = CLASSES[codec.kind], Path(codec.decoder)
+def _decoding_code(codec: Codec, channels: int) -> tuple[str, str, str]:
+    """Return the import for decoding latents, the line that loads the decoder, and those that decode."""
+    autoencoder = CLASSES[codec.kind]
+    folder = Path(codec.decoder)
     where = str(folder.resolve()) if folder.is_dir() else codec.decoder
-    grey = ".mean(1, keepdim=True)" if channels == 1 else ""
-    after = (
-        f"    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n    x = vae.decode(x).sample{grey}\n"
+    loading = f"vae = {autoencoder}.from_pretrained({where!r})\n"
+
+    to_grey = ".mean(1, keepdim=True)" if channels == 1 else ""
+    decoding = (
+        "    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n"
+        f"    x = vae.decode(x).sample{to_grey}\n"
     )
-    return f"{kind}, ", f"vae = {kind}.from_pretrained({where!r})\n", after
+    return f"{autoencoder}, ", loading, decoding
 
 
-def _shown(value: object) -> str:
+def _format_score(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,61 +1,73 @@
-"""Whether a recipe fits a dataset: what can be known before anything starts, and without torch."""
+"""Check whether a recipe fits a dataset, before anything starts and without importing torch."""
 
 from scrimp_trainers.codecs import pretrained
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import RESIDENT, Manifest
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
-from scrimp_trainers.recipe.techniques import Patches, Reweighting
+from scrimp_trainers.recipe.techniques import Coreset, Patches, Reweighting
 
 
-def check_fit(recipe: Recipe, facts: Manifest) -> None:
-    """Refuse a dataset on which the recipe cannot be trained.
+def check_fit(recipe: Recipe, manifest: Manifest) -> None:
+    """Require that the recipe can be trained on the dataset.
 
     Raises
     ------
     UserError
-        Names the field of the recipe, what the dataset has instead, and what to do.
+        If it cannot. The message names the field of the recipe, what the dataset has instead, and what to do.
     """
-    if recipe.conditioning.classes and not facts.classes:
-        raise UserError(f"dataset {facts.name} has no classes, but the recipe sets conditioning.classes")
-    check_class_weights(recipe.reweighting, facts)
-    by_chance = recipe.reweighting.on and recipe.reweighting.enters == "sampling"
-    if by_chance and not recipe.codec.on and facts.train_bytes > RESIDENT:
-        raise UserError(
-            f"reweighting.enters: dataset {facts.name} is too large to draw its images by chance, more than "
-            f"{RESIDENT >> 30} GiB; use `loss`"
-        )
+    if recipe.conditioning.classes and not manifest.classes:
+        raise UserError(f"dataset {manifest.name} has no classes, but the recipe sets conditioning.classes")
+
+    # Techniques that run before training.
+    check_class_weights(recipe.reweighting, manifest)
     if recipe.reweighting.on:
-        check_fit(reference_recipe(recipe.reweighting), facts)
-    scored = recipe.coreset.on and recipe.coreset.score != "random"
-    if scored and recipe.coreset.features == "classifier" and not facts.classifier:
-        raise UserError(f"coreset.features: dataset {facts.name} has no classifier; use another surrogate")
-    if scored and recipe.coreset.features == "classifier" and facts.classifier and not facts.classifier.usable:
-        raise UserError(
-            f"coreset.features: the classifier of dataset {facts.name} is no better than always naming the largest "
-            "class; use another surrogate, or prepare the dataset with --classifier to use it all the same"
-        )
-    latents = pretrained.latent_shape(recipe.codec, facts.size) if recipe.codec.on else None
-    if recipe.codec.on and not latents:
-        return  # the hub knows
-    side = latents[1] if latents else facts.size
+        samples_by_weight = recipe.reweighting.enters == "sampling"
+        if samples_by_weight and not recipe.codec.on and manifest.train_bytes > RESIDENT:
+            raise UserError(
+                f"reweighting.enters: dataset {manifest.name} is too large to draw its images by chance, more than "
+                f"{RESIDENT >> 30} GiB; use `loss`"
+            )
+        check_fit(reference_recipe(recipe.reweighting), manifest)
+    _check_coreset(recipe.coreset, manifest)
+
+    # The sides of the images, or latents, that the network is trained on.
+    side: int = manifest.size
+    if recipe.codec.on:
+        latent_shape = pretrained.latent_shape(recipe.codec, manifest.size)
+        if not latent_shape:
+            return  # the codec is not available locally
+        side = latent_shape[1]
     multiple = recipe.network.multiple
     if side % multiple:
         raise UserError(
-            f"dataset {facts.name}: its size {side} is not a multiple of {multiple}, as network.kind "
+            f"dataset {manifest.name}: its size {side} is not a multiple of {multiple}, as network.kind "
             f"{recipe.network.kind} needs; prepare it with a --size that is"
         )
-    _check_parts(recipe.patches, side, multiple)
+    _check_patches(recipe.patches, side, multiple)
     if recipe.ood.on and any(size % 2 for size in step_sides(recipe.patches, side)):
         raise UserError(f"ood.weight: a jigsaw of four needs an even side, not {side}; set it to 0 or change the size")
 
 
+def _check_coreset(settings: Coreset, manifest: Manifest) -> None:
+    """Require that the dataset has the classifier by which the coreset is scored."""
+    if not settings.on or settings.score == "random" or settings.features != "classifier":
+        return
+    if not manifest.classifier:
+        raise UserError(f"coreset.features: dataset {manifest.name} has no classifier; use another surrogate")
+    if not manifest.classifier.usable:
+        raise UserError(
+            f"coreset.features: the classifier of dataset {manifest.name} is no better than always naming the largest "
+            "class; use another surrogate, or prepare the dataset with --classifier to use it all the same"
+        )
+
+
 def check_class_weights(settings: Reweighting, manifest: Manifest) -> None:
-    """Refuse class weights that this dataset or this recipe cannot have.
+    """Require that the class weights can be computed for this dataset.
 
     Raises
     ------
     UserError
-        If the dataset has no labels or one class alone, or the recipe cannot be loaded or has a technique.
+        If the dataset has fewer than two classes, or the reference's recipe cannot be loaded or uses a technique.
     """
     if not settings.on:
         return
@@ -68,15 +80,16 @@ def check_class_weights(settings: Reweighting, manifest: Manifest) -> None:
 
 
 def step_sides(patches: Patches, side: int) -> list[int]:
-    """Return the sides in pixels, of images of `side` pixels, that a training step may have."""
+    """Return the sides that a training step may have: the whole image's `side`, and those of the patches."""
     return [side, *(round(share * side) for share in patches.sizes if patches.on)]
 
 
-def _check_parts(patches: Patches, side: int, multiple: int) -> None:
-    for share, size in zip(patches.sizes, step_sides(patches, side)[1:], strict=False):
+def _check_patches(patches: Patches, side: int, multiple: int) -> None:
+    """Require patch sizes that the network can process."""
+    for fraction, size in zip(patches.sizes, step_sides(patches, side)[1:], strict=False):
         if not size or size % multiple:
             nearest = min(max(round(size / multiple), 1) * multiple, side)
             raise UserError(
-                f"patches.sizes: {share:g} of {side} pixels are {size}, but this network takes multiples of "
+                f"patches.sizes: {fraction:g} of {side} pixels are {size}, but this network takes multiples of "
                 f"{multiple}; the nearest is {nearest / side:.6g}"
             )

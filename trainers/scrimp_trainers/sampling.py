@@ -1,5 +1,6 @@
-"""Drawing images from a trained network."""
+"""Draw images from a trained network."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 
 GRID_IMAGES = 64
-"""Images shown in a grid."""
+"""Largest number of images in a grid."""
 
 
 @torch.no_grad()
@@ -36,8 +37,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Draw images with the recipe's sampler on the network's device; rank r draws images r, r + world, ...
 
-    Image i depends on the network, the seed and i alone (to rounding: sums in a larger batch may run in another
-    order). A class-conditional network draws its classes in turn. A `codec` decodes the latents that are drawn.
+    Image i depends only on the network, the seed and i (up to rounding: sums in a larger batch may be computed in
+    another order). A class-conditional network draws its classes in turn. A `codec` decodes the drawn latents.
 
     Yields
     ------
@@ -45,46 +46,58 @@ def generate(
         uint8 [b, C, H, W] on the network's device, b at most `batch_size`.
     """
     network.eval()
-    mine = range(rank, count, world)
+    numbers_of_rank = range(rank, count, world)
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
-    for first in range(0, len(mine), batch_size):
-        numbers = mine[first : first + batch_size]
-        noise = _noise(network, numbers, seed)
-        predict = _predictor(network, process, recipe, numbers)
+
+    for first in range(0, len(numbers_of_rank), batch_size):
+        numbers = numbers_of_rank[first : first + batch_size]
+        noise = _noise_source(network, numbers, seed)
+        predict = _guided_denoiser(network, process, recipe, numbers)
         images = sampler.sample(process, recipe.sampler, predict, noise, clip=not recipe.codec.on)
-        yield to_pixels(codec.decode(images) if codec else images)
+        if codec:
+            images = codec.decode(images)
+        yield to_pixels(images)
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Image.Image:
-    """Lay uint8 images [N, C, H, W] out in rows, small ones magnified."""
+    """Arrange uint8 images [N, C, H, W] in rows; small ones are magnified."""
     count, channels, height, width = images.shape
     zoom = max(1, 32 // height)
     images = images.cpu().repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    gap, tall, wide = 2, height * zoom + 2, width * zoom + 2
-    rows = -(-count // columns)
-    sheet = torch.full((channels, rows * tall + gap, columns * wide + gap), 128, dtype=torch.uint8)
+    height *= zoom
+    width *= zoom
+
+    gap = 2
+    rows = math.ceil(count / columns)
+    sheet_size = (channels, rows * (height + gap) + gap, columns * (width + gap) + gap)
+    sheet = torch.full(sheet_size, 128, dtype=torch.uint8)
     for i, image in enumerate(images):
-        top, left = gap + i // columns * tall, gap + i % columns * wide
-        sheet[:, top : top + height * zoom, left : left + width * zoom] = image
+        row, column = divmod(i, columns)
+        top = gap + row * (height + gap)
+        left = gap + column * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
     return to_pil(sheet)
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Turn a uint8 image [C, H, W], grey or RGB, into one of PIL's."""
+    """Convert a uint8 image [C, H, W], grey or RGB, to PIL."""
     pixels = image.cpu().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels)
+    if image.shape[0] == 1:
+        pixels = pixels[..., 0]
+    return Image.fromarray(pixels)
 
 
 def save_images(batches: Iterable[Tensor], folder: Path) -> None:
-    """Write images as numbered PNGs, and the first of them as `grid.png`, into a new folder.
+    """Write images as numbered PNGs, and a grid of the first ones as `grid.png`, into a new folder.
 
     Raises
     ------
     UserError
         If the folder exists or cannot be written.
     """
-    number, shown = 0, []
+    number = 0
+    shown: list[Tensor] = []
     with atomic_folder(folder) as part:
         for batch in batches:
             shown.append(batch[: max(0, GRID_IMAGES - number)].cpu())
@@ -94,10 +107,10 @@ def save_images(batches: Iterable[Tensor], folder: Path) -> None:
         image_grid(torch.cat(shown)).save(part / "grid.png")
 
 
-def _noise(network: Denoiser, numbers: range, number: int) -> Callable[[], Tensor]:
-    """Return a source of noise in which every image has a generator of its own."""
+def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], Tensor]:
+    """Return a function that draws noise [b, *shape], each image's from its own generator."""
     device = network.device
-    generators = [torch.Generator(device).manual_seed(seed_of("sample", number, i)) for i in numbers]
+    generators = [torch.Generator(device).manual_seed(seed_of("sample", seed, i)) for i in numbers]
 
     def noise() -> Tensor:
         drawn = torch.empty(len(numbers), *network.shape, device=device)
@@ -108,8 +121,8 @@ def _noise(network: Denoiser, numbers: range, number: int) -> Callable[[], Tenso
     return noise
 
 
-def _predictor(network: Denoiser, process: Process, recipe: Recipe, numbers: range) -> Predict:
-    """Return the denoiser that the sampler asks, with classifier-free guidance (Ho and Salimans 2022)."""
+def _guided_denoiser(network: Denoiser, process: Process, recipe: Recipe, numbers: range) -> Predict:
+    """Return the denoiser that the sampler calls, with classifier-free guidance (Ho and Salimans 2022)."""
     guidance = recipe.sampler.guidance
     device = network.device
     conditions = NOTHING
@@ -122,6 +135,7 @@ def _predictor(network: Denoiser, process: Process, recipe: Recipe, numbers: ran
             conditional = process.denoise(network, x, levels, conditions)
             if guidance == 1:
                 return conditional
-            return torch.lerp(process.denoise(network, x, levels, NOTHING), conditional, guidance)
+            unconditional = process.denoise(network, x, levels, NOTHING)
+            return torch.lerp(unconditional, conditional, guidance)
 
     return predict

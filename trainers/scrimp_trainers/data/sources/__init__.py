@@ -1,7 +1,7 @@
-"""Readers of datasets as people have them.
+"""Readers of datasets in common formats.
 
-One file a format, found by its presence here: it offers `recognises(tree) -> bool` and `read(tree) -> Source`. They are
-asked in alphabetical order, and the first that recognises the files of a source reads it.
+Each format is a file in this folder, with the functions `recognises(tree) -> bool` and `read(tree) -> Source`. Readers
+are tried in alphabetical order, and the first that recognises the files of a source reads it.
 """
 
 import importlib
@@ -22,71 +22,75 @@ from scrimp_trainers.data.tree import Tree, open_tree
 
 DIGITS = "digits"
 HELPERS = ("source", "labels", "folders")
-ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".npz"})
-MOST_KINDS = 5
-"""Kinds of files that are named where there are no images."""
+ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".npz"})
+MAX_SUFFIXES = 5
+"""Number of file suffixes that the error message for a source without images lists."""
 
 
 def formats() -> list[str]:
-    """Names of the formats that can be read."""
+    """Return the names of the formats that can be read."""
     return sorted(entry.name for entry in pkgutil.iter_modules(__path__) if entry.name not in HELPERS)
 
 
 def open_source(source: str, scratch: Path, layout: Layout = AS_FOUND, own_reader: str | None = None) -> Source:
-    """Find out what a path or the name `digits` refers to, and list its images.
+    """Detect the format of a source, a path or the name `digits`, and list its images.
 
     Parameters
     ----------
     scratch
-        A folder for temporary files; its owner removes it when the source is no longer needed.
+        A folder for temporary files. Its owner removes it when the source is no longer needed.
     layout
-        What the user says of how image files are laid out.
+        The user's options for the layout of image files.
     own_reader
-        A user's own reader, `my_parts:MyReader`, to be asked instead of Scrimp's.
+        A user's own reader, `my_parts:MyReader`, which is asked instead of Scrimp's.
 
     Raises
     ------
     UserError
-        If there is nothing to read there, or it is damaged.
+        If there is nothing to read, or it is damaged.
     """
     tree = open_tree(_digits() if source == DIGITS else Path(source), scratch)
     readers: Iterable[Any] = [parts.own(own_reader)] if own_reader else map(_reader, formats())
     for reader in readers:
-        if reader.recognises(tree):
-            images = _read(reader, tree, layout)
-            if images.count:
-                notes = [printable(note) for note in images.notes]
-                skipped = {printable(reason): count for reason, count in images.skipped.items()}
-                return replace(images, classes=_shown(images.classes, source), notes=notes, skipped=skipped)
-    raise UserError(f"{source}: no images found{_instead(tree)}")
+        if not reader.recognises(tree):
+            continue
+        images = _read(reader, tree, layout)
+        if images.count:
+            return replace(
+                images,
+                classes=_displayed_classes(images.classes, source),
+                notes=[printable(note) for note in images.notes],
+                skipped={printable(reason): count for reason, count in images.skipped.items()},
+            )
+    raise UserError(f"{source}: no images found{_other_files(tree)}")
 
 
 def _reader(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def _shown(classes: list[str] | None, source: str) -> list[str] | None:
-    """Return the names of the classes as they are shown: no two may look the same."""
+def _displayed_classes(classes: list[str] | None, source: str) -> list[str] | None:
+    """Return the class names as they are displayed. No two may look the same."""
     if classes is None:
         return None
-    shown = [unicodedata.normalize("NFC", printable(name)) for name in classes]
-    twice = [name for name, count in Counter(shown).items() if count > 1]
-    if twice:
-        raise UserError(f"{source}: two classes are both shown as {twice[0]}; rename one, or make them one")
-    return shown
+    displayed = [unicodedata.normalize("NFC", printable(name)) for name in classes]
+    ambiguous = [name for name, count in Counter(displayed).items() if count > 1]
+    if ambiguous:
+        raise UserError(f"{source}: two classes are both shown as {ambiguous[0]}; rename one, or make them one")
+    return displayed
 
 
-def _instead(tree: Tree) -> str:
-    """Say which other files lie there, and what may help."""
-    kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in tree.names)
-    if not kinds:
+def _other_files(tree: Tree) -> str:
+    """Describe the files of a source without images, and what may help; empty if there are none."""
+    suffixes = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in tree.names)
+    if not suffixes:
         return ""
-    found = ", ".join(f"{count:,} x {kind}" for kind, count in kinds.most_common(MOST_KINDS))
-    if kinds.keys() & ARCHIVES:
-        return (
-            f", but files of other kinds ({found}); name one archive of images, or unpack archives inside others first"
-        )
-    return f", but files of other kinds ({found}); `scrimp prepare --help` says what can be read"
+
+    counts = ", ".join(f"{count:,} x {suffix}" for suffix, count in suffixes.most_common(MAX_SUFFIXES))
+    advice = "`scrimp prepare --help` says what can be read"
+    if suffixes.keys() & ARCHIVE_SUFFIXES:
+        advice = "name one archive of images, or unpack archives inside others first"
+    return f", but files of other kinds ({counts}); {advice}"
 
 
 def _read(reader: Any, tree: Tree, layout: Layout) -> Source:
@@ -95,11 +99,13 @@ def _read(reader: Any, tree: Tree, layout: Layout) -> Source:
     if layout.flat or layout.frames == "all" or layout.labels not in (None, "none"):
         raise UserError(f"{tree.path}: --flat, --frames and --labels are for image files; use --labels none, or none")
     images = reader.read(tree)
-    return replace(images, labels=None, classes=None) if layout.labels == "none" else images
+    if layout.labels == "none":
+        return replace(images, labels=None, classes=None)
+    return images
 
 
 def _digits() -> Path:
-    # They come inside scikit-learn, which need not be imported for them.
+    # The file is part of scikit-learn. Locating it does not import the library.
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise UserError("digits: scikit-learn, which holds these images, is not installed")

@@ -1,6 +1,7 @@
-"""CIFAR-10's Python batches: `data_batch_1` to `data_batch_5`, and perhaps `test_batch` and `batches.meta`.
+"""CIFAR-10's Python batches: `data_batch_1` to `data_batch_5`, and optionally `test_batch` and `batches.meta`.
 
-They are pickles. Ours is a reader of plain containers and of arrays of bytes, and it calls nothing that a file names.
+These files are pickles. This reader accepts only plain containers and arrays of bytes, and never calls code that a file
+names.
 """
 
 import io
@@ -25,27 +26,37 @@ def recognises(tree: Tree) -> bool:
 
 
 def read(tree: Tree) -> Source:
-    """Read all batches into memory. Those of `test_batch` are the source's own test images.
+    """Read all batches into memory. `test_batch` holds the source's own test images.
 
     Raises
     ------
     UserError
-        If a batch is damaged, not of this form, or its labels do not match its images.
+        If a batch is damaged or of another form, or its labels do not match its images.
     """
-    by_file = {PurePosixPath(name).name: name for name in tree.names}
-    files = sorted((file for file in by_file if BATCH.fullmatch(file)), key=lambda file: int(file.rpartition("_")[2]))
-    has_test = "test_batch" in by_file
-    names = [by_file[file] for file in files] + ([by_file["test_batch"]] if has_test else [])
-    batches = [_batch(tree, name) for name in names]
-    labels = np.concatenate([labels for _, labels in batches])
-    parts = [(tree.where(name), images) for name, (images, _) in zip(names, batches, strict=True)]
-    return source_from_arrays("cifar10", parts, labels, _names(tree, by_file, int(labels.max()) + 1), has_test)
+    path_of = {PurePosixPath(name).name: name for name in tree.names}
+    files = [file for file in path_of if BATCH.fullmatch(file)]
+    files.sort(key=lambda file: int(file.rpartition("_")[2]))
+    has_test = "test_batch" in path_of
+    if has_test:
+        files.append("test_batch")
+
+    parts: list[tuple[str, np.ndarray]] = []
+    labels_of_parts: list[np.ndarray] = []
+    for file in files:
+        images, batch_labels = _read_batch(tree, path_of[file])
+        parts.append((tree.where(path_of[file]), images))
+        labels_of_parts.append(batch_labels)
+    labels = np.concatenate(labels_of_parts)
+    classes = _class_names(tree, path_of, int(labels.max()) + 1)
+    return source_from_arrays("cifar10", parts, labels, classes, last_is_test=has_test)
 
 
-def _batch(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_batch(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 [N, H, W, C], and labels, int64 [N], of one batch."""
     where = tree.where(name)
-    content = _load(tree, name)
-    data, labels = content.get("data"), content.get("labels")
+    content = _unpickle(tree, name)
+    data = content.get("data")
+    labels = content.get("labels")
     pixels = 3 * SIDE * SIDE
     if not isinstance(data, _Array) or len(data.shape) != 2 or data.shape[1] != pixels or not isinstance(labels, list):
         raise UserError(f"{where}: not a batch of CIFAR-10 (uint8 `data` [N, {pixels}] and a list of `labels`)")
@@ -59,16 +70,24 @@ def _batch(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
     return planes.transpose(0, 2, 3, 1), np.array(labels, dtype=np.int64)
 
 
-def _names(tree: Tree, by_file: dict[str, str], count: int) -> list[str]:
-    if "batches.meta" not in by_file:
+def _class_names(tree: Tree, path_of: dict[str, str], count: int) -> list[str]:
+    """Return the names of at least `count` classes: those of `batches.meta`, or numbers if there is no such file."""
+    if "batches.meta" not in path_of:
         return [str(label) for label in range(count)]
-    names = _load(tree, by_file["batches.meta"]).get("label_names")
+
+    meta = path_of["batches.meta"]
+    names = _unpickle(tree, meta).get("label_names")
     if not isinstance(names, list) or len(names) < count or not all(isinstance(name, str | bytes) for name in names):
-        raise UserError(f"{tree.where(by_file['batches.meta'])}: `label_names` does not name {count} classes")
-    return [name.decode("latin1") if isinstance(name, bytes) else name for name in names]
+        raise UserError(f"{tree.where(meta)}: `label_names` does not name {count} classes")
+    return [_text(name) for name in names]
 
 
-def _load(tree: Tree, name: str) -> dict[str, Any]:
+def _text(name: object) -> str:
+    """Return a name that Python 2 may have pickled as bytes."""
+    return name.decode("latin1") if isinstance(name, bytes) else str(name)
+
+
+def _unpickle(tree: Tree, name: str) -> dict[str, Any]:
     where = tree.where(name)
     try:
         content = _Unpickler(io.BytesIO(tree.read(name)), encoding="latin1").load()
@@ -82,15 +101,15 @@ def _load(tree: Tree, name: str) -> dict[str, Any]:
         raise UserError(f"{where}: not a batch of CIFAR-10, or cut short ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise UserError(f"{where}: not a batch of CIFAR-10")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+    return {_text(key): value for key, value in content.items()}
 
 
 class _ForbiddenError(Exception):
-    """A pickle names something besides arrays of bytes."""
+    """A pickle contains something other than plain containers and arrays of bytes."""
 
 
 class _Type:
-    """Stands for `numpy.dtype`: nothing but uint8."""
+    """Stands in for `numpy.dtype`; only uint8 is accepted."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name != "u1":
@@ -101,7 +120,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for `numpy.ndarray`: keeps the shape and the bytes that the pickle gives."""
+    """Stands in for `numpy.ndarray`: stores the shape and the bytes of the pickle."""
 
     shape: tuple[int, ...] = ()
     data: bytes = b""
@@ -110,7 +129,8 @@ class _Array:
         _, shape, kind, by_columns, data = state
         if not isinstance(kind, _Type) or by_columns:
             raise _ForbiddenError("an array that is not of rows of bytes")
-        self.shape, self.data = shape, data.encode("latin1") if isinstance(data, str) else data
+        self.shape = shape
+        self.data = data.encode("latin1") if isinstance(data, str) else data
 
 
 def _reconstruct(*_: object) -> _Array:
@@ -124,7 +144,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows four names, and gives a harmless stand-in for each."""
+    """An unpickler that knows four names, and returns a harmless stand-in for each."""
 
     def find_class(self, module: str, name: str) -> Any:
         stand_ins = {

@@ -1,4 +1,4 @@
-"""The 1,797 real handwritten digits that come with scikit-learn: 8x8 pixels of 0 to 16, then the digit, a line each."""
+"""The 1,797 handwritten digits that come with scikit-learn: per line, 8x8 pixels of 0 to 16, then the digit."""
 
 import gzip
 
@@ -14,9 +14,11 @@ def recognises(tree: Tree) -> bool:
 
 
 def read(tree: Tree) -> Source:
-    """Read it; 0 to 16 becomes 0 to 255."""
+    """Read the images, scaled from 0..16 to 0..255."""
     text = gzip.decompress(tree.read("digits.csv.gz")).decode()
     table = np.array([line.split(",") for line in text.split()], dtype=np.uint8)
-    images = (table[:, :64].astype(np.float64) * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)
+    pixels = (table[:, :64].astype(np.float64) * (255 / 16)).round().astype(np.uint8)
+    images = pixels.reshape(-1, 8, 8)
     labels = table[:, 64].astype(np.int64)
-    return source_from_arrays("digits", [("digits", images)], labels, [str(digit) for digit in range(10)])
+    classes = [str(digit) for digit in range(10)]
+    return source_from_arrays("digits", [("digits", images)], labels, classes)

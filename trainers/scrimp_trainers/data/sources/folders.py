@@ -1,6 +1,6 @@
-"""What folders say of the images in them: their split and their class. What is not plain is refused.
+"""Derive splits and classes of images from their folders. Ambiguous layouts are rejected.
 
-Not a reader of its own (it offers no `recognises`): `images` asks it.
+Not a reader of its own (it has no `recognises`); `images` uses it.
 """
 
 import os.path
@@ -13,20 +13,20 @@ from scrimp_trainers.data.tree import Tree
 
 TRAIN = frozenset({"train", "training"})
 HELD_OUT = frozenset({"val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"})
-"""Names of folders that are splits and never classes, in any case."""
+"""Names of folders that are always splits, in upper or lower case."""
 NUMBERING = re.compile(r"\d{5,}")
-"""Folders that only number images, as those of FFHQ (00000, 01000) and of EDM's dataset tool."""
-ASIDE = re.compile(
+"""Folders that only number images, like those of FFHQ (00000, 01000) and of EDM's dataset tool."""
+COPIES = re.compile(
     r"[_@].*|thumb(nail)?s?(\d.*)?|cache|\$recycle\.bin|system volume information|lost\+found",
     re.IGNORECASE | re.DOTALL,
 )
-"""Folders of small copies and of programs' own files."""
+"""Folders of thumbnails and of files that programs create for themselves."""
 HOLDS_IMAGES = re.compile(r"(images?|imgs?|data)(\d+(x\d+)?)?", re.IGNORECASE)
-"""Folders that hold all images of a split or class, and are no class."""
+"""Folders that contain all images of a split or class, and are not a class themselves."""
 
 
 def _resembles(words: frozenset[str]) -> re.Pattern[str]:
-    """Return a pattern of names that begin like a split: train2017, test_images, trainA."""
+    """Return a pattern for names that begin like a split: train2017, test_images, trainA."""
     return re.compile(rf"({'|'.join(sorted(words))})([-_. \d].*|images|imgs|data|set|[ab])", re.IGNORECASE)
 
 
@@ -35,73 +35,77 @@ LIKE_HELD_OUT = _resembles(HELD_OUT)
 
 
 def is_train(folder: str) -> bool:
-    """Whether a folder is called like a split of training images."""
+    """Whether a folder's name is that of a training split."""
     return folder.lower() in TRAIN
 
 
 def is_held_out(folder: str) -> bool:
-    """Whether a folder is called like a split that is not trained on."""
+    """Whether a folder's name is that of a split that is not trained on."""
     return folder.lower() in HELD_OUT
 
 
 def path_below(name: str, above: str) -> tuple[str, ...]:
-    """Return the folders of an image below `above`, and its file."""
+    """Return the folders of an image below the folder `above`, and its file name."""
     return PurePosixPath(name[len(above) :].lstrip("/")).parts
 
 
 def copies_folder(name: str) -> str | None:
-    """Return the first folder of an image that holds copies or a program's own files, if there is one."""
-    return next((part for part in PurePosixPath(name).parts[:-1] if ASIDE.fullmatch(part)), None)
+    """Return the first folder of an image that contains copies or a program's own files; None if there is none."""
+    folders = PurePosixPath(name).parts[:-1]
+    return next((folder for folder in folders if COPIES.fullmatch(folder)), None)
 
 
 def images_by_split(names: list[str], above: str, layout: Layout) -> dict[str, list[str]] | None:
-    """Return the images by their folder of a split, training first; none if there are no such folders.
+    """Return the images by the folder of their split, training first; None if there are no folders of splits.
 
     Raises
     ------
     UserError
-        If other folders of images lie beside those of splits, or folders of splits lie elsewhere or may be meant.
+        If there are other images beside the folders of splits, if such folders lie deeper, or if names resemble splits.
     """
     by_folder: dict[str, list[str]] = {}
     for name in names:
         parts = path_below(name, above)
-        by_folder.setdefault(parts[0] if len(parts) > 1 else "", []).append(name)
-    found = {folder for folder in by_folder if is_train(folder) or is_held_out(folder)}
+        folder = parts[0] if len(parts) > 1 else ""
+        by_folder.setdefault(folder, []).append(name)
+    splits = {folder for folder in by_folder if is_train(folder) or is_held_out(folder)}
+    others = sorted(set(by_folder) - splits)
 
     if layout.labels != "folder":
-        _refuse_deeper(names, above, found)
-        _refuse_alike(set(by_folder) - found)
-    if not found:
+        _refuse_deeper_splits(names, above, splits)
+        _refuse_names_like_splits(others)
+    if not splits:
         return None
-    if others := sorted(set(by_folder) - found):
+    if others:
         other = f"{others[0]}/" if others[0] else PurePosixPath(by_folder[""][0]).name
         raise UserError(
-            f"{other}: lies beside {sorted(found)[0]}/, which is a split; move or rename it, "
+            f"{other}: lies beside {sorted(splits)[0]}/, which is a split; move or rename it, "
             "or take all images with --flat"
         )
-    if not any(is_train(folder) for folder in found):
-        raise UserError(f"{', '.join(sorted(found))}: there is no folder of training images; take all with --flat")
+    if not any(is_train(folder) for folder in splits):
+        raise UserError(f"{', '.join(sorted(splits))}: there is no folder of training images; take all with --flat")
     return dict(sorted(by_folder.items(), key=lambda entry: not is_train(entry[0])))
 
 
-def _refuse_deeper(names: list[str], above: str, found: set[str]) -> None:
-    """Refuse folders of splits below others: which images are held out must not depend on a guess."""
+def _refuse_deeper_splits(names: list[str], above: str, splits: set[str]) -> None:
+    """Refuse folders of splits inside other folders, as it is ambiguous which images are held out."""
     for name in names:
         folders = path_below(name, above)[:-1]
-        deeper = folders[1:] if folders and folders[0] in found else folders
-        odd = next((part for part in deeper if is_train(part) or is_held_out(part)), None)
-        if odd is not None:
-            outer = "/".join(folders[: folders.index(odd, len(folders) - len(deeper))])
+        top = 1 if folders and folders[0] in splits else 0
+        deeper = folders[top:]
+        split = next((folder for folder in deeper if is_train(folder) or is_held_out(folder)), None)
+        if split is not None:
+            outer = "/".join(folders[: folders.index(split, top)])
             raise UserError(
-                f"{outer}/{odd}/: a split inside another folder; put the folders of splits on top, or prepare {outer}/ "
-                "by itself, or take all images with --flat, or with --labels folder"
+                f"{outer}/{split}/: a split inside another folder; put the folders of splits on top, or prepare "
+                f"{outer}/ by itself, or take all images with --flat, or with --labels folder"
             )
 
 
-def _refuse_alike(folders: set[str]) -> None:
-    """Refuse folders such as train2017/ beside val2017/, which would be classes."""
-    train = sorted(folder for folder in folders if LIKE_TRAIN.fullmatch(folder))
-    held_out = sorted(folder for folder in folders if LIKE_HELD_OUT.fullmatch(folder))
+def _refuse_names_like_splits(folders: list[str]) -> None:
+    """Refuse folders such as train2017/ beside val2017/, which would become classes."""
+    train = [folder for folder in folders if LIKE_TRAIN.fullmatch(folder)]
+    held_out = [folder for folder in folders if LIKE_HELD_OUT.fullmatch(folder)]
     if train and held_out:
         raise UserError(
             f"{train[0]}/, {held_out[0]}/: classes or splits? Rename splits to train/ and test/; "
@@ -112,56 +116,62 @@ def _refuse_alike(folders: set[str]) -> None:
 def classes_by_folder(
     tree: Tree, names: list[str], top: str, layout: Layout, notes: list[str], where: str = ""
 ) -> list[str] | None:
-    """Return the first folder that tells images apart, as the class of each; none if there is no such folder.
+    """Return the class of each image: its first folder that is not common to all; None without such folders.
 
     Parameters
     ----------
     top
         The folder of the images' split; empty without splits.
     where
-        What notes and messages begin with.
+        Prefix of notes and error messages.
 
     Raises
     ------
     UserError
-        If it is not plain which folders are classes.
+        If it is ambiguous which folders are classes.
     """
     above = os.path.commonpath([PurePosixPath(name).parent for name in names])
-    if top:  # a single folder within a split is a class, unless it only holds the images
+    if top:  # a single folder within a split is a class, unless it is one like images/
         first = path_below(above, top)[:1]
-        above = "/".join((top, *(part for part in first if HOLDS_IMAGES.fullmatch(part))))
+        above = top
+        if first and HOLDS_IMAGES.fullmatch(first[0]):
+            above = f"{top}/{first[0]}"
+
     paths = [path_below(name, above) for name in names]
-    loose = [len(parts) == 1 for parts in paths]
-    if all(loose):
+    without_folder = [len(parts) == 1 for parts in paths]
+    if all(without_folder):
         if layout.labels == "folder":
             raise UserError(f"{where}--labels folder: all images lie in one folder")
         return None
-    if any(loose):
-        odd = tree.where(names[loose.index(True)])
+    if any(without_folder):
+        example = tree.where(names[without_folder.index(True)])
         raise UserError(
-            f"{odd}: lies beside folders of images; put every image into the folder of its class, or all into one, "
+            f"{example}: lies beside folders of images; put every image into the folder of its class, or all into one, "
             "or take all of them without classes: --flat"
         )
 
-    given = [parts[0] for parts in paths]
+    classes = [parts[0] for parts in paths]
     if layout.labels is None:
-        _refuse_holders(sorted(set(given)), where)
-        if all(NUMBERING.fullmatch(folder) for folder in given):
-            numbering = f"folders such as {given[0]}/ only number images"
-            notes.append(f"{where}{numbering}; --labels folder makes classes of them")
+        _refuse_image_folders(sorted(set(classes)), where)
+        if all(NUMBERING.fullmatch(folder) for folder in classes):
+            notes.append(
+                f"{where}folders such as {classes[0]}/ only number images; --labels folder makes classes of them"
+            )
             return None
+
     deeper = {parts[:-1] for parts in paths if len(parts) > 2 and not HOLDS_IMAGES.fullmatch(parts[1])}
     if deeper:
-        notes.append(f"{where}folders inside those of classes make no difference, such as {'/'.join(min(deeper))}/")
-    return given
+        example = "/".join(min(deeper))
+        notes.append(f"{where}folders inside those of classes make no difference, such as {example}/")
+    return classes
 
 
-def _refuse_holders(folders: list[str], where: str) -> None:
-    """Refuse folders such as images/ beside masks/: neither is a class."""
-    holder = next((folder for folder in folders if HOLDS_IMAGES.fullmatch(folder)), None)
-    if holder is not None and len(folders) > 1:
-        other = next(folder for folder in folders if folder != holder)
+def _refuse_image_folders(folders: list[str], where: str) -> None:
+    """Refuse folders such as images/ beside masks/, as neither is a class."""
+    image_folder = next((folder for folder in folders if HOLDS_IMAGES.fullmatch(folder)), None)
+    if image_folder is not None and len(folders) > 1:
+        other = next(folder for folder in folders if folder != image_folder)
         raise UserError(
-            f"{where}{holder}/: holds images of no one class, and lies beside {other}/; prepare one of them, "
+            f"{where}{image_folder}/: holds images of no one class, and lies beside {other}/; prepare one of them, "
             "or make classes of them with --labels folder"
         )

@@ -1,13 +1,12 @@
-"""Image files as people keep them: flat, a folder a class, with folders of splits, or with a list of labels.
+"""Image files: in one folder, in a folder per class, in folders of splits, or with a list of labels.
 
-START READING in `read`. What is understood is said in `Source.notes`, what is left out in `Source.skipped`.
+Start reading at `read`. `Source.notes` says how the files were interpreted, and `Source.skipped` what was left out.
 """
 
 import io
 import os.path
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -22,20 +21,20 @@ from scrimp_trainers.data.sources.source import Layout, Source
 from scrimp_trainers.data.tree import DAMAGED, Tree
 
 MASK = re.compile(r"(.+)[-_ ](mask|masks|seg|segmentation|label|labels|gt|matte|trimap|depth)", re.IGNORECASE)
-"""Names, without endings, of images that are made of another one."""
+"""Names, without suffixes, of images that are derived from another one."""
 OTHER_ENDINGS = (
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .html .htm .pdf .mat .npz .npy .pkl .pickle .bin .h5 .hdf5 "
     ".parquet .arrow .tar .gz .tgz .zip .7z .rar .py .sh .cls .mp4 .mov .avi .mkv .webm .wav .mp3 .db .ini .log .svg"
 )
 OTHER = frozenset(OTHER_ENDINGS.split(" "))
-"""Endings of files that are no images; what has another ending, or none, is looked into."""
+"""Suffixes of files that are not images. Of files with unknown suffixes, or none, the first bytes are read."""
 HEAD = 32
-"""Bytes that tell an image."""
+"""Bytes that are enough to recognise an image."""
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One image: its file, and which frame of it."""
+    """One image: a file, and a frame in it."""
 
     name: str
     frame: int = 0
@@ -43,7 +42,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Group:
-    """Images of one split, with their classes by name where there are any."""
+    """Images of one split, with the names of their classes if they have any."""
 
     items: list[_Item]
     classes: list[str] | None
@@ -52,14 +51,14 @@ class _Group:
 
 
 def recognises(tree: Tree) -> bool:
-    """Whether there are image files that do not come with class files, as those of WebDataset do."""
+    """Whether there are image files, and no class files as in WebDataset."""
     if any(name.endswith(".cls") for name in tree.names):
         return False
-    return any(is_image(name) for name in tree.names) or any(_holds_image(tree, name) for name in tree.names)
+    return any(is_image(name) for name in tree.names) or any(_is_image_by_content(tree, name) for name in tree.names)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image."""
+    """Whether a file is an image by its suffix."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
@@ -69,34 +68,42 @@ def read(tree: Tree, layout: Layout) -> Source:
     Raises
     ------
     UserError
-        If it is not plain which folders are classes, or a list of labels does not match the images.
+        If it is ambiguous which folders are classes, or a list of labels does not match the images.
     """
     skipped = Counter(tree.skipped)
     notes: list[str] = []
-    names = _images(tree, skipped)
+    names = _image_files(tree, skipped)
     above = os.path.commonpath([PurePosixPath(name).parent for name in names])
 
+    # Sort the images into splits, with their classes.
     groups = _groups(tree, names, above, layout, notes)
-    by_folder = any(group.folder for group in groups)
-    groups = _labelled_alike(groups, skipped)
-    if by_folder:
-        notes.append(_held_out(groups))
-    notes.extend(_masks(names))
+    has_split_folders = any(group.folder for group in groups)
+    groups = _drop_unlabelled_splits(groups, skipped)
+    if has_split_folders:
+        notes.append(_describe_held_out(groups))
+    notes.extend(_mask_notes(names))
     groups = [_with_frames(tree, group, layout, skipped) for group in groups]
 
+    # Join the splits.
     items = [item for group in groups for item in group.items]
-    classes, labels = _numbered(groups)
-    held = np.concatenate([np.full(len(group.items), group.held_out) for group in groups])
+    classes, labels = _number_classes(groups)
+    held_out = np.concatenate([np.full(len(group.items), group.held_out) for group in groups])
+
+    def where(i: int) -> str:
+        item = items[i]
+        frame = f", frame {item.frame}" if item.frame else ""
+        return tree.where(item.name) + frame
+
     return Source(
         "images",
-        len(items),
-        lambda i: load_image(tree, items[i].name, items[i].frame),
-        lambda i: tree.where(items[i].name) + (f", frame {items[i].frame}" if items[i].frame else ""),
-        labels,
-        classes,
-        held if held.any() else None,
-        dict(skipped),
-        notes,
+        count=len(items),
+        load=lambda i: load_image(tree, items[i].name, items[i].frame),
+        where=where,
+        labels=labels,
+        classes=classes,
+        test=held_out if held_out.any() else None,
+        skipped=dict(skipped),
+        notes=notes,
     )
 
 
@@ -105,49 +112,56 @@ def load_image(tree: Tree, name: str, frame: int = 0) -> Image.Image:
     return decode_image(io.BytesIO(tree.read(name)), tree.where(name), frame)
 
 
-def _images(tree: Tree, skipped: Counter[str]) -> list[str]:
-    """Return the names of the image files; count the others by kind."""
-    names = []
+def _image_files(tree: Tree, skipped: Counter[str]) -> list[str]:
+    """Return the names of the image files. Count the other files by kind in `skipped`."""
+    names: list[str] = []
     for name in tree.names:
-        if is_image(name) or _holds_image(tree, name):
+        if is_image(name) or _is_image_by_content(tree, name):
             names.append(name)
         elif PurePosixPath(name).name not in label_files.NAMES:
-            skipped[f"not an image ({PurePosixPath(name).suffix.lower() or 'no ending'})"] += 1
+            suffix = PurePosixPath(name).suffix.lower() or "no ending"
+            skipped[f"not an image ({suffix})"] += 1
 
-    proper = [name for name in names if folders.copies_folder(name) is None]
-    if proper and len(proper) < len(names):
-        for name in sorted(set(names) - set(proper)):
+    # Leave out copies, unless there is nothing else.
+    originals = [name for name in names if folders.copies_folder(name) is None]
+    if originals and len(originals) < len(names):
+        for name in sorted(set(names) - set(originals)):
             skipped[f"in {folders.copies_folder(name)}/"] += 1
-        return proper
+        return originals
     return names
 
 
-def _holds_image(tree: Tree, name: str) -> bool:
-    """Whether a file whose name does not tell is an image by its content."""
+def _is_image_by_content(tree: Tree, name: str) -> bool:
+    """Whether a file with an unknown suffix is an image by its first bytes."""
     if is_image(name) or PurePosixPath(name).suffix.lower() in OTHER:
         return False
     return is_image_data(tree.head(name, HEAD))
 
 
 def _groups(tree: Tree, names: list[str], above: str, layout: Layout, notes: list[str]) -> list[_Group]:
-    """Sort the images into splits, each with its classes."""
+    """Sort the images into splits, with their classes."""
     by_split = None if layout.flat else folders.images_by_split(names, above, layout)
     if by_split is None:
         return [_group(tree, names, "", layout, notes)]
 
-    table = _table(tree, names, "", layout, notes)
-    listed = {folder for folder, members in by_split.items() if table and table.has_any(members)}
+    table = _label_table(tree, names, "", layout, notes)
+    listed_splits: set[str] = set()
     if table is not None:
-        table.check([name for folder in sorted(listed) for name in by_split[folder]])
-    # A list that the user names is all there is; one that lies there may be that of some of the splits.
-    unlisted = replace(layout, labels="none") if layout.labels not in (None, "folder") else layout
-    groups = []
+        listed_splits = {folder for folder, members in by_split.items() if table.has_any(members)}
+        table.require_exactly([name for folder in sorted(listed_splits) for name in by_split[folder]])
+
+    # A list that the user names has all the labels. One that was found may be of some of the splits only.
+    layout_of_others = layout
+    if layout.labels not in (None, "folder"):
+        layout_of_others = replace(layout, labels="none")
+
+    groups: list[_Group] = []
     for folder, members in by_split.items():
-        if table is not None and folder in listed:
-            group = _Group([_Item(name) for name in members], [table.given[name] for name in members], held_out=False)
+        if table is not None and folder in listed_splits:
+            group = _listed_group(members, table)
         else:
             root = f"{above}/{folder}".lstrip("/")
-            group = _group(tree, members, root, unlisted, notes, f"{folder}/: ")
+            group = _group(tree, members, root, layout_of_others, notes, f"{folder}/: ")
         groups.append(replace(group, held_out=folders.is_held_out(folder), folder=folder))
     return groups
 
@@ -157,17 +171,23 @@ def _group(tree: Tree, names: list[str], top: str, layout: Layout, notes: list[s
     items = [_Item(name) for name in names]
     if layout.labels == "none" or (layout.flat and layout.labels is None):
         return _Group(items, None, held_out=False)
-    table = _table(tree, names, top, layout, notes, where)
+
+    table = _label_table(tree, names, top, layout, notes, where)
     if table is not None:
-        table.check(names)
-        return _Group(items, [table.given[name] for name in names], held_out=False)
+        table.require_exactly(names)
+        return _listed_group(names, table)
     return _Group(items, folders.classes_by_folder(tree, names, top, layout, notes, where), held_out=False)
 
 
-def _table(
+def _listed_group(names: list[str], table: label_files.LabelTable) -> _Group:
+    """Return these images with the classes that a list gives them."""
+    return _Group([_Item(name) for name in names], [table.class_of[name] for name in names], held_out=False)
+
+
+def _label_table(
     tree: Tree, names: list[str], top: str, layout: Layout, notes: list[str], where: str = ""
 ) -> label_files.LabelTable | None:
-    """Read the list of labels that the user names, or that lies there."""
+    """Read the list of labels that the user names or that is found beside the images; None if there is none."""
     if layout.labels in ("none", "folder"):
         return None
     if layout.labels is not None:
@@ -179,8 +199,8 @@ def _table(
     return table
 
 
-def _labelled_alike(groups: list[_Group], skipped: Counter[str]) -> list[_Group]:
-    """Leave out the splits without labels where the training images have some.
+def _drop_unlabelled_splits(groups: list[_Group], skipped: Counter[str]) -> list[_Group]:
+    """Drop the splits without labels if the training images have labels, and all labels if they have none.
 
     Raises
     ------
@@ -190,41 +210,51 @@ def _labelled_alike(groups: list[_Group], skipped: Counter[str]) -> list[_Group]
     train = [group for group in groups if not group.held_out]
     if all(group.classes is None for group in train):
         return [_Group(group.items, None, group.held_out, group.folder) for group in groups]
-    known = {name for group in train for name in group.classes or ()}
-    kept = []
+
+    train_classes = {name for group in train for name in group.classes or ()}
+    kept: list[_Group] = []
     for group in groups:
         if group.classes is None:
             skipped[f"in {group.folder}/, which has no labels"] += len(group.items)
-        elif odd := sorted(set(group.classes) - known):
-            raise UserError(f"{group.folder}/: class {odd[0]} is none of the training images'; --labels none takes all")
-        else:
-            kept.append(group)
+            continue
+        unknown = sorted(set(group.classes) - train_classes)
+        if unknown:
+            raise UserError(
+                f"{group.folder}/: class {unknown[0]} is none of the training images'; --labels none takes all"
+            )
+        kept.append(group)
     return kept
 
 
-def _held_out(groups: list[_Group]) -> str:
-    """Say which splits are held out."""
+def _describe_held_out(groups: list[_Group]) -> str:
+    """Return a note that says which splits are held out."""
     held = [f"{group.folder}/ ({len(group.items):,} images)" for group in groups if group.held_out]
     return f"held out: {', '.join(held)}" if held else "no split is held out"
 
 
-def _masks(names: list[str]) -> Iterator[str]:
-    """Say so if images are named like masks of others."""
+def _mask_notes(names: list[str]) -> list[str]:
+    """Return a note if images are named like masks of others."""
     stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
-    found = {stem: match[1] for stem in sorted(stems) if (match := MASK.fullmatch(stem))}
-    masks = [stem for stem, base in found.items() if base in stems]
-    if masks:
-        yield (
-            f"{len(masks):,} images are named like masks of others, such as {PurePosixPath(masks[0]).name}; "
-            "they are taken as images: move them away if that is wrong"
-        )
+    masks: list[str] = []
+    for stem in sorted(stems):
+        match = MASK.fullmatch(stem)
+        if match and match[1] in stems:
+            masks.append(stem)
+
+    if not masks:
+        return []
+    return [
+        f"{len(masks):,} images are named like masks of others, such as {PurePosixPath(masks[0]).name}; "
+        "they are taken as images: move them away if that is wrong"
+    ]
 
 
 def _with_frames(tree: Tree, group: _Group, layout: Layout, skipped: Counter[str]) -> _Group:
-    """Take the further pages or frames of files too, if that is asked for; count them otherwise."""
-    items, classes = [], []
+    """Add the other pages or frames of files if the layout says so; otherwise count them in `skipped`."""
+    items: list[_Item] = []
+    classes: list[str] = []
     for i, item in enumerate(group.items):
-        count = _frames(tree, item.name)
+        count = _count_frames(tree, item.name)
         if count > 1 and layout.frames == "first":
             skipped["further pages or frames of a file (--frames all takes them)"] += count - 1
             count = 1
@@ -234,25 +264,28 @@ def _with_frames(tree: Tree, group: _Group, layout: Layout, skipped: Counter[str
     return _Group(items, None if group.classes is None else classes, group.held_out, group.folder)
 
 
-def _frames(tree: Tree, name: str) -> int:
-    """Return how many pages or frames a file has."""
+def _count_frames(tree: Tree, name: str) -> int:
+    """Return how many pages or frames a file has; 1 if it cannot be read."""
     try:
         with tree.open(name) as file:
             return count_frames(file)
-    except DAMAGED:  # it is named where its pixels are read
+    except DAMAGED:  # reported when its pixels are read
         return 1
 
 
-def _numbered(groups: list[_Group]) -> tuple[list[str] | None, np.ndarray | None]:
-    """Return the names of the classes, numbers in their order, and the class of each image."""
-    given = [name for group in groups for name in group.classes or ()]
-    if not given:
+def _number_classes(groups: list[_Group]) -> tuple[list[str] | None, np.ndarray | None]:
+    """Return the sorted names of the classes, and the number of each image's class, int64 [N]."""
+    class_of_images = [name for group in groups for name in group.classes or ()]
+    if not class_of_images:
         return None, None
-    names = sorted(set(given), key=_order)
-    numbers = {name: number for number, name in enumerate(names)}
-    return names, np.array([numbers[name] for name in given], dtype=np.int64)
+    classes = sorted(set(class_of_images), key=_sort_key)
+    number_of = {name: number for number, name in enumerate(classes)}
+    labels = np.array([number_of[name] for name in class_of_images], dtype=np.int64)
+    return classes, labels
 
 
-def _order(name: str) -> tuple[int, str]:
-    """Sort whole numbers by value, before and apart from words."""
-    return (int(name), "") if re.fullmatch(r"\d{1,9}", name) else (10**9, name)
+def _sort_key(name: str) -> tuple[int, str]:
+    """Sort whole numbers by value, and before all other names."""
+    if re.fullmatch(r"\d{1,9}", name):
+        return int(name), ""
+    return 10**9, name

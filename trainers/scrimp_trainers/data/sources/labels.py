@@ -1,13 +1,13 @@
-"""Lists of labels beside images: those of Hugging Face's imagefolder, of Tiny ImageNet, of EDM's dataset tool.
+"""Lists of labels beside images, as in Hugging Face's imagefolder, Tiny ImageNet and EDM's dataset tool.
 
-Not a reader of its own (it offers no `recognises`): `images` asks it.
+Not a reader of its own (it has no `recognises`); `images` uses it.
 """
 
 import csv
 import io
 import json
 import os.path
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,84 +19,90 @@ EDM = "dataset.json"
 TINY_IMAGENET = "val_annotations.txt"
 TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl")
 NAMES = frozenset({EDM, TINY_IMAGENET, *TABLES})
-FILES = ("file_name", "filename", "file", "image", "path")
-LABELS = ("label", "class", "category", "target")
-"""Names of the columns, in any case."""
-COLUMNS = f"files ({', '.join(FILES)}) and labels ({', '.join(LABELS)})"
+FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
+LABEL_COLUMNS = ("label", "class", "category", "target")
+"""Names of the columns, in upper or lower case."""
+COLUMNS = f"files ({', '.join(FILE_COLUMNS)}) and labels ({', '.join(LABEL_COLUMNS)})"
+"""The same, for error messages."""
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The classes of images by their names, as a list says them."""
+    """A list of labels: the classes of images by their names."""
 
     file: str
-    """The list, for a person."""
+    """Name of the list, for notes."""
     where: str
-    """Where it lies, for messages."""
-    given: dict[str, str]
-    """Class of each image that it lists."""
+    """Location of the list, for error messages."""
+    class_of: dict[str, str]
+    """Class of each listed image."""
 
     def has_any(self, names: list[str]) -> bool:
-        """Whether it lists any of these images."""
-        return any(name in self.given for name in names)
+        """Whether any of these images is listed."""
+        return any(name in self.class_of for name in names)
 
-    def check(self, names: list[str]) -> None:
-        """Require that it lists these images and no others.
+    def require_exactly(self, names: list[str]) -> None:
+        """Require that exactly these images are listed.
 
         Raises
         ------
         UserError
             If it does not.
         """
-        there = set(names)
-        odd = sorted(there ^ set(self.given))
-        if odd:
-            problem = "has no label" if odd[0] in there else "is not there"
+        images = set(names)
+        unmatched = sorted(images ^ set(self.class_of))
+        if unmatched:
+            example = unmatched[0]
+            problem = "has no label" if example in images else "is not there"
             raise UserError(
-                f"{self.where}: {odd[0]} {problem}; {len(odd):,} labels do not match the images "
+                f"{self.where}: {example} {problem}; {len(unmatched):,} labels do not match the images "
                 "(--labels none leaves them out)"
             )
 
 
 def find_table(tree: Tree, top: str, names: list[str], notes: list[str]) -> LabelTable | None:
-    """Read the list of labels that lies with all these images, or in a folder above them up to `top`.
+    """Read the list of labels in the innermost folder common to these images, or in a folder above it up to `top`.
 
     Raises
     ------
     UserError
-        If it is damaged, or it is not plain which images it means.
+        If it is damaged, or it is ambiguous which images it lists.
     """
-    deepest = PurePosixPath(os.path.commonpath([PurePosixPath(name).parent for name in names]))
-    folders = [folder for folder in (deepest, *deepest.parents) if folder.is_relative_to(PurePosixPath(top))]
-    there = set(tree.names)
-    for file in (folder / name for folder in folders for name in (EDM, *TABLES, TINY_IMAGENET)):
-        if str(file) not in there:
+    innermost = PurePosixPath(os.path.commonpath([PurePosixPath(name).parent for name in names]))
+    folders = [folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(PurePosixPath(top))]
+    candidates = [folder / name for folder in folders for name in (EDM, *TABLES, TINY_IMAGENET)]
+    existing = set(tree.names)
+    for file in candidates:
+        if str(file) not in existing:
             continue
         where = tree.where(str(file))
         data = tree.read(str(file))
-        rows = _edm_rows(data, where) if file.name == EDM else _rows(data, file.name, where)
+        rows = _edm_rows(data, where) if file.name == EDM else _table_rows(data, file.name, where)
         if rows is not None:
-            return LabelTable(file.name, where, _assigned(rows, names, str(file.parent), where))
+            return LabelTable(file.name, where, _match(rows, names, str(file.parent), where))
         if file.name != EDM:
             notes.append(f"{file} is not used: it has no columns of {COLUMNS}")
     return None
 
 
 def _edm_rows(data: bytes, where: str) -> list[tuple[str, str]] | None:
-    """Return file and class of each image of EDM's `dataset.json`; none if it has no labels."""
+    """Return file and class of each image in EDM's `dataset.json`; None if it has no labels."""
     try:
-        listed = json.loads(data)["labels"]
-        pairs = None if listed is None else [(str(name), label) for name, label in listed]
+        labels = json.loads(data)["labels"]
+        pairs = None if labels is None else [(str(name), label) for name, label in labels]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(
             f"{where}: not a list of labels as EDM's dataset tool writes it; mend it, or use --labels none"
         ) from None
-    for name, label in pairs or ():
+
+    if pairs is None:
+        return None
+    for name, label in pairs:
         if not isinstance(label, int) or isinstance(label, bool):
             raise UserError(
                 f"{where}: {name}: its label {str(label)[:50]} is no whole number; mend it, or use --labels none"
             )
-    return None if pairs is None else [(name, str(label)) for name, label in pairs]
+    return [(name, str(label)) for name, label in pairs]
 
 
 def read_table(path: str, names: list[str]) -> LabelTable:
@@ -105,37 +111,45 @@ def read_table(path: str, names: list[str]) -> LabelTable:
     Raises
     ------
     UserError
-        If it cannot be read, has no labels, or it is not plain which images it means.
+        If it cannot be read, has no labels, or it is ambiguous which images it lists.
     """
     where = f"--labels {path}"
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from None
-    rows = _rows(data, Path(path).name, where)
+    rows = _table_rows(data, Path(path).name, where)
     if rows is None:
         raise UserError(f"{where}: has no columns of {COLUMNS}")
-    return LabelTable(path, where, _assigned(rows, names, "", where))
+    return LabelTable(path, where, _match(rows, names, "", where))
 
 
-def _rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | None:
-    """Return file and class of each row; none if a table has no such columns."""
+def _table_rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | None:
+    """Return file and class of each row; None if the table has no such columns."""
     try:
         text = data.decode("utf-8-sig")
         if name == TINY_IMAGENET:
-            return [(fields[0], fields[1]) for line in text.splitlines() if len(fields := line.split("\t")) > 1]
+            lines = [line.split("\t") for line in text.splitlines()]
+            return [(fields[0], fields[1]) for fields in lines if len(fields) > 1]
         table = _jsonl(text) if name.endswith(".jsonl") else _csv(text)
     except (ValueError, csv.Error, RecursionError):
         raise UserError(f"{where}: not a table of UTF-8 text; mend it, or use --labels none") from None
+
     columns = {str(column).lower(): column for row in table for column in row}
-    file = next((columns[column] for column in FILES if column in columns), None)
-    label = next((columns[column] for column in LABELS if column in columns), None)
-    if file is None or label is None:
+    file_column = next((columns[column] for column in FILE_COLUMNS if column in columns), None)
+    label_column = next((columns[column] for column in LABEL_COLUMNS if column in columns), None)
+    if file_column is None or label_column is None:
         return None
-    return [(str(row.get(file)), _class(row.get(label), f"{where}: {row.get(file)}")) for row in table]
+
+    rows: list[tuple[str, str]] = []
+    for row in table:
+        file = str(row.get(file_column))
+        rows.append((file, _class_name(row.get(label_column), f"{where}: {file}")))
+    return rows
 
 
 def _jsonl(text: str) -> list[Mapping[str, Any]]:
+    """Read a table of one JSON object per line."""
     table = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not all(isinstance(row, dict) for row in table):
         raise ValueError
@@ -143,14 +157,14 @@ def _jsonl(text: str) -> list[Mapping[str, Any]]:
 
 
 def _csv(text: str) -> list[Mapping[str, Any]]:
-    """Read a table with a head, whose columns are parted by whichever of these signs is most frequent there."""
-    head = text.partition("\n")[0]
-    separator = max(",;\t", key=head.count)
+    """Read a table with a header line. The separator is the one that is most frequent there."""
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
     return list(csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True))
 
 
-def _class(value: Any, where: str) -> str:
-    """Return the name of a class: a text, or a whole number."""
+def _class_name(value: Any, where: str) -> str:
+    """Return the name of a class: a text or a whole number."""
     if isinstance(value, str) and value.strip():
         return value.strip()
     if isinstance(value, int) and not isinstance(value, bool):
@@ -160,25 +174,27 @@ def _class(value: Any, where: str) -> str:
     )
 
 
-def _assigned(rows: list[tuple[str, str]], names: list[str], root: str, where: str) -> dict[str, str]:
-    """Match the rows with the images below `root`: by their path there, or else by their names alone."""
-    # Tables from Windows have backslashes.
-    pairs = [(str(PurePosixPath(root, file.replace("\\", "/"))), label) for file, label in rows]
-    there = set(names)
-    if any(path in there for path, _ in pairs):
-        return _unique(pairs, where)
-    by_name: dict[str, str] = {}
+def _match(rows: list[tuple[str, str]], names: list[str], root: str, where: str) -> dict[str, str]:
+    """Match rows with images, by paths below `root` or else by file names; return the class of each image."""
+    # Tables from Windows contain backslashes.
+    by_path = [(str(PurePosixPath(root, file.replace("\\", "/"))), label) for file, label in rows]
+    images = set(names)
+    if any(path in images for path, _ in by_path):
+        return _one_class_each(by_path, where)
+
+    image_of: dict[str, str] = {}
     for name in names:
-        base = PurePosixPath(name).name
-        if base in by_name:
-            raise UserError(f"{where}: {base} is the name of several images; give their paths")
-        by_name[base] = name
-    return _unique(((by_name.get(file, file), label) for file, label in rows), where)
+        file_name = PurePosixPath(name).name
+        if file_name in image_of:
+            raise UserError(f"{where}: {file_name} is the name of several images; give their paths")
+        image_of[file_name] = name
+    by_file_name = [(image_of.get(file, file), label) for file, label in rows]
+    return _one_class_each(by_file_name, where)
 
 
-def _unique(pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
-    given: dict[str, str] = {}
+def _one_class_each(pairs: list[tuple[str, str]], where: str) -> dict[str, str]:
+    class_of: dict[str, str] = {}
     for name, label in pairs:
-        if given.setdefault(name, label) != label:
-            raise UserError(f"{where}: {name} has two labels, {given[name]} and {label}")
-    return given
+        if class_of.setdefault(name, label) != label:
+            raise UserError(f"{where}: {name} has two labels, {class_of[name]} and {label}")
+    return class_of

@@ -1,4 +1,4 @@
-"""NumPy archives: `images`, uint8 [N, H, W] or [N, H, W, C], and perhaps `labels`, whole numbers or words [N]."""
+"""NumPy archives: `images`, uint8 [N, H, W] or [N, H, W, C], and optionally `labels`, integers or strings [N]."""
 
 import zipfile
 
@@ -10,7 +10,7 @@ from scrimp_trainers.data.tree import DAMAGED, Tree, refuse_bomb
 
 
 def recognises(tree: Tree) -> bool:
-    """Whether this is one such archive."""
+    """Whether there is exactly one such archive."""
     return sum(name.endswith(".npz") for name in tree.names) == 1
 
 
@@ -20,34 +20,38 @@ def read(tree: Tree) -> Source:
     Raises
     ------
     UserError
-        If an array is missing, damaged, of another form, or there are not as many labels as images.
+        If an array is missing, damaged or of another form, or the numbers of labels and images differ.
     """
     name = next(name for name in tree.names if name.endswith(".npz"))
     where = tree.where(name)
     try:
-        content = _arrays(tree, name)
+        content = _read_arrays(tree, name)
     except (*DAMAGED, ValueError) as error:
         raise UserError(f"{where}: cannot be read ({error})") from None
     except MemoryError:
         raise UserError(f"{where}: does not fit into memory") from None
-    images, labels = content.get("images"), content.get("labels")
+
+    images = content.get("images")
     if images is None:
         raise UserError(f"{where}: has no array `images`, only {', '.join(sorted(content)) or 'nothing'}")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
         raise UserError(f"{where}: `images` is {images.dtype} {list(images.shape)}; uint8 [N, H, W, C] is needed")
     if 0 in images.shape:
         raise UserError(f"{where}: no images in it")
+
+    labels = content.get("labels")
     if labels is None:
         return source_from_arrays("npz", [(where, images)])
     if labels.dtype.kind not in "iuU" or labels.shape != (len(images),):
         form = f"{labels.dtype} {list(labels.shape)}"
         raise UserError(f"{where}: `labels` is {form}; {len(images)} whole numbers or words are needed, one an image")
-    classes, places = np.unique(labels, return_inverse=True)
-    named = [str(label) for label in classes]
-    return source_from_arrays("npz", [(where, images)], places.astype(np.int64), named)
+    values, class_numbers = np.unique(labels, return_inverse=True)
+    classes = [str(value) for value in values]
+    return source_from_arrays("npz", [(where, images)], class_numbers.astype(np.int64), classes)
 
 
-def _arrays(tree: Tree, name: str) -> dict[str, np.ndarray]:
+def _read_arrays(tree: Tree, name: str) -> dict[str, np.ndarray]:
+    """Read `images` and `labels`; other arrays are only named."""
     with tree.open(name) as file, zipfile.ZipFile(file) as archive:
         content = {}
         for info in archive.infolist():

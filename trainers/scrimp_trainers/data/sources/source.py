@@ -1,4 +1,4 @@
-"""What every reader makes of its input: a numbered set of images that are decoded one by one."""
+"""The result of every reader: numbered images that are decoded one by one."""
 
 import bisect
 import itertools
@@ -12,14 +12,14 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Layout:
-    """What the user says of how image files are laid out."""
+    """The user's options for the layout of image files."""
 
     labels: str | None = None
-    """`none`, `folder`, or a file that lists them; None: whatever is found."""
+    """`none`, `folder`, or a file that lists them; None: detect it."""
     flat: bool = False
-    """Take all images at whatever depth, without classes of folders."""
+    """Take all images at any folder depth, and do not use folders as classes."""
     frames: Literal["first", "all"] = "first"
-    """Pages or frames to take of a file that has several."""
+    """Which pages or frames to take of a file that has several."""
 
 
 AS_FOUND = Layout()
@@ -27,7 +27,7 @@ AS_FOUND = Layout()
 
 @dataclass(frozen=True)
 class Source:
-    """Images in a fixed order, with their classes where there are any.
+    """Images in a fixed order, with their classes if they have any.
 
     `load` and `where` may be called from several threads at once.
     """
@@ -35,21 +35,21 @@ class Source:
     format: str
     """Name of the reader."""
     count: int
-    """Images in it."""
+    """Number of images."""
     load: Callable[[int], Image.Image]
-    """Decode the image with this number, in whatever mode it is stored."""
+    """Decode the image with this number, in the mode in which it is stored."""
     where: Callable[[int], str]
-    """Say where the image with this number is, for error messages."""
+    """Return the location of the image with this number, for error messages."""
     labels: np.ndarray | None = None
     """int64 [count], indices into `classes`."""
     classes: list[str] | None = None
-    """Names of the classes; none without labels."""
+    """Names of the classes; None without labels."""
     test: np.ndarray | None = None
-    """bool [count]: the images that the source itself sets apart for testing, if it does."""
+    """bool [count]: the source's own test images, if it has any."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Files that are not taken as images: the reason, and how many."""
+    """How many files were not read as images, by reason."""
     notes: list[str] = field(default_factory=list)
-    """What else the reader noticed, a line each."""
+    """Other remarks of the reader, one line each."""
 
 
 def source_from_arrays(
@@ -64,20 +64,31 @@ def source_from_arrays(
     Parameters
     ----------
     parts
-        Where the images are from, and the images: uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels.
+        The name of each part, for error messages, and its images: uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4
+        channels.
     labels, classes
         Those of all parts together.
     last_is_test
         Whether the last part is the source's own test set.
     """
-    images = parts[0][1] if len(parts) == 1 else np.concatenate([images for _, images in parts])
+    part_images = [images for _, images in parts]
+    images = part_images[0] if len(part_images) == 1 else np.concatenate(part_images)
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
-    starts = list(itertools.accumulate((len(part) for _, part in parts), initial=0))
+    starts = list(itertools.accumulate(map(len, part_images), initial=0))
 
     def where(i: int) -> str:
         part = bisect.bisect_right(starts, i) - 1
-        return f"{parts[part][0]}, image {i - starts[part]}"
+        name, _ = parts[part]
+        return f"{name}, image {i - starts[part]}"
 
     test = np.arange(len(images)) >= starts[-2] if last_is_test else None
-    return Source(format, len(images), lambda i: Image.fromarray(images[i]), where, labels, classes, test)
+    return Source(
+        format,
+        count=len(images),
+        load=lambda i: Image.fromarray(images[i]),
+        where=where,
+        labels=labels,
+        classes=classes,
+        test=test,
+    )

@@ -1,6 +1,6 @@
-"""WebDataset shards: one tar, or a folder of them, with `<key>.png` (or another image) and perhaps `<key>.cls`.
+"""WebDataset shards: one tar, or a folder of them, with `<key>.png` (or another image) and optionally `<key>.cls`.
 
-Of a dataset that Scrimp prepared, the training images are taken.
+Of a dataset that Scrimp prepared, the training images are read.
 """
 
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
@@ -31,34 +32,47 @@ def read(tree: Tree) -> Source:
     Raises
     ------
     UserError
-        If a key has two images, or a class but no image, or some images have classes and others none.
+        If a key has two images, or a class but no image, or only some images have classes.
     """
-    shards, classes = _shards(tree)
-    images, given = [], []
+    shards, classes = _open_shards(tree)
+    images: list[tuple[Tree, str]] = []
+    labels: list[int | None] = []
     for shard in shards:
         for name, label in _samples(shard):
             images.append((shard, name))
-            given.append(label)
-    found = Source(
-        "webdataset", len(images), lambda i: load_image(*images[i]), lambda i: images[i][0].where(images[i][1])
-    )
-    if all(label is None for label in given):
-        return replace(found, notes=["no class files (.cls) in the shards, so no classes"])
-    if None in given:
-        raise UserError(f"{found.where(given.index(None))}: has no class file, unlike others")
+            labels.append(label)
+
+    def load(i: int) -> Image.Image:
+        shard, name = images[i]
+        return load_image(shard, name)
+
+    def where(i: int) -> str:
+        shard, name = images[i]
+        return shard.where(name)
+
+    source = Source("webdataset", len(images), load, where)
+    known_labels = [label for label in labels if label is not None]
+    if not known_labels:
+        return replace(source, notes=["no class files (.cls) in the shards, so no classes"])
+    if len(known_labels) < len(labels):
+        raise UserError(f"{where(labels.index(None))}: has no class file, unlike others")
     if classes is None:
-        values, labels = np.unique(given, return_inverse=True)
-        return replace(found, labels=labels.astype(np.int64), classes=[str(value) for value in values])
-    return replace(found, labels=np.array(given, dtype=np.int64), classes=classes)
+        values, class_numbers = np.unique(known_labels, return_inverse=True)
+        return replace(source, labels=class_numbers.astype(np.int64), classes=[str(value) for value in values])
+    return replace(source, labels=np.array(known_labels, dtype=np.int64), classes=classes)
 
 
-def _shards(tree: Tree) -> tuple[list[Tree], list[str] | None]:
+def _open_shards(tree: Tree) -> tuple[list[Tree], list[str] | None]:
+    """Open the shards, and return the names of the classes if a manifest lists them."""
     if not _is_folder_of_shards(tree):
         return [tree], None
-    names, classes = [name for name in tree.names if name.endswith(".tar")], None
+
+    names = [name for name in tree.names if name.endswith(".tar")]
+    classes = None
     if manifests.MANIFEST_FILE in tree.names:
         prepared = manifests.load_manifest(tree.path)
-        names, classes = [shard.file for shard in prepared.splits["train"].shards], prepared.classes
+        names = [shard.file for shard in prepared.splits["train"].shards]
+        classes = prepared.classes
     return [open_tree(tree.path / name, tree.scratch) for name in names], classes
 
 
@@ -74,6 +88,7 @@ def _samples(shard: Tree) -> Iterator[tuple[str, int | None]]:
             images[key] = name
         elif name.endswith(".cls"):
             labels[key] = _label(shard, name)
+
     for key in labels:
         if key not in images:
             raise UserError(f"{shard.path}: {key}.cls: has no image")
