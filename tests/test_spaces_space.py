@@ -212,5 +212,5 @@ def test_the_samplers_highest_churn_may_be_infinite():
 def test_a_file_with_a_key_twice_is_refused(tmp_path):
     file = tmp_path / "lab.yaml"
     file.write_text(spaces.space_yaml("quickstart") + "search:\n  optimizer.lr: {loguniform: [1.0e-4, 1.0e-3]}\n")
-    with pytest.raises(UserError, match="search stands twice, in lines"):
+    with pytest.raises(UserError, match="search appears twice, in lines"):
         spaces.load_space(file)

@@ -127,10 +127,10 @@ def test_an_edm_zip_has_the_classes_of_its_list_wherever_its_root_is(root, tmp_p
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([*LABELS[:7], [LABELS[7][0], 1.5]], "its label 1.5 is no whole number"),
-        ([*LABELS[:7], [LABELS[7][0], True]], "its label True is no whole number"),
-        ('{"labels": [["00000/img00000000.png", 1e999]]}', "its label inf is no whole number"),
-        ('{"labels": [["00000/img00000000.png", NaN]]}', "its label nan is no whole number"),
+        ([*LABELS[:7], [LABELS[7][0], 1.5]], "its label 1.5 is not a whole number"),
+        ([*LABELS[:7], [LABELS[7][0], True]], "its label True is not a whole number"),
+        ('{"labels": [["00000/img00000000.png", 1e999]]}', "its label inf is not a whole number"),
+        ('{"labels": [["00000/img00000000.png", NaN]]}', "its label nan is not a whole number"),
         ([*LABELS, [LABELS[0][0], 3]], "has two labels, 0 and 3"),
         (LABELS[:7], "has no label"),
         ("[" * 100_000, "not a list of labels"),
@@ -166,7 +166,7 @@ def test_pages_and_frames_are_counted_and_taken_on_request(tmp_path):
     pages[0].save(tmp_path / "in" / "one.png")
     first = made(tmp_path / "in", tmp_path / "first", holdout=0)
     assert counts(first) == {"train": 2}
-    assert first.summary.skipped == {"further pages or frames of a file (--frames all takes them)": 8}
+    assert first.summary.skipped == {"other pages or frames of a file (--frames all takes them)": 8}
     every = made(tmp_path / "in", tmp_path / "every", holdout=0, frames="all")
     images, _, _ = open_dataset(tmp_path / "every").images("train")
     assert counts(every) == {"train": 10}
@@ -182,7 +182,7 @@ def test_frames_are_told_by_content(name, tmp_path):
     pictures[0].save(tmp_path / "in" / name, kind, save_all=True, append_images=pictures[1:], lossless=True)
     pictures[0].save(tmp_path / "in" / "one.png")
     first = made(tmp_path / "in", tmp_path / "first", holdout=0)
-    assert first.summary.skipped == {"further pages or frames of a file (--frames all takes them)": 3}
+    assert first.summary.skipped == {"other pages or frames of a file (--frames all takes them)": 3}
     assert counts(made(tmp_path / "in", tmp_path / "every", holdout=0, frames="all")) == {"train": 5}
 
 
@@ -283,7 +283,7 @@ def test_a_line_without_a_label_is_named(tmp_path):
 def test_images_at_mixed_depths_are_taken_with_flat_alone(tmp_path):
     fill(tmp_path / "in", "cat", "dog")
     draw(tmp_path / "in" / "loose.png", 999)
-    with pytest.raises(UserError, match=r"loose\.png: lies beside folders of images.*--flat"):
+    with pytest.raises(UserError, match=r"loose\.png: is beside folders of images.*--flat"):
         made(tmp_path / "in", tmp_path / "out")
     manifest = made(tmp_path / "in", tmp_path / "flat", flat=True, holdout=0)
     assert (manifest.classes, counts(manifest)) == (None, {"train": 13})
@@ -291,7 +291,7 @@ def test_images_at_mixed_depths_are_taken_with_flat_alone(tmp_path):
 
 def test_a_folder_beside_those_of_splits_is_refused(tmp_path):
     fill(tmp_path / "in", "train/cat", "train/dog", "test/cat", "extra/cat")
-    with pytest.raises(UserError, match="extra/: lies beside test/, which is a split"):
+    with pytest.raises(UserError, match="extra/: is beside test/, which is a split"):
         made(tmp_path / "in", tmp_path / "out")
 
 
@@ -311,9 +311,12 @@ def test_a_held_out_class_that_is_never_trained_on_is_refused(tmp_path):
         (("train2017", "val2017"), "train2017/, val2017/: classes or splits"),
         (("trainA", "trainB", "testA", "testB"), "trainA/, testA/: classes or splits"),
         (("train_images/cat", "test_images/cat"), "train_images/, test_images/: classes or splits"),
-        (("images", "masks"), "images/: holds images of no one class, and lies beside masks/"),
-        (("train/images", "train/masks", "test/images", "test/masks"), "train/: images/: holds images of no one class"),
-        (("images1024x1024", "images256x256"), "lies beside images256x256/"),
+        (("images", "masks"), "images/: does not hold the images of one class, and is beside masks/"),
+        (
+            ("train/images", "train/masks", "test/images", "test/masks"),
+            "train/: images/: does not hold the images of one class",
+        ),
+        (("images1024x1024", "images256x256"), "is beside images256x256/"),
     ],
 )
 def test_folders_of_which_it_is_not_plain_what_they_are(folders, message, tmp_path):
@@ -334,7 +337,7 @@ def test_folders_inside_those_of_classes_are_pointed_out(tmp_path):
     fill(tmp_path / "in", "cat/2020", "cat/2021", "dog/images")
     manifest = made(tmp_path / "in", tmp_path / "out")
     assert manifest.classes == ["cat", "dog"]
-    assert manifest.summary.notes == ["folders inside those of classes make no difference, such as cat/2020/"]
+    assert manifest.summary.notes == ["folders inside class folders are ignored, such as cat/2020/"]
 
 
 def test_images_named_like_masks_are_pointed_out(tmp_path):
@@ -377,7 +380,7 @@ def test_what_lies_there_instead_of_images_is_named(name, message, tmp_path):
 def test_notes_and_kinds_are_one_line_each(tmp_path):
     fill(tmp_path / "in", "cat/a\nb", "cat/c", "dog", "_x\n", count=1)
     summary = made(tmp_path / "in", tmp_path / "out", holdout=0).summary
-    assert summary.notes == [r"folders inside those of classes make no difference, such as cat/a\nb/"]
+    assert summary.notes == [r"folders inside class folders are ignored, such as cat/a\nb/"]
     assert summary.skipped == {r"in _x\n/": 1}
 
 
@@ -398,7 +401,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     fill(tmp_path / "in", "cat", "dog")
     os.mkfifo(tmp_path / "in" / "pipe.png")
     manifest = made(tmp_path / "in", tmp_path / "out")
-    assert manifest.summary.skipped == {"no file, such as a pipe": 1}
+    assert manifest.summary.skipped == {"not a regular file, such as a pipe": 1}
 
 
 def test_folders_without_end_are_refused_in_a_line(tmp_path):

@@ -236,12 +236,12 @@ def test_case_one_compares_with_the_set_the_subset_came_from(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 1700}, r"limit: 1,700 images asked for, 1,618 there"),
+        ({"limit": 1700}, r"limit: 1,700 images requested, but there are 1,618"),
         ({"limit": 0}, "limit: must be at least 1"),
-        ({"per_class": 200}, r"per-class: 200 images asked for, class \d has"),
+        ({"per_class": 200}, r"per-class: 200 images requested, but class \d has"),
         ({"per_class": 5, "limit": 5}, "exclude each other"),
         ({"holdout": 1797}, "no image is left"),
-        ({"holdout": 1798}, "holdout: 1,798 images asked for"),
+        ({"holdout": 1798}, "holdout: 1,798 images requested"),
         ({"holdout": -1}, "holdout: must be"),
         ({"holdout": 1.5}, "holdout: must be"),
         ({"size": 0}, "size: must be at least 1"),
@@ -323,7 +323,7 @@ def test_a_full_disk_is_told_with_what_was_needed(tmp_path: Path, monkeypatch: p
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/out: cannot be made"):
+    with pytest.raises(UserError, match=r"file/out: cannot be created"):
         made(tmp_path / "file" / "out")
 
 

@@ -341,7 +341,7 @@ def test_a_proxy_without_a_finite_loss_is_given_up(dataset, reweighting, folder)
 def test_a_dataset_that_cannot_be_written_is_named(digits_dataset, reweighting, tmp_path):
     shutil.copy(digits_dataset.folder / "dataset.json", tmp_path)
     (tmp_path / "cache").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         weights(open_dataset(tmp_path), reweighting)
 
 

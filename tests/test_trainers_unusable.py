@@ -94,7 +94,7 @@ def test_16_bits_are_refused_or_scaled_in_every_format(
     pixels[0, :3, 0] = (0, 65_535, 100 * 257)
     save(tmp_path, f"1.{end}", form(pixels))
 
-    with pytest.raises(UserError, match=r"has 16 bits a channel; --depth16 scale"):
+    with pytest.raises(UserError, match=r"has 16 bits per channel; --depth16 scale"):
         made(tmp_path)
 
     summary = made(tmp_path, depth16="scale").summary
@@ -123,7 +123,7 @@ def test_transparent_16_bit_colour_obeys_both_options(tmp_path: Path):
 def test_more_than_16_bits_are_never_scaled(mode: str, tmp_path: Path):
     (tmp_path / "in").mkdir()
     Image.new(mode, (8, 8), 7).save(tmp_path / "in" / "1.tif")
-    with pytest.raises(UserError, match="32 bits a channel"):
+    with pytest.raises(UserError, match="32 bits per channel"):
         made(tmp_path, depth16="scale")
 
 
@@ -165,7 +165,7 @@ def test_max_pixels_allows_a_large_image_and_only_for_this_call(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"background": "whitish"}, "background: 'whitish' is no colour"),
+        ({"background": "whitish"}, "background: 'whitish' is not a colour"),
         ({"background": "#ffff"}, "background: '#ffff' is transparent itself"),
         ({"near": -1}, "near: must be"),
         ({"near": float("nan")}, "near: must be"),
@@ -271,7 +271,7 @@ def test_near_0_lets_near_images_be_split(tmp_path: Path):
 def test_classes_that_run_short_are_named(tmp_path: Path):
     for i in range(6):
         save(tmp_path, f"{'cat' if i < 4 else 'dog'}/{i}.png", noise(8, 8, seed=i).astype(np.uint8))
-    with pytest.raises(UserError, match="3 images asked for, class dog has 2"):
+    with pytest.raises(UserError, match="3 images requested, but class dog has 2"):
         made(tmp_path, per_class=3)
 
 

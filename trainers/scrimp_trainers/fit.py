@@ -24,7 +24,7 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
         samples_by_weight = recipe.reweighting.enters == "sampling"
         if samples_by_weight and not recipe.codec.on and manifest.train_bytes > RESIDENT:
             raise UserError(
-                f"reweighting.enters: dataset {manifest.name} is too large to draw its images by chance, more than "
+                f"reweighting.enters: dataset {manifest.name} is too large to draw its images by weight, more than "
                 f"{RESIDENT >> 30} GiB; use `loss`"
             )
         check_fit(reference_recipe(recipe.reweighting), manifest)
@@ -41,7 +41,7 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
     if side % multiple:
         raise UserError(
             f"dataset {manifest.name}: its size {side} is not a multiple of {multiple}, as network.kind "
-            f"{recipe.network.kind} needs; prepare it with a --size that is"
+            f"{recipe.network.kind} needs; prepare it with such a --size"
         )
     _check_patches(recipe.patches, side, multiple)
     if recipe.ood.on and any(size % 2 for size in step_sides(recipe.patches, side)):
@@ -57,7 +57,7 @@ def _check_coreset(settings: Coreset, manifest: Manifest) -> None:
     if not manifest.classifier.usable:
         raise UserError(
             f"coreset.features: the classifier of dataset {manifest.name} is no better than always naming the largest "
-            "class; use another surrogate, or prepare the dataset with --classifier to use it all the same"
+            "class; use another surrogate, or prepare the dataset with --classifier to use it anyway"
         )
 
 

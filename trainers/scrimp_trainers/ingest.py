@@ -117,9 +117,9 @@ def _validate_background(colour: str) -> None:
     try:
         channels = ImageColor.getrgb(colour)
     except ValueError:
-        raise UserError(f"background: {colour!r} is no colour; give a name or #rrggbb") from None
+        raise UserError(f"background: {colour!r} is not a colour; give a name or #rrggbb") from None
     if len(channels) > 3:
-        raise UserError(f"background: {colour!r} is transparent itself; give a name or #rrggbb")
+        raise UserError(f"background: {colour!r} is itself transparent; give a name or #rrggbb")
 
 
 def _choose_splits(
@@ -190,7 +190,7 @@ def _encode(pixels: np.ndarray) -> tuple[bytes, str]:
 def _summary(
     usable: dict[SplitName, UsableImages], duplicates: Duplicates, options: Options, folders: list[str]
 ) -> Summary:
-    """Summarise the sources, without the `folders` in which they lie."""
+    """Summarise the sources. Prefixes in `folders` are removed from paths."""
     size = usable["train"].pixels.shape[1]
     source_images = list(usable.values())
 

@@ -91,7 +91,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         kind = DiskFull if is_disk_full(error) else UserError
-        raise kind(f"{out}: cannot be made ({error.strerror})") from None
+        raise kind(f"{out}: cannot be created ({error.strerror})") from None
 
     try:
         _claim(lock, part, out)
@@ -125,7 +125,7 @@ def _claim(lock: int, part: Path, out: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _InUseError(f"{out}: another process is making it just now") from None
+        raise _InUseError(f"{out}: another process is making it now") from None
     except OSError:  # a network file system without locks
         pass
 

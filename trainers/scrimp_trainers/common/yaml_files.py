@@ -65,7 +65,7 @@ def parse_yaml(data: str | bytes, where: str) -> Any:
         If it is not YAML, repeats a key, or uses aliases, tags or an unusual notation for numbers.
     """
     if len(data) > MAX_BYTES:
-        raise UserError(f"{where}: larger than {MAX_BYTES >> 20} MiB, which no space or recipe is")
+        raise UserError(f"{where}: larger than {MAX_BYTES >> 20} MiB, too large for a space or recipe")
     text = _decoded(data, where) if isinstance(data, bytes) else data
     try:
         return _Document(text, where).build()
@@ -128,11 +128,11 @@ class _Document:
             line = event.start_mark.line + 1
             key = self._node(event, depth + 1)
             if not isinstance(key, str):
-                raise self._refusal(event, f"the key {key!r:.50} is no text; put it into quotes")
+                raise self._refusal(event, f"the key {key!r:.50} is not text; put it into quotes")
             if key == "<<":
                 raise self._refusal(event, "<< merges another part; write it out")
             if key in lines:
-                raise UserError(f"{self._where}: {key[:100]} stands twice, in lines {lines[key]} and {line}")
+                raise UserError(f"{self._where}: {key[:100]} appears twice, in lines {lines[key]} and {line}")
 
             lines[key] = line
             values[key] = self._node(next(self._events), depth + 1)
@@ -147,7 +147,7 @@ class _Document:
 
         # Numbers.
         if text in NOT_A_NUMBER:
-            raise self._refusal(event, f"{text} is no number")
+            raise self._refusal(event, f"{text} is not a number")
         if INFINITE.fullmatch(text):
             return float("-inf") if text.startswith("-") else float("inf")
         if ODD_NUMBER.fullmatch(text):

@@ -78,7 +78,7 @@ def batches(
         return _resident_batches(dataset, indices, device, flip)
 
     if sampling_weights is not None:
-        raise UserError(f"reweighting.enters: {dataset.folder} is too large to draw by chance; use `loss`")
+        raise UserError(f"reweighting.enters: {dataset.folder} is too large to draw its images by weight; use `loss`")
     from scrimp_trainers.data.streaming import stream
 
     return stream(dataset, batch_size // world, seed, device, flip, rank, world, start, kept, workers)

@@ -158,7 +158,7 @@ def to_8_bit(image: Image.Image, where: str, conversion: Conversion = Conversion
 
 
 def exceeds_8_bits(image: Image.Image) -> bool:
-    """Whether the file of a decoded image had more than 8 bits a channel."""
+    """Whether the file of a decoded image had more than 8 bits per channel."""
     return image.mode in DEEP_MODES or image.info.get("depth", 8) > 8
 
 
@@ -169,9 +169,11 @@ def _scale_to_8_bits(image: Image.Image, where: str, conversion: Conversion) -> 
 
     depth = image.info.get("depth", 16)
     if depth > 16 or image.mode == "F":
-        raise UserError(f"{where}: has {max(depth, 32)} bits a channel (mode {image.mode}); convert it to 8 bits first")
+        raise UserError(
+            f"{where}: has {max(depth, 32)} bits per channel (mode {image.mode}); convert it to 8 bits first"
+        )
     if not conversion.scale_depth:
-        raise UserError(f"{where}: has 16 bits a channel; --depth16 scale makes 8 of them, 65,535 becomes 255")
+        raise UserError(f"{where}: has 16 bits per channel; --depth16 scale converts them to 8, 65,535 becomes 255")
     if image.mode not in DEEP_MODES:
         return image  # Pillow has already dropped the lower 8 bits
 

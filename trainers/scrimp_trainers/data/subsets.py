@@ -60,7 +60,7 @@ def choose_subsets(
     pool = order if test is None else order[test[order]]
     number = _holdout_number(holdout, len(pool), has_test=test is not None)
     if number > len(pool):
-        raise UserError(f"holdout: {number:,} images asked for, {len(pool):,} there")
+        raise UserError(f"holdout: {number:,} images requested, but there are {len(pool):,}")
 
     # Held-out images.
     groups = np.arange(count)
@@ -81,7 +81,7 @@ def choose_subsets(
     if per_class is not None:
         train = _first_of_each_class(train, labels, per_class, classes)
     if limit is not None and limit > len(train):
-        raise UserError(f"limit: {limit:,} images asked for, {len(train):,} there besides the held-out ones")
+        raise UserError(f"limit: {limit:,} images requested, but there are {len(train):,} besides the held-out ones")
     train = train[:limit]
     if len(train) == 0:
         raise UserError("no image is left to train on; hold out fewer")
@@ -152,7 +152,7 @@ def _first_of_each_class(
         images = order[labels[order] == label][:number]
         if len(images) < number:
             name = classes[label] if classes else label
-            raise UserError(f"--per-class: {number} images asked for, class {name} has {len(images)} to train on")
+            raise UserError(f"--per-class: {number} images requested, but class {name} has {len(images)} to train on")
         chosen.append(images)
     is_chosen = np.isin(order, np.concatenate(chosen))
     return order[is_chosen]

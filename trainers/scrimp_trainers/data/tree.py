@@ -145,7 +145,7 @@ def _walk(folder: Path, root: Path, visiting: set[tuple[int, int]], skipped: Cou
         return
     visiting = visiting | {identity}
     if len(visiting) > MAX_DEPTH:
-        raise UserError(f"{root}: folders lie more than {MAX_DEPTH} deep in each other; name one further down")
+        raise UserError(f"{root}: folders are nested more than {MAX_DEPTH} deep; name a deeper folder")
 
     entries = list(folder.iterdir())
     if not entries:
@@ -160,7 +160,7 @@ def _walk(folder: Path, root: Path, visiting: set[tuple[int, int]], skipped: Cou
         elif entry.is_file() or not entry.exists():  # a dangling link is reported when it is read
             yield entry.relative_to(root).as_posix()
         else:  # reading a pipe would block
-            skipped["no file, such as a pipe"] += 1
+            skipped["not a regular file, such as a pipe"] += 1
 
 
 def _require_text(name: str, where: str) -> None:
@@ -200,7 +200,7 @@ def _add_member(members: dict[str, Member], name: str, member: Member, path: Pat
     normalised = PurePosixPath(name.replace("\\", "/"))
     _require_text(name, str(path))
     if normalised.is_absolute() or ".." in normalised.parts or "\0" in name:
-        raise UserError(f"{path}: {name!r}: climbs out of the archive")
+        raise UserError(f"{path}: {name!r}: is a path outside the archive")
     if str(normalised) in members:
         raise UserError(f"{path}: {name}: is in the archive twice")
     members[str(normalised)] = member

@@ -91,7 +91,9 @@ def _dro_weights(dataset: Dataset, settings: Reweighting, device: torch.device, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: class weights are kept there, but it cannot be made ({error.strerror})") from None
+        raise UserError(
+            f"{folder}: class weights are cached there, but the folder cannot be created ({error.strerror})"
+        ) from None
     with locked(file):
         cached = _read_weights(file, classes)
         if cached:  # another process has computed them in the meantime

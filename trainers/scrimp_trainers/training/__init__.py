@@ -1,1 +1,1 @@
-"""The training loop (`loop`, START READING THERE), its state, its checkpoints and its memory."""
+"""The training loop (start reading at `loop`), its state, its checkpoints and its memory."""

@@ -278,7 +278,7 @@ class Session:
             except torch.OutOfMemoryError as error:
                 size = self.scorer.scoring.batch_size
                 raise DeviceOutOfMemory(
-                    f"scoring.batch_size {size} does not fit beside what is trained; halve it"
+                    f"scoring.batch_size {size} does not fit into the memory that training leaves; halve it"
                 ) from error
             values = dict(scores.values)
             pairs = torch.stack([scores.samples, scores.nearest], 1).flatten(0, 1)

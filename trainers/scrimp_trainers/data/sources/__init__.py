@@ -76,7 +76,7 @@ def _displayed_classes(classes: list[str] | None, source: str) -> list[str] | No
     displayed = [unicodedata.normalize("NFC", printable(name)) for name in classes]
     ambiguous = [name for name, count in Counter(displayed).items() if count > 1]
     if ambiguous:
-        raise UserError(f"{source}: two classes are both shown as {ambiguous[0]}; rename one, or make them one")
+        raise UserError(f"{source}: two classes are both shown as {ambiguous[0]}; rename or merge them")
     return displayed
 
 

@@ -95,7 +95,7 @@ def _unpickle(tree: Tree, name: str) -> dict[str, Any]:
         raise
     except _ForbiddenError as error:
         raise UserError(
-            f"{where}: asks for {error}, which no batch of CIFAR-10 needs; it is not safe to read"
+            f"{where}: contains {error}, which no batch of CIFAR-10 needs; it is not safe to read"
         ) from None
     except Exception as error:  # a malformed pickle can fail in any way
         raise UserError(f"{where}: not a batch of CIFAR-10, or cut short ({type(error).__name__})") from None
@@ -128,7 +128,7 @@ class _Array:
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Type, bool, bytes | str]) -> None:
         _, shape, kind, by_columns, data = state
         if not isinstance(kind, _Type) or by_columns:
-            raise _ForbiddenError("an array that is not of rows of bytes")
+            raise _ForbiddenError("an array that is not of bytes in row order")
         self.shape = shape
         self.data = data.encode("latin1") if isinstance(data, str) else data
 

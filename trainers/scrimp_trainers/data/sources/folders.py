@@ -79,11 +79,13 @@ def images_by_split(names: list[str], above: str, layout: Layout) -> dict[str, l
     if others:
         other = f"{others[0]}/" if others[0] else PurePosixPath(by_folder[""][0]).name
         raise UserError(
-            f"{other}: lies beside {sorted(splits)[0]}/, which is a split; move or rename it, "
+            f"{other}: is beside {sorted(splits)[0]}/, which is a split; move or rename it, "
             "or take all images with --flat"
         )
     if not any(is_train(folder) for folder in splits):
-        raise UserError(f"{', '.join(sorted(splits))}: there is no folder of training images; take all with --flat")
+        raise UserError(
+            f"{', '.join(sorted(splits))}: there is no folder of training images; take all images with --flat"
+        )
     return dict(sorted(by_folder.items(), key=lambda entry: not is_train(entry[0])))
 
 
@@ -97,7 +99,7 @@ def _refuse_deeper_splits(names: list[str], above: str, splits: set[str]) -> Non
         if split is not None:
             outer = "/".join(folders[: folders.index(split, top)])
             raise UserError(
-                f"{outer}/{split}/: a split inside another folder; put the folders of splits on top, or prepare "
+                f"{outer}/{split}/: a split inside another folder; move it to the top, or prepare "
                 f"{outer}/ by itself, or take all images with --flat, or with --labels folder"
             )
 
@@ -141,12 +143,12 @@ def classes_by_folder(
     without_folder = [len(parts) == 1 for parts in paths]
     if all(without_folder):
         if layout.labels == "folder":
-            raise UserError(f"{where}--labels folder: all images lie in one folder")
+            raise UserError(f"{where}--labels folder: all images are in one folder")
         return None
     if any(without_folder):
         example = tree.where(names[without_folder.index(True)])
         raise UserError(
-            f"{example}: lies beside folders of images; put every image into the folder of its class, or all into one, "
+            f"{example}: is beside folders of images; put every image into the folder of its class, or all into one, "
             "or take all of them without classes: --flat"
         )
 
@@ -162,7 +164,7 @@ def classes_by_folder(
     deeper = {parts[:-1] for parts in paths if len(parts) > 2 and not HOLDS_IMAGES.fullmatch(parts[1])}
     if deeper:
         example = "/".join(min(deeper))
-        notes.append(f"{where}folders inside those of classes make no difference, such as {example}/")
+        notes.append(f"{where}folders inside class folders are ignored, such as {example}/")
     return classes
 
 
@@ -172,6 +174,6 @@ def _refuse_image_folders(folders: list[str], where: str) -> None:
     if image_folder is not None and len(folders) > 1:
         other = next(folder for folder in folders if folder != image_folder)
         raise UserError(
-            f"{where}{image_folder}/: holds images of no one class, and lies beside {other}/; prepare one of them, "
+            f"{where}{image_folder}/: does not hold the images of one class, and is beside {other}/; prepare one of them, "
             "or make classes of them with --labels folder"
         )

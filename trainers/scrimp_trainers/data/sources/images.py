@@ -220,7 +220,7 @@ def _drop_unlabelled_splits(groups: list[_Group], skipped: Counter[str]) -> list
         unknown = sorted(set(group.classes) - train_classes)
         if unknown:
             raise UserError(
-                f"{group.folder}/: class {unknown[0]} is none of the training images'; --labels none takes all"
+                f"{group.folder}/: class {unknown[0]} is none of the training images'; --labels none takes all images"
             )
         kept.append(group)
     return kept
@@ -256,7 +256,7 @@ def _with_frames(tree: Tree, group: _Group, layout: Layout, skipped: Counter[str
     for i, item in enumerate(group.items):
         count = _count_frames(tree, item.name)
         if count > 1 and layout.frames == "first":
-            skipped["further pages or frames of a file (--frames all takes them)"] += count - 1
+            skipped["other pages or frames of a file (--frames all takes them)"] += count - 1
             count = 1
         items += [_Item(item.name, frame) for frame in range(count)]
         if group.classes is not None:

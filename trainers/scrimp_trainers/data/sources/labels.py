@@ -92,7 +92,7 @@ def _edm_rows(data: bytes, where: str) -> list[tuple[str, str]] | None:
         pairs = None if labels is None else [(str(name), label) for name, label in labels]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(
-            f"{where}: not a list of labels as EDM's dataset tool writes it; mend it, or use --labels none"
+            f"{where}: not a list of labels as EDM's dataset tool writes it; fix it, or use --labels none"
         ) from None
 
     if pairs is None:
@@ -100,7 +100,7 @@ def _edm_rows(data: bytes, where: str) -> list[tuple[str, str]] | None:
     for name, label in pairs:
         if not isinstance(label, int) or isinstance(label, bool):
             raise UserError(
-                f"{where}: {name}: its label {str(label)[:50]} is no whole number; mend it, or use --labels none"
+                f"{where}: {name}: its label {str(label)[:50]} is not a whole number; fix it, or use --labels none"
             )
     return [(name, str(label)) for name, label in pairs]
 
@@ -133,7 +133,7 @@ def _table_rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | N
             return [(fields[0], fields[1]) for fields in lines if len(fields) > 1]
         table = _jsonl(text) if name.endswith(".jsonl") else _csv(text)
     except (ValueError, csv.Error, RecursionError):
-        raise UserError(f"{where}: not a table of UTF-8 text; mend it, or use --labels none") from None
+        raise UserError(f"{where}: not a table of UTF-8 text; fix it, or use --labels none") from None
 
     columns = {str(column).lower(): column for row in table for column in row}
     file_column = next((columns[column] for column in FILE_COLUMNS if column in columns), None)
@@ -170,7 +170,7 @@ def _class_name(value: Any, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise UserError(
-        f"{where}: the label {str(value)[:50]} is neither a text nor a whole number; mend it, or use --labels none"
+        f"{where}: the label {str(value)[:50]} is neither a text nor a whole number; fix it, or use --labels none"
     )
 
 

@@ -44,7 +44,7 @@ def read(tree: Tree) -> Source:
         return source_from_arrays("npz", [(where, images)])
     if labels.dtype.kind not in "iuU" or labels.shape != (len(images),):
         form = f"{labels.dtype} {list(labels.shape)}"
-        raise UserError(f"{where}: `labels` is {form}; {len(images)} whole numbers or words are needed, one an image")
+        raise UserError(f"{where}: `labels` is {form}; {len(images)} whole numbers or words are needed, one per image")
     values, class_numbers = np.unique(labels, return_inverse=True)
     classes = [str(value) for value in values]
     return source_from_arrays("npz", [(where, images)], class_numbers.astype(np.int64), classes)
