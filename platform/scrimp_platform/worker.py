@@ -1,7 +1,7 @@
 """One repeat on the cluster: the Tune function, the TorchTrainer in it, and the worker function in that.
 
-The worker calls `scrimp_trainers.run.train_repeat`, as `scrimp train` does; this module only places it on a node and reports
-what it yields. The worker writes every file itself, so nothing is lost if the driver is gone.
+The worker calls `scrimp_trainers.run.train_repeat`, as `scrimp train` does; this module only places it on a node and
+reports what it yields. The worker writes every file itself, so nothing is lost if the driver is gone.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""Training diffusion models: START READING in `run` (the story) and `training.loop` (a training step)."""
+"""Training diffusion models: start reading at `run` (a whole repeat) and `training.loop` (a training step)."""

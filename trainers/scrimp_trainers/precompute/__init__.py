@@ -1,1 +1,1 @@
-"""What is made once for a dataset before the first step: coreset, class weights."""
+"""What is computed once per dataset before training: coreset and class weights."""

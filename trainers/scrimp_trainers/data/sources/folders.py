@@ -174,6 +174,6 @@ def _refuse_image_folders(folders: list[str], where: str) -> None:
     if image_folder is not None and len(folders) > 1:
         other = next(folder for folder in folders if folder != image_folder)
         raise UserError(
-            f"{where}{image_folder}/: does not hold the images of one class, and is beside {other}/; prepare one of them, "
-            "or make classes of them with --labels folder"
+            f"{where}{image_folder}/: does not hold the images of one class, and is beside {other}/; "
+            "prepare one of them, or make classes of them with --labels folder"
         )
