@@ -198,10 +198,22 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: make_folder(p, {"a/1.png": F["01.png"], "2.png": F["02.png"]}),
         r"2\.png: is beside",
     ),
-    "zip climbs": (lambda p: make_zip(p.with_suffix(".zip"), {"../up.png": F["01.png"]}), r"up\.png.*climbs"),
-    "zip is absolute": (lambda p: make_zip(p.with_suffix(".zip"), {"/up.png": F["01.png"]}), r"up\.png.*climbs"),
-    "zip climbs backwards": (lambda p: make_zip(p.with_suffix(".zip"), {"..\\up.png": b""}), r"up\.png.*climbs"),
-    "tar climbs": (lambda p: make_tar(p.with_suffix(".tar"), {"a/../../up.png": F["01.png"]}), r"up\.png.*climbs"),
+    "zip climbs": (
+        lambda p: make_zip(p.with_suffix(".zip"), {"../up.png": F["01.png"]}),
+        r"up\.png.*outside the archive",
+    ),
+    "zip is absolute": (
+        lambda p: make_zip(p.with_suffix(".zip"), {"/up.png": F["01.png"]}),
+        r"up\.png.*outside the archive",
+    ),
+    "zip climbs backwards": (
+        lambda p: make_zip(p.with_suffix(".zip"), {"..\\up.png": b""}),
+        r"up\.png.*outside the archive",
+    ),
+    "tar climbs": (
+        lambda p: make_tar(p.with_suffix(".tar"), {"a/../../up.png": F["01.png"]}),
+        r"up\.png.*outside the archive",
+    ),
     "tar links": (lambda p: linked(p.with_suffix(".tar"), tarfile.SYMTYPE), r"01\.png: is a link"),
     "tar links hard": (lambda p: linked(p.with_suffix(".tar"), tarfile.LNKTYPE), r"01\.png: is a link"),
     "tar has a device": (lambda p: linked(p.with_suffix(".tar"), tarfile.FIFOTYPE), r"01\.png: is a link or special"),

@@ -166,7 +166,7 @@ def test_max_pixels_allows_a_large_image_and_only_for_this_call(tmp_path: Path, 
     ("options", "message"),
     [
         ({"background": "whitish"}, "background: 'whitish' is not a colour"),
-        ({"background": "#ffff"}, "background: '#ffff' is transparent itself"),
+        ({"background": "#ffff"}, "background: '#ffff' is itself transparent"),
         ({"near": -1}, "near: must be"),
         ({"near": float("nan")}, "near: must be"),
         ({"max_pixels": 0}, "max-pixels: must be at least 1"),
