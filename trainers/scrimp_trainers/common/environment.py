@@ -22,8 +22,8 @@ def describe_changes(before: Environment, now: Environment) -> str:
 
 @cache
 def _code() -> str:
-    """Hash the names and contents of source files."""
-    folder = Path(__file__).parent
+    """Hash the names and contents of all source files of this package."""
+    folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")):
         content = file.read_bytes()

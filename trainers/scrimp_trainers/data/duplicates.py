@@ -18,7 +18,7 @@ import numpy as np
 COARSE = 4
 """Blocks per side whose sums are compared for all pairs."""
 FINER = (8, 16)
-"""Blocks per side for the pairs that remain, before their pixels are read: line drawings differ little in large blocks."""
+"""Blocks per side for the pairs that remain, before their pixels are read: drawings differ little in large blocks."""
 ROWS = 512
 COLUMNS = 2**14
 """Images that are compared at once with that many others."""
