@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scrimp_trainers import sampling
 from scrimp_trainers.metrics import memorisation
 
 
@@ -89,8 +90,8 @@ def test_one_in_a_hundred_images_that_were_not_copied_lies_above_the_calibrated_
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_grid_shows_each_sample_left_of_its_neighbour(channels: int):
     samples = torch.stack([torch.full((channels, 8, 8), 10 * number) for number in range(5)]).to(torch.uint8)
-    grid = np.asarray(memorisation.neighbour_grid(samples, samples + 100, columns=2))
-    assert grid.shape[:2] == (3 * (64 + 8) + 8, 2 * (128 + 8) + 8)  # eight screen pixels a pixel, gaps of eight
-    left, right = grid[8 + 72 + 32, 8 + 136 + 32], grid[8 + 72 + 32, 8 + 136 + 64 + 32]  # row 1, column 1: the fourth
-    assert np.all(left == 30)
-    assert np.all(right == 130)
+    grid = np.asarray(sampling.neighbour_grid(samples, samples + 100))
+    assert grid.shape[:2] == (2 * 34 + 2, 8 * 34 + 2)  # four screen pixels a pixel, gaps of two; four pairs in a row
+    left, right = grid[2 + 16, 2 + 2 * 34 + 16], grid[2 + 16, 2 + 3 * 34 + 16]  # the second pair
+    assert np.all(left == 10)
+    assert np.all(right == 110)

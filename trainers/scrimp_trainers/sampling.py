@@ -80,6 +80,11 @@ def image_grid(images: Tensor, columns: int = 8) -> Image.Image:
     return to_pil(sheet)
 
 
+def neighbour_grid(samples: Tensor, nearest: Tensor) -> Image.Image:
+    """Arrange samples, uint8 [k, C, H, W], each with its nearest training image to its right."""
+    return image_grid(torch.stack([samples, nearest], dim=1).flatten(0, 1))
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """Convert a uint8 image [C, H, W], grey or RGB, to PIL."""
     pixels = image.cpu().permute(1, 2, 0).numpy()

@@ -103,7 +103,7 @@ def evaluate(
     scoring = operations.make_scoring(manifest.load_manifest(data), **scoring_values)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
-    from scrimp_trainers.metrics.memorisation import neighbour_grid
+    from scrimp_trainers.sampling import neighbour_grid
 
     with terminal.progress() as progress:
         values, scores = operations.evaluate(Model.load(model), data, scoring, seed, progress)

@@ -4,13 +4,11 @@ What is kept is each image's posterior, as it is and mirrored, in half precision
 the image anew would have drawn. The file's name holds what its content depends on: the dataset and the encoder.
 """
 
-import fcntl
 import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor
 from scrimp_trainers.codecs import pretrained
 from scrimp_trainers.codecs.autoencoder import open_codec
 from scrimp_trainers.common.errors import DiskFull, UserError
-from scrimp_trainers.common.files import atomic_file, is_disk_full
+from scrimp_trainers.common.files import atomic_file, is_disk_full, locked
 from scrimp_trainers.data.batch import Batch, to_device
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import draw_indices
@@ -74,7 +72,7 @@ def open_latents(
     if not _is_sound(path):
         shape = (manifest.splits["train"].count, 2, 2 * found.channels, side, side)
         try:
-            with _exclusive(path):
+            with locked(path):
                 if not _is_sound(path):
                     _write(path, shape, _encoded(dataset, settings, device, progress))
         except OSError as error:
@@ -170,13 +168,3 @@ def _is_sound(path: Path) -> bool:
         return False
     end = len(data) - hashlib.sha256().digest_size
     return end > 0 and hashlib.sha256(data[:end].data).digest() == data[end:].tobytes()
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Wait until no other process makes this file, and keep others waiting."""
-    path.parent.mkdir(exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as lock:
-        with suppress(OSError):  # a network file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -10,7 +10,6 @@ import hashlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 COPIED = 1 / 3
@@ -123,26 +122,3 @@ def summary(similarity: Tensor, ratio: Tensor, threshold: float, suffix: str = "
         f"similarity_mean{suffix}": similarity.double().mean().item(),
         f"pixel_copied_fraction{suffix}": (ratio < COPIED).double().mean().item(),
     }
-
-
-def neighbour_grid(samples: Tensor, neighbours: Tensor, columns: int = 4) -> Image.Image:
-    """Draw samples, each with its nearest training image to its right.
-
-    Parameters
-    ----------
-    samples, neighbours
-        uint8 [k, C, H, W] each.
-    columns
-        Pairs in a row.
-    """
-    count, channels, height, width = samples.shape
-    scale = max(1, 64 // width)
-    pairs = torch.cat([samples, neighbours], dim=3).cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    high, wide, gap = height * scale, 2 * width * scale, 8
-    rows = -(-count // columns)
-    size = (rows * (high + gap) + gap, min(columns, count) * (wide + gap) + gap)
-    canvas = np.full((*size, channels), 255, dtype=np.uint8)
-    for number, pair in enumerate(pairs.numpy()):
-        top, left = gap + (number // columns) * (high + gap), gap + (number % columns) * (wide + gap)
-        canvas[top : top + high, left : left + wide] = pair.transpose(1, 2, 0)
-    return Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
 from scrimp_trainers.codecs.cache import latent_batches, open_latents
@@ -26,7 +27,7 @@ from scrimp_trainers.export import export_model, is_current
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.sampling import GRID_IMAGES, generate, image_grid
+from scrimp_trainers.sampling import GRID_IMAGES, generate, image_grid, neighbour_grid
 from scrimp_trainers.techniques import sparsity
 from scrimp_trainers.training import checkpoint, expected_cost, memory
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, write_artifacts
@@ -281,13 +282,14 @@ class Session:
                     f"scoring.batch_size {size} does not fit into the memory that training leaves; halve it"
                 ) from error
             values = dict(scores.values)
-            pairs = torch.stack([scores.samples, scores.nearest], 1).flatten(0, 1)
-            self._write_grid(self.folder / "neighbours.png", pairs)
+            if len(scores.samples):
+                self._write_grid(self.folder / "neighbours.png", neighbour_grid(scores.samples, scores.nearest))
         else:
             for _ in _keep_first(samples, shown):
                 pass
-        self._write_grid(self.folder / "samples" / f"{rung:g}.png", torch.cat(shown))
-        self._write_grid(self.folder / "samples.png", torch.cat(shown))
+        grid = image_grid(torch.cat(shown))
+        self._write_grid(self.folder / "samples" / f"{rung:g}.png", grid)
+        self._write_grid(self.folder / "samples.png", grid)
 
         seconds = self._seconds()
         costs = cost.cost(
@@ -429,10 +431,10 @@ class Session:
                 f"{training.kimg:g}; name another folder"
             )
 
-    def _write_grid(self, path: Path, images: Tensor) -> None:
-        if self.rank == 0 and len(images):
+    def _write_grid(self, path: Path, grid: Image.Image) -> None:
+        if self.rank == 0:
             content = io.BytesIO()
-            image_grid(images).save(content, "PNG")
+            grid.save(content, "PNG")
             write_atomic(path, content.getvalue())
 
 
