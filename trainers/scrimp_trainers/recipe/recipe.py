@@ -250,6 +250,8 @@ def explain(error: ValidationError) -> str:
     """Say in one line which fields were refused, with what value, and what is allowed."""
     faults = []
     for fault in error.errors():
+        if fault["loc"] and fault["loc"][-1] == "constrained-str":
+            continue  # the name of an own part was another option; the fault beside it lists Scrimp's names
         path = ".".join(_without_kind(fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "union_tag_invalid":
@@ -262,8 +264,8 @@ def explain(error: ValidationError) -> str:
 
 
 def _without_kind(location: tuple[int | str, ...]) -> list[str]:
-    """Return where a fault is, without the kind that pydantic puts after the name of a union."""
-    names = [str(name) for name in location]
+    """Return where a fault is, without what pydantic adds to say which member of a union it means."""
+    names = [str(name) for name in location if not str(name).startswith(("literal[", "constrained-"))]
     if len(names) > 1 and names[0] in UNIONS and names[1] in [*_kinds(names[0]), OWN]:
         del names[1]
     return names
