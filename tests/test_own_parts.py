@@ -71,6 +71,16 @@ def test_a_recipe_with_own_parts_trains_resumes_samples_and_is_read_back(recipe,
     assert 'scrimp.load_parts("my_parts.py")' in card
 
 
+def test_an_own_process_trains_and_samples_with_scrimps_network_and_samplers(examples, scored_digits, tmp_path):
+    text = 'parts: [my_parts.py]\ndiffusion: {kind: "my_parts:MyProcess"}\nsampler: {kind: dpmpp, steps: 4}\n'
+    (examples / "flow.yaml").write_text(text)
+    small = {"network.channels": 8, "network.attention": [], "training.kimg": 0.2, "training.batch_size": 50}
+    recipe = scrimp.Recipe.load(examples / "flow.yaml").replace(small)
+    *_, last = scrimp.train(recipe, scored_digits, tmp_path / "out")
+    assert last["loss"] < 2
+    assert scrimp.load_model(tmp_path / "out" / "model").sample(2).shape == (2, 1, 8, 8)
+
+
 def test_a_sweep_of_own_parts_runs_from_another_folder(examples, scored_digits, tmp_path):
     """Network, sampler, technique, score and proposer, in processes that know them only through the sweep's copy."""
     command = [sys.executable, ROOT / "sweep.py", "--space", "lab.yaml", "--storage", tmp_path / "runs"]
@@ -228,6 +238,7 @@ def test_check_passes_the_examples_and_names_the_broken_promise(examples, tmp_pa
     assert lines == [
         "my_parts:MyNetwork  network  ok",
         "my_parts:MySampler  sampler  ok",
+        "my_parts:MyProcess  process  ok",
         "my_parts:MyTechnique  technique  ok",
         "my_parts:MyScore  score  ok",
         "my_parts:my_proposer  proposer  ok",

@@ -137,7 +137,9 @@ def check_process(kind: str, dataset: Dataset, folder: Path) -> None:
     alpha, sigma = (over_images(scale, images) for scale in process.scales(levels))
     noisy = process.add_noise(images, noise, levels)
     _require(torch.allclose(noisy, alpha * images + sigma * noise, atol=1e-5), "add_noise is not what scales say")
-    _trained(recipe, dataset, folder / "run")
+    session = _trained(recipe, dataset, folder / "run")
+    drawn = torch.cat(list(sampling.generate(session.state.ema, recipe, 8, seed=1)))
+    _require(drawn.float().std() > 0, "all samples are one flat colour")
 
 
 def check_sampler(kind: str, dataset: Dataset, folder: Path) -> None:  # noqa: ARG001

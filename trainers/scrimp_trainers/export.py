@@ -114,10 +114,10 @@ def require_same_shape(folder: Path, network: Denoiser, codec: OpenCodec | None,
 
 
 def _sampler(recipe: Recipe) -> Exported | None:
-    """Return how diffusers samples as the recipe does; none where a user's own sampler does not say it."""
+    """Return how diffusers samples as the recipe does; None for a user's own process, or a sampler without `export`."""
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
-    if not hasattr(sampler, "export"):
+    if parts.is_own(recipe.diffusion.kind) or not hasattr(sampler, "export"):
         return None
     return sampler.export(process, recipe.sampler, clip=not recipe.codec.on)
 
