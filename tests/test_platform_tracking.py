@@ -176,7 +176,7 @@ def test_what_has_ended_is_not_read_again(uri, client, folder, monkeypatch):
     mirror = Mirror(folder, uri)
     mirror.sync()
     reads, read = [], metrics_log.read_rows
-    monkeypatch.setattr(metrics_log, "read", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(metrics_log, "read_rows", lambda path: reads.append(path) or read(path))
     mirror.sync()
     assert set(reads) == {folder.repeat(2, 1).metrics}
     assert runs_of(client, folder)["trial 0"].data.metrics["repeats"] == 3
