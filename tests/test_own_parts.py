@@ -92,6 +92,10 @@ def test_a_sweep_of_own_parts_runs_from_another_folder(examples, scored_digits, 
     result = scrimp.Result.load(folder)
     assert result.reason == "complete"
     assert "mean_distance" in result.verdict
+    # Reading the results runs nothing of the user's.
+    with pytest.raises(UserError, match=r"my_parts\.py has not been loaded"):
+        _ = result.best_recipe
+    assert result.rank({"kimg": "minimize"}).verdict
     best = scrimp.Recipe.load(folder / "best_recipe.yaml")
     assert best.network.kind == "my_parts:MyNetwork"
     assert best.parts == (folder / "parts" / "my_parts.py",)

@@ -52,7 +52,7 @@ def test_another_objective_ranks_by_it(folder, capsys):
         (["--constraint", "memorized_fraction=0.1"], "write it as 'SCORE<=LIMIT'"),
         (["--constraint", "memorized_fraction<=few"], "write it as 'SCORE<=LIMIT'"),
         (["--constraint", "memorized_fraction<=nan"], "write it as 'SCORE<=LIMIT'"),
-        (["--constraint", "quality<=1"], "quality: no such score"),
+        (["--constraint", "quality<=1"], "quality: was not measured in this sweep"),
         (["--constraint", "kd_classifier<=1"], "was not measured in this sweep"),
         (["--objective", "fd_classifier"], "SCORE:minimize or SCORE:maximize"),
     ],

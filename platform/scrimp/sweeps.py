@@ -18,6 +18,7 @@ from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Result:
     def best_recipe(self) -> Recipe | None:
         """The recipe of the best trial; None if no trial was trained to the end within the constraints."""
         files = self._best_repeat
-        return Recipe.load(files.recipe) if files else None
+        return recipes.read(files.recipe) if files else None
 
     def model(self, *, device: str | None = None) -> Model:
         """Load the model of the best trial's typical repeat, whose score is nearest to the trial's mean.

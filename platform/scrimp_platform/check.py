@@ -139,7 +139,7 @@ def check_process(kind: str, dataset: Dataset, folder: Path) -> None:
     _require(torch.allclose(noisy, alpha * images + sigma * noise, atol=1e-5), "add_noise is not what scales say")
     session = _trained(recipe, dataset, folder / "run")
     drawn = torch.cat(list(sampling.generate(session.state.ema, recipe, 8, seed=1)))
-    _require(drawn.float().std() > 0, "all samples are one flat colour")
+    _require(bool(drawn.float().std() > 0), "all samples are one flat colour")
 
 
 def check_sampler(kind: str, dataset: Dataset, folder: Path) -> None:  # noqa: ARG001

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scrimp_platform.search.records import Trial
-from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
@@ -45,11 +44,15 @@ def with_goals(
     Raises
     ------
     UserError
-        If a score is unknown, or not measured with the space's settings.
+        If a direction or a bound is not valid. Whether a score was measured is for `require_measured`.
     """
     goals = {"objectives": objectives, "constraints": constraints}
     changes = {name: value for name, value in goals.items() if value}
-    return spaces.parse_space(space.model_dump() | changes, "report")
+    try:
+        # Not `parse_space`, which would load the recipe and so run files of own parts, only because a sweep names them.
+        return Space.model_validate(space.model_dump() | changes)
+    except UserError as error:
+        raise UserError(f"report: {error}") from None
 
 
 def require_measured(space: Space, trials: Sequence[Trial]) -> None:
