@@ -112,6 +112,24 @@ def test_every_two_ends_of_ranges_meet_in_a_corner_where_their_conditions_allow_
     assert not any({"optimizer.weight_decay", "optimizer.eps"} <= corner.keys() for corner in corners)
 
 
+def test_fields_of_another_kind_are_searched_where_that_kind_is():
+    search = {
+        "network.kind": {"choice": ["unet", "dit"]},
+        "network.patch_size": {"choice": [1, 2, 4], "when": {"network.kind": ["dit"]}},
+        "network.heads": {"int": [2, 6], "step": 2, "when": {"network.kind": ["dit"]}},
+        "network.blocks": {"int": [1, 2], "when": {"network.kind": ["unet"]}},
+    }
+    space = spaces.parse_space(GOOD | {"search": search}, "space")
+    corners = list(space.corners())
+    assert {"network.kind": "dit", "network.patch_size": 4, "network.heads": 2} in corners
+    assert {"network.kind": "unet", "network.blocks": 2} in corners
+    assert not any({"network.blocks", "network.heads"} <= corner.keys() for corner in corners)
+
+    search["network.patch_size"] = {"choice": [1, 2]}
+    with pytest.raises(UserError, match=r"network\.patch_size: a recipe has no such field"):
+        spaces.parse_space(GOOD | {"search": search}, "space")
+
+
 def test_the_base_recipe_is_as_long_as_the_last_rung_and_has_the_overrides():
     space = spaces.parse_space(GOOD | {"override": {"network.channels": 16}, "budget": {"rungs_kimg": [1, 7]}}, "space")
     base = space.base()

@@ -225,16 +225,30 @@ class Space(Section):
             if all(values.get(other) in allowed for other, allowed in span.when.items())
         ]
 
+    def example_with(self, path: str) -> Recipe:
+        """Return a recipe in which a searched field is proposed: its conditions hold, and those of their fields.
+
+        A field of another `kind` than the base recipe's exists only there.
+        """
+        values: dict[str, Any] = {}
+        pending = [path]
+        while pending:
+            for other, allowed in self.search[pending.pop()].when.items():
+                if other not in values:
+                    values[other] = allowed[0]
+                    pending.append(other)
+        return self.base().replace(values)
+
     def corners(self) -> Iterator[dict[str, Any]]:
         """Yield a whole proposal for every two ends of ranges that may be proposed together.
 
         The other fields have the base recipe's value where their range and the conditions of the two allow it.
         """
         base = self.base()
-        usual = {
-            path: [value for value in (value_of(base, path), span.extremes()[0]) if span.allows(value)]
-            for path, span in self.search.items()
-        }
+        usual: dict[str, list[Any]] = {}
+        for path, span in self.search.items():
+            candidates = [*_values_of(base, path), span.extremes()[0]]
+            usual[path] = [value for value in candidates if span.allows(value)]
         ends = [{path: value} for path, span in self.search.items() for value in span.extremes()]
         for one, other in itertools.combinations_with_replacement(ends, 2):
             if one.keys() != other.keys() or one == other:
@@ -303,9 +317,10 @@ def parse_space(tree: Any, where: str) -> Space:
         require_objectives([*space.objectives, *space.constraints], space.scoring)
         if space.arms:
             return _of_arms(space)
-        space = _of_whole_numbers(space)
         for path, span in space.search.items():
             _check_conditions(space, path, span)
+        space = _of_whole_numbers(space)
+        for path, span in space.search.items():
             _check_values(space, path, span)
         _check_corners(space)
     except UserError as error:
@@ -327,6 +342,14 @@ def value_of(recipe: Recipe, path: str) -> Any:
             raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
         node = node[name]
     return node
+
+
+def _values_of(recipe: Recipe, path: str) -> list[Any]:
+    """Return the value of a field in a list, or an empty list where this recipe has no such field."""
+    try:
+        return [value_of(recipe, path)]
+    except UserError:
+        return []
 
 
 def _of_arms(space: Space) -> Space:
@@ -361,7 +384,7 @@ def _of_whole_numbers(space: Space) -> Space:
     search = {}
     for path, span in space.search.items():
         bounds = span.uniform or span.loguniform or span.int
-        value_of(space.base(), path)  # refuses a path that does not exist
+        value_of(space.example_with(path), path)  # refuses a path that does not exist
         is_whole, multiple = recipes.whole(path)
         if not bounds or not is_whole:
             search[path] = span
@@ -378,10 +401,10 @@ def _of_whole_numbers(space: Space) -> Space:
 
 def _check_values(space: Space, path: str, span: Range) -> None:
     """Refuse a range within which a field allows some values and not others."""
-    base = space.base()
+    recipe = space.example_with(path)
     for value in [*span.extremes(), *span.examples()]:
         try:
-            recipes.check_field(base, path, value)
+            recipes.check_field(recipe, path, value)
         except UserError as error:
             raise UserError(f"search.{path}: {value!r} may be proposed, but {error}") from None
 
@@ -402,7 +425,7 @@ def _check_corners(space: Space) -> None:
         try:
             base.replace(values)
         except UserError as error:
-            changed = {path: value for path, value in values.items() if value != value_of(base, path)}
+            changed = {path: value for path, value in values.items() if [value] != _values_of(base, path)}
             given = ", ".join(f"{path} {value}" for path, value in changed.items())
             raise UserError(f"search: {given} may be proposed, but {error}") from None
 

@@ -123,7 +123,7 @@ class Recipe(Section):
                 tree[name] = {leaf: value for leaf, value in tree[name].items() if leaf in known}
         for path, value in fields.items():
             section, _, leaf = path.rpartition(".")
-            is_own = section in UNIONS and parts.is_own(str(fields.get(f"{section}.kind", tree[section]["kind"])))
+            is_own = section in PARTS and parts.is_own(str(fields.get(f"{section}.kind", tree[section]["kind"])))
             if path not in PATHS and not is_own:
                 raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
             node = tree[section] if section else tree
@@ -161,10 +161,16 @@ def sections_of(name: str) -> list[type[Section]]:
 
 def _sections(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type):
-        kind = getattr(annotation, "model_fields", {}).get("kind")
-        is_base = kind is not None and kind.is_required()  # of a user's own parts
-        return [annotation] if issubclass(annotation, Section) and not is_base else []
+        return [annotation] if issubclass(annotation, Section) and not _is_open(annotation) else []
     return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _is_open(annotation: Any) -> bool:
+    """Whether a union has a member without a kind of its own: the base of a user's own parts."""
+    if isinstance(annotation, type):
+        kind = getattr(annotation, "model_fields", {}).get("kind")
+        return kind is not None and kind.is_required()
+    return any(map(_is_open, get_args(annotation)))
 
 
 def _paths() -> frozenset[str]:
@@ -199,6 +205,8 @@ def _offering(need: str) -> list[str]:
 
 UNIONS = tuple(name for name in Recipe.model_fields if _kinds(name))
 """Fields whose section has a `kind`."""
+PARTS = tuple(name for name, field in Recipe.model_fields.items() if _is_open(field.annotation))
+"""Those whose kind names a part: each has a section and a file of its own, and may be a user's."""
 PATHS = _paths()
 
 
@@ -229,6 +237,11 @@ def check_field(recipe: Recipe, path: str, value: Any) -> None:
         Names the value and what is allowed.
     """
     section, _, leaf = path.partition(".")
+    if section in PARTS and leaf == "kind":
+        if not parts.is_own(str(value)) and value not in _kinds(section):
+            raise UserError(f"{path}: there is no {value!r}; use {', '.join(_kinds(section))}")
+        _section(section, value)
+        return
     kind = type(getattr(recipe, section))
     if not leaf or leaf not in kind.model_fields:
         return
