@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import yaml_files
@@ -272,7 +271,7 @@ class Space(Section):
 
     def to_yaml(self) -> str:
         """Return the whole space as YAML that `load_space` reads back unchanged."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+        return yaml_files.to_yaml(self.model_dump(mode="json", exclude_defaults=True))
 
 
 def names() -> list[str]:

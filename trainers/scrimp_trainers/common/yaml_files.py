@@ -1,4 +1,4 @@
-"""The only reader of YAML. It accepts a plain, unambiguous subset and rejects the rest with a one-line error.
+"""The only reader and writer of YAML. It reads a plain, unambiguous subset and rejects the rest with a one-line error.
 
 PyYAML takes the last of two equal keys, expands aliases without limit, and reads `1e-3` as text and `1:30` as 90. Here
 a document is built from the parser's events instead: each key once, no aliases, no tags.
@@ -37,7 +37,26 @@ INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9][0-9_]*_[0-9_.]*|[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?)")
 NOT_A_NUMBER = (".nan", ".NaN", ".NAN")
 
+NUMBERS = (INTEGER, FLOAT, INFINITE, ODD_NUMBER)
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `parse_yaml` reads back: PyYAML leaves text such as `08` and `0E0` without quotes."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_number = any(pattern.fullmatch(text) for pattern in NUMBERS)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if is_number else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(tree: Any) -> str:
+    """Return plain values as YAML that `parse_yaml` reads back unchanged."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def read_yaml(path: Path, where: str) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import parts, yaml_files
@@ -132,7 +131,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """Return the whole recipe as YAML that `load` reads back unchanged."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        return yaml_files.to_yaml(self.model_dump(mode="json"))
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
