@@ -14,6 +14,7 @@ from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.denoiser import Denoiser
@@ -131,8 +132,9 @@ def _guided_denoiser(network: Denoiser, process: Process, recipe: Recipe, number
     guidance = recipe.sampler.guidance
     device = network.device
     conditions = NOTHING
-    if network.classes:
-        conditions = Conditions(labels=torch.tensor(numbers, device=device) % network.classes)
+    conditioner = conditioner_for(network.classes)
+    if conditioner:
+        conditions = Conditions(labels=conditioner.for_samples(numbers, device))
 
     def predict(x: Tensor, levels: Tensor) -> Tensor:
         heartbeat.beat()

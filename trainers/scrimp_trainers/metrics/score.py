@@ -12,6 +12,7 @@ from torch import Tensor
 from scrimp_trainers.common import heartbeat
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.ranks import rank_0_first
+from scrimp_trainers.conditioning.classes import Classes
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.metrics import fidelity, memorisation, references
@@ -70,7 +71,7 @@ class Scorer:
         samples
             uint8 [b, C, H, W], at least one image a rank. Sample i of the whole is rank `i % world`'s.
         classes
-            Number of classes that the model was told: sample i is of class `i % classes`. 0 for none.
+            Number of classes that the model was told, those of `Classes.for_samples`. 0 for none.
 
         Returns
         -------
@@ -128,7 +129,7 @@ class Scorer:
         known = len(self.dataset.manifest.classes or [])
         if self.labels is None or classes != known or len(features) < CLASS_SMALLEST * classes:
             return {}
-        labels = torch.arange(len(features), device=features.device) % classes
+        labels = Classes(classes).for_samples(range(len(features)), features.device)
         return fidelity.class_scores(self.extractor.name, features, labels, self.reference, self.labels)
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -21,6 +21,8 @@ from scrimp_trainers.common import foreach, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.errors import Diverged
 from scrimp_trainers.common.seeds import seed_of
+from scrimp_trainers.conditioning.classes import conditioner_for
+from scrimp_trainers.conditioning.conditioner import Conditioner, hide
 from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.diffusion import weighting
@@ -89,6 +91,7 @@ def train(
     """
     training = recipe.training
     process = parts.build("diffusion", recipe.diffusion)
+    conditioner = conditioner_for(state.network.classes)
     global_batch = training.batch_size
     rank_batch = global_batch // world
     rank_slice = slice(rank * rank_batch, (rank + 1) * rank_batch)
@@ -144,7 +147,7 @@ def train(
             negative = ood.jigsaw(target, generator, global_batch=global_batch, rank_slice=rank_slice)
 
         # Condition.
-        labels = _drop_labels(batch.labels, recipe, state.network.classes, generator, rank_slice)
+        labels = _drawn_labels(conditioner, batch, recipe, generator, rank_slice)
         conditions = Conditions(labels, augment_labels, coordinates)
         class_factors = None
         if prepared.loss_weights is not None:
@@ -286,18 +289,19 @@ def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slic
     return torch.randn(global_batch, *shape[1:], generator=generator, device=generator.device)[rank_slice]
 
 
-def _drop_labels(
-    labels: Tensor | None, recipe: Recipe, classes: int, generator: torch.Generator, rank_slice: slice
+def _drawn_labels(
+    conditioner: Conditioner | None, batch: Batch, recipe: Recipe, generator: torch.Generator, rank_slice: slice
 ) -> Tensor | None:
-    """Return the labels for the network, some replaced at random by the null class; none if it takes no labels."""
-    if not classes or labels is None:
+    """Return what the network is told of the batch, at random hidden; none if it takes no labels or there are none."""
+    if conditioner is None or batch.labels is None:
         return None
 
+    labels = conditioner.of(batch)
     drop_probability = recipe.conditioning.label_drop
     if not drop_probability:
         return labels
     uniform = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[rank_slice]
-    return labels.masked_fill(uniform < drop_probability, classes)
+    return hide(conditioner, labels, uniform < drop_probability)
 
 
 def unscale_gradients(parameters: list[Tensor], scale: float) -> None:
