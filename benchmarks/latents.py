@@ -55,7 +55,7 @@ def ours(folder: Path, device: str, batch_size: int) -> Iterator[object]:
     where, codec = devices.select_device(device), settings(folder)
     opened, latents = open_codec(codec, where, 3), open_latents(open_dataset(folder / "dataset"), codec, where)
     for batch in latent_batches(latents, None, batch_size=batch_size, seed=0, device=where, flip=True):
-        yield opened.draw(batch.images, partial(torch.randn, device=where))
+        yield opened.draw(batch.values, partial(torch.randn, device=where))
 
 
 def theirs(folder: Path, device: str, batch_size: int) -> Iterator[object]:
@@ -64,7 +64,7 @@ def theirs(folder: Path, device: str, batch_size: int) -> Iterator[object]:
     opened = open_codec(settings(folder), where, 3)
     dataset = open_dataset(folder / "dataset")
     for batch in batches(dataset, batch_size=batch_size, seed=0, device=where, flip=True):
-        yield opened.draw(opened.moments(batch.images), partial(torch.randn, device=where))
+        yield opened.draw(opened.moments(batch.values), partial(torch.randn, device=where))
 
 
 def settings(folder: Path) -> Codec:

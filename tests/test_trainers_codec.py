@@ -147,7 +147,7 @@ def test_draws_from_the_cache_are_distributed_as_encoding_at_every_step(autoenco
     ours, theirs = [], []
     for _ in range(times):
         normal = torch.randn(posterior.mean.shape, generator=generator)
-        ours.append(draw(batch.images, normal, 1.0, 0.0))
+        ours.append(draw(batch.values, normal, 1.0, 0.0))
         theirs.append(posterior.sample(generator))
     # Standard errors of the differences: of means sqrt(2 / n) std, of standard deviations sqrt(1 / n) std.
     ours, theirs = torch.stack(ours), torch.stack(theirs)
@@ -178,7 +178,7 @@ def test_batches_are_of_the_images_that_pixels_would_be_of(autoencoders, dataset
         for name in ("index", "flipped", "labels"):
             assert torch.equal(getattr(pixel, name), getattr(latent, name))
         expected = latents.moments[latent.index, latent.flipped.long()].float()
-        assert torch.equal(latent.images, expected)
+        assert torch.equal(latent.values, expected)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():

@@ -45,7 +45,7 @@ def indices(drawn: list[Batch]) -> list[int]:
 
 
 def assert_same(batch: Batch, other: Batch) -> None:
-    for name in ("images", "labels", "index", "flipped"):
+    for name in ("values", "labels", "index", "flipped"):
         torch.testing.assert_close(getattr(batch, name), getattr(other, name), rtol=0, atol=0)
 
 
@@ -60,8 +60,8 @@ def test_batches_hold_the_images_they_say(resident_bytes: int, datasets: dict[in
         expected = images[batch.index.numpy()]
         mirrored = batch.flipped.numpy()
         expected[mirrored] = expected[mirrored, :, :, ::-1]
-        assert batch.images.dtype == torch.uint8
-        np.testing.assert_array_equal(batch.images.numpy(), expected)
+        assert batch.values.dtype == torch.uint8
+        np.testing.assert_array_equal(batch.values.numpy(), expected)
         np.testing.assert_array_equal(batch.labels, labels[batch.index.numpy()])
 
 
@@ -111,8 +111,8 @@ def test_every_epoch_has_every_image_once_whatever_the_ranks(
     alone = draw(datasets[count], steps, **options)
     ranks = [draw(datasets[count], steps, **options, rank=rank, world=world) for rank in range(world)]
     for step, whole in enumerate(alone):
-        joined = [torch.cat([getattr(ranks[r][step], name) for r in range(world)]) for name in ("images", "index")]
-        assert torch.equal(joined[0], whole.images)
+        joined = [torch.cat([getattr(ranks[r][step], name) for r in range(world)]) for name in ("values", "index")]
+        assert torch.equal(joined[0], whole.values)
         assert torch.equal(joined[1], whole.index)
     sequence = indices(alone)
     for epoch in range(3):

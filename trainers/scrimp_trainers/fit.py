@@ -3,6 +3,7 @@
 from scrimp_trainers.codecs import pretrained
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import RESIDENT, Manifest
+from scrimp_trainers.data.modalities.modality import has_mirror, modality_of, train_bytes
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
 from scrimp_trainers.recipe.techniques import Coreset, Patches, Reweighting
 
@@ -17,12 +18,16 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
     """
     if recipe.conditioning.classes and not manifest.classes:
         raise UserError(f"dataset {manifest.name} has no classes, but the recipe sets conditioning.classes")
+    if recipe.training.flip and not has_mirror(modality_of(manifest)):
+        raise UserError(
+            f"training.flip: {manifest.modality} of dataset {manifest.name} have no mirror images; turn it off"
+        )
 
     # Techniques that run before training.
     check_class_weights(recipe.reweighting, manifest)
     if recipe.reweighting.on:
         samples_by_weight = recipe.reweighting.enters == "sampling"
-        if samples_by_weight and not recipe.codec.on and manifest.train_bytes > RESIDENT:
+        if samples_by_weight and not recipe.codec.on and train_bytes(manifest) > RESIDENT:
             raise UserError(
                 f"reweighting.enters: dataset {manifest.name} is too large to draw its images by weight, more than "
                 f"{RESIDENT >> 30} GiB; use `loss`"

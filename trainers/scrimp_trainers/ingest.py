@@ -21,8 +21,10 @@ from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName, Summary
+from scrimp_trainers.data.modalities.images import Images, channels_first
+from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.data.options import Options
-from scrimp_trainers.data.pixels import pixel_limit, to_png
+from scrimp_trainers.data.pixels import pixel_limit
 from scrimp_trainers.data.reading import TAR_BYTES, Progress, UsableImages, map_in_order, read_images, select
 from scrimp_trainers.data.shards import Sample, write_shards
 from scrimp_trainers.data.sources import open_source
@@ -152,39 +154,37 @@ def _write_splits(
 ) -> tuple[str, dict[SplitName, Split]]:
     """Write the shards of all splits. Return the content hash, and the splits for the manifest."""
     classes = usable["train"].source.classes
-    pixels = usable["train"].pixels
-    size = pixels.shape[1]
-    channels = 3 if pixels.ndim == 4 else 1
-    image_bytes = size * size * channels
+    size = usable["train"].pixels.shape[1]
+    channels = 3 if usable["train"].pixels.ndim == 4 else 1
+    modality = Images(size, channels)
     content = hashlib.sha256(json.dumps([size, channels, classes]).encode())
     splits: dict[SplitName, Split] = {}
 
+    def encode(pixels: np.ndarray) -> tuple[bytes, str]:
+        """Return an image's file, and the hash of its pixels."""
+        return modality.encode(channels_first(pixels)), hashlib.sha256(pixels.tobytes()).hexdigest()
+
     def samples(split: SplitName, images: UsableImages, labels: np.ndarray | None) -> Iterator[Sample]:
         rows = chosen[split]
-        encoded = map_in_order(lambda row: _encode(images.pixels[row]), rows, options.workers)
-        for row, (png, digest) in zip(rows, encoded, strict=True):
+        encoded = map_in_order(lambda row: encode(images.pixels[row]), rows, options.workers)
+        for row, (data, digest) in zip(rows, encoded, strict=True):
             key = f"{images.numbers[row]:08d}"
             label = None if labels is None else int(labels[row])
             content.update(f"{split} {key} {label} {digest}\n".encode())
-            yield Sample(key, png, label)
+            yield Sample(key, data, label)
 
     total = sum(len(rows) for rows in chosen.values())
-    with explain_disk_full(folder.parent, total * (image_bytes + TAR_BYTES)):
+    with explain_disk_full(folder.parent, total * (modality.item_bytes + TAR_BYTES)):
         for split, rows in chosen.items():
             images = usable["reference" if split == "reference" else "train"]
             labels = images.labels if images.source.classes == classes else None
-            shards = write_shards(samples(split, images, labels), folder, split, image_bytes)
+            shards = write_shards(samples(split, images, labels), folder, split, modality)
 
             per_class = None
             if labels is not None and classes is not None:
                 per_class = np.bincount(labels[rows], minlength=len(classes)).tolist()
             splits[split] = Split(count=len(rows), per_class=per_class, shards=shards)
     return content.hexdigest(), splits
-
-
-def _encode(pixels: np.ndarray) -> tuple[bytes, str]:
-    """Return an image as PNG, and the hash of its pixels."""
-    return to_png(pixels), hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _summary(
@@ -286,7 +286,7 @@ def _labelled_images(dataset: Dataset, split: SplitName) -> tuple[np.ndarray, np
 
 def _splits_in_memory(manifest: Manifest) -> dict[SplitName, Split]:
     """Keep the first shards of each split that fit into memory. Images are in random order, so they represent all."""
-    max_images = CLASSIFIER_BYTES // (manifest.size**2 * manifest.channels)
+    max_images = CLASSIFIER_BYTES // modality_of(manifest).item_bytes
     splits: dict[SplitName, Split] = {}
     for name, split in manifest.splits.items():
         images_up_to = np.cumsum([shard.count for shard in split.shards])

@@ -24,7 +24,6 @@ from scrimp_trainers.common.files import atomic_file, is_disk_full, locked
 from scrimp_trainers.data.batch import Batch, to_device
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import draw_indices
-from scrimp_trainers.data.pixels import from_png
 from scrimp_trainers.data.shards import read_shard
 from scrimp_trainers.recipe.techniques import Codec
 
@@ -137,10 +136,10 @@ def _encoded(
         for shard in split.shards:
             where = str(dataset.folder / shard.file)
             decoded = pool.map(
-                lambda sample, where=where: from_png(sample.png, manifest.size, manifest.channels, where),
+                lambda sample, where=where: dataset.modality.decode(sample.data, where),
                 read_shard(dataset.folder, shard),
             )
-            for images in torch.from_numpy(np.stack(list(decoded))).split(BLOCK):
+            for images in dataset.modality.collate(list(decoded)).values.split(BLOCK):
                 both = codec.moments(images), codec.moments(images.flip(3))
                 yield torch.stack(both, 1).half().cpu()
                 done += len(images)

@@ -11,14 +11,17 @@ from torch import Tensor
 class Batch:
     """One rank's images of one step, on its device."""
 
-    images: Tensor
-    """uint8 [B, C, H, W], already flipped where `flipped`; with a codec its moments, float [B, 2c, h, w]."""
+    values: Tensor
+    """[B, ...], what the codec encodes: the items' values, of images uint8 [B, C, H, W], already mirrored where
+    `flipped`; or what it has cached of them, of an autoencoder its moments, float [B, 2c, h, w]."""
     labels: Tensor | None
     """int64 [B], or None if the dataset has no classes."""
     index: Tensor
     """int64 [B], positions in the training split."""
     flipped: Tensor
     """bool [B], which images are mirrored left to right."""
+    mask: Tensor | None = None
+    """Where items are, and not padding, as in `Items`."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +57,5 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def mirror(images: Tensor, flipped: Tensor) -> Tensor:
-    """Mirror the marked images [B, C, H, W] left to right."""
-    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+    """Mirror the marked images [B, ..., W] left to right."""
+    return torch.where(flipped.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.batch import Batch, draw_epoch, mirror, to_device
+from scrimp_trainers.data.batch import Batch, draw_epoch, to_device
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import RESIDENT
+from scrimp_trainers.data.modalities.modality import mirrored, train_bytes
 
 
 def batches(
@@ -47,7 +48,7 @@ def batches(
     sampling_weights
         Proportional to the probability with which each of these images is drawn; None for each image once an epoch.
     resident_bytes
-        A dataset is kept on the device if its pixels take at most this many bytes. The order of images depends on it,
+        A dataset is kept on the device if its items take at most this many bytes. The order of images depends on it,
         so it is a constant, whatever memory a machine has.
     workers
         Loader processes per rank when streaming.
@@ -62,7 +63,7 @@ def batches(
     device = torch.device(device)
     manifest = dataset.manifest
 
-    if manifest.train_bytes <= resident_bytes:
+    if train_bytes(manifest) <= resident_bytes:
         indices = draw_indices(
             manifest.splits["train"].count,
             batch_size,
@@ -138,14 +139,15 @@ def draw_indices(
 def _resident_batches(
     dataset: Dataset, indices: Iterator[tuple[Tensor, Tensor]], device: torch.device, flip: bool
 ) -> Iterator[Batch]:
-    """Keep all images on the device, and take batches from there."""
-    all_images, all_labels, _ = dataset.images("train")
-    images = torch.from_numpy(all_images).to(device)
+    """Keep all items on the device, and take batches from there."""
+    all_items, all_labels, _ = dataset.items("train")
+    items = all_items.to(device)
     labels = None if all_labels is None else torch.from_numpy(all_labels).to(device)
 
     for index, flipped in indices:
-        batch_images = images[index]
+        drawn = items[index]
+        values = drawn.values
         if flip:
-            batch_images = mirror(batch_images, flipped)
+            values = mirrored(dataset.modality, values, flipped)
         batch_labels = None if labels is None else labels[index]
-        yield Batch(batch_images, batch_labels, index, flipped)
+        yield Batch(values, batch_labels, index, flipped, drawn.mask)

@@ -16,7 +16,7 @@ MAX_NAME_LENGTH = 100
 MAX_SIZE = 4096
 MAX_MESSAGE_LENGTH = 300
 RESIDENT = 2 * 2**30
-"""Training images of at most this many bytes are kept in memory; larger datasets are streamed from their shards."""
+"""Training items of at most this many bytes are kept in memory; larger datasets are streamed from their shards."""
 SplitName = Literal["train", "holdout", "reference"]
 
 
@@ -105,14 +105,16 @@ class Manifest(ManifestModel):
 
     schema_version: Literal[1] = 1
     """Version of this format."""
+    modality: str = "images"
+    """What the items are: a kind of `data/modalities/`, or a user's own."""
     name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH)
     """Name in experiments and reports."""
     content_hash: str
     """SHA-256 over every split's keys, classes and pixels: equal hashes mean equal data."""
     size: int = Field(ge=1, le=MAX_SIZE)
     """Height and width of the images, in pixels."""
-    channels: Literal[1, 3]
-    """Grey or RGB."""
+    channels: int = Field(ge=1)
+    """1 for grey images, 3 for RGB."""
     classes: list[str] | None
     """Names of the classes 0, 1, ...; None without labels."""
     splits: dict[SplitName, Split]
@@ -125,11 +127,6 @@ class Manifest(ManifestModel):
     """What `scrimp prepare` read from the sources."""
     provenance: dict[str, str | int | float | bool | None]
     """Source and options from which the dataset was made."""
-
-    @property
-    def train_bytes(self) -> int:
-        """Size of the training images in memory, as uint8."""
-        return self.splits["train"].count * self.channels * self.size**2
 
     def to_json(self) -> str:
         """Return the text of `dataset.json`."""

@@ -1,18 +1,17 @@
-"""Convert image files to grey or RGB squares of uint8, and these to PNG and back."""
+"""Convert image files to grey or RGB squares of uint8."""
 
-import io
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
-from scrimp_trainers.common.errors import DamagedData, UserError
+from scrimp_trainers.common.errors import UserError
 
 ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
 SUFFIXES = frozenset(ENDINGS.split(" "))
@@ -201,31 +200,3 @@ def crop_and_resize(image: Image.Image, size: int | None, where: str) -> Image.I
     top = (height - crop) // 2
     cropped = image.crop((left, top, left + crop, top + crop))
     return cropped.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def to_png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 [H, W] or [H, W, 3] as PNG, with fixed settings and no metadata."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def from_png(data: bytes, size: int, channels: Literal[1, 3], where: str) -> np.ndarray:
-    """Decode a PNG of a prepared dataset to uint8 [C, H, W].
-
-    Raises
-    ------
-    DamagedData
-        If it is not a PNG of this size and number of channels.
-    """
-    mode = "L" if channels == 1 else "RGB"
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (size, size) or image.mode != mode:
-                raise DamagedData(f"{where}: is {image.mode} {image.size}, not what the manifest says")
-            pixels = np.asarray(image)
-    except DECODING_ERRORS as error:
-        raise DamagedData(f"{where}: damaged ({error}); prepare the dataset again") from None
-    if channels == 1:
-        return pixels[None]
-    return pixels.transpose(2, 0, 1)

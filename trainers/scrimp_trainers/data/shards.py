@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which each `<key>.png` follows its `<key>.cls`."""
+"""WebDataset shards: tar files in which each item's file, such as `<key>.png`, follows its `<key>.cls`."""
 
 import hashlib
 import io
@@ -11,43 +11,38 @@ from pathlib import Path
 
 from scrimp_trainers.common.errors import DamagedData
 from scrimp_trainers.data.manifest import Shard
+from scrimp_trainers.data.modalities.modality import Modality
 
 MOST_IMAGES = 1000
 MOST_BYTES = 64 * 2**20
-"""Largest number of images in a shard, and of bytes of their pixels."""
+"""Largest number of images, or other items, in a shard, and of bytes of their values."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a shard, still encoded."""
+    """One item of a shard, still encoded."""
 
     key: str
     """A name without dots, unique in its split."""
-    png: bytes
-    """The PNG file."""
+    data: bytes
+    """The item's file."""
     label: int | None
     """Its class; None if the dataset has no classes."""
 
 
-def write_shards(samples: Iterable[Sample], folder: Path, prefix: str, pixels: int) -> list[Shard]:
-    """Write samples to `<prefix>-000000.tar` and so on. Equal samples give identical files.
-
-    Parameters
-    ----------
-    pixels
-        Bytes of one decoded image, which determine how many images go into a shard.
-    """
-    images_per_shard = max(1, min(MOST_IMAGES, MOST_BYTES // pixels))
+def write_shards(samples: Iterable[Sample], folder: Path, prefix: str, modality: Modality) -> list[Shard]:
+    """Write samples to `<prefix>-000000.tar` and so on. Equal samples give identical files."""
+    items_per_shard = max(1, min(MOST_IMAGES, MOST_BYTES // modality.item_bytes))
     shards: list[Shard] = []
     remaining = iter(samples)
-    while batch := list(islice(remaining, images_per_shard)):
+    while batch := list(islice(remaining, items_per_shard)):
         path = folder / f"{prefix}-{len(shards):06d}.tar"
         with path.open("w+b") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for sample in batch:
                     if sample.label is not None:
                         _add(tar, f"{sample.key}.cls", str(sample.label).encode())
-                    _add(tar, f"{sample.key}.png", sample.png)
+                    _add(tar, f"{sample.key}.{modality.suffix}", sample.data)
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)

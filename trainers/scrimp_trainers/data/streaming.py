@@ -9,7 +9,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.batch import Batch, draw_epoch, mirror
+from scrimp_trainers.data.batch import Batch, draw_epoch
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import Shard
-from scrimp_trainers.data.pixels import from_png
+from scrimp_trainers.data.modalities.modality import mirrored
 from scrimp_trainers.data.shards import verify_shard
 
 SHUFFLE = 1000
@@ -56,18 +56,18 @@ def stream(
         if isinstance(parts, UserError):
             raise parts
 
-        images, labels, index, flipped = parts
-        images = images.to(device, non_blocking=True)
-        flipped = flipped.to(device, non_blocking=True)
+        values, labels, index, flipped, mask = _to_device(parts, device)
         if flip:
-            images = mirror(images, flipped)
-        if labels is not None:
-            labels = labels.to(device, non_blocking=True)
-        yield Batch(images, labels, index.to(device, non_blocking=True), flipped)
+            values = mirrored(dataset.modality, values, flipped)
+        yield Batch(values, labels, index, flipped, mask)
 
 
-_BatchParts = tuple[Tensor, Tensor | None, Tensor, Tensor]
-"""Images, labels, index and flipped, as in `Batch`."""
+_BatchParts = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
+"""The fields of a `Batch`."""
+
+
+def _to_device(parts: _BatchParts, device: torch.device) -> _BatchParts:
+    return cast(_BatchParts, tuple(None if part is None else part.to(device, non_blocking=True) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -173,19 +173,20 @@ class _Consumer(IterableDataset[Any]):
                 yield position, sample
 
     def _decode_batch(self, encoded: list[_EncodedImage]) -> _BatchParts:
-        manifest = self.dataset.manifest
-        images: list[np.ndarray] = []
+        modality = self.dataset.modality
+        decoded: list[np.ndarray] = []
         for image in encoded:
             sample = image.sample
             where = f"{sample['__url__']}: {sample['__key__']}"
-            images.append(from_png(sample["png"], manifest.size, manifest.channels, where))
+            decoded.append(modality.decode(sample[modality.suffix], where))
+        items = modality.collate(decoded)
 
         labels = None
-        if manifest.splits["train"].per_class is not None:
+        if self.dataset.manifest.splits["train"].per_class is not None:
             labels = torch.tensor([int(image.sample["cls"]) for image in encoded])
         index = torch.tensor([image.index for image in encoded])
         flipped = torch.tensor([image.flipped for image in encoded])
-        return torch.from_numpy(np.stack(images)), labels, index, flipped
+        return items.values, labels, index, flipped, items.mask
 
 
 def epoch_range(count: int, consumer: int, consumers: int, epoch: int) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def draw_picture(dataset: Dataset, settings: Coreset, scored: ScoredImages, colu
     classes = dict(list(scored.classes.items())[:MAX_CLASSES])
 
     # Layout.
-    side = _displayed_side(dataset.manifest.size)
+    side = _displayed_side(images.shape[-1])
     row_height = side + 2 * IMAGE_GAP
     block_width = columns * (side + IMAGE_GAP) - IMAGE_GAP
     kept_left = MARGIN + LABEL_WIDTH

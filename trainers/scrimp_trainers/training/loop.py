@@ -111,7 +111,7 @@ def train(
         draw = partial(_draw_normal, generator, global_batch, rank_slice)
 
         # Encode: scale pixels to [-1, 1], or sample latents from a codec's moments.
-        images = prepared.codec.draw(batch.images, draw) if prepared.codec else scaled(batch.images)
+        images = prepared.codec.draw(batch.values, draw) if prepared.codec else scaled(batch.values)
 
         # Augment.
         ambient_noise = None
