@@ -20,7 +20,7 @@ from scrimp_trainers.codecs.cache import latent_batches, open_latents
 from scrimp_trainers.common import device as devices
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.loading import batches
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import Autoencoder
 
 SIZES = {"cpu": (64, 4), "cuda": (256, 64)}
 """Pixels a side, and images a step: on a GPU those of LD-Diffusion."""
@@ -55,7 +55,7 @@ def ours(folder: Path, device: str, batch_size: int) -> Iterator[object]:
     where, codec = devices.select_device(device), settings(folder)
     opened, latents = open_codec(codec, where, 3), open_latents(open_dataset(folder / "dataset"), codec, where)
     for batch in latent_batches(latents, None, batch_size=batch_size, seed=0, device=where, flip=True):
-        yield opened.draw(batch.values, partial(torch.randn, device=where))
+        yield opened.encode(batch.values, partial(torch.randn, device=where))
 
 
 def theirs(folder: Path, device: str, batch_size: int) -> Iterator[object]:
@@ -64,12 +64,12 @@ def theirs(folder: Path, device: str, batch_size: int) -> Iterator[object]:
     opened = open_codec(settings(folder), where, 3)
     dataset = open_dataset(folder / "dataset")
     for batch in batches(dataset, batch_size=batch_size, seed=0, device=where, flip=True):
-        yield opened.draw(opened.moments(batch.values), partial(torch.randn, device=where))
+        yield opened.encode(opened.moments(batch.values), partial(torch.randn, device=where))
 
 
-def settings(folder: Path) -> Codec:
+def settings(folder: Path) -> Autoencoder:
     """Return the codec that both sides use."""
-    return Codec(kind="kl", encoder=str(folder / "vae"), decoder=str(folder / "vae"))
+    return Autoencoder(kind="kl", encoder=str(folder / "vae"), decoder=str(folder / "vae"))
 
 
 def write_autoencoder(folder: Path, widths: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import Autoencoder
 
 
 def new_autoencoder(kind: str, seed: int, **options: Any) -> Any:
@@ -29,5 +29,5 @@ def save_autoencoders(folder: Path) -> None:
     new_autoencoder("tiny", 0, scaling_factor=0.7).save_pretrained(folder / "tiny")
 
 
-def settings_of(folder: Path, kind: str) -> Codec:
-    return Codec.model_validate({"kind": kind, "encoder": str(folder / kind), "decoder": str(folder / kind)})
+def settings_of(folder: Path, kind: str) -> Autoencoder:
+    return Autoencoder.model_validate({"kind": kind, "encoder": str(folder / kind), "decoder": str(folder / kind)})

@@ -9,14 +9,14 @@ from trainers_small import CPU
 from scrimp_trainers.codecs.autoencoder import open_codec
 from scrimp_trainers.codecs.pretrained import WEIGHTS
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import Autoencoder
 
 
 def test_an_autoencoder_that_is_not_there_is_named_with_what_to_put_where(tmp_path):
     with pytest.raises(UserError, match=r"codec.decoder /no/such: no such folder, .*config.json and .*safetensors"):
-        open_codec(Codec(kind="kl", decoder="/no/such"), CPU, 3)
+        open_codec(Autoencoder(kind="kl", decoder="/no/such"), CPU, 3)
     with pytest.raises(UserError, match=r"has no config.json; name a folder"):
-        open_codec(Codec(kind="kl", decoder=str(tmp_path)), CPU, 3)
+        open_codec(Autoencoder(kind="kl", decoder=str(tmp_path)), CPU, 3)
 
 
 def test_without_a_network_the_line_says_what_the_hub_said(monkeypatch):
@@ -28,7 +28,7 @@ def test_without_a_network_the_line_says_what_the_hub_said(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(UserError, match=r"codec.decoder stabilityai/sd-vae-ft-ema: .*hub \(no connection\); name a"):
-        open_codec(Codec(kind="kl"), CPU, 3)
+        open_codec(Autoencoder(kind="kl"), CPU, 3)
 
 
 def test_an_autoencoder_of_another_kind_is_refused(autoencoders):

@@ -21,8 +21,9 @@ from trainers_small import CPU, small
 from scrimp_trainers import sampling
 from scrimp_trainers.codecs import cache as caching
 from scrimp_trainers.codecs import cache as latents_module
-from scrimp_trainers.codecs.autoencoder import OpenCodec, draw, open_codec
+from scrimp_trainers.codecs.autoencoder import OpenCodec, draw_latents, open_codec
 from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
+from scrimp_trainers.codecs.pixels import PIXELS
 from scrimp_trainers.codecs.pretrained import latent_shape
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
@@ -33,6 +34,7 @@ from scrimp_trainers.export import export_model, load_codec, load_model
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.recipe.networks import UNet
+from scrimp_trainers.recipe.techniques import Autoencoder
 from scrimp_trainers.run import train_repeat
 
 KINDS = ("kl", "tiny")
@@ -84,9 +86,9 @@ def test_latents_have_the_shape_that_planning_expects(autoencoders, kind):
     moments = codec.moments(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
     assert latent_shape(settings, 48) == (4, 6) == (codec.channels, 48 // codec.factor)
     assert moments.shape == (2, 8, 6, 6)
-    latents = codec.draw(moments, torch.randn)
+    latents = codec.encode(moments, torch.randn)
     assert latents.shape == (2, 4, 6, 6)
-    assert codec.decode(latents).shape == (2, 3, 48, 48)
+    assert codec.decoded(latents).shape == (2, 3, 48, 48)
     assert not any(parameter.requires_grad for parameter in codec.encoder.parameters())
 
 
@@ -97,18 +99,18 @@ def test_draws_are_diffusers_posterior_samples_as_its_pipelines_scale_them(autoe
     drawn = posterior.sample(generator=torch.Generator().manual_seed(3))
     normal = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(3))
     expected = (drawn - 0.1) * 0.4
-    torch.testing.assert_close(draw(codec.moments(images), normal, 0.4, 0.1), expected)
+    torch.testing.assert_close(draw_latents(codec.moments(images), normal, 0.4, 0.1), expected)
     decoder: Any = codec.decoder
     with torch.no_grad():
         decoded = decoder.decode(drawn).sample
-    torch.testing.assert_close(codec.decode(expected), decoded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(codec.decoded(expected), decoded, rtol=1e-4, atol=1e-4)
 
 
 def test_a_tiny_autoencoder_draws_its_one_latent_exactly(autoencoders):
     codec = open_codec(settings_of(autoencoders, "tiny"), CPU, 3)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     latents = encoded_by_diffusers(codec, images).latents
-    assert torch.equal(codec.draw(codec.moments(images).half().float(), torch.randn), latents.half().float() * 0.7)
+    assert torch.equal(codec.encode(codec.moments(images).half().float(), torch.randn), latents.half().float() * 0.7)
 
 
 def test_many_images_go_through_in_parts(autoencoders, monkeypatch):
@@ -117,7 +119,7 @@ def test_many_images_go_through_in_parts(autoencoders, monkeypatch):
     whole = codec.moments(images)
     monkeypatch.setattr("scrimp_trainers.codecs.autoencoder.PIXELS", 2 * 32**2)
     torch.testing.assert_close(codec.moments(images), whole)
-    torch.testing.assert_close(codec.decode(whole[:, :4]), torch.cat([codec.decode(one[None, :4]) for one in whole]))
+    torch.testing.assert_close(codec.decoded(whole[:, :4]), torch.cat([codec.decoded(one[None, :4]) for one in whole]))
 
 
 def test_grey_images_are_encoded_as_rgb_and_decoded_to_grey(autoencoders):
@@ -126,8 +128,8 @@ def test_grey_images_are_encoded_as_rgb_and_decoded_to_grey(autoencoders):
     images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
     moments = grey.moments(images)
     assert torch.equal(moments, colour.moments(images.repeat(1, 3, 1, 1)))
-    latents = grey.draw(moments, torch.randn)
-    torch.testing.assert_close(grey.decode(latents), colour.decode(latents).mean(1, keepdim=True))
+    latents = grey.encode(moments, torch.randn)
+    torch.testing.assert_close(grey.decoded(latents), colour.decoded(latents).mean(1, keepdim=True))
 
 
 # --- the cache
@@ -147,7 +149,7 @@ def test_draws_from_the_cache_are_distributed_as_encoding_at_every_step(autoenco
     ours, theirs = [], []
     for _ in range(times):
         normal = torch.randn(posterior.mean.shape, generator=generator)
-        ours.append(draw(batch.values, normal, 1.0, 0.0))
+        ours.append(draw_latents(batch.values, normal, 1.0, 0.0))
         theirs.append(posterior.sample(generator))
     # Standard errors of the differences: of means sqrt(2 / n) std, of standard deviations sqrt(1 / n) std.
     ours, theirs = torch.stack(ours), torch.stack(theirs)
@@ -272,8 +274,9 @@ def test_planning_needs_neither_torch_nor_the_hub(autoencoders):
     code = f"""
 import sys
 from scrimp_trainers.codecs.pretrained import latent_shape
-from scrimp_trainers.recipe.techniques import Codec
-print(latent_shape(Codec(kind="kl", encoder={str(autoencoders / "kl")!r}), 64), latent_shape(Codec(kind="kl"), 64))
+from scrimp_trainers.recipe.techniques import Autoencoder
+local = Autoencoder(kind="kl", encoder={str(autoencoders / "kl")!r})
+print(latent_shape(local, 64), latent_shape(Autoencoder(kind="kl"), 64))
 print([name for name in ("torch", "diffusers", "huggingface_hub") if name in sys.modules])
 """
     environment = {"PYTHONPATH": ":".join(sys.path)}
@@ -318,10 +321,11 @@ def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path
 
     _, read = load_model(tmp_path / "model")
     codec = load_codec(tmp_path / "model", read, CPU)
-    assert codec is not None
+    assert isinstance(codec, OpenCodec)
+    assert isinstance(recipe.codec, Autoencoder)
     latents = torch.randn(2, 4, 8, 8)
-    assert torch.equal(codec.decode(latents), open_codec(recipe.codec, CPU, channels).decode(latents))
-    assert load_codec(tmp_path, small(), CPU) is None
+    assert torch.equal(codec.decoded(latents), open_codec(recipe.codec, CPU, channels).decoded(latents))
+    assert load_codec(tmp_path, small(), CPU) is PIXELS
 
 
 def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_path):

@@ -4,6 +4,7 @@ from PIL import Image
 from trainers_small import small, small_state
 
 from scrimp_trainers import sampling
+from scrimp_trainers.codecs.pixels import to_pixels
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.diffusion import edm
 
@@ -99,9 +100,9 @@ def test_guidance_moves_away_from_what_is_drawn_without_a_class(monkeypatch):
 
 def test_pixels_survive_the_way_to_numbers_and_back():
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(sampling.to_pixels(values.float().div_(127.5).sub_(1)), values)
+    assert torch.equal(to_pixels(values.float().div_(127.5).sub_(1)), values)
     beyond = torch.tensor([[[[-1.5, 1.5]]]])
-    assert sampling.to_pixels(beyond).flatten().tolist() == [0, 255]
+    assert to_pixels(beyond).flatten().tolist() == [0, 255]
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

@@ -13,7 +13,7 @@ from scrimp_trainers.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scrimp_trainers.codecs.autoencoder import OpenCodec
+    from scrimp_trainers.codecs.codec import Codec
     from scrimp_trainers.networks.denoiser import Denoiser
 
 
@@ -27,8 +27,8 @@ class Model:
     """The recipe that it was trained with; its sampler draws the images."""
     network: "Denoiser" = field(repr=False)
     """The denoiser, on its device."""
-    codec: "OpenCodec | None" = field(repr=False)
-    """Decodes the latents that the network generates; None if it generates pixels."""
+    codec: "Codec" = field(repr=False)
+    """Decodes what the network generates."""
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> "Model":

@@ -20,7 +20,7 @@ from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import Autoencoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ Progress = Callable[[float, float], None]
 """Called with the amount done and the total."""
 
 
-def make_codec(kind: str | None, encoder: str | None) -> Codec:
+def make_codec(kind: str | None, encoder: str | None) -> Autoencoder:
     """Return the settings of the codec that encodes a dataset's images, once its autoencoder is found.
 
     Raises
@@ -43,9 +43,9 @@ def make_codec(kind: str | None, encoder: str | None) -> Codec:
 
     if encoder and not kind:
         raise UserError("--encoder needs --codec, which names its kind")
-    encoder = encoder or Codec().encoder
+    encoder = encoder or Autoencoder().encoder
     try:
-        codec = Codec.model_validate({"kind": kind or "none", "encoder": encoder, "decoder": encoder})
+        codec = Autoencoder.model_validate({"kind": kind or "none", "encoder": encoder, "decoder": encoder})
     except ValidationError as error:
         raise UserError(f"codec.{recipes.explain(error)}") from None
 
@@ -55,7 +55,7 @@ def make_codec(kind: str | None, encoder: str | None) -> Codec:
     return codec
 
 
-def encode(folder: Path, codec: Codec, progress: Progress | None = None) -> None:
+def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -> None:
     """Encode a dataset's images into its cache of latents."""
     from scrimp_trainers.codecs.cache import open_latents
     from scrimp_trainers.common.device import select_device
@@ -128,7 +128,7 @@ def evaluate(
     from scrimp_trainers.metrics.score import Scorer
 
     network = model.network
-    require_same_shape(model.folder, network, model.codec, manifest.load_manifest(data))
+    require_same_shape(model.folder, network, model.recipe, model.codec, manifest.load_manifest(data))
     scorer = Scorer(open_dataset(data), scoring, network.device)
     images = model.batches(scoring.samples, seed=seed, batch_size=scoring.batch_size)
     images = report_progress(images, scoring.samples, progress)

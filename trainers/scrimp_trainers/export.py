@@ -1,27 +1,23 @@
 """Write the trained model of a repeat in diffusers' format, and load it, as `scrimp sample` does."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scrimp_trainers.codecs.autoencoder import OpenCodec, open_codec
-from scrimp_trainers.codecs.pretrained import CLASSES
+from scrimp_trainers.codecs.codec import Codec, Decoding
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import atomic_folder, match_folder_mode
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
-from scrimp_trainers.recipe.techniques import Codec
-
-CODEC_FILE = "codec.json"
-"""What decoding needs besides the recipe: the number of channels of the images."""
 
 
 def export_model(
@@ -29,10 +25,10 @@ def export_model(
 ) -> None:
     """Write a model into a new folder.
 
-    The network's folder (`unet/`) and `scheduler/` can be loaded with diffusers alone; `README.md` is the model card
+    The network's folder and `scheduler/` can be loaded with diffusers alone; `README.md` is the model card
     and contains the code for that. A `model_index.json` is written only if one of diffusers' pipelines can sample from
     this model. None of them scales the input of an EDM network, passes on classes or coordinates, or decodes latents:
-    they would silently return noise. Nor do they support DDIM's eta. A codec's autoencoder is named, not copied.
+    they would silently return noise. Nor do they support DDIM's eta.
 
     Raises
     ------
@@ -41,14 +37,14 @@ def export_model(
     """
     with atomic_folder(folder) as part:
         exported = _sampler(recipe)
+        decoding = _decoding(recipe, manifest)
         network.save(part / network.folder)
         if exported:
             exported.scheduler.save_pretrained(part / "scheduler")
-        if exported and exported.pipeline and network.takes_only_images_and_levels and not recipe.codec.on:
+        if exported and exported.pipeline and network.takes_only_images_and_levels and decoding == Decoding():
             (part / "model_index.json").write_text(_index(network, exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
-        if recipe.codec.on:
-            (part / CODEC_FILE).write_text(json.dumps({"image_channels": manifest.channels}) + "\n")
+        _codec_part(recipe).save(recipe.codec, modality_of(manifest).shape, part)
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
         for file in part.rglob("*.safetensors"):
             match_folder_mode(file)
@@ -75,42 +71,51 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
     return network.to(select_device(device)).eval(), recipe
 
 
-def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> OpenCodec | None:
-    """Open the codec of a model that `export_model` wrote; None if the model draws pixels.
+def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> Codec:
+    """Open the codec of a model that `export_model` wrote.
 
     Raises
     ------
     UserError
-        If the recipe's decoder cannot be loaded, or the model does not give the number of channels of the images.
+        If the recipe's decoder cannot be loaded, or the folder lacks what it needs.
     """
-    if not recipe.codec.on:
-        return None
-    file = folder / CODEC_FILE
-    try:
-        channels = json.loads(file.read_text())["image_channels"]
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"{file}: missing or damaged; it holds the number of `image_channels`") from None
-    return open_codec(recipe.codec, device, channels)
+    return _codec_part(recipe).load(recipe.codec, folder, device)
 
 
-def require_same_shape(folder: Path, network: Denoiser, codec: OpenCodec | None, manifest: Manifest) -> None:
-    """Require that a model's images have the size and number of channels of a dataset's.
+def require_same_shape(folder: Path, network: Denoiser, recipe: Recipe, codec: Codec, manifest: Manifest) -> None:
+    """Require that a model draws items as a dataset has, of the same shape.
 
     Raises
     ------
     UserError
         If they differ.
     """
-    channels = network.shape[0]
-    side = network.shape[1]
-    if codec:
-        channels = codec.image_channels
-        side *= codec.factor
-    if (channels, side) != (manifest.channels, manifest.size):
+    if recipe.codec.modality != manifest.modality:
         raise UserError(
-            f"{folder}: draws images of {channels} x {side} x {side}, but those of dataset {manifest.name} are "
-            f"{manifest.channels} x {manifest.size} x {manifest.size}; name a dataset of the model's size and channels"
+            f"{folder}: draws {recipe.codec.modality}, but dataset {manifest.name} is of {manifest.modality}; name a "
+            "dataset of what the model draws"
         )
+    shape = codec.item_shape(tuple(network.shape))
+    expected = modality_of(manifest).shape
+    if shape != expected:
+        raise UserError(
+            f"{folder}: draws {manifest.modality} of {_by(shape)}, but those of dataset {manifest.name} are "
+            f"{_by(expected)}; name a dataset of the model's size and channels"
+        )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in shape)
+
+
+def _codec_part(recipe: Recipe) -> Any:
+    return parts.module("codecs", recipe.codec.part)
+
+
+def _decoding(recipe: Recipe, manifest: Manifest) -> Decoding | None:
+    """Return how diffusers alone decodes; None for a codec without `decoding`."""
+    part = _codec_part(recipe)
+    return part.decoding(recipe.codec, modality_of(manifest).shape) if hasattr(part, "decoding") else None
 
 
 def _sampler(recipe: Recipe) -> Exported | None:
@@ -119,7 +124,7 @@ def _sampler(recipe: Recipe) -> Exported | None:
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
     if parts.is_own(recipe.diffusion.kind) or not hasattr(sampler, "export"):
         return None
-    return sampler.export(process, recipe.sampler, clip=not recipe.codec.on)
+    return sampler.export(process, recipe.sampler, clip=recipe.codec.bounded)
 
 
 def _index(network: Denoiser, exported: Exported) -> str:
@@ -145,13 +150,13 @@ tags: [unconditional-image-generation, scrimp]
 
 Trained by Scrimp; the weights are the exponential moving average of the training's.
 
-- dataset: {manifest.name}, {manifest.splits["train"].count} images of \
-{manifest.channels} x {manifest.size} x {manifest.size}
+- dataset: {manifest.name}, {manifest.splits["train"].count} {manifest.modality} of \
+{_by(modality_of(manifest).shape)}
 - content hash: `{manifest.content_hash}`
 
 ## Use
 
-{_use(network, recipe, manifest.channels)}
+{_use(network, recipe, _decoding(recipe, manifest))}
 
 ## Scores
 
@@ -166,10 +171,10 @@ Trained by Scrimp; the weights are the exponential moving average of the trainin
 """
 
 
-def _use(network: Denoiser, recipe: Recipe, channels: int) -> str:
+def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
     """Say how to sample: with diffusers alone, or with Scrimp where diffusers has no class for a part."""
     exported = _sampler(recipe)
-    if not exported or not network.library_class:
+    if not exported or not decoding or not network.library_class:
         files = ", ".join(f'"{file.name}"' for file in recipe.parts)
         own = f"scrimp.load_parts({files})\n" if files else ""
         return f"With Scrimp:\n\n```python\nimport scrimp\n\n{own}images = scrimp.load_model('.').sample(16)\n```"
@@ -177,11 +182,11 @@ def _use(network: Denoiser, recipe: Recipe, channels: int) -> str:
     note = exported.note
     if recipe.sampler.guidance != 1:
         note += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
-    code = _code(network, recipe, channels, exported)
+    code = _code(network, exported, decoding)
     return f"With diffusers alone, in this folder; {note}:\n\n```python\n{code}```"
 
 
-def _code(network: Denoiser, recipe: Recipe, channels: int, exported: Exported) -> str:
+def _code(network: Denoiser, exported: Exported, decoding: Decoding) -> str:
     """Return the lines that sample with diffusers; a test runs them."""
     scheduler = type(exported.scheduler).__name__
     network_input = "scheduler.scale_model_input(x, t)"
@@ -197,38 +202,20 @@ def _code(network: Denoiser, recipe: Recipe, channels: int, exported: Exported) 
         )
         network_input = f"torch.cat([{network_input}, frame], 1)"
 
-    codec_import, codec_loading, decoding = "", "", ""
-    if recipe.codec.on:
-        codec_import, codec_loading, decoding = _decoding_code(recipe.codec, channels)
     shape = ", ".join(str(side) for side in network.shape)
     return f"""import torch
-from diffusers import {codec_import}{scheduler}, {network.library_class}
+from diffusers import {decoding.imports}{scheduler}, {network.library_class}
 
 {network.folder} = {network.library_class}.from_pretrained("{network.folder}")
 scheduler = {scheduler}.from_pretrained("scheduler")
 scheduler.set_timesteps({exported.steps})
-{codec_loading}{conditions}x = torch.randn(16, {shape}) * scheduler.init_noise_sigma
+{decoding.loading}{conditions}x = torch.randn(16, {shape}) * scheduler.init_noise_sigma
 with torch.no_grad():
     for t in scheduler.timesteps:
         output = {network.call(network_input, labels)}
         x = scheduler.step(output, t, x{exported.arguments}).prev_sample
-{decoding}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
+{decoding.lines}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
 """
-
-
-def _decoding_code(codec: Codec, channels: int) -> tuple[str, str, str]:
-    """Return the import for decoding latents, the line that loads the decoder, and those that decode."""
-    autoencoder = CLASSES[codec.kind]
-    folder = Path(codec.decoder)
-    where = str(folder.resolve()) if folder.is_dir() else codec.decoder
-    loading = f"vae = {autoencoder}.from_pretrained({where!r})\n"
-
-    to_grey = ".mean(1, keepdim=True)" if channels == 1 else ""
-    decoding = (
-        "    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n"
-        f"    x = vae.decode(x).sample{to_grey}\n"
-    )
-    return f"{autoencoder}, ", loading, decoding
 
 
 def _format_score(value: object) -> str:

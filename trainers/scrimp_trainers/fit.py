@@ -1,6 +1,6 @@
 """Check whether a recipe fits a dataset, before anything starts and without importing torch."""
 
-from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import RESIDENT, Manifest
 from scrimp_trainers.data.modalities.modality import has_mirror, modality_of, train_bytes
@@ -16,6 +16,11 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
     UserError
         If it cannot. The message names the field of the recipe, what the dataset has instead, and what to do.
     """
+    if recipe.codec.modality != manifest.modality:
+        raise UserError(
+            f"codec.kind: {recipe.codec.kind!r} is for {recipe.codec.modality}, but dataset {manifest.name} is of "
+            f"{manifest.modality}; use a codec for them"
+        )
     if recipe.conditioning.classes and not manifest.classes:
         raise UserError(f"dataset {manifest.name} has no classes, but the recipe sets conditioning.classes")
     if recipe.training.flip and not has_mirror(modality_of(manifest)):
@@ -27,7 +32,7 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
     check_class_weights(recipe.reweighting, manifest)
     if recipe.reweighting.on:
         samples_by_weight = recipe.reweighting.enters == "sampling"
-        if samples_by_weight and not recipe.codec.on and train_bytes(manifest) > RESIDENT:
+        if samples_by_weight and not recipe.codec.caches and train_bytes(manifest) > RESIDENT:
             raise UserError(
                 f"reweighting.enters: dataset {manifest.name} is too large to draw its images by weight, more than "
                 f"{RESIDENT >> 30} GiB; use `loss`"
@@ -36,12 +41,10 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
     _check_coreset(recipe.coreset, manifest)
 
     # The sides of the images, or latents, that the network is trained on.
-    side: int = manifest.size
-    if recipe.codec.on:
-        latent_shape = pretrained.latent_shape(recipe.codec, manifest.size)
-        if not latent_shape:
-            return  # the codec is not available locally
-        side = latent_shape[1]
+    shape = parts.module("codecs", recipe.codec.part).shape(recipe.codec, modality_of(manifest).shape)
+    if not shape:
+        return  # the codec is not available locally
+    side = shape[-1]
     multiple = recipe.network.multiple
     if side % multiple:
         raise UserError(

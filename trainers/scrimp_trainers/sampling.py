@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scrimp_trainers.codecs.autoencoder import OpenCodec
-from scrimp_trainers.codecs.pixels import to_pixels
+from scrimp_trainers.codecs.codec import Codec
+from scrimp_trainers.codecs.pixels import PIXELS
 from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
+from scrimp_trainers.data.modalities.modality import open_modality
 from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
@@ -34,12 +35,14 @@ def generate(
     batch_size: int = 256,
     rank: int = 0,
     world: int = 1,
-    codec: OpenCodec | None = None,
+    codec: Codec = PIXELS,
 ) -> Iterator[Tensor]:
-    """Draw images with the recipe's sampler on the network's device; rank r draws images r, r + world, ...
+    """Draw items with the recipe's sampler, on the network's device, and render them as images.
+
+    Rank r draws images r, r + world, ...
 
     Image i depends only on the network, the seed and i (up to rounding: sums in a larger batch may be computed in
-    another order). A class-conditional network draws its classes in turn. A `codec` decodes the drawn latents.
+    another order). A class-conditional network draws its classes in turn. The `codec` is that of the recipe.
 
     Yields
     ------
@@ -50,15 +53,15 @@ def generate(
     numbers_of_rank = range(rank, count, world)
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
+    channels, *_, size = codec.item_shape(tuple(network.shape))
+    modality = open_modality(recipe.codec.modality, size=size, channels=channels)
 
     for first in range(0, len(numbers_of_rank), batch_size):
         numbers = numbers_of_rank[first : first + batch_size]
         noise = _noise_source(network, numbers, seed)
         predict = _guided_denoiser(network, process, recipe, numbers)
-        images = sampler.sample(process, recipe.sampler, predict, noise, clip=not recipe.codec.on)
-        if codec:
-            images = codec.decode(images)
-        yield to_pixels(images)
+        x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
+        yield modality.render(codec.decode(x))
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Image.Image:

@@ -4,7 +4,7 @@ The encoder gives a posterior for each cell of the latents, of which every step 
 sees is (sample - shift) * scale, with shift and scale from the autoencoder's config.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from scrimp_trainers.codecs import pretrained
-from scrimp_trainers.codecs.pretrained import Autoencoder
+from scrimp_trainers.codecs.codec import Draw, Shape
+from scrimp_trainers.codecs.pixels import scaled, to_pixels
+from scrimp_trainers.codecs.pretrained import AutoencoderFiles
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.data.batch import Batch
+from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.data.modalities.modality import Items
+from scrimp_trainers.recipe.techniques import Autoencoder
 
 if TYPE_CHECKING:  # importing them takes seconds
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -33,7 +38,7 @@ PIXELS = 2**20
 class OpenCodec:
     """An autoencoder's two halves, frozen. The encoder is loaded when it is first used: a full cache needs none."""
 
-    settings: Codec
+    settings: Autoencoder
     """Which autoencoder."""
     decoder: "Network"
     """What makes images of latents."""
@@ -81,13 +86,33 @@ class OpenCodec:
         """
         return torch.cat([self._moments(part) for part in images.split(_at_once(images.shape[-1]))])
 
-    def draw(self, moments: Tensor, normal: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """Draw latents as the network sees them, [b, c, h, w]; `normal` gives standard normal noise of a shape."""
-        shape = (len(moments), self.channels, *moments.shape[2:])
-        return draw(moments, normal(shape), self.scale, self.shift)
+    def shape(self, items: Shape) -> Shape:
+        """Return the shape of the latents [c, h, w] of images of this shape [C, H, W]."""
+        return self.channels, *(side // self.factor for side in items[1:])
+
+    def item_shape(self, x: Shape) -> Shape:
+        """Return the shape of the images [C, H, W] of latents of this shape [c, h, w]."""
+        return self.image_channels, *(side * self.factor for side in x[1:])
+
+    def batches(self, dataset: Dataset, *, device: torch.device, **options: Any) -> Iterator[Batch]:
+        """Yield batches of moments, from the dataset's cache; `options` are those of `loading.batches`."""
+        from scrimp_trainers.codecs.cache import latent_batches, open_latents
+
+        latents = open_latents(dataset, self.settings, device)
+        _, labels = dataset.entries("train")
+        return latent_batches(latents, labels, device=device, **options)
+
+    def encode(self, values: Tensor, draw: Draw) -> Tensor:
+        """Draw latents as the network sees them, [b, c, h, w], from moments [b, 2c, h, w]."""
+        normal = draw((len(values), self.channels, *values.shape[2:]))
+        return draw_latents(values, normal, self.scale, self.shift)
+
+    def decode(self, x: Tensor) -> Items:
+        """Make images, uint8 [b, 1 or 3, H, W], of latents [b, c, h, w] as the network sees them."""
+        return Items(to_pixels(self.decoded(x)))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decoded(self, latents: Tensor) -> Tensor:
         """Make images [b, 1 or 3, H, W], about in [-1, 1], of latents [b, c, h, w] as the network sees them."""
         decode: Any = self.decoder.decode
         parts = latents.float().div(self.scale).add(self.shift).split(_at_once(latents.shape[-1] * self.factor))
@@ -95,7 +120,7 @@ class OpenCodec:
         return images.mean(1, keepdim=True) if self.image_channels == 1 else images
 
     def _moments(self, images: Tensor) -> Tensor:
-        pixels = images.to(self.device).float().div_(127.5).sub_(1).expand(-1, 3, -1, -1)
+        pixels = scaled(images.to(self.device)).expand(-1, 3, -1, -1)
         encode: Any = self.encoder.encode
         if self.settings.kind == "tiny":
             mean = encode(pixels).latents
@@ -104,7 +129,7 @@ class OpenCodec:
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
 
-def open_codec(settings: Codec, device: torch.device, image_channels: int) -> OpenCodec:
+def open_codec(settings: Autoencoder, device: torch.device, image_channels: int) -> OpenCodec:
     """Open the autoencoder of a recipe, for a dataset of grey or RGB images.
 
     Raises
@@ -118,7 +143,7 @@ def open_codec(settings: Codec, device: torch.device, image_channels: int) -> Op
     return OpenCodec(settings, decoder, found.channels, found.factor, scale, shift, image_channels, device)
 
 
-def draw(moments: Tensor, normal: Tensor, scale: float, shift: float) -> Tensor:
+def draw_latents(moments: Tensor, normal: Tensor, scale: float, shift: float) -> Tensor:
     """Draw latents [b, c, h, w] from posteriors [b, 2c, h, w] with standard normal noise [b, c, h, w], and scale them.
 
     The order is that of diffusers' pipelines: (sample - shift) * scale.
@@ -136,7 +161,7 @@ def _scaling(network: "Network") -> tuple[float, float]:
     return float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0)
 
 
-def _load(found: Autoencoder, settings: Codec, device: torch.device) -> "Network":
+def _load(found: AutoencoderFiles, settings: Autoencoder, device: torch.device) -> "Network":
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 

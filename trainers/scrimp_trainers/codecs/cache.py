@@ -25,7 +25,7 @@ from scrimp_trainers.data.batch import Batch, to_device
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import draw_indices
 from scrimp_trainers.data.shards import read_shard
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import Autoencoder
 
 FORMAT = 1
 """Version of the cache. Raise it when latents are computed or kept in another way: they are made again."""
@@ -44,7 +44,7 @@ class Latents:
 
 def open_latents(
     dataset: Dataset,
-    settings: Codec,
+    settings: Autoencoder,
     device: torch.device,
     *,
     share: float = 0.25,
@@ -126,7 +126,7 @@ def latent_batches(
 
 
 def _encoded(
-    dataset: Dataset, settings: Codec, device: torch.device, progress: Callable[[int, int], None] | None
+    dataset: Dataset, settings: Autoencoder, device: torch.device, progress: Callable[[int, int], None] | None
 ) -> Iterator[Tensor]:
     """Encode the training images in their order; yield fp16 [b, 2, 2c, h, w]."""
     manifest = dataset.manifest

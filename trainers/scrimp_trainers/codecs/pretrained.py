@@ -1,20 +1,31 @@
-"""An autoencoder's files, and what they say before any of it is loaded: without torch, so mistakes answer at once."""
+"""The codec of a frozen autoencoder: its files, and what they say before any of it is loaded.
+
+This file imports no torch, so that mistakes answer at once; the codec itself is in `autoencoder.py`.
+"""
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from scrimp_trainers.codecs.codec import Decoding, Shape
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import Autoencoder
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from torch import device
+
+    from scrimp_trainers.codecs.autoencoder import OpenCodec
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny"}
+CODEC_FILE = "codec.json"
+"""In the folder of a model: the number of channels of its images."""
 
 
 @dataclass(frozen=True)
-class Autoencoder:
+class AutoencoderFiles:
     """One of diffusers' autoencoders, on disk."""
 
     folder: Path
@@ -49,7 +60,7 @@ class Autoencoder:
         return digest.hexdigest()
 
 
-def find(settings: Codec, role: Literal["encoder", "decoder"]) -> Autoencoder:
+def find(settings: Autoencoder, role: Literal["encoder", "decoder"]) -> AutoencoderFiles:
     """Find the autoencoder that encodes, or the one that decodes; one of the hub's is downloaded if need be.
 
     Raises
@@ -68,7 +79,7 @@ def find(settings: Codec, role: Literal["encoder", "decoder"]) -> Autoencoder:
     return _read(folder, settings, where)
 
 
-def latent_shape(settings: Codec, size: int) -> tuple[int, int] | None:
+def latent_shape(settings: Autoencoder, size: int) -> tuple[int, int] | None:
     """Return channels and side of the latents of images of `size` pixels, or None if only the hub knows.
 
     Raises
@@ -80,6 +91,60 @@ def latent_shape(settings: Codec, size: int) -> tuple[int, int] | None:
         return None
     autoencoder = _read(Path(settings.encoder), settings, f"codec.encoder {settings.encoder}")
     return autoencoder.channels, autoencoder.side(size)
+
+
+def shape(settings: Autoencoder, items: Shape) -> Shape | None:
+    """Return the shape of the latents of images of this shape; None and errors as in `latent_shape`."""
+    latents = latent_shape(settings, items[-1])
+    if latents is None:
+        return None
+    channels, side = latents
+    return channels, *(side for _ in items[1:])
+
+
+def build(settings: Autoencoder, items: Shape, device: "device") -> "OpenCodec":
+    """Open the autoencoder for images of this shape; raises as `open_codec` does."""
+    from scrimp_trainers.codecs.autoencoder import open_codec
+
+    return open_codec(settings, device, items[0])
+
+
+def save(settings: Autoencoder, items: Shape, folder: Path) -> None:  # noqa: ARG001
+    """Write what decoding needs besides the recipe into the folder of a model. The autoencoder is named, not copied."""
+    (folder / CODEC_FILE).write_text(json.dumps({"image_channels": items[0]}) + "\n")
+
+
+def load(settings: Autoencoder, folder: Path, device: "device") -> "OpenCodec":
+    """Open the autoencoder of a model.
+
+    Raises
+    ------
+    UserError
+        If it cannot be loaded, or the model does not give the number of channels of the images.
+    """
+    file = folder / CODEC_FILE
+    try:
+        channels = json.loads(file.read_text())["image_channels"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{file}: missing or damaged; it holds the number of `image_channels`") from None
+    return build(settings, (channels,), device)
+
+
+def decoding(settings: Autoencoder, items: Shape) -> Decoding:
+    """Return the code that decodes latents with diffusers alone."""
+    autoencoder = CLASSES[settings.kind]
+    folder = Path(settings.decoder)
+    where = str(folder.resolve()) if folder.is_dir() else settings.decoder
+
+    to_grey = ".mean(1, keepdim=True)" if items[0] == 1 else ""
+    return Decoding(
+        imports=f"{autoencoder}, ",
+        loading=f"vae = {autoencoder}.from_pretrained({where!r})\n",
+        lines=(
+            "    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n"
+            f"    x = vae.decode(x).sample{to_grey}\n"
+        ),
+    )
 
 
 def _hub_folder(name: str, where: str) -> Path:
@@ -99,7 +164,7 @@ def _hub_folder(name: str, where: str) -> Path:
     return Path(files[0]).parent
 
 
-def _read(folder: Path, settings: Codec, where: str) -> Autoencoder:
+def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except ValueError:
@@ -110,4 +175,4 @@ def _read(folder: Path, settings: Codec, where: str) -> Autoencoder:
     # What a config leaves out is diffusers' default.
     blocks = {"kl": ("block_out_channels", 1), "tiny": ("num_encoder_blocks", 4)}[settings.kind]
     levels = len(config[blocks[0]]) if blocks[0] in config else blocks[1]
-    return Autoencoder(folder, where, int(config.get("latent_channels", 4)), 2 ** (levels - 1))
+    return AutoencoderFiles(folder, where, int(config.get("latent_channels", 4)), 2 ** (levels - 1))

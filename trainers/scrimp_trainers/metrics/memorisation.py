@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scrimp_trainers.codecs.pixels import scaled
+
 COPIED = 1 / 3
 """Ratio of the pixel distances to the first and second neighbour below which a sample is a copy."""
 SIMILAR = {"dinov2": 0.9}
@@ -99,7 +101,7 @@ def pixel_ratio(images: Tensor, training: Tensor) -> Tensor:
 
 
 def _flat(images: Tensor) -> Tensor:
-    return images.flatten(1).float() / 127.5 - 1
+    return scaled(images.flatten(1))
 
 
 def _exact(images: Tensor, training: Tensor, position: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.files import atomic_file
 from scrimp_trainers.common.ranks import rank_0_first
 from scrimp_trainers.data.dataset import Dataset
@@ -38,10 +39,8 @@ def _prepare(recipe: Recipe, dataset: Dataset, seed: int, device: torch.device) 
         kept, files = _choose_coreset(recipe, dataset, seed, device)
         prepared = replace(prepared, kept=kept, files=files)
 
-    if recipe.codec.on:
-        from scrimp_trainers.codecs.autoencoder import open_codec
-
-        prepared = replace(prepared, codec=open_codec(recipe.codec, device, dataset.manifest.channels))
+    codec = parts.module("codecs", recipe.codec.part).build(recipe.codec, dataset.modality.shape, device)
+    prepared = replace(prepared, codec=codec)
 
     if recipe.ambient.on:
         keys, _ = dataset.entries("train")

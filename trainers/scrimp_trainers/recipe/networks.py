@@ -41,6 +41,11 @@ class UNet(Network):
     """Dropout probability in the residual blocks."""
 
     @property
+    def needs(self) -> frozenset[str]:
+        """It convolves over two dimensions."""
+        return frozenset({"a grid"})
+
+    @property
     def multiple(self) -> int:
         """What the side of an image must be a multiple of: every level after the first halves it."""
         return 2 ** (len(self.multipliers) - 1)
@@ -65,6 +70,11 @@ class DiT(Network):
     """Attention heads, which share the channels."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability in the blocks."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """It cuts images into squares."""
+        return frozenset({"a grid"})
 
     @property
     def multiple(self) -> int:

@@ -18,7 +18,17 @@ from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
 from scrimp_trainers.recipe.sections import EMA, OWN, Conditioning, FilePath, Optimizer, Section, Training
 from scrimp_trainers.recipe.technique import AnyTechnique, NoTechnique
-from scrimp_trainers.recipe.techniques import MAFP, OOD, Ambient, Codec, Coreset, Patches, Reweighting, Sparsity
+from scrimp_trainers.recipe.techniques import (
+    MAFP,
+    OOD,
+    Ambient,
+    AnyCodec,
+    Autoencoder,
+    Coreset,
+    Patches,
+    Reweighting,
+    Sparsity,
+)
 
 PRESETS = importlib.resources.files("scrimp_trainers.recipe") / "presets"
 
@@ -44,7 +54,7 @@ class Recipe(Section):
     """Length, batches, arithmetic."""
     sampler: AnySampler = Heun()
     """The sampler."""
-    codec: Codec = Codec()
+    codec: AnyCodec = Autoencoder()
     """Diffusion in the latents of a frozen autoencoder."""
     mafp: MAFP = MAFP()
     """Augmentation with small fixed probabilities."""
@@ -184,12 +194,17 @@ def _section(name: str, kind: str) -> type[Section]:
     """Return the section of a kind that may stand in a field of a recipe."""
     if parts.is_own(kind):
         return parts.own(kind)
-    return next(section for section in sections_of(name) if section.model_fields["kind"].default == kind)
+    return next(section for section in sections_of(name) if kind in _kinds_of(section))
 
 
 def _kinds(name: str) -> list[str]:
     """Return the kinds of sections that may stand in a field of a recipe."""
-    return [section.model_fields["kind"].default for section in sections_of(name) if "kind" in section.model_fields]
+    return [kind for section in sections_of(name) for kind in _kinds_of(section)]
+
+
+def _kinds_of(section: type[Section]) -> list[str]:
+    """Return the kinds that a section may have; none for one without a kind."""
+    return list(get_args(section.model_fields["kind"].annotation)) if "kind" in section.model_fields else []
 
 
 def _offering(need: str) -> list[str]:

@@ -56,6 +56,16 @@ def by_kind(default: str) -> Discriminator:
     return Discriminator(choose)
 
 
+def own_or(tag: str) -> Discriminator:
+    """Return what chooses between a user's own section and the one other of a union, which has several kinds."""
+
+    def choose(value: Any) -> str:
+        kind = value.get("kind", tag) if isinstance(value, Mapping) else value.kind
+        return OWN if parts.is_own(str(kind)) else tag
+
+    return Discriminator(choose)
+
+
 def own_section(base: type[Section]) -> WrapValidator:
     """Return what validates a section of own parts: by the class of its kind, which has to extend `base`."""
 

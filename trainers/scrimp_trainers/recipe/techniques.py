@@ -1,16 +1,77 @@
 """The techniques' sections of a recipe. All are off by default; each names its paper."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, Tag, model_validator
 
-from scrimp_trainers.recipe.sections import Count, FileName, FilePath, NonNegative, Positive, Probability, Section
+from scrimp_trainers.recipe.sections import (
+    OWN,
+    Count,
+    FileName,
+    FilePath,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    own_or,
+    own_section,
+)
+
+if TYPE_CHECKING:  # recipes are free of torch
+    from torch import device
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Codec(Section):
+    """What all codecs have in common. A user's own extends it, and has the methods of `codecs.codec.Codec`.
+
+    A user's own section is its codec, or its `build` returns one.
+    """
+
+    modality: ClassVar[str] = "images"
+    """Of what items: a kind of modality, as a dataset names its own."""
+
+    kind: Any
+    """Which codec."""
+
+    @property
+    def part(self) -> str:
+        """The file in `codecs/`, or the user's own class."""
+        return self.kind
+
+    @property
+    def on(self) -> bool:
+        """Whether something else takes the place of pixels."""
+        return True
+
+    @property
+    def bounded(self) -> bool:
+        """Whether x is in [-1, 1], so that a sampler may clip its estimates to that."""
+        return False
+
+    @property
+    def caches(self) -> bool:
+        """Whether a dataset is encoded once and kept, however large it is."""
+        return False
+
+    def build(self, items: tuple[int, ...], device: "device") -> Any:
+        """Return the codec for items of this shape."""
+        return self
+
+    def save(self, items: tuple[int, ...], folder: Path) -> None:
+        """Write what `load` needs besides the recipe into the folder of an exported model."""
+
+    def load(self, folder: Path, device: "device") -> Any:
+        """Return the codec of an exported model."""
+        return self
+
+
+class Autoencoder(Codec):
     """Diffusion in latents of a frozen autoencoder (LD-Diffusion: "compressing model")."""
+
+    offers: ClassVar[frozenset[str]] = frozenset({"a grid"})
 
     kind: Literal["none", "kl", "tiny"] = "none"
     """None, or one of diffusers' autoencoders: AutoencoderKL, AutoencoderTiny."""
@@ -20,9 +81,30 @@ class Codec(Section):
     """Folder or hub id of the autoencoder that decodes."""
 
     @property
+    def part(self) -> str:
+        """The file of pixels, or that of autoencoders."""
+        return "pretrained" if self.on else "pixels"
+
+    @property
     def on(self) -> bool:
         """Whether latents take the place of pixels."""
         return self.kind != "none"
+
+    @property
+    def bounded(self) -> bool:
+        """True of pixels, false of latents."""
+        return not self.on
+
+    @property
+    def caches(self) -> bool:
+        """True of latents."""
+        return self.on
+
+
+AnyCodec = Annotated[
+    Annotated[Autoencoder, Tag("none")] | Annotated[SerializeAsAny[Codec], own_section(Codec), Tag(OWN)],
+    own_or("none"),
+]
 
 
 class MAFP(Section):
@@ -46,8 +128,9 @@ class MAFP(Section):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The pipe's labels tell the network what was done to an image."""
-        return frozenset({"augmentation labels"}) if self.p1 > 0 else frozenset()
+        """Images are moved and turned; the pipe's labels tell the network what was done to them."""
+        grid = {"a grid"} if self.on else set[str]()
+        return frozenset(grid | {"augmentation labels"} if self.p1 > 0 else grid)
 
 
 class Patches(Section):
@@ -71,8 +154,8 @@ class Patches(Section):
     def needs(self) -> frozenset[str]:
         """Parts of images are smaller, and have a place."""
         if self.on:
-            return frozenset({"images of several sizes", "coordinates"})
-        return frozenset({"coordinates"}) if self.coordinates else frozenset()
+            return frozenset({"a grid", "images of several sizes", "coordinates"})
+        return frozenset({"a grid", "coordinates"}) if self.coordinates else frozenset()
 
     @model_validator(mode="after")
     def _a_share_each(self) -> "Patches":
@@ -97,7 +180,7 @@ class OOD(Section):
     @property
     def needs(self) -> frozenset[str]:
         """The estimate is compared with a jigsaw of the image."""
-        return frozenset({"an estimate of the clean image"}) if self.on else frozenset()
+        return frozenset({"a grid", "an estimate of the clean image"}) if self.on else frozenset()
 
 
 class Ambient(Section):

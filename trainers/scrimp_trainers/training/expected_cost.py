@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.common import parts
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
@@ -48,15 +49,11 @@ def expected_costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str
 
     No memory is allocated: the network is on the meta device.
     """
-    channels: int = manifest.channels
-    side: int = manifest.size
-    if recipe.codec.on:
-        shape = pretrained.latent_shape(recipe.codec, manifest.size)
-        if shape is None:
-            return None
-        channels, side = shape
+    shape = parts.module("codecs", recipe.codec.part).shape(recipe.codec, modality_of(manifest).shape)
+    if shape is None:
+        return None
     with torch.device("meta"):
-        network = build_network(recipe, side, channels, len(manifest.classes or []), seed=0)
+        network = build_network(recipe, shape[-1], shape[0], len(manifest.classes or []), seed=0)
 
     dense, sparse, _ = network_flops(recipe, network)
     parameters = cost.parameters(network)

@@ -3,26 +3,24 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from scrimp_trainers.codecs.codec import Codec
+from scrimp_trainers.codecs.pixels import PIXELS
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.data.dataset import Dataset
-
-if TYPE_CHECKING:
-    from scrimp_trainers.codecs.autoencoder import OpenCodec
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the techniques need; None where a technique is off."""
+    """What the codec and the techniques need; None where a technique is off."""
 
     kept: np.ndarray | None = None
     """Positions of the coreset's images in the training split."""
-    codec: "OpenCodec | None" = None
-    """The autoencoder between pixels and latents."""
+    codec: Codec = PIXELS
+    """Between the items and what the network is trained on."""
     noise_keys: Tensor | None = None
     """int64 [N], a number for each training image, the seed of its fixed ambient noise."""
     class_weights: Tensor | None = None
@@ -36,7 +34,7 @@ class Prepared:
 
 
 NOTHING_PREPARED = Prepared()
-"""For a recipe whose techniques need nothing."""
+"""For a recipe on pixels whose techniques need nothing."""
 
 
 def write_artifacts(prepared: Prepared, dataset: Dataset, folder: Path) -> None:

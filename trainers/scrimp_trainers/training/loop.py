@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from scrimp_trainers.codecs.pixels import scaled
 from scrimp_trainers.common import foreach, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.errors import Diverged
@@ -110,8 +109,8 @@ def train(
         generator.manual_seed(seed_of("step", state.seed, state.step))
         draw = partial(_draw_normal, generator, global_batch, rank_slice)
 
-        # Encode: scale pixels to [-1, 1], or sample latents from a codec's moments.
-        images = prepared.codec.draw(batch.values, draw) if prepared.codec else scaled(batch.values)
+        # Encode: scale pixels to [-1, 1], or sample latents from an autoencoder's moments.
+        images = prepared.codec.encode(batch.values, draw)
 
         # Augment.
         ambient_noise = None

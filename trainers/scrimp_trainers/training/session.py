@@ -16,7 +16,6 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from scrimp_trainers.codecs.cache import latent_batches, open_latents
 from scrimp_trainers.common import checksums, environment, heartbeat, metrics_log, parts, ranks
 from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.common.files import write_atomic
@@ -107,16 +106,11 @@ class Session:
         self.last_is_intact = True  # whether checkpoint/last, if it exists, may become checkpoint/previous
 
         manifest = dataset.manifest
-        image_size: int = manifest.size
-        channels: int = manifest.channels
-        codec = prepared.codec
-        if codec:
-            image_size //= codec.factor
-            channels = codec.channels
+        shape = prepared.codec.shape(dataset.modality.shape)
         self.state = initial_state(
             recipe,
-            image_size=image_size,
-            channels=channels,
+            image_size=shape[-1],
+            channels=shape[0],
             classes=len(manifest.classes or []),
             seed=seed,
             device=self.device,
@@ -172,13 +166,8 @@ class Session:
             "sampling_weights": self.prepared.sampling_weights,
             **place,
         }
-        if self.prepared.codec:
-            latents = open_latents(self.dataset, self.recipe.codec, self.device)
-            _, labels = self.dataset.entries("train")
-            images = latent_batches(latents, labels, **options)
-        else:
-            images = batches(self.dataset, **options)
-        return train(self.recipe, self.state, images, self.prepared, **place)
+        draw_batches = getattr(self.prepared.codec, "batches", batches)
+        return train(self.recipe, self.state, draw_batches(self.dataset, **options), self.prepared, **place)
 
     def due_rows(self, rungs_kimg: Sequence[float] = ()) -> list[tuple[int, float | None]]:
         """Return the numbers of images after which rows are still due, in order, each with its rung in kimg or None.

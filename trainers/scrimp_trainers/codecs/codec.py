@@ -1,0 +1,52 @@
+"""What training and sampling need of a codec, which stands between a dataset's items and what a network is trained on.
+
+A codec's file in this folder is named by `part` of its section. Beside `build`, which returns the codec, it has:
+`shape`, for planning without the codec; `save` and `load` of what it needs in the folder of an exported model; and, if
+diffusers alone can decode, `decoding`, the code on the model's card.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from scrimp_trainers.data.modalities.modality import Items
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+"""Of one item, or of one x: channels first, the size last."""
+Draw = Callable[[Sequence[int]], "Tensor"]
+"""Gives standard normal noise of a shape."""
+
+
+class Codec(Protocol):
+    """Makes x of items, and items of x. A codec that has `batches(dataset, **options)` encodes what that yields."""
+
+    def shape(self, items: Shape, /) -> Shape:
+        """Return the shape of one x for items of this shape."""
+        ...
+
+    def item_shape(self, x: Shape, /) -> Shape:
+        """Return the shape of the items for an x of this shape."""
+        ...
+
+    def encode(self, values: "Tensor", draw: Draw, /) -> "Tensor":
+        """Return x [B, ...] of the values of a batch [B, ...], where it is random with noise that `draw` gives."""
+        ...
+
+    def decode(self, x: "Tensor", /) -> Items:
+        """Return items of x [B, ...], which a network has drawn."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Lines of Python that make images of x with diffusers alone; empty where x is scaled pixels."""
+
+    imports: str = ""
+    """What to import from diffusers."""
+    loading: str = ""
+    """Loads the decoder."""
+    lines: str = ""
+    """Decodes `x`, inside of `torch.no_grad()`."""
