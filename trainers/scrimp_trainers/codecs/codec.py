@@ -32,7 +32,10 @@ class Codec(Protocol):
         ...
 
     def encode(self, values: "Tensor", draw: Draw, /) -> "Tensor":
-        """Return x [B, ...] of the values of a batch [B, ...], where it is random with noise that `draw` gives."""
+        """Return x [B, ...] of the values of a batch [B, ...], where it is random with noise that `draw` gives.
+
+        Items with a mask keep their places: the mask is that of x, too.
+        """
         ...
 
     def decode(self, x: "Tensor", /) -> Items:

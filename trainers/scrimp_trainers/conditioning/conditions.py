@@ -17,6 +17,8 @@ class Conditions:
     """[B, A], what was done to an image; zero for one as it was."""
     coordinates: Tensor | None = None
     """[B, 2, H, W], x and y of each pixel in [-1, 1] of the whole image."""
+    mask: Tensor | None = None
+    """bool [B, ...], where x is an item's, and not padding."""
 
     def __getitem__(self, part: slice) -> "Conditions":
         """Return what is told of a part of the batch."""

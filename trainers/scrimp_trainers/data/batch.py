@@ -21,7 +21,7 @@ class Batch:
     flipped: Tensor
     """bool [B], which images are mirrored left to right."""
     mask: Tensor | None = None
-    """Where items are, and not padding, as in `Items`."""
+    """bool [B, ...], where items are, and not padding, as in `Items`; none if there is no padding."""
 
 
 @dataclass(frozen=True)

@@ -147,10 +147,14 @@ def train(
 
         # Condition.
         labels = _drawn_labels(conditioner, batch, recipe, generator, rank_slice)
-        conditions = Conditions(labels, augment_labels, coordinates)
+        conditions = Conditions(labels, augment_labels, coordinates, batch.mask)
         class_factors = None
         if prepared.loss_weights is not None:
             class_factors = prepared.loss_weights[batch.labels]
+
+        unpadded_share = None  # of each item's elements
+        if batch.mask is not None:
+            unpadded_share = batch.mask.expand_as(images).flatten(1).float().mean(1)
 
         elements = images[0].numel() if process.sums else 1
         scale = elements * training.loss_scale / rank_batch
@@ -159,16 +163,19 @@ def train(
         def losses_of(model: nn.Module, part: slice) -> Tensor:
             """Return a model's loss on each image of a part of the step."""
             # Denoise.
+            part_conditions = conditions[part]
             dropout_masks = dropout.of_step(model, global_batch, rank_slice.start + part.start, dropout_seed)
             with autocast(training.precision, device), dropout_masks:
-                estimate = process.denoise(model, noisy[part], levels[part], conditions[part])
+                estimate = process.denoise(model, noisy[part], levels[part], part_conditions)
 
-            # Loss: one value per image.
-            truth = target[part], noise[part], levels[part]
+            # Loss: one value per image, the mean over all that is not padding.
+            compared = without_padding(part_conditions.mask, estimate, target[part], noise[part])
             if ambient_noise is None:
-                losses = process.losses(estimate, *truth)
+                losses = process.losses(*compared, levels[part])
             else:
-                losses = ambient.losses(recipe.ambient, process, estimate, *truth)
+                losses = ambient.losses(recipe.ambient, process, *compared, levels[part])
+            if unpadded_share is not None:
+                losses = losses / unpadded_share[part]
             if training.min_snr_gamma is not None:
                 losses = losses * weighting.min_snr(process, levels[part], training.min_snr_gamma)
             if negative is not None:
@@ -263,6 +270,16 @@ def refuse_explosion(step: int, loss: float, lowest: float) -> None:
 def microbatch_slices(rank_batch: int, size: int) -> list[slice]:
     """Split a rank's images of a step into parts of at most `size` images."""
     return [slice(first, min(first + size, rank_batch)) for first in range(0, rank_batch, size)]
+
+
+def without_padding(mask: Tensor | None, estimate: Tensor, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a process compares, with zeros at padding.
+
+    A process's target is a linear combination of x and noise: where both are zero, an estimate of zero has no loss.
+    """
+    if mask is None:
+        return estimate, x, noise
+    return estimate * mask, x * mask, noise * mask
 
 
 def average_gradients(parameters: Sequence[Tensor], world: int) -> None:
