@@ -81,6 +81,18 @@ def test_an_own_process_trains_and_samples_with_scrimps_network_and_samplers(exa
     assert scrimp.load_model(tmp_path / "out" / "model").sample(2).shape == (2, 1, 8, 8)
 
 
+def test_an_own_codec_trains_scrimps_network_and_samples_images(examples, scored_digits, tmp_path):
+    (examples / "squares.yaml").write_text('parts: [my_parts.py]\ncodec: {kind: "my_parts:MyCodec"}\n')
+    small = {"network.channels": 8, "network.multipliers": [1, 2], "network.attention": [], "sampler.steps": 4}
+    small |= {"training.kimg": 0.2, "training.batch_size": 50, "training.flip": True}
+    recipe = scrimp.Recipe.load(examples / "squares.yaml").replace(small)
+    *_, last = scrimp.train(recipe, scored_digits, tmp_path / "out", extractor="classifier", samples=50)
+    assert last["fd_classifier"] > 0
+    model = scrimp.load_model(tmp_path / "out" / "model")
+    assert tuple(model.network.shape) == (4, 4, 4)
+    assert model.sample(2).shape == (2, 1, 8, 8)
+
+
 def test_a_sweep_of_own_parts_runs_from_another_folder(examples, scored_digits, tmp_path):
     """Network, sampler, technique, score and proposer, in processes that know them only through the sweep's copy."""
     command = [sys.executable, ROOT / "sweep.py", "--space", "lab.yaml", "--storage", tmp_path / "runs"]
@@ -176,10 +188,13 @@ BROKEN = """
 import torch
 from torch import nn
 
+from scrimp_trainers.codecs.pixels import scaled, to_pixels
+from scrimp_trainers.data.modalities.modality import Items
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.networks import Network
 from scrimp_trainers.recipe.samplers import Sampler
 from scrimp_trainers.recipe.technique import Technique
+from scrimp_trainers.recipe.techniques import Codec
 
 
 class Forgetful(Network):
@@ -229,6 +244,22 @@ class Wordy:
         return {"one": 1.0, "two": 2.0}
 
 
+class Lossy(Codec):
+    offers = frozenset({"a grid"})
+
+    def shape(self, items):
+        return items
+
+    def item_shape(self, x):
+        return x
+
+    def encode(self, values, draw):
+        return scaled(values).flip(2)
+
+    def decode(self, x):
+        return Items(to_pixels(x))
+
+
 def drifting(space, seed, number):
     from optuna.samplers import RandomSampler
 
@@ -243,6 +274,7 @@ def test_check_passes_the_examples_and_names_the_broken_promise(examples, tmp_pa
         "my_parts:MyNetwork  network  ok",
         "my_parts:MySampler  sampler  ok",
         "my_parts:MyProcess  process  ok",
+        "my_parts:MyCodec  codec  ok",
         "my_parts:MyTechnique  technique  ok",
         "my_parts:MyScore  score  ok",
         "my_parts:my_proposer  proposer  ok",
@@ -253,6 +285,7 @@ def test_check_passes_the_examples_and_names_the_broken_promise(examples, tmp_pa
     said = capsys.readouterr().out
     assert "broken_parts:Forgetful  network  a resumed training has other weights" in said
     assert re.search(r"broken_parts:OneStep  sampler  data of deviation 0\.25 come out with", said)
+    assert "broken_parts:Lossy  codec  what it decodes is no more like the images than their mean is" in said
     assert "broken_parts:Undrawn  technique  a resumed training has other weights" in said
     assert "broken_parts:Wordy  score  gives ['one', 'two'], but lists ['one']" in said
     assert "broken_parts:drifting  proposer  a resumed sweep proposes" in said

@@ -28,6 +28,7 @@ from scrimp_trainers.recipe.networks import Network
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.samplers import Sampler
 from scrimp_trainers.recipe.technique import Technique
+from scrimp_trainers.recipe.techniques import Codec
 from scrimp_trainers.training.loop import read_losses
 from scrimp_trainers.training.session import Session
 
@@ -103,12 +104,17 @@ def _parts_of(file: Path) -> Iterator[tuple[str, str, Promises]]:
     for name, value in parts.contents(file).items():
         kind = f"{file.stem}:{name}"
         for base, what, promises in SECTIONS:
-            if isinstance(value, type) and issubclass(value, base):
+            if isinstance(value, type) and issubclass(value, base) and not _is_of_other_items(value):
                 yield kind, what, promises
         if isinstance(value, type) and {"names", "scores"} <= vars(value).keys():
             yield kind, "score", check_score
         if inspect.isfunction(value) and list(inspect.signature(value).parameters) == ["space", "seed", "number"]:
             yield kind, "proposer", check_proposer
+
+
+def _is_of_other_items(section: type) -> bool:
+    """Whether it is a codec of other items than images, of which there is no dataset here."""
+    return issubclass(section, Codec) and section.modality != Codec.modality
 
 
 def check_network(kind: str, dataset: Dataset, folder: Path) -> None:
@@ -155,6 +161,25 @@ def check_sampler(kind: str, dataset: Dataset, folder: Path) -> None:  # noqa: A
         wrong = abs(std / STD - 1) > TOLERANCE or not math.isfinite(std)
         _require(not wrong, f"data of deviation {STD} come out with {std:.4g} under {recipe.diffusion.kind}")
     _require(len(refusals) < 2, "; ".join(refusals))
+
+
+def check_codec(kind: str, dataset: Dataset, folder: Path) -> None:
+    """Check that a codec of images gives back something like them, in shapes that it says, and that training works."""
+    recipe = _recipe({"codec.kind": kind})
+    shape = dataset.modality.shape
+    codec = parts.own(kind).build(recipe.codec, shape, CPU)
+    _require(codec.item_shape(codec.shape(shape)) == shape, "item_shape is not the reverse of shape")
+    values = dataset.items("train")[0].values
+    x = codec.encode(values, torch.randn)
+    _require(x.shape[1:] == codec.shape(shape), f"x has the shape {list(x.shape[1:])}, not {list(codec.shape(shape))}")
+
+    decoded = codec.decode(x).values
+    same_kind = decoded.dtype == torch.uint8 and decoded.shape == values.shape
+    _require(same_kind, f"decodes to {decoded.dtype} {list(decoded.shape)}, not to uint8 {list(values.shape)}")
+    error = (decoded.float() - values.float()).square().mean()
+    error_of_mean = (values.float().mean(0) - values.float()).square().mean()
+    _require(bool(error < error_of_mean), "what it decodes is no more like the images than their mean is")
+    _trained(recipe, dataset, folder)
 
 
 def check_technique(kind: str, dataset: Dataset, folder: Path) -> None:
@@ -205,6 +230,7 @@ SECTIONS: list[tuple[type, str, Promises]] = [
     (Network, "network", check_network),
     (Diffusion, "process", check_process),
     (Sampler, "sampler", check_sampler),
+    (Codec, "codec", check_codec),
     (Technique, "technique", check_technique),
 ]
 
