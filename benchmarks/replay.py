@@ -9,7 +9,9 @@ import itertools
 import math
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 CURVES = Path(__file__).with_name("curves.csv")
 OBJECTIVE = "fd_classifier"
+NOT_RECORDED = {"images": 0, "step": 0, "nonzero_fraction": 1.0, "train_flops": 0.0}
+"""What every row has; the recorded curves lack it, or have it only at rungs."""
 COLUMNS = (
     *("curve", "kimg", "rung", "loss", "lr", "seconds", "images_per_second", "parameters", "train_flops"),
     *(OBJECTIVE, "precision_classifier", "recall_classifier", "memorized_fraction"),
@@ -60,6 +64,8 @@ def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Ca
 
     Every call of the searcher goes through `ask(function, *arguments)`.
     """
+    from scrimp_platform.search.tune_loop import ROW  # it imports Ray
+
     curves, names = read_curves(), map(str, itertools.count())
     training: list[tuple[float, str, MetricsRow, Iterator[MetricsRow]]] = []
     now = 0.0
@@ -68,21 +74,21 @@ def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Ca
             trial, repeat = task["trial"], task["repeat"]
             rungs = train(folder.repeat(trial, repeat), noisy(curves[trial % len(curves)], trial, repeat))
             line = next(rungs)
-            heapq.heappush(training, (now + line["seconds"], name, line, rungs))
+            heapq.heappush(training, (now + line.seconds, name, line, rungs))
         if not training:
             return
         now, name, line, rungs = heapq.heappop(training)
-        if ask(searcher.handle_result, name, line) and (following := next(rungs, None)):
-            heapq.heappush(training, (now - line["seconds"] + following["seconds"], name, following, rungs))
+        if ask(searcher.handle_result, name, {ROW: line}) and (following := next(rungs, None)):
+            heapq.heappush(training, (now - line.seconds + following.seconds, name, following, rungs))
         else:
-            ask(searcher.on_trial_complete, name, line)
+            ask(searcher.on_trial_complete, name)
 
 
 def train(files: RepeatFolder, curve: Sequence[MetricsRow]) -> Iterator[MetricsRow]:
     """Write what a worker writes, up to a rung; yield the rung's line."""
     begun = 0
     for end, line in enumerate(curve, 1):
-        if "rung" in line:
+        if line.rung is not None:
             with files.metrics.open("a") as file:
                 file.writelines(metrics_log.row_text(one) for one in curve[begun:end])
             begun = end
@@ -94,18 +100,25 @@ def noisy(curve: Sequence[MetricsRow], trial: int, repeat: int) -> list[MetricsR
     logarithm = random.Random(f"{trial}").gauss(0, NOISE_OF_TRIALS)
     logarithm += random.Random(f"{trial}.{repeat}").gauss(0, NOISE_OF_SEEDS)
     factor = math.exp(logarithm)
-    return [line | {OBJECTIVE: line[OBJECTIVE] * factor} if OBJECTIVE in line else line for line in curve]
+    return [scaled(line, factor) for line in curve]
+
+
+def scaled(line: MetricsRow, factor: float) -> MetricsRow:
+    """Return a row with its score multiplied, if it has one."""
+    if OBJECTIVE not in line.scores:
+        return line
+    return replace(line, scores=line.scores | {OBJECTIVE: line.value(OBJECTIVE) * factor})
 
 
 def read_curves() -> list[list[MetricsRow]]:
     """Return the recorded curves, each as the lines of a `metrics.jsonl`."""
+    curves: dict[str, list[MetricsRow]] = defaultdict(list)
     with CURVES.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    numbers = ({name: float(value) for name, value in row.items() if value} for row in rows)
-    return [
-        [{name: value for name, value in row.items() if name != "curve"} for row in curve]
-        for _, curve in itertools.groupby(numbers, key=lambda row: row["curve"])
-    ]
+        for row in csv.DictReader(file):
+            number = row.pop("curve")
+            values = {name: float(value) for name, value in row.items() if value}
+            curves[number].append(MetricsRow.from_entries(NOT_RECORDED | values))
+    return list(curves.values())
 
 
 def record(sweep: Path) -> None:
@@ -119,7 +132,8 @@ def record(sweep: Path) -> None:
         writer.writeheader()
         for number, repeat in enumerate(finished):
             for line in metrics_log.read_rows(folder.repeat(repeat.trial, repeat.repeat).metrics):
-                short = {name: f"{value:.6g}" for name, value in line.items() if isinstance(value, int | float)}
+                entries = line.to_entries()
+                short = {name: f"{value:.6g}" for name, value in entries.items() if isinstance(value, int | float)}
                 writer.writerow(short | {"curve": number})
 
 

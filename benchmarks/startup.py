@@ -57,7 +57,7 @@ def measure(data: Path, storage: Path) -> dict[str, float]:
         driver.send_signal(signal.SIGINT)  # it ends what it started
         driver.wait(LIMIT)
     line = metrics_log.read_rows(first.metrics)[0]
-    trained = told - line["images"] / line["images_per_second"]
+    trained = told - line.images / line.images_per_second
     return {
         "interpreter, imports, plan": planned,
         "Ray starts": connected - planned,

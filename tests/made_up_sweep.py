@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up_rows import make_row
 from PIL import Image
 
 from scrimp_platform import store
@@ -15,6 +16,7 @@ from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.manifest import Manifest, Shard, Split
 
@@ -31,15 +33,13 @@ TREE: dict[str, Any] = {
     "budget": {"trials": 14, "rungs_kimg": [10, 20, 40, 60], "reduction": 2, "leaders": 3, "repeats": 3},
 }
 
-Line = dict[str, Any]
-
 
 def make_space(**changes: Any) -> Space:
     budget = TREE["budget"] | changes.pop("budget", {})
     return spaces.parse_space(TREE | changes | {"budget": budget}, "space")
 
 
-def curve(space: Space, params: dict[str, Any], seed: int) -> Iterator[Line]:
+def curve(space: Space, params: dict[str, Any], seed: int) -> Iterator[MetricsRow]:
     """Yield the lines of a repeat: the better the closer its values are to a sweet spot."""
     rng = np.random.default_rng(seed)
     lr, channels = params.get("optimizer.lr", 2e-3), params.get("network.channels", 32)
@@ -51,7 +51,7 @@ def curve(space: Space, params: dict[str, Any], seed: int) -> Iterator[Line]:
     rungs = {int(rung): rung for rung in space.budget.rungs_kimg}
     for kimg in range(1, int(total) + 1):
         seconds = kimg * (0.8 + channels / 32) + len([r for r in rungs if r <= kimg]) * 3
-        line: Line = {"kimg": float(kimg), "images": kimg * 1000, "step": kimg * 1000 // 64, "lr": lr}
+        line: dict[str, Any] = {"kimg": float(kimg), "images": kimg * 1000, "step": kimg * 1000 // 64, "lr": lr}
         line |= {"loss": 0.16 + 0.5 * np.exp(-kimg / 6) + 0.02 * miss + rng.normal(0, 0.006), "seconds": seconds}
         if kimg in rungs:
             copied = 0.01 + 0.02 * kimg / total * channels / 32
@@ -63,10 +63,10 @@ def curve(space: Space, params: dict[str, Any], seed: int) -> Iterator[Line]:
             if "fd_classifier_class_mean" in space.objectives:
                 line |= by_class(line["fd_classifier"], rng)
             line |= {"train_flops": parameters * kimg * 6e4, "samples": 1000, "reference": "train"}
-        yield {name: float(value) if isinstance(value, np.floating) else value for name, value in line.items()}
+        yield make_row(**{name: float(v) if isinstance(v, np.floating) else v for name, v in line.items()})
 
 
-def by_class(whole: float, rng: np.random.Generator) -> Line:
+def by_class(whole: float, rng: np.random.Generator) -> dict[str, float]:
     """Score ten classes, some of them harder than others."""
     values = [whole * (1.2 + 0.15 * (label * 7 % 10)) + rng.normal(0, 1) for label in range(10)]
     scores = {f"fd_classifier_class_{label}": value for label, value in enumerate(values)}
@@ -118,23 +118,23 @@ def _train(ledger: Ledger, repeat: Repeat, failure: str) -> None:
     params = next(trial.params for trial in ledger.trials if trial.number == repeat.trial)
     files.metrics.unlink(missing_ok=True)
     for line in curve(ledger.space, params, repeat.seed):
-        if failure and line["kimg"] > ledger.space.budget.rungs_kimg[-1] * 0.1:
+        if failure and line.kimg > ledger.space.budget.rungs_kimg[-1] * 0.1:
             if failure != "cut off":
                 ledger.finish(repeat, failure)
             return
         with files.metrics.open("a") as file:
             file.write(metrics_log.row_text(line))
-        if "rung" in line:
+        if line.rung is not None:
             paint(files, line)
             if not ledger.report(repeat, line):
                 return
     ledger.finish(repeat)
 
 
-def paint(files: RepeatFolder, line: Line) -> None:
+def paint(files: RepeatFolder, line: MetricsRow) -> None:
     """Leave pictures behind as a repeat does."""
     rng = np.random.default_rng(files.trial)
-    for path in (files.samples / f"{line['rung']:g}.png", files.samples_png, files.neighbours_png):
+    for path in (files.samples / f"{line.rung:g}.png", files.samples_png, files.neighbours_png):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(path)
 

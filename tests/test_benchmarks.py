@@ -89,7 +89,7 @@ def test_a_replayed_sweep_trains_each_repeat_once_and_mlflow_hears_of_each_once(
     assert [len(trial.repeats) for trial in trials].count(6) == 1  # the one leader
     assert len(repeats) == 11
     assert {repeat.status for repeat in repeats} == {"finished", "stopped"}
-    assert all(list(repeat.scores) == [15.0, 45.0][: len(repeat.scores)] for repeat in repeats)
+    assert all(list(repeat.rungs) == [15.0, 45.0][: len(repeat.rungs)] for repeat in repeats)
     assert Counter(heard) == Counter(
         ["replay", *(f"trial {trial.number}" for trial in trials)]
         + [f"repeat {repeat.trial}.{repeat.repeat}" for repeat in repeats]

@@ -73,8 +73,8 @@ def test_a_preset_trains(name, files, tmp_path):
 def check(recipe, written, kimg):
     assert written
     for line in written:
-        assert line["kimg"] == pytest.approx(kimg)
-        assert 0 < line["loss"] < 10
-        assert line["seconds"] > 0
-        assert line["train_flops"] > 0
-        assert line["nonzero_fraction"] < 0.75 if recipe.sparsity.on else line["nonzero_fraction"] == 1
+        assert line.kimg == pytest.approx(kimg)
+        assert 0 < line.loss < 10
+        assert line.seconds > 0
+        assert line.train_flops > 0
+        assert line.nonzero_fraction < 0.75 if recipe.sparsity.on else line.nonzero_fraction == 1

@@ -102,7 +102,7 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
 
 def test_a_training_yields_its_lines_and_the_same_call_resumes(trained, digits_dataset, tmp_path):
     lines = list(scrimp.train(small(), digits_dataset.folder, tmp_path / "again", seed=3))
-    assert lines[-1]["kimg"] == pytest.approx(0.04)
+    assert lines[-1].kimg == pytest.approx(0.04)
     assert list(scrimp.train(small(), digits_dataset, tmp_path / "again", seed=3)) == lines[-1:]
 
     first, again = (scrimp.load_model(folder / "model").sample(4, seed=1) for folder in (trained, tmp_path / "again"))
@@ -111,7 +111,7 @@ def test_a_training_yields_its_lines_and_the_same_call_resumes(trained, digits_d
 
 def test_a_training_can_be_longer_than_its_recipe(digits_dataset, tmp_path):
     *_, last = scrimp.train(small(), digits_dataset, tmp_path / "longer", kimg=0.08)
-    assert last["images"] == 80
+    assert last.images == 80
 
 
 def test_a_model_samples_by_seed_and_number(trained):

@@ -62,7 +62,7 @@ def test_a_recipe_with_own_parts_trains_resumes_samples_and_is_read_back(recipe,
     del lines
     rest = list(scrimp.train(recipe, scored_digits, tmp_path / "out", seed=1))
     whole = list(scrimp.train(recipe, scored_digits, tmp_path / "whole", seed=1))
-    assert rest[-1]["loss"] == whole[-1]["loss"] < first["loss"]
+    assert rest[-1].loss == whole[-1].loss < first.loss
 
     model = scrimp.load_model(tmp_path / "out" / "model")
     assert model.recipe == recipe
@@ -77,7 +77,7 @@ def test_an_own_process_trains_and_samples_with_scrimps_network_and_samplers(exa
     small = {"network.channels": 8, "network.attention": [], "training.kimg": 0.2, "training.batch_size": 50}
     recipe = scrimp.Recipe.load(examples / "flow.yaml").replace(small)
     *_, last = scrimp.train(recipe, scored_digits, tmp_path / "out")
-    assert last["loss"] < 2
+    assert last.loss < 2
     assert scrimp.load_model(tmp_path / "out" / "model").sample(2).shape == (2, 1, 8, 8)
 
 
@@ -143,8 +143,8 @@ def test_an_own_reader_and_an_own_extractor(examples, tmp_path):
     recipe = recipes.load("tiny-edm").replace({"network.channels": 8, "training.kimg": 0.2, "sampler.steps": 2})
     extractor = "my_parts:MyExtractor"
     *_, last = scrimp.train(recipe, dataset, tmp_path / "out", extractor=extractor, samples=40)
-    assert last["fd_my_parts_MyExtractor"] > 0
-    assert last["extractor"] == extractor
+    assert last.value("fd_my_parts_MyExtractor") > 0
+    assert last.extractor == extractor
 
 
 def test_no_file_is_run_that_the_user_did_not_name(recipe, scored_digits, tmp_path, monkeypatch):

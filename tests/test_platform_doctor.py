@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up_rows import TICK
 from test_platform_ledger import open_ledger
 from test_platform_race import make_space
 
@@ -18,6 +19,7 @@ from scrimp_platform.plan import SweepOptions
 from scrimp_platform.search import tune_loop
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 WORKSTATIONS = tuple(Node(f"ws{number}", 16, 2, f"id{number}") for number in range(3))
 
@@ -184,7 +186,8 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
         with Path(config["used"]).open("a") as file:
             file.write(f"{ray.get_runtime_context().get_node_id()}\n")
         for rung in (20.0, 60.0):
-            tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+            scores = {"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung}
+            tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
 
     for fit_node in nodes:
         used.unlink(missing_ok=True)

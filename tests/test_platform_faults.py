@@ -118,7 +118,7 @@ def assert_whole(folder: SweepFolder) -> None:
     assert [len(trial.repeats) for trial in trials] == [2, 2]
     assert {repeat.status for trial in trials for repeat in trial.repeats} == {"finished"}
     for files in folder.repeats():
-        images = [line["images"] for line in metrics_log.read_rows(files.metrics)]
+        images = [line.images for line in metrics_log.read_rows(files.metrics)]
         assert images == sorted(set(images))
         assert (files.model / "unet").is_dir()
 

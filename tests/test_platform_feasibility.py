@@ -88,4 +88,4 @@ def test_what_is_expected_is_what_a_repeat_reports(digits_dataset, tmp_path):
     costs = expected_cost.expected_costs(recipe, digits_dataset.manifest, 64)
     assert costs is not None
     for name in expected_cost.COUNTED_SCORES:
-        assert costs[name] == pytest.approx(line[name], rel=1e-6), name
+        assert costs[name] == pytest.approx(line.value(name), rel=1e-6), name

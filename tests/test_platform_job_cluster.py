@@ -104,7 +104,7 @@ def story(environment, scored_digits, terminals, tmp_path_factory) -> dict:
     folder = Storage(work / "two runs").sweep("lab-digits")
 
     def scored(count: int) -> bool:
-        return sum(len(repeat.scores) for repeat in records.read_records(folder).repeats) >= count
+        return sum(len(repeat.rungs) for repeat in records.read_records(folder).repeats) >= count
 
     terminals.append(Terminal(work, scored_digits.folder, environment, "first"))
     wait_for(lambda: scored(1) or terminals[0].process.poll() is not None, 400)

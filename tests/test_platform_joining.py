@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import ray
+from made_up_rows import TICK
 from ray.cluster_utils import Cluster
 from test_platform_ledger import open_ledger
 from test_platform_race import make_space
@@ -15,6 +16,7 @@ from scrimp_platform import cluster
 from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 EXAMINATION_S = 5.0
 """Seconds until the doctor has seen the new node."""
@@ -63,7 +65,8 @@ def test_what_waits_goes_to_a_node_that_joins_once_that_is_found_fit(one_node, t
         place.write_text(f"{time.time()} {ray.get_runtime_context().get_node_id()}")
         while not (Path(config["places"]) / "1").exists():
             time.sleep(0.1)
-        tune.report({"rung": 20.0, "kimg": 20.0, "fd_classifier": float(config["trial"]), "seconds": 1.0})
+        scores = {"rung": 20.0, "fd_classifier": float(config["trial"])}
+        tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
 
     places = tmp_path / "places"
     places.mkdir()

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from made_up_rows import make_row
 from made_up_sweep import make_space
 from rich.console import Console
 
@@ -21,8 +22,8 @@ TWO = {"fd_classifier": "minimize", "precision_classifier": "maximize"}
 
 
 def repeat(number: int, i: int, status: str, **scores: float) -> Repeat:
-    lines = {LAST: {"seconds": 36.0, **scores}} if scores else {}
-    return Repeat(number, i, i, "race" if i else "search", status, scores=lines)  # pyright: ignore[reportArgumentType]
+    rungs = {LAST: make_row(seconds=36.0, **scores)} if scores else {}
+    return Repeat(number, i, i, "race" if i else "search", status, rungs=rungs)  # pyright: ignore[reportArgumentType]
 
 
 def trained(number: int, chosen_at: float, *values: float, failed: int = 0, **more: float) -> Trial:
@@ -34,7 +35,8 @@ def trained(number: int, chosen_at: float, *values: float, failed: int = 0, **mo
 
 
 def stopped(number: int, kimg: float, value: float) -> Trial:
-    first = Repeat(number, 0, 0, "search", "stopped", scores={kimg: {"fd_classifier": value, "seconds": 9.0}})
+    rungs = {kimg: make_row(fd_classifier=value, seconds=9.0)}
+    first = Repeat(number, 0, 0, "search", "stopped", rungs=rungs)
     return Trial(number, {"optimizer.lr": 1e-3}, "pruned", [first])
 
 
@@ -77,7 +79,7 @@ def test_the_score_by_which_a_trial_was_chosen_is_shown_and_not_counted():
 
 def test_constraints_too_are_judged_by_fresh_seeds():
     trial = trained(0, 1.0, 1.1, 1.2, memorized_fraction=0.2)
-    trial.repeats[0].scores[LAST]["memorized_fraction"] = 0.0
+    trial.repeats[0].rungs[LAST].scores["memorized_fraction"] = 0.0
     rows, _ = ranked(trial, constraints={"memorized_fraction": {"max": 0.15}})
     assert rows[0].status == "infeasible"
 

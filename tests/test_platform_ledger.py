@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+from made_up_rows import make_row
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
@@ -17,6 +18,7 @@ from scrimp_platform.search import records
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 RUNGS = (20.0, 60.0)
 
@@ -31,23 +33,17 @@ def open_ledger(folder, space=None, seed=0, say=lambda _: None) -> Ledger:
     return Ledger(folder, space or make_space(), seed, devices=1, say=say)
 
 
-def score(repeat, rung: float, params) -> dict:
+def score(repeat, rung: float, params) -> MetricsRow:
     """A learning curve that depends on the learning rate, and a little on the seed."""
     quality = abs(math.log10(params["optimizer.lr"]) + 3) + 0.01 * random.Random(repeat.seed).random()
-    return {
-        "rung": rung,
-        "kimg": rung,
-        "fd_classifier": quality + 10 / rung,
-        "seconds": rung,
-        "memorized_fraction": 0.0,
-    }
+    return make_row(rung=rung, kimg=rung, fd_classifier=quality + 10 / rung, seconds=rung, memorized_fraction=0.0)
 
 
 def train(folder, ledger, repeat, stop_before=math.inf) -> bool:
     """Do what a worker and Tune do for a repeat; return whether it came to its end."""
     params = {"optimizer.lr": 1e-3} | ledger.trials[[t.number for t in ledger.trials].index(repeat.trial)].params
     files = folder.repeat(repeat.trial, repeat.repeat)
-    done = {line["rung"] for line in metrics_log.read_rows(files.metrics)}
+    done = {line.rung for line in metrics_log.read_rows(files.metrics)}
     for rung in RUNGS:
         line = score(repeat, rung, params)
         if rung not in done:
@@ -98,7 +94,7 @@ def test_a_score_that_is_not_a_number_fails_the_trial_and_leaves_nothing_running
     repeat = ledger.propose()
     assert repeat
     for rung in RUNGS:
-        ledger.report(repeat, {"rung": rung, "kimg": rung, "fd_classifier": math.nan, "seconds": 1.0})
+        ledger.report(repeat, make_row(rung=rung, kimg=rung, fd_classifier=math.nan))
     ledger.finish(repeat)
     assert repeat.status == "failed"
     assert study(folder).trials[0].state is TrialState.FAIL
@@ -214,7 +210,7 @@ def test_a_repeat_of_the_race_is_never_stopped_at_a_rung(folder):
     while (repeat := ledger.propose()) and repeat.phase == "search":
         train(folder, ledger, repeat)
     assert repeat
-    assert ledger.report(repeat, {"rung": 20.0, "kimg": 20.0, "fd_classifier": 1e9, "seconds": 1.0})
+    assert ledger.report(repeat, make_row(rung=20.0, kimg=20.0, fd_classifier=1e9))
 
 
 def test_the_same_seed_gives_the_same_sweep(tmp_path):

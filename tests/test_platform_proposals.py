@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_rows import make_row
 from made_up_sweep import make_space
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy import stats
@@ -29,7 +30,8 @@ def open_study(folder: Path, kind: str, seed: int = 0) -> Study:
 def propose(study: Study) -> dict:
     """Take a proposal, and report a score that depends on it."""
     number, values = study.ask()
-    study.complete(number, {"fd_classifier": abs(np.log10(values["optimizer.lr"]) + 3) + values["mafp.p1"]})
+    score = abs(np.log10(values["optimizer.lr"]) + 3) + values["mafp.p1"]
+    study.complete(number, make_row(fd_classifier=float(score)))
     return values
 
 

@@ -222,7 +222,7 @@ def test_scores_within_classes_have_a_plot_and_a_table(classed):
     assert list(found.trials) == list(found.means) == [row.number for row in raced]
     for row in raced:
         assert found.means[row.number] == row.summaries["fd_classifier_class_mean"]
-        values = [repeat.scores[60.0]["fd_classifier_class_7"] for repeat in row.counted]
+        values = [repeat.score("fd_classifier_class_7", 60.0) for repeat in row.counted]
         assert found.trials[row.number][7] == stats.summarize(values)
         assert formatting.interval(found.trials[row.number][7]) in seen.text
 

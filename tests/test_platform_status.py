@@ -8,6 +8,7 @@ import threading
 from contextlib import ExitStack
 
 import pytest
+from made_up_rows import make_row
 from made_up_sweep import make_space, write_sweep
 
 from scrimp_platform import store
@@ -166,13 +167,13 @@ def test_the_time_left_is_that_of_all_repeats_at_the_pace_so_far(storage):
     folder = write_sweep(storage.path / "lab", space, most=1)
     trials = records.read_records(folder).trials
     (repeat,) = trials[0].repeats
-    repeat.scores = {10.0: {"kimg": 10.0, "seconds": 20.0}}
+    repeat.rungs = {10.0: make_row(kimg=10.0, seconds=20.0)}
     # Each of three more trials goes to 10 kimg, and half of them on to 40; then four repeats of 40 in the race.
     still = 3 * (10 + 30 / 2) + 4 * 40
     assert estimate.seconds_left(trials, space, {"0.0": 4.0}) == pytest.approx(2 * (still + 6 + 30 / 2))
     repeat.passed = 10.0
     assert estimate.seconds_left(trials, space, {"0.0": 25.0}) == pytest.approx(2 * (still + 15))
-    repeat.scores = {}
+    repeat.rungs = {}
     assert estimate.seconds_left(trials, space, {}) is None
 
 

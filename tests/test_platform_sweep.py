@@ -93,7 +93,7 @@ def test_finished_repeats_are_not_touched_and_none_is_missing(killed_and_resumed
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(repeat.status in ("finished", "stopped") for trial in trials for repeat in trial.repeats)
     for files in folder.repeats():
-        marks = [line["images"] for line in metrics_log.read_rows(files.metrics)]
+        marks = [line.images for line in metrics_log.read_rows(files.metrics)]
         assert marks == sorted(set(marks))
 
 
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_it_cleanly_with_what_is_known(scored_digits, tmp_path):
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     deadline = time.monotonic() + 200
-    while not any(repeat.scores for repeat in records.read_records(folder).repeats):
+    while not any(repeat.rungs for repeat in records.read_records(folder).repeats):
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import requests
+from made_up_rows import make_row
 from tracked_sweep import RUNGS, add_lines, add_repeat, ended_sweep
 
 from scrimp_platform import store
@@ -344,7 +345,7 @@ def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):
 def test_a_line_of_more_numbers_than_a_request_may_have_is_sent_in_parts(uri, client, folder):
     wide = {f"score_{i:04d}": float(i) for i in range(2500)}
     files = folder.repeat(0, 1)
-    metrics_log.append_row(files.metrics, {"kimg": 64.0, "seconds": 20.0, **wide})
+    metrics_log.append_row(files.metrics, make_row(kimg=64.0, **wide))
     Mirror(folder, uri).sync("complete")
     run = runs_of(client, folder)["repeat 0.1"]
     assert {name: value for name, value in run.data.metrics.items() if name.startswith("score_")} == wide
@@ -353,8 +354,8 @@ def test_a_line_of_more_numbers_than_a_request_may_have_is_sent_in_parts(uri, cl
 
 def test_a_line_that_the_server_refuses_holds_up_nothing_else(uri, client, folder):
     files = folder.repeat(0, 1)
-    metrics_log.append_row(files.metrics, {"kimg": 64.0, "seconds": 20.0, "a name : that * is not allowed": 1.0})
-    metrics_log.append_row(files.metrics, {"kimg": 68.0, "seconds": 21.0, "loss": 0.25})
+    metrics_log.append_row(files.metrics, make_row(kimg=64.0, **{"a name : that * is not allowed": 1.0}))
+    metrics_log.append_row(files.metrics, make_row(kimg=68.0, loss=0.25))
     mirror = Mirror(folder, uri)
     mirror.sync("complete")
     assert (68, 0.25) in curve(client, runs_of(client, folder)["repeat 0.1"], "loss")

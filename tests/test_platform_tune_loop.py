@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import ray
+from made_up_rows import TICK
 from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
@@ -20,6 +21,7 @@ from scrimp_platform import cluster, interrupt, store
 from scrimp_platform.search import tune_loop
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.worker import tune_repeat
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 GONE = "0" * 56
 """The id of a node that is not there."""
@@ -54,7 +56,8 @@ def pretend():
                 heartbeat.beat()
                 time.sleep(60)
         for rung in (20.0, 60.0):
-            tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+            scores = {"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung}
+            tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
 
     return pretend
 
@@ -174,7 +177,8 @@ def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
 
         try:
             for rung in (20.0, 60.0):
-                tune.report({"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung, "seconds": 1.0})
+                scores = {"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung}
+                tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
         finally:
             time.sleep(5)  # Ray waits two seconds for the process to become free
 
@@ -183,10 +187,6 @@ def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
     tune_loop.run_repeats(ledger, lingers, {}, lambda: 1, tune_loop.Limits(ledger))
     assert not ledger.running
     assert {repeat.status for repeat in ledger.repeats} == {"finished", "stopped"}
-
-
-def score(trial: int) -> dict[str, float]:
-    return {"rung": 20.0, "kimg": 20.0, "fd_classifier": float(trial), "seconds": 1.0}
 
 
 def one_rung(trials: int):
@@ -208,7 +208,8 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
                 tune.report({tune_loop.FAILURE: f"{awaited} have not all begun", tune_loop.NON_RETRYABLE: True})
                 return
             time.sleep(0.1)
-        tune.report(config["score"] | {"fd_classifier": float(config["trial"])})
+        scores = {"rung": 20.0, "fd_classifier": float(config["trial"])}
+        tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
 
     def say(line: str) -> None:
         said.append(line)
@@ -226,7 +227,7 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
     said: list[str] = []
     asked: list[float] = []
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(4), say=say)
-    config = {"begun": str(begun), "score": score(0)}
+    config = {"begun": str(begun)}
     all_but_two = ray.remote(lambda: time.sleep(300)).options(num_cpus=ray_here[0].cpus - 2).remote()
     tune_loop.run_repeats(ledger, together, config, lambda: 3, tune_loop.Limits(ledger), fit_nodes)
     ray.cancel(all_but_two, force=True)
@@ -250,7 +251,7 @@ def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ra
         tune.report({tune_loop.WORKING: True})
         Path(config["working"]).touch()
         time.sleep(2)
-        tune.report(config["score"])
+        tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | {"rung": 20.0, "fd_classifier": 0.0})})
 
     def fit_nodes() -> list[str]:
         return [here] if (tmp_path / "asked").exists() == (tmp_path / "working").exists() else [here, GONE]
@@ -258,7 +259,7 @@ def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ra
     here = ray_here[0].id
     said: list[str] = []
     ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(1), say=said.append)
-    config = {"score": score(0)} | {name: str(tmp_path / name) for name in ("asked", "working")}
+    config = {name: str(tmp_path / name) for name in ("asked", "working")}
     tune_loop.run_repeats(ledger, pretend, config, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
 
     assert len([line for line in said if "withdrawing repeat" in line]) == 1

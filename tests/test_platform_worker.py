@@ -78,11 +78,11 @@ def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_fre
     first, second, third = (trial.repeats[0] for trial in ledger.trials)
     assert first.status == "finished", folder.repeat(0, 0).error.read_text()
     assert (second.status, third.status) == ("stopped", "finished")
-    assert set(first.scores) == {0.3, 0.6}
+    assert set(first.rungs) == {0.3, 0.6}
     assert first.started
     assert first.ended
     assert 0 < first.spent < first.ended - first.started  # without the time until Train had its workers
-    assert first.last["samples"] == 32
+    assert first.last.value("samples") == 32
     assert (folder.repeat(0, 0).model / "unet").is_dir()
     card = json.loads((folder.repeat(0, 0).checkpoint / "last" / "state.json").read_text())
     assert card["images"] == pytest.approx(600, abs=64)
@@ -143,7 +143,7 @@ def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_
     assert 0 < first.result() < second.result()  # it went on from where it was
     repeat = ledger.trials[0].repeats[0]
     assert (repeat.status, repeat.attempt) == ("finished", 3), repeat.cause
-    images = [line["images"] for line in metrics_log.read_rows(ledger.folder.repeat(0, 0).metrics)]
+    images = [line.images for line in metrics_log.read_rows(ledger.folder.repeat(0, 0).metrics)]
     assert images == sorted(set(images))
     deadline = time.monotonic() + 30
     while ray.available_resources().get("GPU") != 2 and time.monotonic() < deadline:

@@ -332,8 +332,8 @@ def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_
     path = str(autoencoders / "kl")
     recipe = small(codec__kind="kl", codec__encoder=path, codec__decoder=path, sampler__steps=2, training__flip=True)
     lines = list(train_repeat(recipe, dataset, tmp_path / "repeat", 0, rungs_kimg=[], device=CPU))
-    assert lines[-1]["images"] == 40
-    assert np.isfinite(lines[-1]["loss"])
+    assert lines[-1].images == 40
+    assert np.isfinite(lines[-1].loss)
     network, _ = load_model(tmp_path / "repeat" / "model")
     assert network.shape == (4, SIDE // 8, SIDE // 8)
     with Image.open(tmp_path / "repeat" / "samples.png") as image:

@@ -1,7 +1,9 @@
 """A finished run: it is scored later, made longer, or left as it is."""
 
 import json
+import re
 import shutil
+import warnings
 from importlib import metadata
 from importlib.metadata import version
 
@@ -30,7 +32,7 @@ def train(dataset, folder, recipe):
 
 
 def timeless(line):
-    return {name: value for name, value in line.items() if name not in TIMING}
+    return {name: value for name, value in line.to_entries().items() if name not in TIMING}
 
 
 @pytest.mark.parametrize("sparse", [{}, {"sparsity__method": "static"}])
@@ -39,8 +41,8 @@ def test_a_longer_run_is_the_run_of_that_length(digits_dataset, tmp_path, sparse
     whole = train(digits_dataset, tmp_path / "whole", longer)
     train(digits_dataset, tmp_path / "continued", recipe(**sparse))
     known, *new = train(digits_dataset, tmp_path / "continued", longer)
-    assert known["rung"] == KIMG
-    assert [line["images"] for line in new] == [128]
+    assert known.rung == KIMG
+    assert [line.images for line in new] == [128]
 
     for name in ("network", "ema", "optimizer"):
         file = f"checkpoint/last/{name}.safetensors"
@@ -48,7 +50,7 @@ def test_a_longer_run_is_the_run_of_that_length(digits_dataset, tmp_path, sparse
         assert all(torch.equal(one[key], other[key]) for key in one)
     last = metrics_log.read_rows(tmp_path / "continued" / "metrics.jsonl")[-1]
     cost = ("kimg", "rung", "train_flops", "lr")
-    assert [last[name] for name in cost] == [whole[-1][name] for name in cost]
+    assert [last.value(name) for name in cost] == [whole[-1].value(name) for name in cost]
 
     model, theirs = load_model(tmp_path / "continued" / "model")
     assert theirs == longer
@@ -89,7 +91,7 @@ def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path,
     later = command("later", "classifier")
     assert timeless(later) == timeless(scored)
     card = (tmp_path / "later" / "model" / "README.md").read_text()
-    assert f"| fd_classifier | {scored['fd_classifier']:.6g} |" in card
+    assert f"| fd_classifier | {scored.value('fd_classifier'):.6g} |" in card
     assert "finished already" not in capsys.readouterr().out
 
     assert command("later", "classifier") == later
@@ -98,14 +100,15 @@ def test_a_finished_run_is_scored_as_it_would_have_been(scored_digits, tmp_path,
     with pytest.raises(UserError, match=r"scored by 64 samples with extractor classifier; use `scrimp evaluate "):
         command("later", "classifier", samples=128)
     state = json.loads((tmp_path / "later" / "checkpoint" / "last" / "state.json").read_text())
-    assert state["extra"]["lines"][-1] == later
+    assert state["extra"]["lines"][-1] == later.to_entries()
 
 
 def test_a_run_without_its_checkpoints_says_that_it_starts_again(digits_dataset, tmp_path):
     (whole,) = train(digits_dataset, tmp_path, recipe())
     shutil.rmtree(tmp_path / "checkpoint")
-    note, again = train(digits_dataset, tmp_path, recipe())
-    assert note == {"note": f"{tmp_path / 'checkpoint'}: no checkpoint is left; training starts again"}
+    note = f"{tmp_path / 'checkpoint'}: no checkpoint is left; training starts again"
+    with pytest.warns(UserWarning, match=re.escape(note)):
+        (again,) = train(digits_dataset, tmp_path, recipe())
     assert timeless(again) == timeless(whole)
 
 
@@ -123,12 +126,14 @@ def test_other_code_or_torch_on_resume_is_named_and_recorded(digits_dataset, tmp
 
     monkeypatch.setattr(environment, "_code", lambda: "c0de" * 16)
     monkeypatch.setattr(metadata, "version", lambda name: {"torch": "9.9"}.get(name, first["diffusers"]))
-    assert "note" not in train(digits_dataset, tmp_path, recipe())[0]  # nothing is left to train
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(digits_dataset, tmp_path, recipe())  # nothing is left to train
     assert environments(tmp_path) == [first]
-    note, *_ = train(digits_dataset, tmp_path, recipe(training__kimg=LONGER))
     code = first["code"][:12]
     was = f"code c0dec0dec0de (was {code}), torch 9.9 (was {first['torch']})"
-    assert note["note"] == f"changed since the last attempt: {was}"
+    with pytest.warns(UserWarning, match=f"^changed since the last attempt: {re.escape(was)}$"):
+        train(digits_dataset, tmp_path, recipe(training__kimg=LONGER))
     other = first | {"images": 64, "code": "c0de" * 16, "torch": "9.9"}
     assert environments(tmp_path) == [first, other]
     state = json.loads((tmp_path / "checkpoint" / "last" / "state.json").read_text())

@@ -74,12 +74,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_that_meets_a_lack_of_memory_goes_on_in_halves_that_fit(digits_dataset, tmp_path, holds_five):
     found = list(train_repeat(RECIPE, digits_dataset, tmp_path / "auto", 5, rungs_kimg=[]))[-1]
-    assert found["images"] == 128
-    assert found["microbatch"] == 4  # 32, 16, 8, 4
+    assert found.images == 128
+    assert found.microbatch == 4  # 32, 16, 8, 4
 
     stated = RECIPE.replace({"training.microbatch": 4})
     expected = list(train_repeat(stated, digits_dataset, tmp_path / "four", 5, rungs_kimg=[]))[-1]
-    assert found["loss"] == expected["loss"]
+    assert found.loss == expected.loss
     for name, tensor in weights(tmp_path / "auto").items():
         assert torch.equal(tensor, weights(tmp_path / "four")[name])
 
@@ -166,4 +166,4 @@ def test_on_a_gpu_what_is_said_to_fit_fits(digits_dataset, tmp_path):
         list(train_repeat(recipe, digits_dataset, tmp_path / "large", 5, rungs_kimg=[]))
     fits = int(re.findall(r"or to (\d+)", str(caught.value))[0])
     smaller = recipe.replace({"training.batch_size": fits, "training.microbatch": fits, "training.kimg": fits / 1000})
-    assert list(train_repeat(smaller, digits_dataset, tmp_path / "smaller", 5, rungs_kimg=[]))[-1]["images"] == fits
+    assert list(train_repeat(smaller, digits_dataset, tmp_path / "smaller", 5, rungs_kimg=[]))[-1].images == fits

@@ -1,5 +1,6 @@
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ SHORT = small(training__batch_size=32, training__kimg=2.5, sampler__steps=3)
 
 
 def timeless(known):
-    return [{name: value for name, value in line.items() if name not in TIMING} for line in known]
+    return [{name: value for name, value in line.to_entries().items() if name not in TIMING} for line in known]
 
 
 def start_worker(*arguments: object) -> subprocess.Popen:
@@ -49,25 +50,25 @@ def finished(digits_dataset, tmp_path_factory):
 
 def test_a_line_comes_at_every_tick_and_every_rung(finished):
     folder, heard = finished
-    assert [line["images"] for line in heard] == [1024, 1312, 2016, 2528]  # the first steps at 1, 1.3, 2 and 2.5 kimg
-    assert [line.get("rung") for line in heard] == [None, 1.3, None, 2.5]
+    assert [line.images for line in heard] == [1024, 1312, 2016, 2528]  # the first steps at 1, 1.3, 2 and 2.5 kimg
+    assert [line.rung for line in heard] == [None, 1.3, None, 2.5]
     assert metrics_log.read_rows(folder / "metrics.jsonl") == heard
     for line in heard:
-        assert line["kimg"] == line["images"] / 1000
-        assert line["step"] == line["images"] / 32
-        assert 0.1 < line["loss"] < 3
-        assert line["lr"] == pytest.approx(2e-3 * min(1, line["kimg"] / 2))
-        assert line["images_per_second"] > 0
-    assert [line["seconds"] for line in heard] == sorted(line["seconds"] for line in heard)
+        assert line.kimg == line.images / 1000
+        assert line.step == line.images / 32
+        assert 0.1 < line.loss < 3
+        assert line.lr == pytest.approx(2e-3 * min(1, line.kimg / 2))
+        assert line.images_per_second > 0
+    assert [line.seconds for line in heard] == sorted(line.seconds for line in heard)
 
 
 def test_a_rung_tells_what_it_cost(finished):
     _, heard = finished
-    first, second = (line for line in heard if "rung" in line)
-    assert second["train_flops"] / first["train_flops"] == pytest.approx(2528 / 1312)
-    assert first["parameters"] == first["nonzero_parameters"] > 10_000
-    assert second["device_hours"] == pytest.approx(second["seconds"] / 3600)
-    assert second["seconds"] > first["seconds"] > 0
+    first, second = (line for line in heard if line.rung is not None)
+    assert second.train_flops / first.train_flops == pytest.approx(2528 / 1312)
+    assert first.value("parameters") == first.value("nonzero_parameters") > 10_000
+    assert second.value("device_hours") == pytest.approx(second.seconds / 3600)
+    assert second.seconds > first.seconds > 0
 
 
 def test_a_repeat_leaves_its_files(finished):
@@ -92,7 +93,7 @@ def test_a_finished_repeat_tells_its_rungs_again_and_trains_no_more(finished, di
     folder, heard = finished
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = list(train_repeat(SHORT, digits_dataset, folder, 5, rungs_kimg=[1.3, 2.5]))
-    assert again == [line for line in heard if "rung" in line]
+    assert again == [line for line in heard if line.rung is not None]
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -110,20 +111,20 @@ def test_a_killed_run_goes_on_as_if_it_had_never_stopped(digits_dataset, tmp_pat
     recipe = interrupted()
     whole = list(train_repeat(recipe, digits_dataset, tmp_path / "whole", 7, rungs_kimg=[3]))
     assert start_worker("killed", digits_dataset.folder, tmp_path / "killed").wait() == -9
-    assert [line["step"] for line in metrics_log.read_rows(tmp_path / "killed" / "metrics.jsonl")] == [16, 32]
+    assert [line.step for line in metrics_log.read_rows(tmp_path / "killed" / "metrics.jsonl")] == [16, 32]
     assert (
         load_file(tmp_path / "killed" / "checkpoint" / "last" / "optimizer.safetensors")["step/unet.conv_in.weight"]
         == 32
     )
     rest = list(train_repeat(recipe, digits_dataset, tmp_path / "killed", 7, rungs_kimg=[3]))
-    assert [line["step"] for line in rest] == [32, 47]
+    assert [line.step for line in rest] == [32, 47]
 
     one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     resumed = metrics_log.read_rows(tmp_path / "killed" / "metrics.jsonl")
     assert timeless(resumed) == timeless(whole)
-    assert [line["seconds"] for line in resumed] == sorted(line["seconds"] for line in resumed)
+    assert [line.seconds for line in resumed] == sorted(line.seconds for line in resumed)
     assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "killed" / "samples.png").read_bytes()
 
 
@@ -136,7 +137,7 @@ def test_two_ranks_train_what_one_trains(digits_dataset, tmp_path):
 
     told = [ast.literal_eval((tmp_path / "two" / f"rank-{number}.txt").read_text()) for number in range(2)]
     assert told[0] == told[1]  # every rank hears the same losses, and again when it has finished
-    assert told[0][0] == told[0][1] == pytest.approx([line["loss"] for line in heard], rel=1e-5)
+    assert told[0][0] == told[0][1] == pytest.approx([line.loss for line in heard], rel=1e-5)
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     for name, tensor in one.items():
         assert (tensor - two[name]).abs().max() <= 1e-4 * tensor.abs().max() + 1e-9, name
@@ -176,7 +177,8 @@ def four_rungs(dataset, folder):
 
 def test_the_best_checkpoint_is_that_of_the_best_rung(digits_dataset, tmp_path, scores):
     scores += [3.0, 1.0, float("nan"), 2.0]
-    heard = [(line["fd"], line["fd_best"]) for line in four_rungs(digits_dataset, tmp_path) if "fd_best" in line]
+    rows = four_rungs(digits_dataset, tmp_path)
+    heard = [(row.value("fd"), row.value("fd_best")) for row in rows if "fd_best" in row.scores]
     assert heard == [(3.0, 3.0), (1.0, 1.0), (2.0, 1.0)]
     best, last = (load_file(tmp_path / "checkpoint" / name / "optimizer.safetensors") for name in ("best", "last"))
     assert best["step/unet.conv_in.weight"] == 2
@@ -201,9 +203,10 @@ def test_a_run_with_damaged_checkpoints_ends_as_if_nothing_had_been(digits_datas
         file = tmp_path / "checkpoint" / name / "optimizer.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
     scores += given[{1: 3, 2: 2, 3: 0}[len(damaged)] :]
-    note, *again = four_rungs(digits_dataset, tmp_path)
-    assert note["note"].startswith(f"{tmp_path}/checkpoint/last: damaged, see optimizer.safetensors; ")
-    assert note["note"].endswith(resumes.format(tmp_path / "checkpoint"))
+    damage = f"{tmp_path}/checkpoint/last: damaged, see optimizer.safetensors; "
+    end = resumes.format(tmp_path / "checkpoint")
+    with pytest.warns(UserWarning, match=f"^{re.escape(damage)}.*{re.escape(end)}$"):
+        again = four_rungs(digits_dataset, tmp_path)
     assert not scores
     assert timeless(again) == timeless(heard)
     assert timeless(metrics_log.read_rows(tmp_path / "metrics.jsonl")) == timeless(heard)
@@ -234,15 +237,17 @@ def test_a_flipped_bit_in_any_file_costs_one_checkpoint_and_leaves_the_sound_one
 ):
     folder = shutil.copytree(unscored, tmp_path / "run")
     flip(folder / "checkpoint" / "last" / name)
-    note, *_ = train_repeat(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
-    assert note["note"].startswith(f"{folder}/checkpoint/last: damaged, see ")
-    assert note["note"].endswith(f"training resumes from {folder}/checkpoint/previous at 0.032 kimg")
+    notes: list[str] = []
+    list(train_repeat(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064], say=notes.append))
+    assert notes[0].startswith(f"{folder}/checkpoint/last: damaged, see ")
+    assert notes[0].endswith(f"training resumes from {folder}/checkpoint/previous at 0.032 kimg")
     assert images(folder) == {"last": 64, "previous": 32}
 
     flip(folder / "checkpoint" / "last" / name)
     flip(folder / "checkpoint" / "previous" / name)
-    note, *_ = train_repeat(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064])
-    assert note["note"].endswith("training starts again")
+    list(train_repeat(UNSCORED, digits_dataset, folder, 5, rungs_kimg=[0.032, 0.064], say=notes.append))
+    assert notes[1].endswith("training starts again")
+    assert len(notes) == 2
     assert images(folder) == {"last": 64, "previous": 32}
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import PIL.Image
+from made_up_rows import make_row
 from test_platform_race import make_space
 
 from scrimp_platform import store
@@ -53,7 +54,7 @@ def add_repeat(folder: SweepFolder, repeat: Repeat, rungs: list[float]) -> None:
     files = folder.repeat(repeat.trial, repeat.repeat)
     store.write_atomic(files.recipe, "about: a recipe\n")
     add_lines(folder, repeat, range(4, int(max(rungs, default=8)) + 1, 4), rungs)
-    repeat.scores = {line["rung"]: line for line in metrics_log.read_rows(files.metrics) if "rung" in line}
+    repeat.rungs = {row.rung: row for row in metrics_log.read_rows(files.metrics) if row.rung is not None}
     repeat.save(files)
     if repeat.status == "finished":
         for file in ("last/network.safetensors", "best/network.safetensors"):
@@ -67,9 +68,10 @@ def add_lines(folder: SweepFolder, repeat: Repeat, ticks, rungs: list[float]) ->
     with files.metrics.open("a") as file:
         for kimg in ticks:
             tick = {"kimg": kimg + 0.064, "loss": 1 / kimg, "grad_norm": float("nan"), "seconds": kimg * 2.0}
-            file.write(metrics_log.row_text(tick))
+            file.write(metrics_log.row_text(make_row(**tick)))
             if float(kimg) in rungs:
                 scores = {"fd_classifier": 100 / kimg + repeat.repeat, "extractor": "classifier"}
-                file.write(metrics_log.row_text({**tick, "rung": float(kimg), **scores, "memorized_fraction": 0.0}))
+                row = make_row(**tick, rung=float(kimg), **scores, memorized_fraction=0.0)
+                file.write(metrics_log.row_text(row))
                 files.samples.mkdir(exist_ok=True)
                 PIL.Image.new("L", (16, 16), kimg).save(files.samples / f"{kimg:g}.png")

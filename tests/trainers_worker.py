@@ -60,7 +60,7 @@ def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> No
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=int(world))
     heard = [
         [
-            line["loss"]
+            line.loss
             for line in run.train_repeat(shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05])
         ]
         for _ in range(2)

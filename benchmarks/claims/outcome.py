@@ -1,18 +1,17 @@
 """What a claim's sweep has measured so far, read from its folder, or from what was kept of it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from benchmarks.claims.claim import Claim, Comparison, Size, owner
 from scrimp_platform import store
 from scrimp_platform.search import records
-from scrimp_platform.search.records import Trial
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces.space import Space
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 MACHINE = "machine.json"
 KEPT = Path("docs/claims")
@@ -78,7 +77,7 @@ def read(claim: Claim, size: Size, storage: Storage) -> Outcome | None:
 
 def keep(claim: Claim, size: Size, outcome: Outcome) -> None:
     """Keep every score of a complete sweep, so that the page can be written where its folder is not."""
-    trials = [asdict(trial) for trial in outcome.trials.values()]
+    trials = [_to_json(trial) for trial in outcome.trials.values()]
     space = outcome.space.model_dump(mode="json")
     dataset = {name: outcome.dataset[name] for name in ("name", "content_hash")}
     record = {"space": space, "dataset": dataset, "machines": outcome.machines, "trials": trials}
@@ -90,7 +89,7 @@ def kept(claim: Claim, size: Size) -> Outcome | None:
     if not _kept_file(claim, size).exists():
         return None
     record = json.loads(_kept_file(claim, size).read_text())
-    return _outcome(claim, size, record, TypeAdapter(list[Trial]).validate_python(record["trials"]))
+    return _outcome(claim, size, record, [_from_json(trial) for trial in record["trials"]])
 
 
 def _outcome(claim: Claim, size: Size, record: dict[str, Any], trials: list[Trial]) -> Outcome | None:
@@ -99,6 +98,25 @@ def _outcome(claim: Claim, size: Size, record: dict[str, Any], trials: list[Tria
         return None
     by_arm = {name: trial for name, arm in space.arms.items() for trial in trials if trial.params == arm}
     return Outcome(space, by_arm, record["dataset"], record["machines"])
+
+
+def _to_json(trial: Trial) -> dict[str, Any]:
+    repeats = []
+    for repeat in trial.repeats:
+        record = dict(vars(repeat))
+        rungs = record.pop("rungs")
+        record["scores"] = {rung: row.to_entries() for rung, row in rungs.items()}
+        repeats.append(record)
+    return {**vars(trial), "repeats": repeats}
+
+
+def _from_json(record: dict[str, Any]) -> Trial:
+    repeats = []
+    for kept_repeat in record["repeats"]:
+        rows = kept_repeat.pop("scores").values()
+        rungs = {row["rung"]: MetricsRow.from_entries(row) for row in rows}
+        repeats.append(Repeat(**kept_repeat, rungs=rungs))
+    return Trial(**{**record, "repeats": repeats})
 
 
 def _kept_file(claim: Claim, size: Size) -> Path:

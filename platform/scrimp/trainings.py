@@ -160,7 +160,7 @@ def train(
     samples: int = 1000,
     device: str | None = None,
 ) -> Iterator[MetricsRow]:
-    """Train a model without Ray; training advances while the returned lines are read.
+    """Train a model without Ray; training advances while the returned rows are read.
 
     Wrong arguments are refused by the call itself. The same call resumes an earlier training run. A finished run is
     scored if `extractor` is given and it has no scores yet, and continued if the recipe is longer now and otherwise the
@@ -187,16 +187,16 @@ def train(
 
     Returns
     -------
-    Iterator[dict[str, Any]]
-        One line per tick with `kimg`, `loss` and more; the last one has the scores. If the run cannot resume exactly
-        where it ended (a damaged checkpoint, other package versions), the first line has only a `note` about it.
+    Iterator[MetricsRow]
+        One row per tick with `kimg`, `loss` and more; the last one has the `scores`. If the run cannot resume exactly
+        where it ended (a damaged checkpoint, other package versions), a Python warning says so.
 
     Raises
     ------
     UserError
         If the recipe does not fit the dataset, or the folder holds another training run.
     Diverged
-        While the lines are read: if the loss is no longer finite or has exploded.
+        While the rows are read: if the loss is no longer finite or has exploded.
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(fspath(recipe))

@@ -16,6 +16,7 @@ from scrimp_spaces.space import Space
 from scrimp_trainers import ingest, sampling
 from scrimp_trainers.common import parts, ranks
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.diffusion.process import over_images
@@ -297,5 +298,17 @@ def _gaussian_samples(recipe: Recipe) -> Tensor:
 def _propose(study: Study) -> dict[str, Any]:
     """Take a proposal and report a score of it."""
     number, values = study.ask()
-    study.complete(number, {"fd_classifier": abs(math.log10(values["optimizer.lr"]) + 3)})
+    row = MetricsRow(
+        kimg=1.0,
+        images=1000,
+        step=1,
+        loss=1.0,
+        lr=values["optimizer.lr"],
+        seconds=1.0,
+        nonzero_fraction=1.0,
+        train_flops=1.0,
+        images_per_second=1000.0,
+        scores={"fd_classifier": abs(math.log10(values["optimizer.lr"]) + 3)},
+    )
+    study.complete(number, row)
     return values

@@ -3,6 +3,7 @@
 Nothing here prints. User input is checked before torch is imported, because the import takes seconds.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,15 @@ def with_length(recipe: Recipe, kimg: float) -> Recipe:
 
 
 def train(
-    recipe: Recipe, data: Path, out: Path, seed: int, scoring: Scoring | None, device: str | None = None
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    seed: int,
+    scoring: Scoring | None,
+    device: str | None = None,
+    say: Callable[[str], object] = warnings.warn,
 ) -> Iterator[MetricsRow]:
-    """Train one repeat and yield the lines of its metrics; training advances as they are read.
+    """Train one repeat and yield the rows of its metrics; training advances as they are read.
 
     A finished repeat is scored if it has no scores yet, and continued if the recipe is longer now.
 
@@ -96,18 +103,19 @@ def train(
     from scrimp_trainers.run import train_repeat
 
     dataset = open_dataset(data)
-    return train_repeat(recipe, dataset, out, seed, rungs_kimg=[total_kimg], scoring=scoring, device=device)
+    return train_repeat(recipe, dataset, out, seed, rungs_kimg=[total_kimg], scoring=scoring, device=device, say=say)
 
 
 def _refuse_second_score(out: Path, data: Path, kimg: float, scoring: Scoring) -> None:
     """Refuse to score a finished repeat with other settings: its last line and its model card hold one score."""
     lines = metrics_log.read_rows(out / "metrics.jsonl")
-    last = lines[-1] if lines else {}
-    if "extractor" not in last or last["images"] < kimg * 1000:
+    if not lines or not lines[-1].extractor or lines[-1].images < kimg * 1000:
         return
-    if (last["extractor"], last["samples"]) != (scoring.extractor, scoring.samples):
+    last = lines[-1]
+    samples = last.value("samples")
+    if (last.extractor, samples) != (scoring.extractor, scoring.samples):
         raise UserError(
-            f"{out}: finished, and scored by {last['samples']:g} samples with extractor {last['extractor']}; "
+            f"{out}: finished, and scored by {samples:g} samples with extractor {last.extractor}; "
             f"use `scrimp evaluate {out / 'model'} {data}` for other scores"
         )
 

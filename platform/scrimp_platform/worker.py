@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, storage_loss, store
-from scrimp_platform.search.tune_loop import FAILURE, NODE, NON_RETRYABLE, NOTE, WORKING
+from scrimp_platform.search.tune_loop import FAILURE, NODE, NON_RETRYABLE, NOTE, ROW, WORKING
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.errors import DiskFull, NonRetryable, UserError
@@ -175,7 +175,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     with lock, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True})
-        lines = train_repeat(
+        rows = train_repeat(
             recipes.read(folder.recipe),
             open_dataset(Path(task["dataset"])),
             folder.path,
@@ -184,11 +184,12 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             scoring=Scoring.model_validate(space["scoring"]),
             objective=objective,
             direction=direction,
+            say=lambda note: report({NOTE: note}),
         )
-        for line in lines:
+        for row in rows:
             storage_loss.require_storage(folder.record)
-            if "rung" in line or NOTE in line:
-                report(line)
+            if row.rung is not None:
+                report({ROW: row})
 
 
 def _load_own_parts(folder: SweepFolder, sweep: dict[str, Any]) -> None:

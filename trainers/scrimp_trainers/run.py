@@ -1,6 +1,7 @@
 """One repeat, from its seed or its last checkpoint to its model. `scrimp train` and a sweep's workers call it."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,15 +29,15 @@ def train_repeat(
     direction: Literal["minimize", "maximize"] = "minimize",
     checkpoint_seconds: float = 60.0,
     device: torch.device | str | None = None,
+    say: Callable[[str], object] = warnings.warn,
 ) -> Iterator[MetricsRow]:
     """Train a repeat, or resume it, and yield its rows of metrics as they are written.
 
-    There is a row at every tick and at every rung. At a rung it also holds the scores and, as `rung`, its kimg, and it
-    is on disk together with a checkpoint before it is yielded.
+    There is a row at every tick and at every rung. At a rung it also holds the scores, and it is on disk together with
+    a checkpoint before it is yielded.
 
-    A resumed repeat first yields the rows of the rungs that it has passed. If a checkpoint was damaged, or code or
-    libraries have changed, a row before them says so in its only entry, `note`. A finished repeat that was trained
-    without scores is scored now if `scoring` is given; one whose recipe only became longer is continued.
+    A resumed repeat first yields the rows of the rungs that it has passed. A finished repeat that was trained without
+    scores is scored now if `scoring` is given; one whose recipe only became longer is continued.
 
     In a process group every rank calls this, and rank 0 writes.
 
@@ -51,6 +52,8 @@ def train_repeat(
         The score that decides which checkpoint is `checkpoint/best`.
     checkpoint_seconds
         Time between checkpoints, in addition to those at rungs.
+    say
+        Called with a message if a checkpoint was damaged, or code or libraries have changed since the last attempt.
 
     Raises
     ------
@@ -67,18 +70,18 @@ def train_repeat(
     session = Session(recipe, dataset, folder, seed, prepared, scoring, device=device)
     note = session.resume()
     if note:
-        yield {"note": note}
+        say(note)
     rows = session.progress.lines
-    yield from [row for row in rows if "rung" in row]
+    yield from [row for row in rows if row.rung is not None]
 
     # Train; score at each rung.
     steps = session.steps()
     for images, rung in session.due_rows(rungs_kimg):
         session.train_to(images, steps, checkpoint_seconds)
-        row = session.metrics_row()
+        row = session.metrics_row(rung)
         if rung is not None:
-            row |= {"rung": float(rung)} | session.score_rung(rung)
-            row |= session.best_so_far(row, objective, direction)
+            row = session.score_rung(row)
+            row = session.with_best(row, objective, direction)
         session.write_row(row)
         if rung is not None:
             session.save_if_best(row, objective)
@@ -87,9 +90,9 @@ def train_repeat(
             yield row
 
     # Score a model that was trained without scores.
-    if scoring and "extractor" not in rows[-1]:
-        row = rows[-1] | session.score_rung(rows[-1]["rung"])
-        row |= session.best_so_far(row, objective, direction)
+    if scoring and not rows[-1].extractor:
+        row = session.score_rung(rows[-1])
+        row = session.with_best(row, objective, direction)
         session.replace_last_row(row)
         session.save("last")
         with session.pause():

@@ -7,7 +7,7 @@ import csv
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import manifest
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.techniques import Coreset
@@ -59,14 +58,12 @@ def train(
 
     # Train, and show the progress.
     earlier = metrics_log.read_rows(out / "metrics.jsonl")
-    lines = operations.train(recipe, data, out, seed, scoring)
-    line: MetricsRow = {}
+    rows = operations.train(recipe, data, out, seed, scoring, say=terminal.say)
+    values: Mapping[str, Any] = {}
     with terminal.progress("kimg") as progress:
-        for line in lines:
-            if "note" in line:
-                terminal.say(line["note"])
-            else:
-                progress(line["kimg"], recipe.training.kimg)
+        for row in rows:
+            progress(row.kimg, recipe.training.kimg)
+            values = row.to_entries()
 
     # Show the result.
     if metrics_log.read_rows(out / "metrics.jsonl") == earlier:
@@ -74,7 +71,7 @@ def train(
     if recipe.sparsity.on:
         with (out / "layers.csv").open(newline="") as file:
             terminal.show_layers(csv.DictReader(file))
-    terminal.show_values(line)
+    terminal.show_values(values)
     terminal.say(f"model in {out / 'model'}")
 
 

@@ -123,7 +123,7 @@ def _read_sweep(folder: SweepFolder, description: dict[str, Any], node: str, rea
 
 def _read_running(repeat: Repeat, files: RepeatFolder) -> RunningRepeat:
     lines = metrics_log.read_rows(files.metrics)
-    last_line = lines[-1] if lines else {}
+    last_line = lines[-1] if lines else None
     updated = max(_modified(files.metrics), _modified(files.checkpoint / "last"))
     seconds_since_update = None
     if updated:
@@ -132,8 +132,8 @@ def _read_running(repeat: Repeat, files: RepeatFolder) -> RunningRepeat:
         repeat,
         files.label,
         lock_node(files.lock),
-        last_line.get("kimg", 0.0),
-        last_line.get("images_per_second"),
+        last_line.kimg if last_line else 0.0,
+        last_line.images_per_second if last_line else None,
         seconds_since_update,
     )
 

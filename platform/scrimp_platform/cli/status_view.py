@@ -97,7 +97,7 @@ def _running_repeats(sweep: SweepStatus) -> Table:
             running.repeat.phase,
             escape(running.node) or "starting",
             f"{running.kimg:,.0f} of {sweep.space.budget.rungs_kimg[-1]:,g}",
-            f"{max(running.repeat.scores, default=0):g}",
+            f"{max(running.repeat.rungs, default=0):g}",
             speed,
             last_update,
         )

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import stats
 from scrimp_platform.search.stats import Summary
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def class_scores(
     lines_by_trial = {row.number: _last_lines(row) for row in rows if row.number in numbers}
     columns: set[str] = set()
     for lines in lines_by_trial.values():
-        columns.update(*lines)
+        columns.update(*(line.scores for line in lines))
     match = _first_match(r"(fid|fd_\w+)_class_mean", sorted(columns))
     if match is None:
         return None
@@ -47,7 +47,7 @@ def class_scores(
     trials = {}
     means = {}
     for number, lines in lines_by_trial.items():
-        if any(mean_column in line for line in lines):
+        if any(mean_column in line.scores for line in lines):
             trials[number] = [_summary(lines, column) for column in class_columns]
             means[number] = _summary(lines, mean_column)
     return ClassScores(name, list(classes), trials, means)
@@ -61,13 +61,13 @@ def _first_match(pattern: str, names: Sequence[str]) -> re.Match[str] | None:
     return None
 
 
-def _last_lines(row: TrialRow) -> list[Mapping[str, Any]]:
+def _last_lines(row: TrialRow) -> list[MetricsRow]:
     """Return the scores of a trial's repeats at the last rung; empty if it was not trained to the end."""
     if not row.finished:
         return []
-    return [repeat.scores[row.kimg] for repeat in row.counted]
+    return [repeat.rungs[row.kimg] for repeat in row.counted]
 
 
-def _summary(lines: Sequence[Mapping[str, Any]], name: str) -> Summary:
-    values = [float(line[name]) for line in lines if name in line]
+def _summary(lines: Sequence[MetricsRow], name: str) -> Summary:
+    values = [line.value(name) for line in lines]
     return stats.summarize([value for value in values if math.isfinite(value)])

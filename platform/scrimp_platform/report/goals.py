@@ -63,7 +63,8 @@ def require_measured(space: Space, trials: Sequence[Trial]) -> None:
     UserError
         If a goal's score is missing; the message lists the scores that exist.
     """
-    measured = {name for trial in trials for repeat in trial.repeats for name in repeat.last}
+    last_rows = [repeat.last for trial in trials for repeat in trial.repeats if repeat.last]
+    measured = {name for row in last_rows for name in row.to_entries()}
     for name in [*space.objectives, *space.constraints]:
         if measured and name not in measured:
             raise UserError(f"{name}: was not measured in this sweep; there are {', '.join(sorted(measured))}")

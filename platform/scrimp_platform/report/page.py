@@ -273,8 +273,8 @@ def _typical_files(folder: SweepFolder, row: TrialRow, space: Space) -> RepeatFo
 
 def _memorisation(row: TrialRow) -> str:
     """Return the caption of the nearest training images: which fraction of the samples is memorised."""
-    scored = [repeat.scores[row.kimg] for repeat in row.trial.repeats if row.kimg in repeat.scores]
-    scores = scored[0] if scored else {}
+    scored = [repeat.rungs[row.kimg] for repeat in row.trial.repeats if row.kimg in repeat.rungs]
+    scores = scored[0].scores if scored else {}
     fraction = scores.get("memorized_fraction")
     control = scores.get("memorized_fraction_holdout")
     text = f"Trial {row.number}: samples, each followed by its nearest training image"

@@ -16,6 +16,7 @@ from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import stats
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 # The palette of Okabe and Ito, which colour-blind people can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -133,7 +134,7 @@ def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
     return figure.update_layout(height=max(380, 120 + 44 * len(raced)))
 
 
-def losses(curves: Mapping[int, Sequence[Sequence[Mapping[str, Any]]]], rows: Sequence[TrialRow]) -> go.Figure:
+def losses(curves: Mapping[int, Sequence[Sequence[MetricsRow]]], rows: Sequence[TrialRow]) -> go.Figure:
     """Plot the training loss of the leaders' repeats.
 
     `curves` holds the lines of `metrics.jsonl` of each repeat, by trial number.
@@ -143,7 +144,7 @@ def losses(curves: Mapping[int, Sequence[Sequence[Mapping[str, Any]]]], rows: Se
     values: list[float] = []
     for number, repeats in curves.items():
         for i, lines in enumerate(repeats):
-            points = [(line["kimg"], line["loss"], "") for line in lines if _is_finite(line.get("loss"))]
+            points = [(line.kimg, line.loss, "") for line in lines if math.isfinite(line.loss)]
             legend = {"name": f"trial {number}"} if i == 0 else {}  # one entry per trial
             _line(figure, points, colours[number], 1.5, opacity=0.8, hoverinfo="x+y", **legend)
             values += [loss for _, loss, _ in points]
@@ -300,12 +301,8 @@ def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str 
 
 def _scores(repeat: Repeat, objective: str) -> list[tuple[float, float]]:
     """Return the rungs at which a repeat was scored, each with its score; non-finite scores are left out."""
-    scores = []
-    for kimg, line in sorted(repeat.scores.items()):
-        value = line.get(objective)
-        if value is not None and _is_finite(value):
-            scores.append((kimg, float(value)))
-    return scores
+    scores = [(kimg, repeat.score(objective, kimg)) for kimg in sorted(repeat.rungs)]
+    return [(kimg, value) for kimg, value in scores if math.isfinite(value)]
 
 
 def _is_finite(value: Any) -> bool:

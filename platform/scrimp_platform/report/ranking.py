@@ -118,7 +118,7 @@ def typical_repeat(row: TrialRow, space: Space) -> Repeat:
     """Return the repeat of a trial whose score is nearest to the trial's mean; the best one would be misleading."""
     name = next(iter(space.objectives))
     mean = row.summaries[name].mean
-    return min(row.counted, key=lambda repeat: abs(repeat.scores[row.kimg][name] - mean))
+    return min(row.counted, key=lambda repeat: abs(repeat.score(name, row.kimg) - mean))
 
 
 def _row(trial: Trial, space: Space) -> TrialRow:
@@ -129,8 +129,8 @@ def _row(trial: Trial, space: Space) -> TrialRow:
     counted = counted or trial.finished_repeats(kimg)
     finished = bool(counted)
     if not finished:
-        kimg = max((rung for repeat in trial.repeats for rung in repeat.scores), default=0.0)
-        counted = [repeat for repeat in trial.repeats if kimg in repeat.scores]
+        kimg = max((rung for repeat in trial.repeats for rung in repeat.rungs), default=0.0)
+        counted = [repeat for repeat in trial.repeats if kimg in repeat.rungs]
 
     def summarize(repeats: list[Repeat], name: str) -> Summary:
         return stats.summarize(records.finite_scores(repeats, name, kimg))

@@ -57,7 +57,7 @@ def measure_base_recipe(plan: Plan) -> Speed:
     kimg = max(16 * plan.base.training.batch_size, 1000) / 1000
     samples = min(plan.space.scoring.samples, 64)
     with tempfile.TemporaryDirectory() as folder:
-        lines = train_repeat(
+        rows = train_repeat(
             plan.base.replace({"training.kimg": kimg}),
             open_dataset(plan.dataset),
             Path(folder),
@@ -65,11 +65,11 @@ def measure_base_recipe(plan: Plan) -> Speed:
             rungs_kimg=[kimg],
             scoring=plan.space.scoring.model_copy(update={"samples": samples}),
         )
-        line = list(lines)[-1]
+        row = list(rows)[-1]
         size = _bytes_in(Path(folder))
 
-    training = kimg * 1000 / line["images_per_second"]
-    scoring = (line["seconds"] - training) * plan.space.scoring.samples / samples
+    training = kimg * 1000 / row.images_per_second
+    scoring = (row.seconds - training) * plan.space.scoring.samples / samples
     return Speed(training / kimg, scoring, size)
 
 
@@ -110,18 +110,17 @@ def estimate_sweep(plan: Plan, places: int, speed: Speed) -> Estimate:
 
 def measure_repeats(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | None:
     """Return what the finished repeats cost; none if there are none."""
-    finished = [repeat for repeat in repeats if repeat.status == "finished"]
+    finished = [(repeat, repeat.last) for repeat in repeats if repeat.status == "finished" and repeat.last]
     if not finished:
         return None
 
     training = []
     scoring = []
     sizes = []
-    for repeat in finished:
-        line = repeat.last
-        seconds_per_kimg = 1000 / line["images_per_second"]
+    for repeat, row in finished:
+        seconds_per_kimg = 1000 / row.images_per_second
         training.append(seconds_per_kimg)
-        scoring.append(max(0.0, line["seconds"] - seconds_per_kimg * line["kimg"]) / len(repeat.scores))
+        scoring.append(max(0.0, row.seconds - seconds_per_kimg * row.kimg) / len(repeat.rungs))
         sizes.append(_bytes_in(folder.repeat(repeat.trial, repeat.repeat).path))
     return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes))
 
@@ -134,7 +133,7 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
     budget = space.budget
     last_rung = budget.rungs_kimg[-1]
     repeats = [repeat for trial in trials for repeat in trial.repeats]
-    scored = [repeat.last for repeat in repeats if repeat.scores]
+    scored = [repeat.last for repeat in repeats if repeat.last]
     if not scored:
         return None
 
@@ -142,13 +141,13 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
     for repeat in repeats:
         if not repeat.open:
             continue
-        trained = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.get("kimg", 0.0))
+        trained = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.kimg if repeat.last else 0.0)
         if repeat.phase == "race":
             kimg += max(0.0, last_rung - trained)
         else:
             kimg += _expected_kimg(budget, repeat.passed, trained)
     kimg += max_race_repeats_left(trials, space) * last_rung
-    return kimg * statistics.fmean(line["seconds"] / line["kimg"] for line in scored)
+    return kimg * statistics.fmean(row.seconds / row.kimg for row in scored)
 
 
 def max_race_repeats_left(trials: Sequence[Trial], space: Space) -> int:

@@ -19,6 +19,7 @@ from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import Diverged, UserError
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 Say = Callable[[str], None]
 
@@ -109,19 +110,21 @@ class Ledger:
             self._save(repeat)
         return repeat
 
-    def report(self, repeat: Repeat, line: dict[str, Any]) -> bool:
+    def report(self, repeat: Repeat, row: MetricsRow) -> bool:
         """Record a repeat's scores at a rung and decide whether it continues; a second report changes nothing."""
-        rung = float(line["rung"])
-        repeat.scores[rung] = line
+        rung = row.rung
+        if rung is None:  # nothing is decided between rungs
+            return True
+        repeat.rungs[rung] = row
         # A missing score says nothing about the trial's rank: `finish` will fail it.
         if repeat.phase == "race" or rung <= repeat.passed or not self._scored(repeat, rung):
             return True
 
         first_objective = next(iter(self.space.objectives))
-        self._study.report(repeat.trial, round(rung * 1000), float(line[first_objective]))
+        self._study.report(repeat.trial, round(rung * 1000), row.value(first_objective))
         rivals = [other for other in self.repeats if other.phase == "search" and other is not repeat]
-        others = [rival.scores[rung] for rival in rivals if self._scored(rival, rung)]
-        if rung == self.space.budget.rungs_kimg[-1] or race.survives(line, others, self.space):
+        others = [rival.rungs[rung] for rival in rivals if self._scored(rival, rung)]
+        if rung == self.space.budget.rungs_kimg[-1] or race.survives(row, others, self.space):
             repeat.passed = rung
             self._save(repeat)
             return True
@@ -271,7 +274,8 @@ class Ledger:
             self._close_trial(trial)
 
         reason = f" ({cause})" if cause else ""
-        scores = [f"{name} {_short(repeat.last[name])}" for name in self.space.objectives if name in repeat.last]
+        last = repeat.last.to_entries() if repeat.last else {}
+        scores = [f"{name} {_short(last[name])}" for name in self.space.objectives if name in last]
         self.say(f"repeat {self._label(repeat)} {status}{reason}: {' '.join(scores) or 'no score'}")
 
     def _count_same_failures(self, repeat: Repeat) -> None:
@@ -302,8 +306,7 @@ class Ledger:
             self._study.fail(trial.number)
 
     def _scored(self, repeat: Repeat, kimg: float) -> bool:
-        scores = repeat.scores.get(kimg, {})
-        return all(math.isfinite(float(scores.get(name, math.nan))) for name in self.space.objectives)
+        return all(math.isfinite(repeat.score(name, kimg)) for name in self.space.objectives)
 
     def _save(self, repeat: Repeat) -> None:
         self._write(partial(repeat.save, self.folder.repeat(repeat.trial, repeat.repeat)))

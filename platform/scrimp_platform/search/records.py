@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums, metrics_log
 from scrimp_trainers.common.errors import DamagedRecord, UserError
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 Phase = Literal["search", "race"]
 RepeatStatus = Literal["waiting", "running", "finished", "stopped", "failed", "damaged"]
@@ -27,7 +28,7 @@ class Repeat:
     """One training of a trial with one seed.
 
     `stopped` means that successive halving ended it, `failed` that no further attempt will be made, `damaged` that
-    its records cannot be trusted; this is never written. `scores` maps a rung, in kimg, to what was measured there;
+    its records cannot be trusted; this is never written. `rungs` maps a rung, in kimg, to what was measured there;
     `passed` is the highest rung after which halving let it continue. `recipe` is the checksum of its recipe.yaml.
     `started` is when it was handed out, `began` when its devices started to work for it: none while it waits for them,
     or for disk space. `spent` is the seconds of their work before that.
@@ -47,7 +48,7 @@ class Repeat:
     devices: int = 1
     passed: float = 0.0
     recipe: str = ""
-    scores: dict[float, dict[str, Any]] = field(default_factory=dict)
+    rungs: dict[float, MetricsRow] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
@@ -55,11 +56,11 @@ class Repeat:
         return self.status in ("waiting", "running")
 
     @property
-    def last(self) -> dict[str, Any]:
-        """Scores of the highest rung reached; empty before the first."""
-        if not self.scores:
-            return {}
-        return self.scores[max(self.scores)]
+    def last(self) -> MetricsRow | None:
+        """The row of the highest rung reached; None before the first."""
+        if not self.rungs:
+            return None
+        return self.rungs[max(self.rungs)]
 
     @property
     def device_hours(self) -> float:
@@ -67,11 +68,21 @@ class Repeat:
         seconds = self.spent
         if self.began and self.status == "running":
             seconds += time.time() - self.began
-        return max(seconds, self.last.get("seconds", 0.0)) * self.devices / 3600
+        return max(seconds, self._scored_seconds) * self.devices / 3600
+
+    @property
+    def _scored_seconds(self) -> float:
+        """Time that it had taken at the highest rung reached."""
+        return self.last.seconds if self.last else 0.0
+
+    def score(self, name: str, kimg: float) -> float:
+        """Return what was measured at a rung under this name; NaN if it is missing."""
+        row = self.rungs.get(kimg)
+        return row.value(name) if row else math.nan
 
     def start_clock(self) -> None:
         """Start counting the time of its devices; what a killed driver could not write is taken from the scores."""
-        self.spent = max(self.spent, self.last.get("seconds", 0.0))
+        self.spent = max(self.spent, self._scored_seconds)
         self.began = time.time()
 
     def stop_clock(self) -> None:
@@ -82,9 +93,7 @@ class Repeat:
 
     def save(self, folder: RepeatFolder) -> None:
         """Write `repeat.json`; the scores stand in `metrics.jsonl`, where the worker wrote them."""
-        record = asdict(self)
-        record["rungs"] = sorted(record.pop("scores"))
-        store.write_json(folder.record, record)
+        store.write_json(folder.record, vars(self) | {"rungs": sorted(self.rungs)})
 
 
 @dataclass
@@ -102,7 +111,7 @@ class Trial:
 
     def finished_repeats(self, kimg: float) -> list[Repeat]:
         """Return the repeats that were trained to the end and scored at this rung."""
-        return [repeat for repeat in self.repeats if repeat.status == "finished" and kimg in repeat.scores]
+        return [repeat for repeat in self.repeats if repeat.status == "finished" and kimg in repeat.rungs]
 
     def save(self, folder: SweepFolder) -> None:
         """Write `trial.json`; it contains the number of repeats, which must be on disk before."""
@@ -138,7 +147,7 @@ def unbiased_repeats(trial: Trial, space: Space, kimg: float) -> list[Repeat]:
 
 def finite_scores(repeats: Iterable[Repeat], name: str, kimg: float) -> list[float]:
     """Return a score of these repeats at a rung, except where it is missing or not finite."""
-    scores = [float(repeat.scores.get(kimg, {}).get(name, math.nan)) for repeat in repeats]
+    scores = [repeat.score(name, kimg) for repeat in repeats]
     return [score for score in scores if math.isfinite(score)]
 
 
@@ -242,7 +251,7 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
         return Repeat(files.trial, files.repeat, 0, "race" if files.repeat else "search", "damaged")
 
     # An open repeat may miss scores: it writes them again when it resumes from its checkpoint.
-    scores, damages = _scan(files, [] if repeat.open else rungs)
+    rows, damages = _scan(files, [] if repeat.open else rungs)
     recipe = _content(files.recipe)
     if repeat.recipe and recipe is None:
         damages.append(f"{files.recipe}: missing")
@@ -250,31 +259,31 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
         damages.append(f"{files.recipe}: not what was written")
     if damages and repeat.status in ("finished", "stopped"):
         repeat.status = "damaged"
-        scores = {}
+        rows = {}
         damages = [f"{damage}; repeat {files.label} is left out" for damage in damages]
     problems += damages
 
     if not repeat.open:
         # A worker may have written more after the repeat was stopped; that played no part in any decision.
-        scores = {rung: scores[rung] for rung in rungs if rung in scores}
-    repeat.scores = scores
+        rows = {rung: rows[rung] for rung in rungs if rung in rows}
+    repeat.rungs = rows
     return repeat
 
 
-def _scan(files: RepeatFolder, rungs: Sequence[float]) -> tuple[dict[float, dict[str, Any]], list[str]]:
-    """Return the scores by rung, and what is wrong with `metrics.jsonl`, which should contain those of `rungs`."""
+def _scan(files: RepeatFolder, rungs: Sequence[float]) -> tuple[dict[float, MetricsRow], list[str]]:
+    """Return the rows by rung, and what is wrong with `metrics.jsonl`, which should contain those of `rungs`."""
     try:
         rows, damage = metrics_log.scan_rows(files.metrics)
     except OSError as error:
         return {}, [f"{files.metrics}: cannot be read ({error.strerror})"]
 
-    scores = {float(line["rung"]): line for line in rows if line.get("rung")}
-    lost = [f"{rung:g}" for rung in rungs if rung not in scores]
+    by_rung = {row.rung: row for row in rows if row.rung is not None}
+    lost = [f"{rung:g}" for rung in rungs if rung not in by_rung]
     if damage:
-        return scores, [damage]
+        return by_rung, [damage]
     if lost:
-        return scores, [f"{files.metrics}: the scores at {', '.join(lost)} kimg are missing"]
-    return scores, []
+        return by_rung, [f"{files.metrics}: the scores at {', '.join(lost)} kimg are missing"]
+    return by_rung, []
 
 
 def _load(file: Path, **numbers: int) -> dict[str, Any]:

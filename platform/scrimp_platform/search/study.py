@@ -23,6 +23,7 @@ from scrimp_platform import store
 from scrimp_platform.search import proposals
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Range, Space
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -161,13 +162,14 @@ class Study:
         if len(self._space.objectives) == 1 and images not in self.trials()[number].intermediate_values:
             self._trial(number).report(value, step=images)
 
-    def complete(self, number: int, scores: Mapping[str, Any]) -> None:
+    def complete(self, number: int, row: MetricsRow | None) -> None:
         """Record the trial's objectives and the excesses of its constraints; a score that is not finite fails it."""
-        values = [float(scores.get(name, math.nan)) for name in self._space.objectives]
-        if not all(math.isfinite(value) for value in values):
+        result = _result(self._space, row)
+        if result is None:
             self.fail(number)
             return
-        for name, excess in _finite_excesses(self._space, scores).items():
+        values, constraints = result
+        for name, excess in constraints.items():
             self._trial(number).set_constraint(name, excess)
         self._study.tell(number, values)
 
@@ -200,12 +202,11 @@ def frozen(trial: Trial, space: Space) -> FrozenTrial:
     state = STATES[trial.status]
     values = constraints = None
     if state is TrialState.COMPLETE:
-        scores = trial.repeats[0].last if trial.repeats else {}
-        values = [float(scores.get(name, math.nan)) for name in space.objectives]
-        constraints = _finite_excesses(space, scores)
-        if not all(math.isfinite(value) for value in values):
+        result = _result(space, trial.repeats[0].last) if trial.repeats else None
+        if result:
+            values, constraints = result
+        else:
             state = TrialState.FAIL
-            values = constraints = None
 
     return create_trial(
         state=state,
@@ -222,7 +223,7 @@ def _at_rungs(repeat: Repeat, space: Space) -> dict[int, float]:
     if len(space.objectives) > 1:
         return {}
     name = next(iter(space.objectives))
-    values = {round(rung * 1000): float(scores.get(name, math.nan)) for rung, scores in repeat.scores.items()}
+    values = {round(rung * 1000): row.value(name) for rung, row in repeat.rungs.items()}
     return {images: value for images, value in values.items() if math.isfinite(value)}
 
 
@@ -236,15 +237,21 @@ def _agree(known: FrozenTrial, expected: FrozenTrial) -> bool:
     return all(getattr(known, name) == getattr(expected, name) for name in names)
 
 
-def _finite_excesses(space: Space, scores: Mapping[str, Any]) -> dict[str, float]:
-    return {name: min(excess, 1e30) for name, excess in excesses(space, scores).items()}
+def _result(space: Space, row: MetricsRow | None) -> tuple[list[float], dict[str, float]] | None:
+    """Return the objectives, and finite excesses of the constraints; None if not all objectives are finite."""
+    if row is None:
+        return None
+    values = [row.value(name) for name in space.objectives]
+    if not all(math.isfinite(value) for value in values):
+        return None
+    return values, {name: min(excess, 1e30) for name, excess in excesses(space, row).items()}
 
 
-def excesses(space: Space, scores: Mapping[str, Any]) -> dict[str, float]:
+def excesses(space: Space, row: MetricsRow) -> dict[str, float]:
     """Return by how much each constraint is broken; infinite where its score is missing or not finite."""
     excesses = dict.fromkeys(space.constraints, math.inf)
     for name, bound in space.constraints.items():
-        value = float(scores.get(name, math.nan))
+        value = row.value(name)
         if math.isfinite(value):
             excesses[name] = bound.excess(value)
     return excesses

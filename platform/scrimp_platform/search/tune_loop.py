@@ -26,7 +26,8 @@ from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.records import Repeat
 from scrimp_trainers.common import heartbeat
 
-# Keys of what a Tune function reports besides a rung's scores (see worker.py).
+# Keys of what a Tune function reports (see worker.py).
+ROW = "row"
 FAILURE = "failure"
 NON_RETRYABLE = "final"
 NOTE = "note"
@@ -128,8 +129,8 @@ class RepeatSearcher(Searcher):
             if not result[WORKING] and self._outdated(self._tune_trials[trial_id]):
                 self._withdraw(self._tune_trials[trial_id])
                 return False
-        if "rung" in result:
-            return self._ledger.report(self._repeats[trial_id], result)
+        if ROW in result:
+            return self._ledger.report(self._repeats[trial_id], result[ROW])
         return True
 
     def _decide(self, decide: Callable[[], Decision], otherwise: Decision) -> Decision:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrimp_platform import store
 from scrimp_platform.throttle import Throttle
+from scrimp_trainers.common.metrics_log import MetricsRow
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, RunTag
@@ -166,10 +167,10 @@ class SweepRuns:
                 self._client.update_run(run.id, status)
             run.status = status
 
-    def send_lines(self, run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
+    def send_lines(self, run: Run, lines: Sequence[MetricsRow]) -> None:
         """Send the new lines of `metrics.jsonl`: each number of a line is a metric at the line's kimg."""
         new_lines = [line for line in lines if line_position(line) > run.curve]
-        widest = max(map(len, new_lines), default=1)
+        widest = max((len(line.to_entries()) for line in new_lines), default=1)
         lines_per_request = max(1, METRICS_PER_REQUEST // widest)
         for part in _chunks(new_lines, lines_per_request):
             metrics = [metric for line in part for metric in line_metrics(line, run.start)]
@@ -301,23 +302,23 @@ class SweepRuns:
         self._throttle(self.save_progress)
 
 
-def line_position(line: Mapping[str, Any]) -> list[float]:
+def line_position(line: MetricsRow) -> list[float]:
     """Return the position of a line in the metric history: kimg, then scores of a rung after the tick at that kimg."""
-    return [float(line["kimg"]), float("rung" in line)]
+    return [float(line.kimg), float(line.rung is not None)]
 
 
-def line_metrics(line: Mapping[str, Any], start: int) -> list["Metric"]:
+def line_metrics(line: MetricsRow, start: int) -> list["Metric"]:
     """Return the finite numbers of a line as MLflow metrics at the line's kimg.
 
     Their timestamps depend only on the line and the start of the run: MLflow stores a metric that is sent twice once.
     """
     from mlflow.entities import Metric
 
-    time_ms = start + _milliseconds(line.get("seconds", 0.0))
-    step = int(line["kimg"])
+    time_ms = start + _milliseconds(line.seconds)
+    step = int(line.kimg)
     return [
         Metric(name, float(value), time_ms, step)
-        for name, value in line.items()
+        for name, value in line.to_entries().items()
         if name not in AXES and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     ]
 

@@ -96,13 +96,12 @@ def cost(
     network: nn.Module,
     flops: int,
     *,
-    train_flops: float,
     nfe: int,
     samples: int,
     seconds: float,
     devices: int,
 ) -> dict[str, float]:
-    """Gather what a repeat has cost so far.
+    """Gather what a repeat has cost so far, besides the FLOPs of its training.
 
     Parameters
     ----------
@@ -110,8 +109,6 @@ def cost(
         The network, with its pruned weights at zero.
     flops
         Its forward pass on one image, from `forward_flops` or `sparse_flops`.
-    train_flops
-        FLOPs of the training so far, from `training_flops`.
     nfe
         Network evaluations that one sample costs.
     samples
@@ -122,7 +119,6 @@ def cost(
     return {
         "parameters": float(parameters(network)),
         "nonzero_parameters": float(nonzero_parameters(network)),
-        "train_flops": train_flops,
         "sample_flops": float(nfe) * flops * samples,
         "device_hours": seconds * devices / 3600,
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scrimp_trainers.common import heartbeat
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.metrics_log import EXTRACTOR
 from scrimp_trainers.common.ranks import rank_0_first
 from scrimp_trainers.conditioning.classes import Classes
 from scrimp_trainers.data.dataset import Dataset
@@ -97,7 +98,7 @@ class Scorer:
             **self.control,
             "similarity_threshold": self.threshold,
             "samples": float(len(rows)),
-            "extractor": self.extractor.name,
+            EXTRACTOR: self.extractor.name,
             "weights": self.extractor.weights[:16],
             "reference": self.dataset.manifest.reference,
             "reference_samples": float(len(self.reference)),

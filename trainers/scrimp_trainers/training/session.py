@@ -5,9 +5,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,16 @@ class Progress:
     """The rows of `metrics.jsonl`."""
     environments: list[dict[str, Any]] = field(default_factory=list)
     """Code, libraries and data of each attempt, and from which number of `images` on."""
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Progress":
+        """Return what `to_json` was called on."""
+        lines = [MetricsRow.from_entries(entries) for entries in saved["lines"]]
+        return cls(**{**saved, "lines": lines})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a checkpoint stores it."""
+        return vars(self) | {"lines": [row.to_entries() for row in self.lines]}
 
 
 class Session:
@@ -132,12 +142,13 @@ class Session:
         saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
         self.last_is_intact = not damage
         self._refuse_if_trained_longer()
-        self.progress = Progress(**saved or {})
+        if saved:
+            self.progress = Progress.from_json(saved)
 
         # Time spent after the checkpoint counts too.
         written, damaged_rows = metrics_log.scan_rows(self._metrics)
-        self.progress.seconds = max([self.progress.seconds, *(row["seconds"] for row in written)])
-        if not saved and not damage and any("rung" in row for row in written):
+        self.progress.seconds = max([self.progress.seconds, *(row.seconds for row in written)])
+        if not saved and not damage and any(row.rung is not None for row in written):
             damage = f"{self.folder / 'checkpoint'}: no checkpoint is left; training starts again"
         changes = self._record_environment()
 
@@ -187,10 +198,10 @@ class Session:
             rung_at[images_at(kimg)] = None
         for rung in rungs_kimg:
             if rung < total_kimg:
-                rung_at[images_at(rung)] = rung
+                rung_at[images_at(rung)] = float(rung)
         rung_at[images_at(total_kimg)] = total_kimg
 
-        last_images = self.progress.lines[-1]["images"] if self.progress.lines else -1
+        last_images = self.progress.lines[-1].images if self.progress.lines else -1
         return sorted((images, rung) for images, rung in rung_at.items() if images > last_images)
 
     def train_to(self, images: int, steps: Iterator[Step], checkpoint_seconds: float) -> None:
@@ -221,8 +232,8 @@ class Session:
             pass  # measure outside this block: until it ends, the exception keeps the step's tensors alive
         raise memory.out_of_memory_error(self.recipe, memory.measure_memory(self.recipe, self.state, self.device))
 
-    def metrics_row(self) -> MetricsRow:
-        """Summarise the training since the last row."""
+    def metrics_row(self, rung: float | None = None) -> MetricsRow:
+        """Summarise the training since the last row, at a rung or between two."""
         progress = self.progress
         images = self.state.images
         loss = progress.loss_sum / progress.loss_steps
@@ -234,21 +245,25 @@ class Session:
         images_before, time_before = self.rate_start
         now = time.monotonic()
         self.rate_start = (images, now)
-        return {
-            "kimg": images / 1000,
-            "images": images,
-            "step": self.state.step,
-            "loss": loss,
-            "lr": learning_rate(self.recipe.optimizer, images),
-            "microbatch": self.microbatch,
-            "seconds": self._seconds(),
-            "nonzero_fraction": self.state.masks.nonzero_fraction if self.state.masks else 1.0,
-            "train_flops": self._train_flops(),
-            "images_per_second": (images - images_before) / (now - time_before),
-        }
+        return MetricsRow(
+            kimg=images / 1000,
+            images=images,
+            step=self.state.step,
+            loss=loss,
+            lr=learning_rate(self.recipe.optimizer, images),
+            microbatch=self.microbatch,
+            seconds=self._seconds(),
+            nonzero_fraction=self.state.masks.nonzero_fraction if self.state.masks else 1.0,
+            train_flops=self._train_flops(),
+            images_per_second=(images - images_before) / (now - time_before),
+            rung=rung,
+        )
 
-    def score_rung(self, rung: float) -> MetricsRow:
-        """Sample from the averaged weights, write a grid of samples, and score them if there is a `scoring`."""
+    def score_rung(self, row: MetricsRow) -> MetricsRow:
+        """Sample from the averaged weights, write a grid of samples, and score them if there is a `scoring`.
+
+        Returns the rung's row with scores and costs.
+        """
         count = self.scoring.samples if self.scoring else GRID_IMAGES
         shown: list[Tensor] = []
         samples = generate(
@@ -261,7 +276,7 @@ class Session:
             world=self.world,
             codec=self.prepared.codec,
         )
-        values: MetricsRow = {}
+        values: dict[str, float | str] = {}
         if self.scorer:
             try:
                 scores = self.scorer.score(_keep_first(samples, shown), classes=self.state.ema.classes)
@@ -270,28 +285,27 @@ class Session:
                 raise DeviceOutOfMemory(
                     f"scoring.batch_size {size} does not fit into the memory that training leaves; halve it"
                 ) from error
-            values = dict(scores.values)
+            values = scores.values
             if len(scores.samples):
                 self._write_grid(self.folder / "neighbours.png", neighbour_grid(scores.samples, scores.nearest))
         else:
             for _ in _keep_first(samples, shown):
                 pass
         grid = image_grid(torch.cat(shown))
-        self._write_grid(self.folder / "samples" / f"{rung:g}.png", grid)
+        self._write_grid(self.folder / "samples" / f"{row.rung:g}.png", grid)
         self._write_grid(self.folder / "samples.png", grid)
 
         seconds = self._seconds()
         costs = cost.cost(
             self.state.ema,
             self.flops,
-            train_flops=self._train_flops(),
             nfe=self.recipe.nfe,
             samples=count,
             seconds=seconds,
             devices=self.world,
         )
         self.rate_start = (self.state.images, time.monotonic())
-        return values | costs | {"seconds": seconds}
+        return replace(row, seconds=seconds, scores=row.scores | values | costs)
 
     def write_row(self, row: MetricsRow) -> None:
         """Append a row to metrics.jsonl."""
@@ -305,26 +319,26 @@ class Session:
         if self.rank == 0:
             metrics_log.write_rows(self._metrics, self.progress.lines)
 
-    def best_so_far(self, row: MetricsRow, objective: str | None, direction: str) -> MetricsRow:
-        """Return the objective's best value at this rung or any before, as `<objective>_best`; empty without a value.
+    def with_best(self, row: MetricsRow, objective: str | None, direction: str) -> MetricsRow:
+        """Add the objective's best value at this rung or any before, as `<objective>_best`, if it has a value here.
 
         A recipe's result is the score of its last model: to take the best of many snapshots is to choose by the score.
         """
-        value = row.get(objective) if objective else None
-        if not isinstance(value, float) or not math.isfinite(value):
-            return {}
+        value = row.value(objective) if objective else math.nan
+        if not math.isfinite(value):
+            return row
 
         best = value
         if self.progress.best is not None:
             better_of = {"minimize": min, "maximize": max}[direction]
             best = better_of(self.progress.best, value)
-        return {f"{objective}_best": best}
+        return replace(row, scores=row.scores | {f"{objective}_best": best})
 
     def save_if_best(self, row: MetricsRow, objective: str | None) -> None:
         """Write `checkpoint/best` if this rung is the best so far."""
-        best = row.get(f"{objective}_best")
-        if best is not None and best != self.progress.best:
-            self.progress.best = float(best)
+        best = row.value(f"{objective}_best")
+        if math.isfinite(best) and best != self.progress.best:
+            self.progress.best = best
             self.save("best")
 
     def save(self, name: Literal["last", "best"]) -> None:
@@ -338,7 +352,7 @@ class Session:
             previous = None
             if name == "last" and self.last_is_intact:
                 previous = folder / "previous"
-            checkpoint.save(folder / name, self.state, self._identity(), asdict(self.progress), previous)
+            checkpoint.save(folder / name, self.state, self._identity(), self.progress.to_json(), previous)
 
         if name == "last":
             self.last_is_intact = True
@@ -359,7 +373,7 @@ class Session:
         heartbeat.beat()
         folder = self.folder / "model"
         if self.rank == 0:
-            content = (self.state.ema, self.recipe, self.dataset.manifest, row)
+            content = (self.state.ema, self.recipe, self.dataset.manifest, row.to_entries())
             if folder.exists() and not is_current(folder, *content):
                 shutil.rmtree(folder)
             if not folder.exists():
