@@ -87,7 +87,7 @@ def test_an_own_codec_trains_scrimps_network_and_samples_images(examples, scored
     small |= {"training.kimg": 0.2, "training.batch_size": 50, "training.flip": True}
     recipe = scrimp.Recipe.load(examples / "squares.yaml").replace(small)
     *_, last = scrimp.train(recipe, scored_digits, tmp_path / "out", extractor="classifier", samples=50)
-    assert last["fd_classifier"] > 0
+    assert last.value("fd_classifier") > 0
     model = scrimp.load_model(tmp_path / "out" / "model")
     assert tuple(model.network.shape) == (4, 4, 4)
     assert model.sample(2).shape == (2, 1, 8, 8)

@@ -217,7 +217,7 @@ def test_the_home_folder_is_meant_wherever_a_path_stands(tmp_path, monkeypatch, 
     (tmp_path / "base.yaml").write_text("codec: {kind: kl, encoder: ~/vae, decoder: ~/vae}\n")
     main.main(["spaces", "~/lab.yaml"])
     assert "16 or 24" in capsys.readouterr().out
-    assert recipe.load("~/base.yaml").codec.encoder == str(tmp_path / "vae")
+    assert recipe.load("~/base.yaml").codec.model_dump()["encoder"] == str(tmp_path / "vae")
     with pytest.raises(SystemExit):
         main.main(["status", "--storage=~/runs"])
     assert str(tmp_path / "runs") in capsys.readouterr().err

@@ -344,8 +344,8 @@ def test_the_loss_is_the_mean_over_what_is_not_padding(recipe, kind, monkeypatch
 def test_it_is_sampled_drawn_scored_and_exported_like_images(recipe, dataset, tmp_path):
     options = {"extractor": "strokes:Blocks", "samples": 40}
     *_, last = scrimp.train(recipe, dataset, tmp_path / "out", seed=1, **options)
-    assert np.isfinite(last["fd_strokes_Blocks"])
-    assert 0 <= last["pixel_copied_fraction"] <= 1
+    assert np.isfinite(last.value("fd_strokes_Blocks"))
+    assert 0 <= last.value("pixel_copied_fraction") <= 1
     assert (tmp_path / "out" / "samples.png").exists()
     assert (tmp_path / "out" / "neighbours.png").exists()
 
