@@ -29,7 +29,6 @@ from scrimp_platform.cli.main import main
 from scrimp_spaces.space import Space, load_space
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.common.files import write_atomic
-from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 
 HERE = Path(__file__).parent
@@ -182,15 +181,15 @@ def train(repeat: Repeat, values: dict[str, Any], space: Space, data: Dataset, f
         checkpoint_seconds=math.inf,
         device="cpu",
     )
-    rungs: list[MetricsRow] = []
-    cost: MetricsRow = {}
+    rungs: list[dict[str, float | None]] = []
+    cost: dict[str, float | None] = {}
     ending = "finished"
     try:
         for row in rows:
-            if "rung" in row:
-                row["cpu_seconds"] = time.process_time() - begun
-                rungs.append({name: _short(row[name]) for name in RUNG})
-                cost = {name: _short(row[name]) for name in COST}
+            if row.rung is not None:
+                cpu_seconds = time.process_time() - begun
+                rungs.append({name: _short(row.value(name)) for name in RUNG} | {"cpu_seconds": _short(cpu_seconds)})
+                cost = {name: _short(row.value(name)) for name in COST}
     except Diverged as error:
         ending = f"diverged: {error}"
     shutil.rmtree(work)
