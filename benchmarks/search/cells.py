@@ -1,0 +1,144 @@
+"""Cells of the comparison: one method on one surface with one seed, each in a small file once it is finished."""
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.search import peers, tables
+from benchmarks.search.curves import Surface
+from benchmarks.search.scrimp import Scrimp
+from benchmarks.search.simulate import Method, Outcome, Simulation
+from benchmarks.search.surfaces import Synthetic
+
+ROOT = Path(__file__).parents[2]
+TABLES = ROOT / ".venv-search" / "tables"
+PEERS_PYTHON = ROOT / ".venv-search" / "bin" / "python"
+RESULTS = Path(__file__).with_name("results")
+MEMORY = Path("/dev/shm")  # noqa: S108  where a file costs no disk
+
+SURFACES: Mapping[str, Callable[[int], Surface]] = {
+    "synthetic-2": partial(Synthetic, noise=0.02),
+    "synthetic-5": partial(Synthetic, noise=0.05),
+    "synthetic-10": partial(Synthetic, noise=0.10),
+    **{name: partial(tables.Table, name, folder=TABLES) for name in tables.NAMES},
+}
+"""From a seed."""
+SCRIMP = "scrimp"
+PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
+    "random": peers.Random,
+    "optuna-tpe": partial(peers.Optuna, sampler="TPESampler"),
+    "optuna-tpe-halving": partial(peers.Optuna, sampler="TPESampler", pruned=True),
+    "optuna-gp": partial(peers.Optuna, sampler="GPSampler"),
+    "ray-optuna-asha": peers.Ray,
+    "syne-tune-asha": partial(peers.SyneTune, scheduler="ASHA"),
+    "syne-tune-bohb": partial(peers.SyneTune, scheduler="BOHB"),
+    "syne-tune-mobster": partial(peers.SyneTune, scheduler="MOBSTER"),
+    "smac": peers.Smac,
+}
+METHODS = (SCRIMP, *PEERS)
+SLOW = ("optuna-gp", "smac")
+"""Methods of which a cell takes minutes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one surface with one seed."""
+
+    surface: str
+    method: str
+    seed: int
+
+    def file(self, results: Path) -> Path:
+        """Where its outcome is kept."""
+        return results / self.surface / self.method / f"{self.seed:04}.json"
+
+
+def run(cells: Iterable[Cell], results: Path) -> None:
+    """Run the cells that have not been run; one whose method cannot run says why, and is tried again next time."""
+    for cell in cells:
+        if cell.file(results).exists():
+            continue
+        try:
+            record = summary(simulate(cell))
+        except Exception as error:
+            reason = traceback.format_exception_only(error)[-1].strip()
+            print(f"{cell.surface} {cell.method} {cell.seed}: {reason}", file=sys.stderr, flush=True)
+            save(unavailable(results, cell.surface, cell.method), {"reason": reason})
+            continue
+        unavailable(results, cell.surface, cell.method).unlink(missing_ok=True)
+        save(cell.file(results), record)
+
+
+def unavailable(results: Path, surface: str, method: str) -> Path:
+    """Where it is kept why a method did not run."""
+    return results / surface / method / "unavailable.json"
+
+
+def simulate(cell: Cell) -> Outcome:
+    """Run a cell: Scrimp to the end of its sweep, a peer until the surface's GPU-hours are spent."""
+    surface = SURFACES[cell.surface](cell.seed)
+    if cell.method != SCRIMP:
+        return Simulation(PEERS[cell.method](surface, cell.seed), surface).run()
+
+    # In memory and without waiting for a disk: what is measured is the search.
+    memory = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder, mock.patch("os.fsync"):
+        sweep = Scrimp(surface.space, cell.seed, Path(folder))
+        return Simulation(sweep, surface, limit=math.inf).run()
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """Return what is kept of an outcome: numbers of four digits."""
+    record = dataclasses.asdict(outcome)
+    record["regrets"] = [short(regret) for regret in outcome.regrets]
+    record.pop("hours")
+    return {name: short(value) if isinstance(value, float) else value for name, value in record.items()}
+
+
+def short(value: float) -> float | None:
+    """Return a number with six digits, or none in place of nan."""
+    return None if math.isnan(value) else float(f"{value:.6g}")
+
+
+def save(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record on one line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = file.with_suffix(f".{os.getpid()}")
+    partial_file.write_text(json.dumps(record) + "\n")
+    partial_file.replace(file)
+
+
+def load(surface: str, method: str, seeds: Iterable[int], results: Path) -> dict[int, dict[str, Any]]:
+    """Return the records of the cells that are there, by seed."""
+    files = {seed: Cell(surface, method, seed).file(results) for seed in seeds}
+    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+
+
+def median_hours(records: Iterable[Mapping[str, Any]], within: float, step: float) -> float:
+    """Return the median of the GPU-hours after which the recommendation stays this near the best; inf if most never do.
+
+    It has to stay so up to the horizon: a recommendation that was good for a while is no use to who ends later.
+    """
+    return statistics.median(hours_to(record["regrets"], within, step) for record in records)
+
+
+def hours_to(regrets: list[float | None], within: float, step: float) -> float:
+    """Return the GPU-hours from which on all regrets are within this."""
+    hours = math.inf
+    for place in reversed(range(len(regrets))):
+        regret = regrets[place]
+        if regret is None or regret > within:
+            break
+        hours = step * (place + 1)
+    return hours

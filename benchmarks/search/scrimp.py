@@ -1,0 +1,69 @@
+"""Scrimp as a method of the simulator: its own ledger, study, race and ranking, in a folder of their own."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.search.curves import OBJECTIVE, Surface, Values
+from benchmarks.search.simulate import Decision, Statement, Task
+from scrimp_platform.report import ranking
+from scrimp_platform.report.ranking import TrialRow
+from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.records import Repeat
+from scrimp_platform.store import SweepFolder
+from scrimp_spaces.space import Space
+
+
+class Scrimp:
+    """A sweep of a space, whose files lie in `folder`."""
+
+    def __init__(self, space: Space, seed: int, folder: Path) -> None:
+        self._space = space
+        self._ledger = Ledger(SweepFolder(folder), space, seed, devices=1, say=_keep_quiet)
+
+    def propose(self) -> Task | None:
+        """Return what the ledger hands out."""
+        repeat = self._ledger.propose()
+        if repeat is None:
+            return None
+        trial = next(trial for trial in self._ledger.trials if trial.number == repeat.trial)
+        return Task((repeat.trial, repeat.repeat), trial.params, repeat.seed, max(repeat.scores, default=0.0))
+
+    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
+        """Report a rung as Tune does."""
+        line: dict[str, Any] = {"rung": kimg, "kimg": kimg, OBJECTIVE: score, "seconds": 3600 * hours}
+        continues = self._ledger.report(self._repeat(task), line)
+        return "continue" if continues else "stop"
+
+    def end(self, task: Task, failure: str) -> None:
+        """Report an end; what has diverged is not tried again."""
+        self._ledger.finish(self._repeat(task), failure, final=bool(failure))
+
+    def recommend(self) -> Values | None:
+        """Return the recipe at the head of the leaderboard."""
+        row = self._first()
+        return row.trial.params if row else None
+
+    def statement(self) -> Statement | None:
+        """Return the mean of the first trial over fresh seeds, with its interval, as the leaderboard has it."""
+        row = self._first()
+        if row is None or not row.fresh or row.repeat_count < 2:
+            return None
+        summary = row.summaries[OBJECTIVE]
+        return Statement(summary.mean, summary.low, summary.high)
+
+    def _first(self) -> TrialRow | None:
+        scored = [trial for trial in self._ledger.trials if any(repeat.scores for repeat in trial.repeats)]
+        return next(iter(ranking.rank(scored, self._space)), None)
+
+    def _repeat(self, task: Task) -> Repeat:
+        trial, number = task.key
+        return next(one for one in self._ledger.trials if one.number == trial).repeats[number]
+
+
+def open_on(surface: Surface, seed: int, folder: Path) -> Scrimp:
+    """Open a sweep on a surface."""
+    return Scrimp(surface.space, seed, folder)
+
+
+def _keep_quiet(decision: str) -> None:
+    del decision
