@@ -99,16 +99,19 @@ def simulate(cell: Cell) -> Outcome:
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
-    """Return what is kept of an outcome: numbers of four digits."""
+    """Return what is kept of an outcome."""
     record = dataclasses.asdict(outcome)
-    record["regrets"] = [short(regret) for regret in outcome.regrets]
     record.pop("hours")
-    return {name: short(value) if isinstance(value, float) else value for name, value in record.items()}
+    return {name: short(value) for name, value in record.items()}
 
 
-def short(value: float) -> float | None:
-    """Return a number with six digits, or none in place of nan."""
-    return None if math.isnan(value) else float(f"{value:.6g}")
+def short(value: Any) -> Any:
+    """Return numbers with six digits, and none in place of nan."""
+    if isinstance(value, list | tuple):
+        return [short(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    return value
 
 
 def save(file: Path, record: Mapping[str, Any]) -> None:

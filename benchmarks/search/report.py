@@ -110,35 +110,60 @@ def other_cells(records: Iterable[Record], horizon: float) -> list[str]:
 
 def verdicts(surfaces: Iterable[str], seeds: Sequence[int], results: Path) -> Table:
     """Return what Scrimp says of the recipe that it recommends, beside the truth."""
-    layout = Table(title="Scrimp's verdict at the end of its sweep", title_justify="left")
+    layout = Table(title="Scrimp's verdict at the end of its sweep; true means in %", title_justify="left")
     layout.add_column("surface")
-    titles = ["sweeps", "95% intervals hold the truth, %", "mean minus truth, %", "width, %", "GPU-h", "regret, %"]
+    titles = ["sweeps", "GPU-h", "regret", "95% intervals hold the truth", "stated minus true mean", "interval's width"]
+    titles += ["a winner alone", "it is the best raced", "the best raced dropped", "distinct raced", "race repeats"]
     for title in titles:
         layout.add_column(title, justify="right")
     for surface in surfaces:
         own = cells.load(surface, cells.SCRIMP, seeds, results).values()
-        stated = [record for record in own if record["statement"]]
+        stated = [record for record in own if record["stated"]]
         if stated:
             layout.add_row(surface, *verdict_cells(stated))
     return layout
 
 
 def verdict_cells(records: Sequence[Record]) -> list[str]:
-    """Return coverage with its interval, bias, width, and what the sweep cost."""
-    holds = 0
+    """Return how far what is stated is from the truth, and how the race went."""
     biases = []
     widths = []
     for record in records:
-        statement, truth = record["statement"], record["truth"]
-        holds += statement["low"] <= truth <= statement["high"]
-        biases.append(statement["mean"] / truth - 1)
-        widths.append((statement["high"] - statement["low"]) / truth)
-    low, high = wilson(holds, len(records))
-    coverage = f"{100 * holds / len(records):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+        mean, low, high = record["stated"]
+        biases.append(mean / record["truth"] - 1)
+        widths.append((high - low) / record["truth"])
     bias = paired(biases, [0.0] * len(biases))
-    spent = statistics.fmean(record["spent"] for record in records)
-    final = statistics.fmean(record["final_regret"] for record in records)
     return [
-        str(len(records)), coverage, signed(bias), f"{100 * statistics.fmean(widths):.1f}", f"{spent:.0f}",
-        f"{100 * final:.1f}",
-    ]  # fmt: skip
+        str(len(records)),
+        f"{statistics.fmean(record['spent'] for record in records):.0f}",
+        percent(record["final_regret"] for record in records),
+        share([record["stated"][1] <= record["truth"] <= record["stated"][2] for record in records]),
+        signed(bias),
+        percent(widths),
+        share([record["alone"] for record in records]),
+        share([record["truth"] == best_raced(record)[0] for record in records]),
+        share([best_raced(record)[1] < max(seeds for _, seeds in record["raced"]) for record in records]),
+        f"{statistics.fmean(distinct(record) for record in records):.1f}",
+        f"{statistics.fmean(sum(seeds for _, seeds in record['raced']) for record in records):.1f}",
+    ]
+
+
+def best_raced(record: Record) -> tuple[float, int]:
+    """Return the truth and the seeds of the truly best recipe of a race; of duplicates, those of the most seeds."""
+    return min(record["raced"], key=lambda raced: (raced[0], -raced[1]))
+
+
+def distinct(record: Record) -> int:
+    """Return how many different recipes a race had."""
+    return len({truth for truth, _ in record["raced"]})
+
+
+def percent(shares: Iterable[float]) -> str:
+    """Return the mean of shares in percent."""
+    return f"{100 * statistics.fmean(shares):.1f}"
+
+
+def share(flags: Sequence[bool]) -> str:
+    """Return in how many percent something holds, with Wilson's interval."""
+    low, high = wilson(sum(flags), len(flags))
+    return f"{100 * sum(flags) / len(flags):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"

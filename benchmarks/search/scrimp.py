@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.search.curves import OBJECTIVE, Surface, Values
+from benchmarks.search.curves import OBJECTIVE, Values
 from benchmarks.search.simulate import Decision, Statement, Task
 from scrimp_platform.report import ranking
 from scrimp_platform.report.ranking import TrialRow
@@ -40,29 +40,25 @@ class Scrimp:
 
     def recommend(self) -> Values | None:
         """Return the recipe at the head of the leaderboard."""
-        row = self._first()
-        return row.trial.params if row else None
+        rows = self._rows()
+        return rows[0].trial.params if rows else None
 
     def statement(self) -> Statement | None:
         """Return the mean of the first trial over fresh seeds, with its interval, as the leaderboard has it."""
-        row = self._first()
-        if row is None or not row.fresh or row.repeat_count < 2:
+        rows = self._rows()
+        if not rows or not rows[0].fresh or rows[0].repeat_count < 2:
             return None
-        summary = row.summaries[OBJECTIVE]
-        return Statement(summary.mean, summary.low, summary.high)
+        summary = rows[0].summaries[OBJECTIVE]
+        raced = [(row.trial.params, row.repeat_count) for row in rows if row.raced]
+        return Statement(summary.mean, summary.low, summary.high, rows[0].status == "winner", raced)
 
-    def _first(self) -> TrialRow | None:
+    def _rows(self) -> list[TrialRow]:
         scored = [trial for trial in self._ledger.trials if any(repeat.scores for repeat in trial.repeats)]
-        return next(iter(ranking.rank(scored, self._space)), None)
+        return ranking.rank(scored, self._space)
 
     def _repeat(self, task: Task) -> Repeat:
         trial, number = task.key
         return next(one for one in self._ledger.trials if one.number == trial).repeats[number]
-
-
-def open_on(surface: Surface, seed: int, folder: Path) -> Scrimp:
-    """Open a sweep on a surface."""
-    return Scrimp(surface.space, seed, folder)
 
 
 def _keep_quiet(decision: str) -> None:

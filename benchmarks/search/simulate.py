@@ -4,7 +4,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -34,11 +34,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a method says of the recipe that it recommends: its mean score, with an interval."""
+    """What a method says of the recipe that it recommends: its mean score, with an interval, and of its rivals."""
 
     mean: float
     low: float
     high: float
+    alone: bool
+    """Whether it is named the winner, rather than one of several that cannot be told apart."""
+    raced: Sequence[tuple[Values, int]]
+    """The recipes that were compared over fresh seeds, the recommended one first, and how many seeds each got."""
 
 
 class Method(Protocol):
@@ -72,7 +76,11 @@ class Outcome:
     hours: list[float] = field(default_factory=list)
     regrets: list[float] = field(default_factory=list)
     """True regret of what was recommended after these GPU-hours."""
-    statement: Statement | None = None
+    stated: tuple[float, float, float] | None = None
+    """Mean, low and high end of the interval that the method states for what it recommends in the end."""
+    alone: bool | None = None
+    raced: list[tuple[float, int]] = field(default_factory=list)
+    """Of each recipe that was compared over fresh seeds, the recommended one first: its true score, and its seeds."""
     truth: float = math.nan
     """The true score of what is recommended in the end."""
     final_regret: float = math.nan
@@ -217,7 +225,11 @@ class Simulation:
         outcome.idle /= self._nodes * outcome.elapsed or 1
         outcome.elapsed = self._now
         recommended = self._method.recommend()
-        outcome.statement = self._method.statement()
+        statement = self._method.statement()
+        if statement is not None:
+            outcome.stated = (statement.mean, statement.low, statement.high)
+            outcome.alone = statement.alone
+            outcome.raced = [(self._surface.truth(values), seeds) for values, seeds in statement.raced]
         if recommended is not None:
             outcome.truth = self._surface.truth(recommended)
             outcome.final_regret = regret(self._surface, recommended)
