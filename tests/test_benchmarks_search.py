@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.search import cells, peers, report, surfaces, tables
+from benchmarks.search import cells, peers, races, report, surfaces, tables
 from benchmarks.search import statistics as paired_statistics
 from benchmarks.search.__main__ import console
 from benchmarks.search.cells import Cell
@@ -269,6 +269,16 @@ def test_scrimp_runs_its_own_sweep_to_the_end(tmp_path: Path):
     assert low < mean < high
     assert outcome.raced[0] == (outcome.truth, 2)
     assert len(outcome.raced) == 2
+
+
+def test_races_of_one_search_compare_the_same_recipes_with_other_seeds():
+    surface = Synthetic(0, noise=0.02)
+    budget = surface.space.budget.model_copy(update={"trials": 12, "leaders": 2, "repeats": 3})
+    surface.space = surface.space.model_copy(update={"budget": budget})
+    one, other = races.race_again(surface, 0, 2)
+    assert {truth for truth, _ in one["raced"]} == {truth for truth, _ in other["raced"]}
+    assert len(one["raced"]) == 2
+    assert one["stated"] != other["stated"]
 
 
 @pytest.mark.parametrize("method", ["random", "optuna-tpe", "optuna-tpe-halving"])

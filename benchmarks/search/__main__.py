@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from benchmarks.search import cells, report
+from benchmarks.search import races as scrimp_races
 from benchmarks.search.cells import METHODS, PEERS_PYTHON, RESULTS, ROOT, SCRIMP, SURFACES, Cell
 
 QUICK_METHODS = (SCRIMP, "random", "optuna-tpe", "optuna-tpe-halving")
@@ -31,6 +32,7 @@ def seeds_of(context: click.Context, parameter: click.Parameter, text: str) -> l
 @click.option("--results", default=RESULTS, type=click.Path(path_type=Path), help="Where finished cells are kept.")
 @click.option("--quick", is_flag=True, help="Three seeds of one surface, without the peers' environment.")
 @click.option("--show", is_flag=True, help="Only print what there is.")
+@click.option("--races", default=0, help="Also race the leaders of each seed's search so many times with other seeds.")
 @click.option("--here", is_flag=True, help="Run cells in this Python, and print nothing.")
 def main(
     surfaces: tuple[str, ...],
@@ -39,6 +41,7 @@ def main(
     results: Path,
     quick: bool,
     show: bool,
+    races: int,
     here: bool,
 ) -> None:
     """Compare search methods in simulated time on ten nodes."""
@@ -47,13 +50,15 @@ def main(
     if here:
         be_idle()
         cells.run(plan(surfaces, methods, seeds), results)
+        if races:
+            scrimp_races.run(surfaces, seeds, races, results)
     elif quick:
         with tempfile.TemporaryDirectory() as folder:
             cells.run(plan(QUICK_SURFACES, QUICK_METHODS, range(3)), Path(folder))
             report.show(console(), QUICK_SURFACES, QUICK_METHODS, range(3), Path(folder))
     else:
         if not show:
-            run_all(surfaces, methods, seeds, results)
+            run_all(surfaces, methods, seeds, results, races)
         report.show(console(), surfaces, methods, seeds, results)
 
 
@@ -62,18 +67,21 @@ def plan(surfaces: tuple[str, ...], methods: tuple[str, ...], seeds: list[int] |
     return [Cell(surface, method, seed) for seed in seeds for surface in surfaces for method in methods]
 
 
-def run_all(surfaces: tuple[str, ...], methods: tuple[str, ...], seeds: list[int], results: Path) -> None:
+def run_all(surfaces: tuple[str, ...], methods: tuple[str, ...], seeds: list[int], results: Path, races: int) -> None:
     """Run Scrimp in its own environment and the peers in theirs."""
     peers = [method for method in methods if method != SCRIMP]
     if SCRIMP in methods:
-        run_in(Path(sys.executable), surfaces, [SCRIMP], seeds, results)
+        run_in(Path(sys.executable), surfaces, [SCRIMP], seeds, results, races)
     if peers:
         run_in(PEERS_PYTHON, surfaces, peers, seeds, results)
 
 
-def run_in(python: Path, surfaces: tuple[str, ...], methods: list[str], seeds: list[int], results: Path) -> None:
+def run_in(
+    python: Path, surfaces: tuple[str, ...], methods: list[str], seeds: list[int], results: Path, races: int = 0
+) -> None:
     """Run cells in another process."""
     options = ["--here", "--seeds", f"{seeds[0]}-{seeds[-1]}", "--results", str(results.absolute())]
+    options += ["--races", str(races)]
     for surface in surfaces:
         options += ["--surface", surface]
     for method in methods:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 TABLES = ROOT / ".venv-search" / "tables"
 PEERS_PYTHON = ROOT / ".venv-search" / "bin" / "python"
 RESULTS = Path(__file__).with_name("results")
-MEMORY = Path("/dev/shm")  # noqa: S108  where a file costs no disk
+MEMORY = Path("/dev/shm")  # noqa: S108
 
 SURFACES: Mapping[str, Callable[[int], Surface]] = {
     "synthetic-2": partial(Synthetic, noise=0.02),
@@ -91,11 +91,19 @@ def simulate(cell: Cell) -> Outcome:
     if cell.method != SCRIMP:
         return Simulation(PEERS[cell.method](surface, cell.seed), surface).run()
 
-    # In memory and without waiting for a disk: what is measured is the search.
-    memory = MEMORY if MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder, mock.patch("os.fsync"):
+    with tempfile.TemporaryDirectory(dir=memory()) as folder, no_disk():
         sweep = Scrimp(surface.space, cell.seed, Path(folder))
         return Simulation(sweep, surface, limit=math.inf).run()
+
+
+def memory() -> Path | None:
+    """Where files are kept in memory, if there is such a place: what is measured is the search, not a disk."""
+    return MEMORY if MEMORY.is_dir() else None
+
+
+def no_disk() -> Any:
+    """Return a context in which nobody waits for a disk."""
+    return mock.patch("os.fsync")
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.search import cells
+from benchmarks.search.races import NAME as RACES
 from benchmarks.search.simulate import STEP
 from benchmarks.search.statistics import Difference, holm, paired, wilson
 from benchmarks.search.surfaces import HORIZON as SYNTHETIC_HORIZON
@@ -110,17 +111,20 @@ def other_cells(records: Iterable[Record], horizon: float) -> list[str]:
 
 def verdicts(surfaces: Iterable[str], seeds: Sequence[int], results: Path) -> Table:
     """Return what Scrimp says of the recipe that it recommends, beside the truth."""
-    layout = Table(title="Scrimp's verdict at the end of its sweep; true means in %", title_justify="left")
+    layout = Table(title="Scrimp's verdict at the end of its sweep; means in %", title_justify="left")
     layout.add_column("surface")
-    titles = ["sweeps", "GPU-h", "regret", "95% intervals hold the truth", "stated minus true mean", "interval's width"]
+    titles = ["races", "GPU-h", "regret", "95% intervals hold the truth", "stated minus true mean", "interval's width"]
     titles += ["a winner alone", "it is the best raced", "the best raced dropped", "distinct raced", "race repeats"]
     for title in titles:
         layout.add_column(title, justify="right")
     for surface in surfaces:
-        own = cells.load(surface, cells.SCRIMP, seeds, results).values()
-        stated = [record for record in own if record["stated"]]
-        if stated:
-            layout.add_row(surface, *verdict_cells(stated))
+        sweeps = cells.load(surface, cells.SCRIMP, seeds, results).values()
+        races = cells.load(surface, RACES, seeds, results).values()
+        again = [race for searched in races for race in searched["races"]]
+        for name, own in ((surface, list(sweeps)), (f"{surface}, races of {len(races)} searches", again)):
+            stated = [record for record in own if record["stated"]]
+            if stated:
+                layout.add_row(name, *verdict_cells(stated))
     return layout
 
 

@@ -11,6 +11,7 @@ from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.records import Repeat
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
+from scrimp_trainers.common import metrics_log
 
 
 class Scrimp:
@@ -29,8 +30,10 @@ class Scrimp:
         return Task((repeat.trial, repeat.repeat), trial.params, repeat.seed, max(repeat.scores, default=0.0))
 
     def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
-        """Report a rung as Tune does."""
+        """Write a rung's line as a worker does, and report it as Tune does."""
         line: dict[str, Any] = {"rung": kimg, "kimg": kimg, OBJECTIVE: score, "seconds": 3600 * hours}
+        with self._ledger.folder.repeat(*task.key).metrics.open("a") as file:
+            file.write(metrics_log.row_text(line))
         continues = self._ledger.report(self._repeat(task), line)
         return "continue" if continues else "stop"
 
