@@ -32,3 +32,14 @@ class FCNet(Network):
     lr_schedule: str = "const"
     n_units_1: int = 0
     n_units_2: int = 0
+
+
+class NasBench(Network):
+    """The operations of a cell of NAS-Bench-201 (Dong and Yang 2020)."""
+
+    Op0: str = "none"
+    Op1: str = "none"
+    Op2: str = "none"
+    Op3: str = "none"
+    Op4: str = "none"
+    Op5: str = "none"

@@ -31,7 +31,7 @@ SURFACES: Mapping[str, Callable[[int], Surface]] = {
     "synthetic-2": partial(Synthetic, noise=0.02),
     "synthetic-5": partial(Synthetic, noise=0.05),
     "synthetic-10": partial(Synthetic, noise=0.10),
-    **{name: partial(tables.Table, name, folder=TABLES) for name in tables.NAMES},
+    **{name: partial(tables.Table, name, folder=TABLES) for name in tables.SOURCES},
 }
 """From a seed."""
 SCRIMP = "scrimp"

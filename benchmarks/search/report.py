@@ -38,7 +38,7 @@ def show(
 def table(surface: str, records: Mapping[str, Mapping[int, Record]], results: Path) -> Table:
     """Return a surface's table: a line a method, and how far Scrimp is from it on the seeds that both have."""
     early, late = judged_at(records)
-    layout = Table(title=f"{surface}: mean true regret, %; in brackets the 95% interval", title_justify="left")
+    layout = Table(title=f"{surface}: mean true regret, %; in brackets 95% intervals", title_justify="left")
     layout.add_column("method")
     titles = ["seeds", f"at {early:g} GPU-h", f"at {late:g}", f"Scrimp minus it at {early:g}", f"at {late:g}", "Holm p"]
     titles += [f"GPU-h to {100 * WITHIN:g}%", "idle, %", "trials", "to the end", "driver s"]
@@ -54,13 +54,18 @@ def table(surface: str, records: Mapping[str, Mapping[int, Record]], results: Pa
     corrected = dict(zip(differences, holm([pair[1].p for pair in differences.values()]), strict=True))
     for method, own in records.items():
         if not own:
-            reason = cells.unavailable(results, surface, method)
-            layout.add_row(method, json.loads(reason.read_text())["reason"] if reason.exists() else "not run yet")
+            layout.add_row(f"{method}: {reason(results, surface, method)}")
             continue
         gaps = [signed(gap) for gap in differences.get(method, [])] or ["", ""]
         p = f"{corrected[method]:.3f}" if method in corrected else ""
         layout.add_row(method, *regret_cells(own.values(), early, late), *gaps, p, *other_cells(own.values(), late))
     return layout
+
+
+def reason(results: Path, surface: str, method: str) -> str:
+    """Say why a method has no figures."""
+    file = cells.unavailable(results, surface, method)
+    return json.loads(file.read_text())["reason"] if file.exists() else "not run yet"
 
 
 def judged_at(records: Mapping[str, Mapping[int, Record]]) -> tuple[float, float]:
