@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.search import cells, report
 from benchmarks.search import races as scrimp_races
-from benchmarks.search.cells import METHODS, PEERS_PYTHON, RESULTS, ROOT, SCRIMP, SURFACES, Cell
+from benchmarks.search.cells import METHODS, PEERS, PEERS_PYTHON, RESULTS, ROOT, SCRIMP, SURFACES, SWEEPS, Cell
 
 QUICK_METHODS = (SCRIMP, "random", "optuna-tpe", "optuna-tpe-halving")
 QUICK_SURFACES = ("synthetic-2",)
@@ -69,9 +69,10 @@ def plan(surfaces: tuple[str, ...], methods: tuple[str, ...], seeds: list[int] |
 
 def run_all(surfaces: tuple[str, ...], methods: tuple[str, ...], seeds: list[int], results: Path, races: int) -> None:
     """Run Scrimp in its own environment and the peers in theirs."""
-    peers = [method for method in methods if method != SCRIMP]
-    if SCRIMP in methods:
-        run_in(Path(sys.executable), surfaces, [SCRIMP], seeds, results, races)
+    own = [method for method in methods if method in SWEEPS]
+    peers = [method for method in methods if method in PEERS]
+    if own:
+        run_in(Path(sys.executable), surfaces, own, seeds, results, races)
     if peers:
         run_in(PEERS_PYTHON, surfaces, peers, seeds, results)
 

@@ -35,6 +35,12 @@ SURFACES: Mapping[str, Callable[[int], Surface]] = {
 }
 """From a seed."""
 SCRIMP = "scrimp"
+SWEEPS: Mapping[str, Mapping[str, Any]] = {
+    SCRIMP: {},
+    "scrimp-random": {"proposals": "random"},
+    "scrimp-gp": {"proposals": "gp"},
+}
+"""Sweeps of Scrimp, by what their space has in place of a surface's."""
 PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
     "random": peers.Random,
     "optuna-tpe": partial(peers.Optuna, sampler="TPESampler"),
@@ -46,9 +52,7 @@ PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
     "syne-tune-mobster": partial(peers.SyneTune, scheduler="MOBSTER"),
     "smac": peers.Smac,
 }
-METHODS = (SCRIMP, *PEERS)
-SLOW = ("optuna-gp", "smac")
-"""Methods of which a cell takes minutes."""
+METHODS = (*SWEEPS, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ def unavailable(results: Path, surface: str, method: str) -> Path:
 def simulate(cell: Cell) -> Outcome:
     """Run a cell: Scrimp to the end of its sweep, a peer until the surface's GPU-hours are spent."""
     surface = SURFACES[cell.surface](cell.seed)
-    if cell.method != SCRIMP:
+    if cell.method in PEERS:
         return Simulation(PEERS[cell.method](surface, cell.seed), surface).run()
 
     with tempfile.TemporaryDirectory(dir=memory()) as folder, no_disk():
-        sweep = Scrimp(surface.space, cell.seed, Path(folder))
+        space = surface.space.model_copy(update=SWEEPS[cell.method])
+        sweep = Scrimp(space, cell.seed, Path(folder))
         return Simulation(sweep, surface, limit=math.inf).run()
 
 
