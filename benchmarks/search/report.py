@@ -41,7 +41,7 @@ def table(surface: str, records: Mapping[str, Mapping[int, Record]], results: Pa
     layout = Table(title=f"{surface}: mean true regret, %; in brackets 95% intervals", title_justify="left")
     layout.add_column("method")
     titles = ["seeds", f"at {early:g} GPU-h", f"at {late:g}", f"Scrimp minus it at {early:g}", f"at {late:g}", "Holm p"]
-    titles += [f"GPU-h to {100 * WITHIN:g}%", "idle, %", "trials", "to the end", "driver s"]
+    titles += [f"GPU-h to {100 * WITHIN:g}%", "idle, %", "recipes", "to the end", "driver s"]
     for title in titles:
         layout.add_column(title, justify="right")
 

@@ -73,8 +73,8 @@ SOURCES = {
 HORIZON = 1200.0
 HOURS = 2 * HORIZON / TRIALS
 """Mean GPU-hours of a whole training: with the horizon's, half of the trials could be trained to the end."""
-SPEED_SPREAD = 0.25
-"""Deviation of the logarithm of a curve's fall over recipes."""
+SPEED_SPREADS = (0.1, 0.25)
+"""Deviation of the logarithm of a curve's fall over recipes, at least and at most: a seed draws one."""
 RUNG_NOISE = 0.01
 SEEDS = 2
 """Of a network of NAS-Bench-201: some have no more."""
@@ -123,6 +123,7 @@ class Table:
         ]
         self._exponent = chance.uniform(0.3, 0.8)
         self._fall = chance.uniform(0.4, 1.0)
+        self._spread = chance.uniform(*SPEED_SPREADS)
         random = [
             self._raw_speed(place)
             for place in zip(*(chance.integers(0, size, 1000) for size in self._shape), strict=True)
@@ -156,7 +157,7 @@ class Table:
         """Return the mean scores at the rungs relative to the last one."""
         mean, deviation = self._usual_speed
         slow = (self._raw_speed(self._place(values)) - mean) / deviation
-        excess = max(0.05, float(np.expm1(self._fall + SPEED_SPREAD * slow)))
+        excess = max(0.05, float(np.expm1(self._fall + self._spread * slow)))
         return [decay(kimg, RUNGS[-1], RUNGS[0], excess, self._exponent) for kimg in RUNGS]
 
     def _raw_speed(self, place: tuple[int, ...]) -> float:
