@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 HOSTS ?= 3
 
-.PHONY: demo test test-slow fleet fleet-down fleet-test soak fleet-packages check ui bench claims lock clean $(READY)
+.PHONY: demo test test-slow fleet fleet-down fleet-test soak fleet-packages check ui bench bench-search claims lock clean $(READY)
 
 demo: $(READY)
 	$(BIN)/python sweep.py
@@ -45,6 +45,22 @@ ui: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# QUICK=1: three seeds of one surface, in seconds. All of it takes hours, and goes on where it was interrupted.
+ifdef QUICK
+bench-search: $(READY)
+	$(BIN)/python -m benchmarks.search --quick
+else
+bench-search: .venv-search/tables/nas-imagenet.npz
+	$(BIN)/python -m benchmarks.search $(ARGS)
+endif
+
+# The peers, each with its own requirements; what they share with Scrimp has the version of the lock.
+.venv-search/tables/nas-imagenet.npz: $(READY) benchmarks/search/requirements.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-search
+	$(BIN)/uv pip install --quiet --python .venv-search/bin/python \
+		--requirement benchmarks/search/requirements.txt --constraint requirements.lock
+	PYTHONPATH=.:platform:search_spaces:trainers .venv-search/bin/python -m benchmarks.search.tables .venv-search/tables
+
 # It knows by itself whether there is anything to do.
 $(READY):
 	@sh cluster/scrimp_cluster/environment.sh
@@ -60,5 +76,5 @@ lock: $(READY)
 		pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv-search .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

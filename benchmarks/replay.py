@@ -4,20 +4,23 @@
 """
 
 import csv
-import heapq
 import itertools
 import math
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.search.curves import Curve, Values
+from benchmarks.search.simulate import Decision, Simulation, Task
 from scrimp_platform.plan import Plan, SweepOptions
-from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
+from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
+from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data.manifest import Manifest, Split
@@ -59,48 +62,92 @@ def make_plan(storage: Path, nodes: int, tracking_uri: str) -> Plan:
     return Plan(options, space, space.base(), Storage(storage), folder, storage, facts, resumed=False)
 
 
-def replay(folder: SweepFolder, searcher: "RepeatSearcher", places: int, ask: Callable[..., Any]) -> None:
-    """Do Tune's part and the workers', on so many places at once and in simulated time.
+class RecordedCurves:
+    """A surface of these curves, with noise; nobody knows which recipe is truly the best of it."""
 
-    Every call of the searcher goes through `ask(function, *arguments)`.
-    """
-    from scrimp_platform.search.tune_loop import ROW  # it imports Ray
+    name = "recorded"
+    horizon = 0.0
+    best = math.nan
 
-    curves, names = read_curves(), map(str, itertools.count())
-    training: list[tuple[float, str, MetricsRow, Iterator[MetricsRow]]] = []
-    now = 0.0
-    while True:
-        while len(training) < places and isinstance(task := ask(searcher.suggest, name := next(names)), dict):
-            trial, repeat = task["trial"], task["repeat"]
-            rungs = train(folder.repeat(trial, repeat), noisy(curves[trial % len(curves)], trial, repeat))
-            line = next(rungs)
-            heapq.heappush(training, (now + line.seconds, name, line, rungs))
-        if not training:
-            return
-        now, name, line, rungs = heapq.heappop(training)
-        if ask(searcher.handle_result, name, {ROW: line}) and (following := next(rungs, None)):
-            heapq.heappush(training, (now - line.seconds + following.seconds, name, following, rungs))
-        else:
-            ask(searcher.on_trial_complete, name)
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._curves = read_curves()
 
+    def truth(self, values: Values) -> float:
+        """Return nan."""
+        return math.nan
 
-def train(files: RepeatFolder, curve: Sequence[MetricsRow]) -> Iterator[MetricsRow]:
-    """Write what a worker writes, up to a rung; yield the rung's line."""
-    begun = 0
-    for end, line in enumerate(curve, 1):
-        if line.rung is not None:
-            with files.metrics.open("a") as file:
-                file.writelines(metrics_log.row_text(one) for one in curve[begun:end])
-            begun = end
-            yield line
+    def train(self, values: Values, seed: int) -> Curve:
+        """Return the rungs of a repeat's lines."""
+        lines = self.lines(values, seed)
+        scores = {line.rung: line.value(OBJECTIVE) for line in lines if line.rung is not None}
+        return Curve(lines[-1].seconds / lines[-1].kimg / 3600, scores)
+
+    def lines(self, values: Values, seed: int) -> list[MetricsRow]:
+        """Return a curve as this recipe and this seed might have had it."""
+        recipe = repr(sorted(values.items()))
+        chance = random.Random(recipe)
+        curve = chance.choice(self._curves)
+        logarithm = chance.gauss(0, NOISE_OF_TRIALS)
+        logarithm += random.Random(f"{recipe}/{seed}").gauss(0, NOISE_OF_SEEDS)
+        factor = math.exp(logarithm)
+        return [scaled(line, factor) for line in curve]
 
 
-def noisy(curve: Sequence[MetricsRow], trial: int, repeat: int) -> list[MetricsRow]:
-    """Return a curve as another trial and another seed might have had it."""
-    logarithm = random.Random(f"{trial}").gauss(0, NOISE_OF_TRIALS)
-    logarithm += random.Random(f"{trial}.{repeat}").gauss(0, NOISE_OF_SEEDS)
-    factor = math.exp(logarithm)
-    return [scaled(line, factor) for line in curve]
+class TuneStandIn:
+    """Tune's part and the workers', for the simulator: every call of the searcher goes through `ask`."""
+
+    def __init__(
+        self, ledger: Ledger, searcher: "RepeatSearcher", curves: RecordedCurves, ask: Callable[..., Any]
+    ) -> None:
+        self._ledger = ledger
+        self._searcher = searcher
+        self._curves = curves
+        self._ask = ask
+        self._names = map(str, itertools.count())
+
+    def propose(self) -> Task | None:
+        """Return the searcher's next repeat."""
+        name = next(self._names)
+        config = self._ask(self._searcher.suggest, name)
+        if not isinstance(config, dict):
+            return None
+        trial = next(trial for trial in self._ledger.trials if trial.number == config["trial"])
+        repeat = trial.repeats[config["repeat"]]
+        return Task((name, repeat), trial.params, repeat.seed)
+
+    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
+        """Write the lines that a worker has written by this rung, and pass on the last of them."""
+        from scrimp_platform.search.tune_loop import ROW  # it imports Ray
+
+        name, repeat = task.key
+        lines = self._curves.lines(task.values, task.seed)
+        ends = [place for place, line in enumerate(lines) if line.rung is not None]
+        end = next(place for place in ends if lines[place].rung == kimg)
+        begun = max((place + 1 for place in ends if place < end), default=0)
+        with self._ledger.folder.repeat(repeat.trial, repeat.repeat).metrics.open("a") as file:
+            file.writelines(metrics_log.row_text(line) for line in lines[begun : end + 1])
+        if self._ask(self._searcher.handle_result, name, {ROW: lines[end]}):
+            return "continue"
+        self._ask(self._searcher.on_trial_complete, name)
+        return "stop"
+
+    def end(self, task: Task, failure: str) -> None:
+        """Pass on that a repeat has ended."""
+        name, _ = task.key
+        self._ask(self._searcher.on_trial_complete, name)
+
+    def recommend(self) -> None:
+        """Recommend nothing."""
+
+    def statement(self) -> None:
+        """Say nothing."""
+
+
+def replay(ledger: Ledger, searcher: "RepeatSearcher", places: int, ask: Callable[..., Any]) -> None:
+    """Run a sweep on so many places at once and in simulated time."""
+    curves = RecordedCurves(ledger.space)
+    Simulation(TuneStandIn(ledger, searcher, curves, ask), curves, nodes=places, limit=math.inf).run()
 
 
 def scaled(line: MetricsRow, factor: float) -> MetricsRow:

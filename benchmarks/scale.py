@@ -92,7 +92,7 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
         tracker = MirrorThread(folder, the_plan.storage, the_plan.options.tracking_uri, terminal.say)
         tracker.start()
         ledger = sweep.open_ledger(the_plan, Placement((), 0, nodes))
-        replay(folder, RepeatSearcher(ledger, lambda: nodes, list, str, _raise), nodes, asked)
+        replay(ledger, RepeatSearcher(ledger, lambda: nodes, list, str, _raise), nodes, asked)
         store.write_json(folder.outcome, {"reason": "complete", "ended": time.time()})
 
         rows = board(leaderboard.rank, ledger.trials, ledger.space)

@@ -1,0 +1,1 @@
+"""Search methods compared in simulated time; `make bench-search`."""

@@ -1,0 +1,160 @@
+"""Cells of the comparison: one method on one surface with one seed, each in a small file once it is finished."""
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.search import peers, tables
+from benchmarks.search.curves import Surface
+from benchmarks.search.scrimp import Scrimp
+from benchmarks.search.simulate import Method, Outcome, Simulation
+from benchmarks.search.surfaces import Synthetic
+
+ROOT = Path(__file__).parents[2]
+TABLES = ROOT / ".venv-search" / "tables"
+PEERS_PYTHON = ROOT / ".venv-search" / "bin" / "python"
+RESULTS = Path(__file__).with_name("results")
+MEMORY = Path("/dev/shm")  # noqa: S108
+
+SURFACES: Mapping[str, Callable[[int], Surface]] = {
+    "synthetic-2": partial(Synthetic, noise=0.02),
+    "synthetic-5": partial(Synthetic, noise=0.05),
+    "synthetic-10": partial(Synthetic, noise=0.10),
+    **{name: partial(tables.Table, name, folder=TABLES) for name in tables.SOURCES},
+}
+"""From a seed."""
+SCRIMP = "scrimp"
+SWEEPS: Mapping[str, Mapping[str, Any]] = {
+    SCRIMP: {},
+    "scrimp-random": {"proposals": "random"},
+    "scrimp-gp": {"proposals": "gp"},
+}
+"""Sweeps of Scrimp, by what their space has in place of a surface's."""
+PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
+    "random": peers.Random,
+    "optuna-tpe": partial(peers.Optuna, sampler="TPESampler"),
+    "optuna-tpe-halving": partial(peers.Optuna, sampler="TPESampler", pruned=True),
+    "optuna-gp": partial(peers.Optuna, sampler="GPSampler"),
+    "ray-optuna-asha": peers.Ray,
+    "syne-tune-asha": partial(peers.SyneTune, scheduler="ASHA"),
+    "syne-tune-bohb": partial(peers.SyneTune, scheduler="BOHB"),
+    "syne-tune-mobster": partial(peers.SyneTune, scheduler="MOBSTER"),
+    "smac": peers.Smac,
+}
+METHODS = (*SWEEPS, *PEERS)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one surface with one seed."""
+
+    surface: str
+    method: str
+    seed: int
+
+    def file(self, results: Path) -> Path:
+        """Where its outcome is kept."""
+        return results / self.surface / self.method / f"{self.seed:04}.json"
+
+
+def run(cells: Iterable[Cell], results: Path) -> None:
+    """Run the cells that have not been run; one whose method cannot run says why, and is tried again next time."""
+    for cell in cells:
+        if cell.file(results).exists():
+            continue
+        try:
+            record = summary(simulate(cell))
+        except Exception as error:
+            reason = traceback.format_exception_only(error)[-1].strip()
+            print(f"{cell.surface} {cell.method} {cell.seed}: {reason}", file=sys.stderr, flush=True)
+            save(unavailable(results, cell.surface, cell.method), {"reason": reason})
+            continue
+        unavailable(results, cell.surface, cell.method).unlink(missing_ok=True)
+        save(cell.file(results), record)
+
+
+def unavailable(results: Path, surface: str, method: str) -> Path:
+    """Where it is kept why a method did not run."""
+    return results / surface / method / "unavailable.json"
+
+
+def simulate(cell: Cell) -> Outcome:
+    """Run a cell: Scrimp to the end of its sweep, a peer until the surface's GPU-hours are spent."""
+    surface = SURFACES[cell.surface](cell.seed)
+    if cell.method in PEERS:
+        return Simulation(PEERS[cell.method](surface, cell.seed), surface).run()
+
+    with tempfile.TemporaryDirectory(dir=memory()) as folder, no_disk():
+        space = surface.space.model_copy(update=SWEEPS[cell.method])
+        sweep = Scrimp(space, cell.seed, Path(folder))
+        return Simulation(sweep, surface, limit=math.inf).run()
+
+
+def memory() -> Path | None:
+    """Where files are kept in memory, if there is such a place: what is measured is the search, not a disk."""
+    return MEMORY if MEMORY.is_dir() else None
+
+
+def no_disk() -> Any:
+    """Return a context in which nobody waits for a disk."""
+    return mock.patch("os.fsync")
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """Return what is kept of an outcome."""
+    record = dataclasses.asdict(outcome)
+    record.pop("hours")
+    return {name: short(value) for name, value in record.items()}
+
+
+def short(value: Any) -> Any:
+    """Return numbers with six digits, and none in place of nan."""
+    if isinstance(value, list | tuple):
+        return [short(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    return value
+
+
+def save(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record on one line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = file.with_suffix(f".{os.getpid()}")
+    partial_file.write_text(json.dumps(record) + "\n")
+    partial_file.replace(file)
+
+
+def load(surface: str, method: str, seeds: Iterable[int], results: Path) -> dict[int, dict[str, Any]]:
+    """Return the records of the cells that are there, by seed."""
+    files = {seed: Cell(surface, method, seed).file(results) for seed in seeds}
+    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+
+
+def median_hours(records: Iterable[Mapping[str, Any]], within: float, step: float) -> float:
+    """Return the median of the GPU-hours after which the recommendation stays this near the best; inf if most never do.
+
+    It has to stay so up to the horizon: a recommendation that was good for a while is no use to who ends later.
+    """
+    return statistics.median(hours_to(record["regrets"], within, step) for record in records)
+
+
+def hours_to(regrets: list[float | None], within: float, step: float) -> float:
+    """Return the GPU-hours from which on all regrets are within this."""
+    hours = math.inf
+    for place in reversed(range(len(regrets))):
+        regret = regrets[place]
+        if regret is None or regret > within:
+            break
+        hours = step * (place + 1)
+    return hours

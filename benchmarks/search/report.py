@@ -1,0 +1,178 @@
+"""The tables of the comparison, from the cells that have been run."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.search import cells
+from benchmarks.search.races import NAME as RACES
+from benchmarks.search.simulate import STEP
+from benchmarks.search.statistics import Difference, holm, paired, wilson
+from benchmarks.search.surfaces import HORIZON as SYNTHETIC_HORIZON
+from benchmarks.search.tables import HORIZON as TABLE_HORIZON
+
+Record = Mapping[str, Any]
+
+WITHIN = 0.05
+JUDGED = {SYNTHETIC_HORIZON: (400.0, SYNTHETIC_HORIZON), TABLE_HORIZON: (800.0, TABLE_HORIZON)}
+"""GPU-hours after which regrets are compared, by the surface's horizon."""
+
+
+def show(
+    console: Console, surfaces: Iterable[str], methods: Sequence[str], seeds: Sequence[int], results: Path
+) -> None:
+    """Print a table for each surface that has cells."""
+    for surface in surfaces:
+        records = {method: cells.load(surface, method, seeds, results) for method in methods}
+        if any(records.values()):
+            console.print(table(surface, records, results), "")
+    console.print(verdicts(surfaces, seeds, results), "")
+
+
+def table(surface: str, records: Mapping[str, Mapping[int, Record]], results: Path) -> Table:
+    """Return a surface's table: a line a method, and how far Scrimp is from it on the seeds that both have."""
+    early, late = judged_at(records)
+    layout = Table(title=f"{surface}: mean true regret, %; in brackets 95% intervals", title_justify="left")
+    layout.add_column("method")
+    titles = ["seeds", f"at {early:g} GPU-h", f"at {late:g}", f"Scrimp minus it at {early:g}", f"at {late:g}", "Holm p"]
+    titles += [f"GPU-h to {100 * WITHIN:g}%", "idle, %", "recipes", "to the end", "driver s"]
+    for title in titles:
+        layout.add_column(title, justify="right")
+
+    scrimp = records.get(cells.SCRIMP, {})
+    differences = {
+        method: [difference(scrimp, own, hours) for hours in (early, late)]
+        for method, own in records.items()
+        if method != cells.SCRIMP and len(scrimp.keys() & own.keys()) > 1
+    }
+    corrected = dict(zip(differences, holm([pair[1].p for pair in differences.values()]), strict=True))
+    for method, own in records.items():
+        if not own:
+            layout.add_row(f"{method}: {reason(results, surface, method)}")
+            continue
+        gaps = [signed(gap) for gap in differences.get(method, [])] or ["", ""]
+        p = f"{corrected[method]:.3f}" if method in corrected else ""
+        layout.add_row(method, *regret_cells(own.values(), early, late), *gaps, p, *other_cells(own.values(), late))
+    return layout
+
+
+def reason(results: Path, surface: str, method: str) -> str:
+    """Say why a method has no figures."""
+    file = cells.unavailable(results, surface, method)
+    return json.loads(file.read_text())["reason"] if file.exists() else "not run yet"
+
+
+def judged_at(records: Mapping[str, Mapping[int, Record]]) -> tuple[float, float]:
+    """Return the GPU-hours after which the regrets of a surface are compared."""
+    some = next(record for own in records.values() for record in own.values())
+    return JUDGED[STEP * len(some["regrets"])]
+
+
+def regret_at(record: Record, hours: float) -> float:
+    """Return the regret after so many GPU-hours; without a recommendation, nan."""
+    regret = record["regrets"][round(hours / STEP) - 1]
+    return math.nan if regret is None else regret
+
+
+def difference(scrimp: Mapping[int, Record], peer: Mapping[int, Record], hours: float) -> Difference:
+    """Compare Scrimp's regrets with a peer's on the seeds that both have."""
+    seeds = sorted(scrimp.keys() & peer.keys())
+    return paired([regret_at(scrimp[seed], hours) for seed in seeds], [regret_at(peer[seed], hours) for seed in seeds])
+
+
+def regret_cells(records: Iterable[Record], early: float, late: float) -> list[str]:
+    """Return how many seeds there are, and the mean regrets."""
+    records = list(records)
+    means = [statistics.fmean(regret_at(record, hours) for record in records) for hours in (early, late)]
+    return [str(len(records)), *(f"{100 * mean:.1f}" for mean in means)]
+
+
+def signed(gap: Difference) -> str:
+    """Return a difference with its interval, in points."""
+    return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+
+
+def other_cells(records: Iterable[Record], horizon: float) -> list[str]:
+    """Return the GPU-hours to near the best, the idle share, and means of counts and of the driver's seconds."""
+    records = list(records)
+    hours = cells.median_hours(records, WITHIN, STEP)
+    to_near = f"over {horizon:g}" if math.isinf(hours) else f"{hours:g}"
+    means = {name: statistics.fmean(record[name] for record in records) for name in ("idle", "trials", "finished")}
+    seconds = statistics.fmean(record["driver_seconds"] for record in records)
+    return [
+        to_near,
+        f"{100 * means['idle']:.1f}",
+        f"{means['trials']:.0f}",
+        f"{means['finished']:.0f}",
+        f"{seconds:.1f}",
+    ]
+
+
+def verdicts(surfaces: Iterable[str], seeds: Sequence[int], results: Path) -> Table:
+    """Return what Scrimp says of the recipe that it recommends, beside the truth."""
+    layout = Table(title="Scrimp's verdict at the end of its sweep; means in %", title_justify="left")
+    layout.add_column("surface")
+    titles = ["races", "GPU-h", "regret", "95% intervals hold the truth", "stated minus true mean", "interval's width"]
+    titles += ["a winner alone", "it is the best raced", "the best raced dropped", "distinct raced", "race repeats"]
+    for title in titles:
+        layout.add_column(title, justify="right")
+    for surface in surfaces:
+        sweeps = cells.load(surface, cells.SCRIMP, seeds, results).values()
+        races = cells.load(surface, RACES, seeds, results).values()
+        again = [race for searched in races for race in searched["races"]]
+        for name, own in ((surface, list(sweeps)), (f"{surface}, races of {len(races)} searches", again)):
+            stated = [record for record in own if record["stated"]]
+            if stated:
+                layout.add_row(name, *verdict_cells(stated))
+    return layout
+
+
+def verdict_cells(records: Sequence[Record]) -> list[str]:
+    """Return how far what is stated is from the truth, and how the race went."""
+    biases = []
+    widths = []
+    for record in records:
+        mean, low, high = record["stated"]
+        biases.append(mean / record["truth"] - 1)
+        widths.append((high - low) / record["truth"])
+    bias = paired(biases, [0.0] * len(biases))
+    return [
+        str(len(records)),
+        f"{statistics.fmean(record['spent'] for record in records):.0f}",
+        percent(record["final_regret"] for record in records),
+        share([record["stated"][1] <= record["truth"] <= record["stated"][2] for record in records]),
+        signed(bias),
+        percent(widths),
+        share([record["alone"] for record in records]),
+        share([record["truth"] == best_raced(record)[0] for record in records]),
+        share([best_raced(record)[1] < max(seeds for _, seeds in record["raced"]) for record in records]),
+        f"{statistics.fmean(distinct(record) for record in records):.1f}",
+        f"{statistics.fmean(sum(seeds for _, seeds in record['raced']) for record in records):.1f}",
+    ]
+
+
+def best_raced(record: Record) -> tuple[float, int]:
+    """Return the truth and the seeds of the truly best recipe of a race; of duplicates, those of the most seeds."""
+    return min(record["raced"], key=lambda raced: (raced[0], -raced[1]))
+
+
+def distinct(record: Record) -> int:
+    """Return how many different recipes a race had."""
+    return len({truth for truth, _ in record["raced"]})
+
+
+def percent(shares: Iterable[float]) -> str:
+    """Return the mean of shares in percent."""
+    return f"{100 * statistics.fmean(shares):.1f}"
+
+
+def share(flags: Sequence[bool]) -> str:
+    """Return in how many percent something holds, with Wilson's interval."""
+    low, high = wilson(sum(flags), len(flags))
+    return f"{100 * sum(flags) / len(flags):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
