@@ -50,12 +50,12 @@ ifdef QUICK
 bench-search: $(READY)
 	$(BIN)/python -m benchmarks.search --quick
 else
-bench-search: .venv-search/tables/nas-imagenet.npz
+bench-search: $(READY) .venv-search/tables/nas-imagenet.npz
 	$(BIN)/python -m benchmarks.search $(ARGS)
 endif
 
 # The peers, each with its own requirements; what they share with Scrimp has the version of the lock.
-.venv-search/tables/nas-imagenet.npz: $(READY) benchmarks/search/requirements.txt
+.venv-search/tables/nas-imagenet.npz: benchmarks/search/requirements.txt | $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-search
 	$(BIN)/uv pip install --quiet --python .venv-search/bin/python \
 		--requirement benchmarks/search/requirements.txt --constraint requirements.lock
