@@ -43,7 +43,7 @@ class Scrimp:
 
     def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
         """Write a rung's line as a worker does, and report it as Tune does."""
-        scores = {OBJECTIVE: score}
+        scores: dict[str, float | str] = {OBJECTIVE: score}
         line = MetricsRow(**NOT_SIMULATED, kimg=kimg, rung=kimg, seconds=3600 * hours, scores=scores)
         with self._ledger.folder.repeat(*task.key).metrics.open("a") as file:
             file.write(metrics_log.row_text(line))
