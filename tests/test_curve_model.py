@@ -47,7 +47,7 @@ def test_the_prediction_is_the_conditional_normal_distribution():
     scores = some_scores()
     model = CurveModel(scores)
     wanted = np.array([[0.2, 0.5], [0.9, 0.1]])
-    mean, spread = model.predict(wanted, rung=2)
+    mean, variance, spread = model.predict(wanted, 2, wanted)
 
     known = covariance(model, scores)
     kernel = Matern(model.lengths, nu=2.5)
@@ -58,13 +58,14 @@ def test_the_prediction_is_the_conditional_normal_distribution():
     own = model.scale**2 * kernel(wanted) + unknown_mean
     centre = np.median(scores.score)
     np.testing.assert_allclose(mean, centre + cross @ np.linalg.solve(known, scores.score - centre), rtol=1e-5)
+    np.testing.assert_allclose(variance, np.diag(spread))
     np.testing.assert_allclose(spread, own - cross @ np.linalg.solve(known, cross.T), rtol=1e-4, atol=1e-6)
 
 
 def test_the_posterior_density_is_that_of_scipy_and_its_gradient_that_of_differences():
     scores = some_scores(3)
     model = CurveModel(scores)
-    theta = model._theta + 0.1 * np.random.default_rng(0).normal(size=len(model._theta))
+    theta = model.theta + 0.1 * np.random.default_rng(0).normal(size=len(model.theta))
 
     for i, step in enumerate(1e-4 * np.eye(len(theta))):
         above = model._negative_log_posterior(theta + step)[0]
@@ -95,7 +96,7 @@ def test_low_rungs_tell_about_the_last_rung_and_selection_does_not_flatter():
     """Only the better half reaches the last rung; the mean there is still that of all recipes."""
     scores = some_scores(recipes=40)
     model = CurveModel(scores)
-    mean, _ = model.predict(scores.points, rung=2)
+    mean, _, _ = model.predict(scores.points, 2, scores.points)
     truth = np.sin(5 * scores.points[:, 0]) - 2
     assert np.corrcoef(mean, truth)[0, 1] > 0.97
     assert abs(np.mean(mean - truth)) < 0.15
@@ -104,9 +105,9 @@ def test_low_rungs_tell_about_the_last_rung_and_selection_does_not_flatter():
 def test_equal_scores_are_no_error():
     scores = some_scores()
     flat = Scores(**{**scores.__dict__, "score": np.zeros_like(scores.score)})
-    mean, spread = CurveModel(flat).predict(flat.points, rung=2)
+    mean, variance, _ = CurveModel(flat).predict(flat.points, 2, flat.points)
     assert np.allclose(mean, 0)
-    assert np.isfinite(spread).all()
+    assert np.isfinite(variance).all()
 
 
 def test_a_fit_to_300_scores_takes_less_than_a_second_of_cpu():

@@ -10,12 +10,14 @@ scores at low rungs inform about its score at the last one as far as earlier rep
 about which nothing is assumed, absorb what all recipes have in common: how much longer training helps.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
 
 MEAN_STD = 10.0
 """Prior standard deviation of a rung's mean, in units of the scores' spread: as good as unknown."""
@@ -62,7 +64,7 @@ class CurveModel:
         As in the module's equation; all but `rung_scale` in the units of the scores.
     """
 
-    def __init__(self, scores: Scores) -> None:
+    def __init__(self, scores: Scores, theta: np.ndarray | None = None) -> None:
         self._scores = scores
         self._centre = float(np.median(scores.score))
         spread = float(np.std(scores.score))
@@ -72,20 +74,22 @@ class CurveModel:
         self._same_rung = scores.rung[:, None] == scores.rung[None, :]
         self._same_repeat = scores.repeat[:, None] == scores.repeat[None, :]
         self._fields = int(scores.columns.max()) + 1
-        self._squares = _field_squares(scores.points, scores.points, scores.columns, self._fields)
-        self._fit()
-
-    def _fit(self) -> None:
-        start, _ = self._prior()
-        result = minimize(self._negative_log_posterior, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
-        theta = result.x
-        self._theta = theta
+        self._squares = _field_squares(scores.points, scores.columns)
+        if theta is None:
+            theta = self._fitted()
+        self.theta = theta
         self.lengths = np.exp(theta[: self._fields])
         scale, self.rung_scale, seed_noise, noise = np.exp(theta[self._fields :]).tolist()
         self.scale = scale * self._unit
         self.seed_noise = seed_noise * self._unit
         self.noise = noise * self._unit
         self._condition()
+
+    def _fitted(self) -> np.ndarray:
+        """Return the logarithms of highest posterior density."""
+        start, _ = self._prior()
+        result = minimize(self._negative_log_posterior, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+        return result.x
 
     def _prior(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of the normal priors of the logarithms.
@@ -143,48 +147,57 @@ class CurveModel:
     def _condition(self) -> None:
         """Factorise the covariance of the scores at the fitted values."""
         scores = self._scores
-        noise = self.noise / self._unit
-        covariance = self._covariance(scores.points, scores.recipe, scores.rung)
-        covariance += (self.seed_noise / self._unit) ** 2 * self._same_repeat
-        covariance[np.diag_indices_from(covariance)] += noise**2 + JITTER
+        known = scores.points[scores.recipe]
+        covariance = self._covariance(known, known, self._gaps[scores.rung[:, None], scores.rung[None, :]])
+        covariance += self.seed_noise**2 * self._same_repeat
+        covariance[np.diag_indices_from(covariance)] += self.noise**2 + JITTER * self._unit**2
         self._factor = np.linalg.cholesky(covariance)
-        self._weights = cho_solve((self._factor, True), self._y)
+        self._weights = cho_solve((self._factor, True), self._y * self._unit)
 
-    def _covariance(self, points: np.ndarray, recipe: np.ndarray, rung: np.ndarray) -> np.ndarray:
-        """Return the covariance [n, N] of the noiseless scores of recipes at rungs with those that were learned from.
+    def _covariance(self, points: np.ndarray, others: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+        """Return the covariance [n, m] of the true scores of recipes [n, D] and [m, D] whose rungs lie `gaps` apart."""
+        lengths = self.lengths[self._scores.columns]
+        root = math.sqrt(5) * cdist(points / lengths, others / lengths)
+        alike = (1 + root + root**2 / 3) * np.exp(-root)
+        signal = self.scale**2 * alike * np.exp(-gaps / self.rung_scale)
+        return signal + (MEAN_STD * self._unit) ** 2 * (gaps == 0)
 
-        `recipe` and `rung` [n] are positions in `points` and in the rungs.
+    def predict(self, points: np.ndarray, rung: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what is known of the true scores, over all seeds, of recipes [n, D] at a rung.
+
+        Returns
+        -------
+        tuple
+            The means [n], the variances [n], and the covariances [n, m] with those of `others` [m, D] at that rung.
         """
         scores = self._scores
-        squares = _field_squares(points, scores.points, scores.columns, self._fields)
-        alike, _ = _matern52(squares, self.lengths)
-        gaps = self._gaps[rung[:, None], scores.rung[None, :]]
-        signal = alike[recipe[:, None], scores.recipe[None, :]] * np.exp(-gaps / self.rung_scale)
-        return (self.scale / self._unit) ** 2 * signal + MEAN_STD**2 * (gaps == 0)
+        gaps = self._gaps[rung, scores.rung][None, :]
+        known = scores.points[scores.recipe]
+        cross = self._covariance(points, known, gaps)
+        mean = self._centre + cross @ self._weights
 
-    def predict(self, points: np.ndarray, rung: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean [n] and covariance [n, n] of the true scores of recipes [n, D] at a rung, over all seeds."""
-        n = len(points)
-        cross = self._covariance(points, np.arange(n), np.full(n, rung))
-        mean = cross @ self._weights
-        whitened = solve_triangular(self._factor, cross.T, lower=True)
-        squares = _field_squares(points, points, self._scores.columns, self._fields)
-        alike, _ = _matern52(squares, self.lengths)
-        prior = (self.scale / self._unit) ** 2 * alike + MEAN_STD**2
-        covariance = prior - whitened.T @ whitened
-        return mean * self._unit + self._centre, covariance * self._unit**2
+        explained = solve_triangular(self._factor, cross.T, lower=True)
+        prior = self.scale**2 + (MEAN_STD * self._unit) ** 2
+        variance = prior - np.sum(explained**2, axis=0)
+
+        other_explained = solve_triangular(self._factor, self._covariance(others, known, gaps).T, lower=True)
+        covariance = self._covariance(points, others, np.zeros((1, 1))) - explained.T @ other_explained
+        return mean, variance, covariance
 
 
-def _field_squares(one: np.ndarray, other: np.ndarray, columns: np.ndarray, fields: int) -> np.ndarray:
-    """Return the squared distances [fields, n, m] of points [n, D] and [m, D] in each field."""
-    squares = np.zeros((fields, len(one), len(other)))
-    for column, field in enumerate(columns):
-        squares[field] += (one[:, None, column] - other[None, :, column]) ** 2
-    return squares
+def _field_squares(points: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the squared distances [fields, n, n] of points [n, D] in each field."""
+    fields = int(columns.max()) + 1
+    return np.array(
+        [cdist(points[:, columns == field], points[:, columns == field], "sqeuclidean") for field in range(fields)]
+    )
 
 
 def _matern52(squares: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Matern kernel with smoothness 5/2, and its factor: d kernel / d log length_i = factor * squares_i / length_i^2."""
+    """Return the Matern kernel with smoothness 5/2, and the factor of its slope.
+
+    d kernel / d log length_i = factor * squares_i / length_i^2.
+    """
     root = np.sqrt(5 * np.tensordot(1 / lengths**2, squares, axes=1))
     decay = np.exp(-root)
     return (1 + root + root**2 / 3) * decay, 5 / 3 * (1 + root) * decay
