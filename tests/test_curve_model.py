@@ -1,5 +1,6 @@
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,14 @@ def some_scores(seed: int = 0, recipes: int = 12, rungs: int = 3, noise: float =
     return Scores(points, np.array([0, 1]), log_kimg, recipe, repeat, rung, score)
 
 
+def matern(lengths: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    kernel: Any = Matern(length_scale=lengths, nu=2.5)  # pyright: ignore[reportArgumentType]
+    return kernel(one, other)
+
+
 def covariance(model: CurveModel, scores: Scores) -> np.ndarray:
     """The covariance of the scores by the module's equation, with scikit-learn's kernel, in the scores' units."""
-    alike = Matern(model.lengths, nu=2.5)(scores.points)
+    alike = matern(model.lengths, scores.points, scores.points)
     n = len(scores.score)
     matrix = np.zeros((n, n))
     for i in range(n):
@@ -50,12 +56,11 @@ def test_the_prediction_is_the_conditional_normal_distribution():
     mean, variance, spread = model.predict(wanted, 2, wanted)
 
     known = covariance(model, scores)
-    kernel = Matern(model.lengths, nu=2.5)
     unknown_mean = (10 * np.std(scores.score)) ** 2
     decay = np.exp(-np.abs(scores.log_kimg[2] - scores.log_kimg[scores.rung]) / model.rung_scale)
-    cross = model.scale**2 * kernel(wanted, scores.points)[:, scores.recipe] * decay
+    cross = model.scale**2 * matern(model.lengths, wanted, scores.points)[:, scores.recipe] * decay
     cross += unknown_mean * (scores.rung == 2)
-    own = model.scale**2 * kernel(wanted) + unknown_mean
+    own = model.scale**2 * matern(model.lengths, wanted, wanted) + unknown_mean
     centre = np.median(scores.score)
     np.testing.assert_allclose(mean, centre + cross @ np.linalg.solve(known, scores.score - centre), rtol=1e-5)
     np.testing.assert_allclose(variance, np.diag(spread))
@@ -78,7 +83,8 @@ def test_the_posterior_density_is_that_of_scipy_and_its_gradient_that_of_differe
         unit = np.std(scores.score)
         scale, model.rung_scale, seed_noise, noise = np.exp(at[2:])
         model.scale, model.seed_noise, model.noise = scale * unit, seed_noise * unit, noise * unit
-        normal = multivariate_normal(np.full(len(scores.score), np.median(scores.score)), covariance(model, scores))
+        centre = np.full(len(scores.score), np.median(scores.score))
+        normal: Any = multivariate_normal(centre, covariance(model, scores))  # pyright: ignore[reportArgumentType]
         mean, std = model._prior()
         return -normal.logpdf(scores.score) + 0.5 * np.sum(((at - mean) / std) ** 2)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
-from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
@@ -120,11 +119,11 @@ class CurveModel:
         covariance[np.diag_indices_from(covariance)] += noise**2 + JITTER
 
         # The likelihood of Rasmussen and Williams 2006, equation 2.30.
-        factor, fault = dpotrf(covariance, lower=1, clean=1)
-        if fault:
+        try:
+            factor = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:  # the optimiser tries another step
             return 1e12, np.zeros_like(theta)
-        inverse = dpotri(factor, lower=1)[0]
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        inverse = cho_solve((factor, True), np.eye(len(covariance)))
         weights = inverse @ self._y
         value = 0.5 * self._y @ weights + np.log(np.diag(factor)).sum()
 
