@@ -21,6 +21,8 @@ from scipy.spatial.distance import cdist
 MEAN_STD = 10.0
 """Prior standard deviation of a rung's mean, in units of the scores' spread: as good as unknown."""
 JITTER = 1e-8
+WIDEST = 4.0
+"""Standard deviations of its prior that a logarithm may be away from the mean, where exponentials stay finite."""
 STEPS = 30
 """Of the optimiser; more change the proposals less than another seed does."""
 
@@ -86,8 +88,16 @@ class CurveModel:
 
     def _fitted(self) -> np.ndarray:
         """Return the logarithms of highest posterior density."""
-        start, _ = self._prior()
-        result = minimize(self._negative_log_posterior, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+        mean, std = self._prior()
+        bounds = list(zip(mean - WIDEST * std, mean + WIDEST * std, strict=True))
+        result = minimize(
+            self._negative_log_posterior,
+            mean,
+            jac=True,
+            bounds=bounds,
+            method="L-BFGS-B",
+            options={"maxiter": STEPS},
+        )
         return result.x
 
     def _prior(self) -> tuple[np.ndarray, np.ndarray]:

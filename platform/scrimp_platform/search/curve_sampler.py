@@ -54,13 +54,6 @@ class CurveSampler(BaseSampler):
         self._startup = startup
         self._proposal: dict[str, Any] | None = None
 
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Decide on the proposal, if there is enough to learn from."""
-        history = [past for past in study.get_trials(deepcopy=False) if past.number != trial.number and past.params]
-        scored = [past for past in history if past.intermediate_values or past.state is TrialState.COMPLETE]
-        if len(scored) >= self._startup:
-            self._proposal = self._propose(history)
-
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return nothing: the fields are taken from the proposal one by one."""
         return {}
@@ -74,9 +67,13 @@ class CurveSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return the field's value in the proposal."""
+        """Return the field's value in the proposal, which is made for the first of them."""
         if self._proposal is None:
-            return self._start.sample_independent(study, trial, param_name, param_distribution)
+            history = [past for past in study.get_trials(deepcopy=False) if past.params and past.number != trial.number]
+            scored = [past for past in history if past.intermediate_values or past.state is TrialState.COMPLETE]
+            if len(scored) < self._startup:
+                return self._start.sample_independent(study, trial, param_name, param_distribution)
+            self._proposal = self._propose(history)
         return searched_values.to_optuna(self._space.search[param_name], self._proposal[param_name])
 
     def _propose(self, history: Sequence[FrozenTrial]) -> dict[str, Any]:
