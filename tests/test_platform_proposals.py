@@ -13,7 +13,7 @@ from scrimp_platform.search.proposals import quantile
 from scrimp_platform.search.study import Study
 from scrimp_trainers.common.errors import UserError
 
-KINDS = ["tpe", "gp", "random", "qmc"]
+KINDS = ["tpe", "gp", "random", "qmc", "curves"]
 SEARCH = {
     "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
     "network.channels": {"int": [8, 64], "step": 8},
@@ -55,7 +55,7 @@ def test_proposals_lie_in_the_ranges_and_differ_with_the_seed(kind, tmp_path):
     assert propose(open_study(tmp_path / "other", kind, seed=1)) != proposed[0]
 
 
-@pytest.mark.parametrize(("kind", "seeds"), [("tpe", range(3)), ("gp", [0])])
+@pytest.mark.parametrize(("kind", "seeds"), [("tpe", range(3)), ("gp", [0]), ("curves", range(3))])
 def test_what_learns_from_results_comes_nearer_than_chance(kind, seeds, tmp_path):
     distances = []
     for seed in seeds:
@@ -91,5 +91,29 @@ def test_quantiles_are_scipys(share):
 
 def test_tpe_is_the_default_and_an_unknown_name_is_refused():
     assert make_space().proposals == "tpe"
-    with pytest.raises(UserError, match="proposals: Input should be 'tpe', 'gp', 'random' or 'qmc', not 'best'"):
+    with pytest.raises(
+        UserError, match="proposals: Input should be 'tpe', 'gp', 'random', 'qmc' or 'curves', not 'best'"
+    ):
         make_space(proposals="best")
+
+
+def test_curves_takes_one_objective():
+    with pytest.raises(UserError, match="curves models one objective"):
+        make_space(proposals="curves", objectives={"fd_classifier": "minimize", "parameters": "minimize"})
+
+
+def test_curves_learns_from_low_rungs_and_avoids_what_fails(tmp_path):
+    """No trial is ever trained to the end: they are stopped at the first rung, or fail at large learning rates."""
+    space = make_space(proposals="curves", search=SEARCH)
+    study = Study(tmp_path / "study.journal", space, 0, say=lambda _: None)
+    rates = []
+    for _ in range(30):
+        number, values = study.ask()
+        rates.append(values["optimizer.lr"])
+        if values["optimizer.lr"] > 2e-3:
+            study.fail(number)
+            continue
+        study.report(number, round(space.budget.rungs_kimg[0] * 1000), float(np.exp(abs(np.log10(rates[-1]) + 3))))
+        study.prune(number)
+    assert np.mean(np.abs(np.log10(rates[15:]) + 3)) < 0.25  # by chance 0.5
+    assert np.mean(np.array(rates[15:]) > 2e-3) < 0.2  # by chance 0.35

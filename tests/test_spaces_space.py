@@ -6,7 +6,7 @@ import pytest
 import yaml
 from optuna.trial import FixedTrial
 
-from scrimp_platform.search.study import _suggest
+from scrimp_platform.search.searched_values import suggest
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe import recipe as recipes
@@ -185,7 +185,7 @@ def test_whole_numbers_are_searched_in_whole_numbers_and_steps(path, span, value
     searched = space.search[path]
     assert searched.int == (values[0], values[-1])
     assert searched.log is ("loguniform" in span)
-    proposed = {_suggest(FixedTrial({path: value // searched.step}), path, searched) for value in values}
+    proposed = {suggest(FixedTrial({path: value // searched.step}), path, searched) for value in values}
     assert proposed == set(values)
     for value in values:
         space.base().replace({path: value})

@@ -39,6 +39,7 @@ SWEEPS: Mapping[str, Mapping[str, Any]] = {
     SCRIMP: {},
     "scrimp-random": {"proposals": "random"},
     "scrimp-gp": {"proposals": "gp"},
+    "scrimp-curves": {"proposals": "curves"},
 }
 """Sweeps of Scrimp, by what their space has in place of a surface's."""
 PEERS: Mapping[str, Callable[[Surface, int], Method]] = {

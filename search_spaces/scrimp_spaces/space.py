@@ -175,8 +175,9 @@ class Space(Section):
     `recipe`. No arm is stopped, and each gets all repeats."""
     parts: tuple[FilePath, ...] = ()
     """Python files with a user's own parts, which recipes of the space, `scoring.also` and `proposals` may name."""
-    proposals: Literal["tpe", "gp", "random", "qmc"] | OwnPart = "tpe"
-    """Who proposes the recipes of a search: Optuna's TPE, its Gaussian process, chance, or a Sobol sequence."""
+    proposals: Literal["tpe", "gp", "random", "qmc", "curves"] | OwnPart = "tpe"
+    """Who proposes the recipes of a search: Optuna's TPE, its Gaussian process, chance, a Sobol sequence, or a Gaussian
+    process over whole learning curves, which takes one objective."""
     objectives: Annotated[dict[str, Literal["minimize", "maximize"]], Field(min_length=1)]
     """Scores to optimise; several make a Pareto front."""
     constraints: dict[str, Bound] = {}
@@ -190,6 +191,12 @@ class Space(Section):
     def _not_empty(self) -> "Space":
         if not (self.search or self.arms):
             raise ValueError("a space needs fields to search, or arms to compare")
+        return self
+
+    @model_validator(mode="after")
+    def _curves_of_one_objective(self) -> "Space":
+        if self.proposals == "curves" and len(self.objectives) > 1:
+            raise ValueError("proposals: curves models one objective, this space has several; take tpe")
         return self
 
     @model_validator(mode="wrap")  # the last validator, so that it also sees what the one above refuses

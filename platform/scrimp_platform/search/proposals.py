@@ -30,6 +30,11 @@ def sampler(space: Space, seed: int, number: int) -> BaseSampler:
             return GPSampler(seed=own_seed, n_startup_trials=startup)
         case "random":
             return RandomSampler(own_seed)
+        case "curves":
+            # Kept out of the other proposals' start: scipy.optimize takes a while to import.
+            from scrimp_platform.search.curve_sampler import CurveSampler
+
+            return CurveSampler(space, own_seed, QuasiRandomSampler(list(space.search), seed, number), startup)
         case "qmc":
             return QuasiRandomSampler(list(space.search), seed, number)
         case own:

@@ -5,7 +5,6 @@ resumed sweep proposes the same as an uninterrupted one. The history is that of 
 is lost, damaged or does not match them is rebuilt from them.
 """
 
-import json
 import math
 import os
 import warnings
@@ -20,9 +19,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from scrimp_platform import store
-from scrimp_platform.search import proposals
+from scrimp_platform.search import proposals, searched_values
 from scrimp_platform.search.records import Repeat, Trial
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.space import Space
 from scrimp_trainers.common.metrics_log import MetricsRow
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -141,19 +140,19 @@ class Study:
         if arm is None:
             self._study.sampler = proposals.sampler(self._space, self._seed, number)
         else:
-            fixed = {path: _encode(self._space.search[path], value) for path, value in arm.items()}
+            fixed = {path: searched_values.to_optuna(self._space.search[path], value) for path, value in arm.items()}
             self._study.sampler = PartialFixedSampler(fixed, RandomSampler())
 
         trial = self._study.ask()
         values: dict[str, Any] = {}
         for path, span in self._space.search.items():
             if path in self._space.active(values):
-                values[path] = _suggest(trial, path, span)
+                values[path] = searched_values.suggest(trial, path, span)
         return trial.number, values
 
     def enqueue(self, values: Mapping[str, Any]) -> None:
         """Propose these values before any others, once: a resumed study does not propose them again."""
-        encoded = {path: _encode(self._space.search[path], value) for path, value in values.items()}
+        encoded = {path: searched_values.to_optuna(self._space.search[path], value) for path, value in values.items()}
         self._study.enqueue_trial(encoded, skip_if_exists=True)
 
     def report(self, number: int, images: int, value: float) -> None:
@@ -194,10 +193,10 @@ def in_memory(trials: Sequence[Trial], space: Space) -> optuna.Study:
 
 def frozen(trial: Trial, space: Space) -> FrozenTrial:
     """Return a trial as Optuna has it: its proposal, the scores of its first repeat, and its state."""
-    params = {path: _encode(space.search[path], value) for path, value in trial.params.items()}
+    params = {path: searched_values.to_optuna(space.search[path], value) for path, value in trial.params.items()}
     proposal = FixedTrial(params)
     for path in params:
-        _suggest(proposal, path, space.search[path])
+        searched_values.suggest(proposal, path, space.search[path])
 
     state = STATES[trial.status]
     values = constraints = None
@@ -255,28 +254,6 @@ def excesses(space: Space, row: MetricsRow) -> dict[str, float]:
         if math.isfinite(value):
             excesses[name] = bound.excess(value)
     return excesses
-
-
-def _suggest(trial: optuna.trial.BaseTrial, path: str, span: Range) -> Any:
-    if span.uniform:
-        return trial.suggest_float(path, *span.uniform)
-    if span.loguniform:
-        return trial.suggest_float(path, *span.loguniform, log=True)
-    if span.int:
-        # Optuna supports no steps on a log scale: it proposes the number of steps.
-        low, high = span.int
-        return trial.suggest_int(path, low // span.step, high // span.step, log=span.log) * span.step
-    options = {_encode(span, value): value for value in span.choice or ()}
-    return options[trial.suggest_categorical(path, list(options))]
-
-
-def _encode(span: Range, value: Any) -> Any:
-    """Return a value as Optuna has it: its choices are scalars, so lists become JSON; whole numbers become steps."""
-    if span.int:
-        return value // span.step
-    if span.choice and isinstance(value, list | tuple | dict):
-        return json.dumps(value)
-    return value
 
 
 def _repair(journal: Path) -> None:
