@@ -193,7 +193,7 @@ from scrimp_trainers.data.modalities.modality import Items
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.networks import Network
 from scrimp_trainers.recipe.samplers import Sampler
-from scrimp_trainers.recipe.technique import Technique
+from scrimp_trainers.recipe.own_technique import Technique
 from scrimp_trainers.recipe.techniques import Codec
 
 
@@ -232,6 +232,13 @@ class OneStep(Sampler):
 class Undrawn(Technique):
     def augment(self, images, generator):
         return images + 0.1 * torch.randn_like(images)  # not from the generator
+
+
+class Idle(Technique):
+    strength: float = 0.0
+
+    def augment(self, images, generator):
+        return images + self.strength
 
 
 class Wordy:
@@ -287,6 +294,7 @@ def test_check_passes_the_examples_and_names_the_broken_promise(examples, tmp_pa
     assert re.search(r"broken_parts:OneStep  sampler  data of deviation 0\.25 come out with", said)
     assert "broken_parts:Lossy  codec  what it decodes is no more like the images than their mean is" in said
     assert "broken_parts:Undrawn  technique  a resumed training has other weights" in said
+    assert "broken_parts:Idle  technique  training ends with the same weights without it" in said
     assert "broken_parts:Wordy  score  gives ['one', 'two'], but lists ['one']" in said
     assert "broken_parts:drifting  proposer  a resumed sweep proposes" in said
 

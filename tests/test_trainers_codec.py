@@ -21,7 +21,7 @@ from trainers_small import CPU, small
 from scrimp_trainers import sampling
 from scrimp_trainers.codecs import cache as caching
 from scrimp_trainers.codecs import cache as latents_module
-from scrimp_trainers.codecs.autoencoder import OpenCodec, draw_latents, open_codec
+from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, draw_latents, open_codec
 from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
 from scrimp_trainers.codecs.pixels import PIXELS
 from scrimp_trainers.codecs.pretrained import latent_shape
@@ -59,7 +59,7 @@ def pixels(dataset: Dataset) -> torch.Tensor:
     return torch.from_numpy(dataset.images("train")[0])
 
 
-def encoded_by_diffusers(codec: OpenCodec, images: torch.Tensor) -> Any:
+def encoded_by_diffusers(codec: AutoencoderCodec, images: torch.Tensor) -> Any:
     """What the encoder's own `encode` returns."""
     encoder: Any = codec.encoder
     with torch.no_grad():
@@ -69,9 +69,9 @@ def encoded_by_diffusers(codec: OpenCodec, images: torch.Tensor) -> Any:
 def count_encodings(monkeypatch) -> list[int]:
     """Count the images that are encoded from now on."""
     encoded: list[int] = []
-    original = OpenCodec.moments
+    original = AutoencoderCodec.moments
     monkeypatch.setattr(
-        OpenCodec, "moments", lambda self, images: encoded.append(len(images)) or original(self, images)
+        AutoencoderCodec, "moments", lambda self, images: encoded.append(len(images)) or original(self, images)
     )
     return encoded
 
@@ -321,7 +321,7 @@ def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path
 
     _, read = load_model(tmp_path / "model")
     codec = load_codec(tmp_path / "model", read, CPU)
-    assert isinstance(codec, OpenCodec)
+    assert isinstance(codec, AutoencoderCodec)
     assert isinstance(recipe.codec, Autoencoder)
     latents = torch.randn(2, 4, 8, 8)
     assert torch.equal(codec.decoded(latents), open_codec(recipe.codec, CPU, channels).decoded(latents))

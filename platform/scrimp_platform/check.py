@@ -26,9 +26,9 @@ from scrimp_trainers.precompute.prepare import prepare_techniques
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.diffusion import Diffusion
 from scrimp_trainers.recipe.networks import Network
+from scrimp_trainers.recipe.own_technique import Technique
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.samplers import Sampler
-from scrimp_trainers.recipe.technique import Technique
 from scrimp_trainers.recipe.techniques import Codec
 from scrimp_trainers.training.loop import read_losses
 from scrimp_trainers.training.session import Session
@@ -184,7 +184,7 @@ def check_codec(kind: str, dataset: Dataset, folder: Path) -> None:
 
 
 def check_technique(kind: str, dataset: Dataset, folder: Path) -> None:
-    """Check that training with a technique resumes bit for bit, under each process that it takes."""
+    """Check that a technique changes the training, which resumes bit for bit, under each process that it takes."""
     refusals = []
     for preset in ("tiny-edm", "tiny-ddpm"):
         try:
@@ -192,7 +192,11 @@ def check_technique(kind: str, dataset: Dataset, folder: Path) -> None:
         except UserError as error:
             refusals.append(str(error))
             continue
-        _trained(recipe, dataset, folder / preset)
+        session = _trained(recipe, dataset, folder / preset)
+        plain = _session(_recipe({}, preset), dataset, folder / f"{preset}-without")
+        list(plain.steps())
+        acts = bool(_different_weights(session, plain))
+        _require(acts, "training ends with the same weights without it; its fields' defaults have to do something")
     _require(len(refusals) < 2, "; ".join(refusals))
 
 
@@ -261,11 +265,15 @@ def _trained(recipe: Recipe, dataset: Dataset, folder: Path) -> Session:
     resumed.resume()
     resumed.train_to(STEPS * BATCH, resumed.steps(), checkpoint_seconds=1e9)
 
-    expected = whole.state.network.state_dict()
-    weights = resumed.state.network.state_dict()
-    different = [name for name, tensor in expected.items() if not torch.equal(tensor, weights[name])]
+    different = _different_weights(whole, resumed)
     _require(not different, f"a resumed training has other weights: {', '.join(different[:3])}")
     return whole
+
+
+def _different_weights(one: Session, other: Session) -> list[str]:
+    """Return the names of the tensors in which the networks of two sessions differ."""
+    weights = other.state.network.state_dict()
+    return [name for name, tensor in one.state.network.state_dict().items() if not torch.equal(tensor, weights[name])]
 
 
 def _session(recipe: Recipe, dataset: Dataset, folder: Path) -> Session:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from scrimp_trainers.codecs.codec import Codec
-from scrimp_trainers.codecs.pixels import PIXELS
+from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.files import atomic_folder
@@ -35,7 +35,7 @@ def generate(
     batch_size: int = 256,
     rank: int = 0,
     world: int = 1,
-    codec: Codec = PIXELS,
+    codec: Codec = PIXEL_CODEC,
 ) -> Iterator[Tensor]:
     """Draw items with the recipe's sampler, on the network's device, and render them as images.
 

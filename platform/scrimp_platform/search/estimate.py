@@ -128,7 +128,8 @@ def measure_repeats(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | N
 def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, float]) -> float | None:
     """Return the time to the end of a sweep that trains one repeat at a time; none before the first score.
 
-    The assumptions are those of `estimate`, at the mean speed so far, given the kimg of each running repeat by label.
+    The assumptions are those of `estimate_sweep`, at the mean speed so far. `running` holds the kimg of each running
+    repeat by label.
     """
     budget = space.budget
     last_rung = budget.rungs_kimg[-1]

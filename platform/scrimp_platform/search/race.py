@@ -52,26 +52,26 @@ def leaders(trials: Sequence[Trial], space: Space) -> list[Trial]:
     return [complete[i] for i in ranking[: space.budget.leaders]]
 
 
-def next_trial(field: Sequence[Trial], space: Space) -> Trial | None:
+def next_trial(raced: Sequence[Trial], space: Space) -> Trial | None:
     """Return the trial of the race that gets the next repeat: of those that may still win, the one with the fewest.
 
     As in SMAC3's intensification, a trial is repeated only while it may win. None means that all of those have as many
     repeats as the budget allows. Arms are compared, so each gets all repeats.
     """
-    incomplete = [trial for trial in field if len(trial.repeats) < space.budget.repeats]
+    incomplete = [trial for trial in raced if len(trial.repeats) < space.budget.repeats]
     incomplete.sort(key=lambda trial: len(trial.repeats))
-    candidates = iter(incomplete) if space.arms else contenders(incomplete, field, space)
+    candidates = iter(incomplete) if space.arms else contenders(incomplete, raced, space)
     return next(candidates, None)
 
 
-def contenders(trials: Sequence[Trial], field: Sequence[Trial], space: Space) -> Iterator[Trial]:
-    """Yield those of `trials` that may still win the race among the trials of `field`.
+def contenders(trials: Sequence[Trial], raced: Sequence[Trial], space: Space) -> Iterator[Trial]:
+    """Yield those of `trials` that may still win the race among the trials in `raced`.
 
     A trial is eliminated once another one is significantly better in some objective, and significantly better or
     exactly equal in every other. The scores by which the search chose the trials do not count.
     """
     rung = space.budget.rungs_kimg[-1]
-    counted = {trial.number: records.unbiased_repeats(trial, space, rung) for trial in field}
+    counted = {trial.number: records.unbiased_repeats(trial, space, rung) for trial in raced}
     samples: dict[str, dict[int, list[float]]] = {name: {} for name in space.objectives}
     for name, by_trial in samples.items():
         for number, repeats in counted.items():
@@ -80,7 +80,7 @@ def contenders(trials: Sequence[Trial], field: Sequence[Trial], space: Space) ->
     def may_win(trial: Trial) -> bool:
         if len(counted[trial.number]) < MIN_REPEATS_BEFORE_ELIMINATION:
             return True
-        rivals = [rival for rival in field if rival is not trial]
+        rivals = [rival for rival in raced if rival is not trial]
         return not any(_beaten(trial.number, rival.number, samples, space) for rival in rivals)
 
     return filter(may_win, trials)

@@ -30,12 +30,12 @@ if TYPE_CHECKING:  # importing them takes seconds
 
     Network = AutoencoderKL | AutoencoderTiny
 
-PIXELS = 2**20
+MAX_PIXELS_AT_ONCE = 2**20
 """What goes through the autoencoder at once: its activations take a few GiB then."""
 
 
 @dataclass(frozen=True)
-class OpenCodec:
+class AutoencoderCodec:
     """An autoencoder's two halves, frozen. The encoder is loaded when it is first used: a full cache needs none."""
 
     settings: Autoencoder
@@ -129,7 +129,7 @@ class OpenCodec:
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
 
-def open_codec(settings: Autoencoder, device: torch.device, image_channels: int) -> OpenCodec:
+def open_codec(settings: Autoencoder, device: torch.device, image_channels: int) -> AutoencoderCodec:
     """Open the autoencoder of a recipe, for a dataset of grey or RGB images.
 
     Raises
@@ -140,7 +140,7 @@ def open_codec(settings: Autoencoder, device: torch.device, image_channels: int)
     found = pretrained.find(settings, "decoder")
     decoder = _load(found, settings, device)
     scale, shift = _scaling(decoder)
-    return OpenCodec(settings, decoder, found.channels, found.factor, scale, shift, image_channels, device)
+    return AutoencoderCodec(settings, decoder, found.channels, found.factor, scale, shift, image_channels, device)
 
 
 def draw_latents(moments: Tensor, normal: Tensor, scale: float, shift: float) -> Tensor:
@@ -154,7 +154,7 @@ def draw_latents(moments: Tensor, normal: Tensor, scale: float, shift: float) ->
 
 def _at_once(side: int) -> int:
     """Return how many images of `side` pixels go through the autoencoder together."""
-    return max(1, PIXELS // side**2)
+    return max(1, MAX_PIXELS_AT_ONCE // side**2)
 
 
 def _scaling(network: "Network") -> tuple[float, float]:

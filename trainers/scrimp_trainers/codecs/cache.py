@@ -118,11 +118,12 @@ def latent_batches(
         flip=flip, rank=rank, world=world, start=start, kept=kept, sampling_weights=sampling_weights,
     )  # fmt: skip
     for index, flipped in drawn:
-        parts = moments[index, flipped.long()], index, flipped, None if classes is None else classes[index]
+        values = moments[index, flipped.long()]
+        picked = None if classes is None else classes[index]
         if moments.device.type != device.type:
-            parts = [None if part is None else to_device(part.numpy(), device) for part in parts]
-        picked, index, flipped, told = parts
-        yield Batch(picked.float(), told, index, flipped)
+            values, index, flipped = (to_device(tensor.numpy(), device) for tensor in (values, index, flipped))
+            picked = None if picked is None else to_device(picked.numpy(), device)
+        yield Batch(values.float(), picked, index, flipped)
 
 
 def _encoded(

@@ -32,7 +32,7 @@ class Pixels:
         return Items(to_pixels(x))
 
 
-PIXELS = Pixels()
+PIXEL_CODEC = Pixels()
 
 
 def scaled(pixels: "Tensor") -> "Tensor":
@@ -47,7 +47,7 @@ def to_pixels(images: "Tensor") -> "Tensor":
 
 def build(section: Any, items: Shape, device: "device") -> Pixels:  # noqa: ARG001
     """Return the codec, which needs nothing."""
-    return PIXELS
+    return PIXEL_CODEC
 
 
 def shape(section: Any, items: Shape) -> Shape:  # noqa: ARG001
@@ -61,7 +61,7 @@ def save(section: Any, items: Shape, folder: Path) -> None:
 
 def load(section: Any, folder: Path, device: "device") -> Pixels:  # noqa: ARG001
     """Return the codec of an exported model."""
-    return PIXELS
+    return PIXEL_CODEC
 
 
 def decoding(section: Any, items: Shape) -> Decoding:  # noqa: ARG001

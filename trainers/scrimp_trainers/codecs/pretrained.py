@@ -16,7 +16,7 @@ from scrimp_trainers.recipe.techniques import Autoencoder
 if TYPE_CHECKING:  # importing it takes seconds
     from torch import device
 
-    from scrimp_trainers.codecs.autoencoder import OpenCodec
+    from scrimp_trainers.codecs.autoencoder import AutoencoderCodec
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny"}
@@ -102,7 +102,7 @@ def shape(settings: Autoencoder, items: Shape) -> Shape | None:
     return channels, *(side for _ in items[1:])
 
 
-def build(settings: Autoencoder, items: Shape, device: "device") -> "OpenCodec":
+def build(settings: Autoencoder, items: Shape, device: "device") -> "AutoencoderCodec":
     """Open the autoencoder for images of this shape; raises as `open_codec` does."""
     from scrimp_trainers.codecs.autoencoder import open_codec
 
@@ -114,7 +114,7 @@ def save(settings: Autoencoder, items: Shape, folder: Path) -> None:  # noqa: AR
     (folder / CODEC_FILE).write_text(json.dumps({"image_channels": items[0]}) + "\n")
 
 
-def load(settings: Autoencoder, folder: Path, device: "device") -> "OpenCodec":
+def load(settings: Autoencoder, folder: Path, device: "device") -> "AutoencoderCodec":
     """Open the autoencoder of a model.
 
     Raises

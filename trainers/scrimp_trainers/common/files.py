@@ -156,7 +156,7 @@ def explain_disk_full(out: Path, needed: int) -> Iterator[None]:
 
     Raises
     ------
-    NoRoom
+    DiskFull
         If the disk at `out` is full.
     """
     try:

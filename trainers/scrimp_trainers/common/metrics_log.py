@@ -41,7 +41,7 @@ class MetricsRow:
     seconds: float
     """Time spent on training and scoring so far, over all attempts."""
     nonzero_fraction: float
-    """Fraction of the masked layers' weights that is not zero; 1 without a mask."""
+    """Fraction of the network's parameters that no mask sets to zero; 1 without a mask."""
     train_flops: float
     """FLOPs of the training so far."""
     images_per_second: float

@@ -1,1 +1,1 @@
-"""What a network is told besides a noisy image and its noise level."""
+"""What a network is conditioned on besides the noise level."""

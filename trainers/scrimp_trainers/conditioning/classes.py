@@ -31,5 +31,5 @@ class Classes:
 
 
 def conditioner_for(classes: int) -> Classes | None:
-    """Return the conditioner of a network that can be told so many classes; None for 0."""
+    """Return the conditioner of a network with so many classes; None for 0."""
     return Classes(classes) if classes else None

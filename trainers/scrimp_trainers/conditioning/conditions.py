@@ -1,4 +1,4 @@
-"""What a network is told of each image of a batch."""
+"""What a network is conditioned on for each item of a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a network is told of a batch; none where it is told nothing, or the images are whole and as they were."""
+    """The conditions of a batch. Each is None if the network does not take it, or it does not apply."""
 
     labels: Tensor | None = None
     """int64 [B], classes, or the number of classes where they are hidden."""
@@ -21,7 +21,7 @@ class Conditions:
     """bool [B, ...], where x is an item's, and not padding."""
 
     def __getitem__(self, part: slice) -> "Conditions":
-        """Return what is told of a part of the batch."""
+        """Return the conditions of a part of the batch."""
         return self._each(lambda value: value[part])
 
     def to(self, device: torch.device | str) -> "Conditions":
@@ -34,4 +34,4 @@ class Conditions:
 
 
 NOTHING = Conditions()
-"""For a network that is told nothing, or not at this time."""
+"""No conditions."""

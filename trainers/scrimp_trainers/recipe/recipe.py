@@ -15,9 +15,9 @@ from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.diffusion import DDPM, EDM, AnyDiffusion
 from scrimp_trainers.recipe.networks import AnyNetwork, UNet
+from scrimp_trainers.recipe.own_technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
 from scrimp_trainers.recipe.sections import EMA, OWN, Conditioning, FilePath, Optimizer, Section, Training
-from scrimp_trainers.recipe.technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.techniques import (
     MAFP,
     OOD,

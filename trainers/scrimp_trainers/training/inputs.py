@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from scrimp_trainers.codecs.codec import Codec
-from scrimp_trainers.codecs.pixels import PIXELS
+from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.data.dataset import Dataset
 
@@ -19,7 +19,7 @@ class Prepared:
 
     kept: np.ndarray | None = None
     """Positions of the coreset's images in the training split."""
-    codec: Codec = PIXELS
+    codec: Codec = PIXEL_CODEC
     """Between the items and what the network is trained on."""
     noise_keys: Tensor | None = None
     """int64 [N], a number for each training image, the seed of its fixed ambient noise."""
