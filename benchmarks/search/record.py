@@ -231,10 +231,13 @@ def _cpu_seconds(row: Mapping[str, Any]) -> float:
 
 def work_in_background() -> None:
     """Run in the idle class, where only what nobody else wants of a core is used, and on one thread."""
-    import torch
-
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+    # Set before torch is imported: the classifiers' two threads would spin while they wait for each other.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    import torch
+
     torch.set_num_threads(1)
 
 
