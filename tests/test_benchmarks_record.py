@@ -146,6 +146,27 @@ def test_scores_that_are_not_finite_are_none():
     assert record._short(123456.789) == 123457
 
 
+def test_status_and_table_say_what_is_recorded(tmp_path: Path):
+    def write(recipe: int, seed: int, ending: str, score: float | None) -> None:
+        row = {"dataset": "kanji", "recipe": recipe, "seed": seed, "ending": ending}
+        rungs = [{"rung": 8.0, "cpu_seconds": 36.0, "fd_classifier": score}]
+        record.write_atomic(Repeat("kanji", recipe, seed).file(tmp_path), record.record_text(row | {"rungs": rungs}))
+
+    assert not any("hours" in line for line in record.status_lines(tmp_path))
+    write(0, 1, "finished", 10.0)
+    write(0, 2, "finished", 30.0)
+    write(1, 1, "diverged: at once", None)
+
+    status = list(record.status_lines(tmp_path))
+    assert "kanji: 3 of 64 recorded, 1 diverged, 36 s of one core a repeat" in status
+    assert status[-1] == "left: 381 repeats, about 3.8 hours of one core"
+    table = [line.split() for line in record.table_lines(tmp_path)]
+    assert table[0] == ["recipe", *datasets.ORIGINALS]
+    assert table[1][:2] == ["0", "20"]
+    assert table[2][:2] == ["1", "inf"]
+    assert table[3][1].startswith("network.kind=")
+
+
 def test_a_dataset_without_its_original_is_skipped_with_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

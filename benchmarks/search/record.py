@@ -30,6 +30,7 @@ from scrimp_spaces.space import Space, load_space
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.recipe.scoring import SMALLEST
 
 HERE = Path(__file__).parent
 SPACE = HERE / "recorded.yaml"
@@ -128,6 +129,8 @@ def record_missing(originals: Path, curves: Path, storage: Path) -> None:
     datasets = dict(_datasets(originals, curves, storage / "datasets"))
     space = load_space(SPACE)
     recipes = read_recipes()
+    if datasets:
+        _warm_up(space, recipes, next(iter(datasets.values())), storage / "work")
 
     for repeat in repeats():
         if repeat.dataset not in datasets or repeat.file(curves).exists():
@@ -160,6 +163,16 @@ def _datasets(originals: Path, curves: Path, folder: Path) -> Iterator[tuple[str
                 "originals and the version of Pillow"
             )
         yield name, made
+
+
+def _warm_up(space: Space, recipes: Sequence[dict[str, Any]], data: Dataset, folder: Path) -> None:
+    """Train a few images with each network, so that no repeat's time holds what a process does only once: imports."""
+    budget = space.budget.model_copy(update={"rungs_kimg": (0.1,)})
+    scoring = space.scoring.model_copy(update={"samples": SMALLEST})
+    brief = space.model_copy(update={"budget": budget, "scoring": scoring})
+    by_network = {values["network.kind"]: number for number, values in enumerate(recipes)}
+    for number in by_network.values():
+        train(Repeat("warm-up", number, os.getpid()), recipes[number], brief, data, folder)
 
 
 def train(repeat: Repeat, values: dict[str, Any], space: Space, data: Dataset, folder: Path) -> dict[str, Any]:
@@ -231,25 +244,29 @@ def _cpu_seconds(row: Mapping[str, Any]) -> float:
 
 def work_in_background() -> None:
     """Run in the idle class, where only what nobody else wants of a core is used, and on one thread."""
-    import torch
-
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+    # Set before torch is imported: the classifiers' two threads would spin while they wait for each other.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    import torch
+
     torch.set_num_threads(1)
 
 
 def status_lines(curves: Path) -> Iterator[str]:
     """Yield a line for each dataset, and what the rest will take."""
     rows = read_curves(curves)
-    left = 0.0
     for name in ORIGINALS:
         total = sum(repeat.dataset == name for repeat in repeats())
         own = [row for row in rows if row["dataset"] == name]
         diverged = sum(row["ending"] != "finished" for row in own)
-        seconds = statistics.mean(map(_cpu_seconds, own)) if own else math.nan
-        left += (total - len(own)) * seconds
-        yield f"{name}: {len(own)} of {total} recorded, {diverged} diverged, {seconds:.0f} s of one core a repeat"
-    yield f"left: {left / 3600:.1f} hours of one core"
+        line = f"{name}: {len(own)} of {total} recorded, {diverged} diverged"
+        yield f"{line}, {statistics.mean(map(_cpu_seconds, own)):.0f} s of one core a repeat" if own else line
+    if rows:
+        left = len(repeats()) - len(rows)
+        hours = left * statistics.mean(map(_cpu_seconds, rows)) / 3600
+        yield f"left: {left} repeats, about {hours:.1f} hours of one core"
 
 
 def table_lines(curves: Path) -> Iterator[str]:
