@@ -23,7 +23,7 @@ from scrimp_trainers.codecs import cache as caching
 from scrimp_trainers.codecs import cache as latents_module
 from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, draw_latents, open_codec
 from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
-from scrimp_trainers.codecs.pixels import PIXELS
+from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.codecs.pretrained import latent_shape
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
@@ -117,7 +117,7 @@ def test_many_images_go_through_in_parts(autoencoders, monkeypatch):
     codec = open_codec(settings_of(autoencoders, "kl"), CPU, 3)
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     whole = codec.moments(images)
-    monkeypatch.setattr("scrimp_trainers.codecs.autoencoder.PIXELS", 2 * 32**2)
+    monkeypatch.setattr("scrimp_trainers.codecs.autoencoder.PIXEL_CODEC", 2 * 32**2)
     torch.testing.assert_close(codec.moments(images), whole)
     torch.testing.assert_close(codec.decoded(whole[:, :4]), torch.cat([codec.decoded(one[None, :4]) for one in whole]))
 
@@ -325,7 +325,7 @@ def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path
     assert isinstance(recipe.codec, Autoencoder)
     latents = torch.randn(2, 4, 8, 8)
     assert torch.equal(codec.decoded(latents), open_codec(recipe.codec, CPU, channels).decoded(latents))
-    assert load_codec(tmp_path, small(), CPU) is PIXELS
+    assert load_codec(tmp_path, small(), CPU) is PIXEL_CODEC
 
 
 def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from benchmarks.background import take_idle_time
 from benchmarks.search import cells, report
 from benchmarks.search import races as scrimp_races
 from benchmarks.search.cells import METHODS, PEERS, PEERS_PYTHON, RESULTS, ROOT, SCRIMP, SURFACES, SWEEPS, Cell
@@ -48,7 +49,7 @@ def main(
     surfaces = surfaces or tuple(SURFACES)
     methods = methods or METHODS
     if here:
-        be_idle()
+        take_idle_time()
         cells.run(plan(surfaces, methods, seeds), results)
         if races:
             scrimp_races.run(surfaces, seeds, races, results)
@@ -90,12 +91,6 @@ def run_in(
     sources = os.pathsep.join(str(ROOT / source) for source in SOURCES)
     environment = os.environ | {"PYTHONPATH": sources, "OMP_NUM_THREADS": "1"}
     subprocess.run([python, "-m", "benchmarks.search", *options], cwd=ROOT, env=environment, check=True)
-
-
-def be_idle() -> None:
-    """Take only what time others leave."""
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def console() -> Console:

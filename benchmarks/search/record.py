@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 
+from benchmarks.background import take_idle_time
 from benchmarks.search.datasets import ORIGINALS, dataset
 from scrimp_platform import store
 from scrimp_platform.cli.main import main
@@ -243,9 +244,8 @@ def _cpu_seconds(row: Mapping[str, Any]) -> float:
 
 
 def work_in_background() -> None:
-    """Run in the idle class, where only what nobody else wants of a core is used, and on one thread."""
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    """Use only what nobody else wants of a core, and one thread."""
+    take_idle_time()
 
     # Set before torch is imported: the classifiers' two threads would spin while they wait for each other.
     os.environ["OMP_WAIT_POLICY"] = "passive"
