@@ -117,7 +117,7 @@ def test_many_images_go_through_in_parts(autoencoders, monkeypatch):
     codec = open_codec(settings_of(autoencoders, "kl"), CPU, 3)
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     whole = codec.moments(images)
-    monkeypatch.setattr("scrimp_trainers.codecs.autoencoder.PIXEL_CODEC", 2 * 32**2)
+    monkeypatch.setattr("scrimp_trainers.codecs.autoencoder.MAX_PIXELS_AT_ONCE", 2 * 32**2)
     torch.testing.assert_close(codec.moments(images), whole)
     torch.testing.assert_close(codec.decoded(whole[:, :4]), torch.cat([codec.decoded(one[None, :4]) for one in whole]))
 
