@@ -9,7 +9,7 @@ from made_up_sweep import make_space
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy import stats
 
-from scrimp_platform.search.proposals import quantile
+from scrimp_platform.search.quasi_random import quantile
 from scrimp_platform.search.study import Study
 from scrimp_trainers.common.errors import UserError
 

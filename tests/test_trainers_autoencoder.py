@@ -7,7 +7,7 @@ from autoencoders_small import settings_of
 from trainers_small import CPU
 
 from scrimp_trainers.codecs.autoencoder import open_codec
-from scrimp_trainers.codecs.pretrained import WEIGHTS
+from scrimp_trainers.codecs.autoencoder_files import WEIGHTS
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.techniques import Autoencoder
 

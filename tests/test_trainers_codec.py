@@ -22,9 +22,9 @@ from scrimp_trainers import sampling
 from scrimp_trainers.codecs import cache as caching
 from scrimp_trainers.codecs import cache as latents_module
 from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, draw_latents, open_codec
+from scrimp_trainers.codecs.autoencoder_files import latent_shape
 from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
-from scrimp_trainers.codecs.pretrained import latent_shape
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import batches
@@ -273,7 +273,7 @@ def test_images_that_are_no_multiple_of_a_cell_are_refused(autoencoders):
 def test_planning_needs_neither_torch_nor_the_hub(autoencoders):
     code = f"""
 import sys
-from scrimp_trainers.codecs.pretrained import latent_shape
+from scrimp_trainers.codecs.autoencoder_files import latent_shape
 from scrimp_trainers.recipe.techniques import Autoencoder
 local = Autoencoder(kind="kl", encoder={str(autoencoders / "kl")!r})
 print(latent_shape(local, 64), latent_shape(Autoencoder(kind="kl"), 64))

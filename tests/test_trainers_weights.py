@@ -14,7 +14,7 @@ from trainers_small import CPU, random_batches, small, small_state
 from scrimp_platform.cli import commands
 from scrimp_trainers import sampling
 from scrimp_trainers.codecs.autoencoder import open_codec
-from scrimp_trainers.codecs.pretrained import WEIGHTS
+from scrimp_trainers.codecs.autoencoder_files import WEIGHTS
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.export import export_model, load_codec, load_model

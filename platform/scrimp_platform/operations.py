@@ -40,7 +40,7 @@ def make_codec(kind: str | None, encoder: str | None) -> Autoencoder:
     UserError
         If the kind is unknown, an encoder is given without a kind, or the autoencoder is missing.
     """
-    from scrimp_trainers.codecs import pretrained
+    from scrimp_trainers.codecs import autoencoder_files
 
     if encoder and not kind:
         raise UserError("--encoder needs --codec, which names its kind")
@@ -52,7 +52,7 @@ def make_codec(kind: str | None, encoder: str | None) -> Autoencoder:
 
     # Checked before the images are read, which can take long.
     if codec.on:
-        pretrained.find(codec, "encoder")
+        autoencoder_files.find(codec, "encoder")
     return codec
 
 

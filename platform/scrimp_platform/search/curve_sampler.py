@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from scrimp_platform.search import searched_values
 from scrimp_platform.search.curve_model import CurveModel, Scores
 from scrimp_platform.search.encoding import Encoding
+from scrimp_platform.search.quasi_random import QuasiRandomSampler
 from scrimp_spaces.space import Space
 
 RANDOM = 512
@@ -31,38 +31,20 @@ MOST_FITTED = 200
 """Scores to which the model is fitted; the rest only condition it. The time of a fit grows with their cube."""
 
 
-class CurveSampler(BaseSampler):
-    """Proposes the trial of this number; before `startup` trials are scored, the start is another sampler's.
+class CurveSampler(QuasiRandomSampler):
+    """Proposes by the curve model, and a Sobol sequence before `startup` trials are scored.
 
-    Parameters
-    ----------
-    space : Space
-        With one objective.
-    seed : int
-        The proposal is a function of it and of the study's trials.
-    start : BaseSampler
-        Proposes while there is little to learn from.
-    startup : int
-        Scored trials from which on the model proposes.
+    `seed` is the sweep's, `own_seed` that of this trial. The proposal is a function of them and of the study's other
+    trials. The space has one objective.
     """
 
-    def __init__(self, space: Space, seed: int, start: BaseSampler, startup: int) -> None:
+    def __init__(self, space: Space, seed: int, number: int, startup: int, own_seed: int) -> None:
+        super().__init__(list(space.search), seed, number)
         self._space = space
         self._encoding = Encoding(space)
-        self._random = np.random.default_rng(seed)
-        self._start = start
+        self._random = np.random.default_rng(own_seed)
         self._startup = startup
         self._proposal: dict[str, Any] | None = None
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return nothing: the fields are taken from the proposal one by one."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return nothing, likewise."""
-        return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -72,7 +54,7 @@ class CurveSampler(BaseSampler):
             history = [past for past in study.get_trials(deepcopy=False) if past.params and past.number != trial.number]
             scored = [past for past in history if past.intermediate_values or past.state is TrialState.COMPLETE]
             if len(scored) < self._startup:
-                return self._start.sample_independent(study, trial, param_name, param_distribution)
+                return super().sample_independent(study, trial, param_name, param_distribution)
             self._proposal = self._propose(history)
         return searched_values.to_optuna(self._space.search[param_name], self._proposal[param_name])
 

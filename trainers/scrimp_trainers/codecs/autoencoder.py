@@ -4,7 +4,6 @@ The encoder gives a posterior for each cell of the latents, of which every step 
 sees is (sample - shift) * scale, with shift and scale from the autoencoder's config.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.codecs import autoencoder_files
+from scrimp_trainers.codecs.autoencoder_files import AutoencoderFiles
 from scrimp_trainers.codecs.codec import Draw, Shape
 from scrimp_trainers.codecs.pixels import scaled, to_pixels
-from scrimp_trainers.codecs.pretrained import AutoencoderFiles
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.batch import Batch
-from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.modalities.modality import Items
 from scrimp_trainers.recipe.techniques import Autoencoder
 
@@ -58,7 +55,7 @@ class AutoencoderCodec:
     @cached_property
     def encoder(self) -> "Network":
         """What makes latents of images."""
-        found = pretrained.find(self.settings, "encoder")
+        found = autoencoder_files.find(self.settings, "encoder")
         if self.settings.encoder == self.settings.decoder:
             return self.decoder
         network = _load(found, self.settings, self.device)
@@ -93,14 +90,6 @@ class AutoencoderCodec:
     def item_shape(self, x: Shape) -> Shape:
         """Return the shape of the images [C, H, W] of latents of this shape [c, h, w]."""
         return self.image_channels, *(side * self.factor for side in x[1:])
-
-    def batches(self, dataset: Dataset, *, device: torch.device, **options: Any) -> Iterator[Batch]:
-        """Yield batches of moments, from the dataset's cache; `options` are those of `loading.batches`."""
-        from scrimp_trainers.codecs.cache import latent_batches, open_latents
-
-        latents = open_latents(dataset, self.settings, device)
-        _, labels = dataset.entries("train")
-        return latent_batches(latents, labels, device=device, **options)
 
     def encode(self, values: Tensor, draw: Draw) -> Tensor:
         """Draw latents as the network sees them, [b, c, h, w], from moments [b, 2c, h, w]."""
@@ -137,7 +126,7 @@ def open_codec(settings: Autoencoder, device: torch.device, image_channels: int)
     UserError
         If it cannot be loaded; the line says what to put where.
     """
-    found = pretrained.find(settings, "decoder")
+    found = autoencoder_files.find(settings, "decoder")
     decoder = _load(found, settings, device)
     scale, shift = _scaling(decoder)
     return AutoencoderCodec(settings, decoder, found.channels, found.factor, scale, shift, image_channels, device)
@@ -172,8 +161,8 @@ def _load(found: AutoencoderFiles, settings: Autoencoder, device: torch.device) 
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         why = weights.one_line(error)
-        raise UserError(f"{found.where}: cannot be loaded ({why}); get {pretrained.WEIGHTS} anew") from error
+        raise UserError(f"{found.where}: cannot be loaded ({why}); get {autoencoder_files.WEIGHTS} anew") from error
     for fault, names in (("lacks", loaded["missing_keys"]), ("has an unknown", loaded["unexpected_keys"])):
         if names:
-            raise UserError(f"{found.where}: {pretrained.WEIGHTS} {fault} {min(names)}; get it anew")
+            raise UserError(f"{found.where}: {autoencoder_files.WEIGHTS} {fault} {min(names)}; get it anew")
     return network.requires_grad_(False).eval().to(device)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.codecs import autoencoder_files
 from scrimp_trainers.codecs.autoencoder import open_codec
 from scrimp_trainers.common.errors import DiskFull, UserError
 from scrimp_trainers.common.files import atomic_file, is_disk_full, locked
@@ -64,7 +64,7 @@ def open_latents(
     UserError
         If the encoder cannot be loaded or does not fit the images, or the cache cannot be written.
     """
-    found = pretrained.find(settings, "encoder")
+    found = autoencoder_files.find(settings, "encoder")
     side, manifest = found.side(dataset.manifest.size), dataset.manifest
     name = f"{manifest.content_hash[:16]}-latents-{settings.kind}-{found.identity()[:16]}-v{FORMAT}.npy"
     path = dataset.folder / "cache" / name

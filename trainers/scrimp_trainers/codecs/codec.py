@@ -1,8 +1,9 @@
 """What training and sampling need of a codec, which stands between a dataset's items and what a network is trained on.
 
 A codec's file in this folder is named by `part` of its section. Beside `build`, which returns the codec, it has:
-`shape`, for planning without the codec; `save` and `load` of what it needs in the folder of an exported model; and, if
-diffusers alone can decode, `decoding`, the code on the model's card.
+`shape`, for planning without the codec; `save` and `load` of what it needs in the folder of an exported model. If
+diffusers alone can decode, it has `decoding`, the code on the model's card. If what it encodes is cached with the
+dataset, it has `batches(section, dataset, **options)`, whose values `encode` takes.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ Draw = Callable[[Sequence[int]], "Tensor"]
 
 
 class Codec(Protocol):
-    """Makes x of items, and items of x. A codec that has `batches(dataset, **options)` encodes what that yields."""
+    """Makes x of items, and items of x."""
 
     def shape(self, items: Shape, /) -> Shape:
         """Return the shape of one x for items of this shape."""

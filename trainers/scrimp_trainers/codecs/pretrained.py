@@ -1,14 +1,14 @@
-"""The codec of a frozen autoencoder: its files, and what they say before any of it is loaded.
+"""The codec of a frozen autoencoder: what a codec's file has, before any of the autoencoder is loaded.
 
 This file imports no torch, so that mistakes answer at once; the codec itself is in `autoencoder.py`.
 """
 
-import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from scrimp_trainers.codecs.autoencoder_files import CLASSES, latent_shape
 from scrimp_trainers.codecs.codec import Decoding, Shape
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.techniques import Autoencoder
@@ -17,80 +17,11 @@ if TYPE_CHECKING:  # importing it takes seconds
     from torch import device
 
     from scrimp_trainers.codecs.autoencoder import AutoencoderCodec
+    from scrimp_trainers.data.batch import Batch
+    from scrimp_trainers.data.dataset import Dataset
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny"}
 CODEC_FILE = "codec.json"
 """In the folder of a model: the number of channels of its images."""
-
-
-@dataclass(frozen=True)
-class AutoencoderFiles:
-    """One of diffusers' autoencoders, on disk."""
-
-    folder: Path
-    """Holds its config and its weights."""
-    where: str
-    """How a message names it: the field of the recipe and its value."""
-    channels: int
-    """Channels of a latent."""
-    factor: int
-    """Pixels to a latent cell, along each side."""
-
-    def side(self, size: int) -> int:
-        """Return the side of the latents of images of `size` pixels.
-
-        Raises
-        ------
-        UserError
-            If the images do not divide into cells.
-        """
-        if size % self.factor:
-            raise UserError(
-                f"{self.where}: a latent cell is {self.factor} pixels wide, of which {size} is no multiple; "
-                "prepare the dataset with another --size"
-            )
-        return size // self.factor
-
-    def identity(self) -> str:
-        """Return the SHA-256 of config and weights."""
-        digest = hashlib.sha256((self.folder / CONFIG).read_bytes())
-        with (self.folder / WEIGHTS).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
-
-
-def find(settings: Autoencoder, role: Literal["encoder", "decoder"]) -> AutoencoderFiles:
-    """Find the autoencoder that encodes, or the one that decodes; one of the hub's is downloaded if need be.
-
-    Raises
-    ------
-    UserError
-        If there is none, or it is of another kind.
-    """
-    name, where = getattr(settings, role), f"codec.{role} {getattr(settings, role)}"
-    folder = Path(name)
-    if folder.is_dir():
-        missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-        if missing:
-            raise UserError(f"{where}: has no {missing[0]}; name a folder that diffusers' save_pretrained has written")
-    else:
-        folder = _hub_folder(name, where)
-    return _read(folder, settings, where)
-
-
-def latent_shape(settings: Autoencoder, size: int) -> tuple[int, int] | None:
-    """Return channels and side of the latents of images of `size` pixels, or None if only the hub knows.
-
-    Raises
-    ------
-    UserError
-        If the images do not divide into latent cells, or the encoder is of another kind.
-    """
-    if not (Path(settings.encoder) / CONFIG).is_file():
-        return None
-    autoencoder = _read(Path(settings.encoder), settings, f"codec.encoder {settings.encoder}")
-    return autoencoder.channels, autoencoder.side(size)
 
 
 def shape(settings: Autoencoder, items: Shape) -> Shape | None:
@@ -107,6 +38,15 @@ def build(settings: Autoencoder, items: Shape, device: "device") -> "Autoencoder
     from scrimp_trainers.codecs.autoencoder import open_codec
 
     return open_codec(settings, device, items[0])
+
+
+def batches(settings: Autoencoder, dataset: "Dataset", *, device: "device", **options: Any) -> Iterator["Batch"]:
+    """Yield batches of moments, from the dataset's cache; `options` are those of `loading.batches`."""
+    from scrimp_trainers.codecs.cache import latent_batches, open_latents
+
+    latents = open_latents(dataset, settings, device)
+    _, labels = dataset.entries("train")
+    return latent_batches(latents, labels, device=device, **options)
 
 
 def save(settings: Autoencoder, items: Shape, folder: Path) -> None:  # noqa: ARG001
@@ -145,34 +85,3 @@ def decoding(settings: Autoencoder, items: Shape) -> Decoding:
             f"    x = vae.decode(x).sample{to_grey}\n"
         ),
     )
-
-
-def _hub_folder(name: str, where: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        try:
-            files = [hf_hub_download(name, file, local_files_only=True) for file in (CONFIG, WEIGHTS)]
-        except LocalEntryNotFoundError:
-            files = [hf_hub_download(name, file) for file in (CONFIG, WEIGHTS)]
-    except (OSError, ValueError) as error:  # no network, no such repository, no name of one
-        raise UserError(
-            f"{where}: no such folder, and cannot be had from the hub ({str(error).splitlines()[0]}); "
-            f"name a folder with its {CONFIG} and {WEIGHTS}"
-        ) from None
-    return Path(files[0]).parent
-
-
-def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    except ValueError:
-        raise UserError(f"{where}: its {CONFIG} is not JSON; get it anew") from None
-    found, expected = config.get("_class_name"), CLASSES[settings.kind]
-    if found != expected:
-        raise UserError(f"{where}: is an {found}, which codec.kind {settings.kind!r} is not; it must be an {expected}")
-    # What a config leaves out is diffusers' default.
-    blocks = {"kl": ("block_out_channels", 1), "tiny": ("num_encoder_blocks", 4)}[settings.kind]
-    levels = len(config[blocks[0]]) if blocks[0] in config else blocks[1]
-    return AutoencoderFiles(folder, where, int(config.get("latent_channels", 4)), 2 ** (levels - 1))

@@ -177,8 +177,12 @@ class Session:
             "sampling_weights": self.prepared.sampling_weights,
             **place,
         }
-        draw_batches = getattr(self.prepared.codec, "batches", batches)
-        return train(self.recipe, self.state, draw_batches(self.dataset, **options), self.prepared, **place)
+        codec_part = parts.module("codecs", self.recipe.codec.part)
+        if hasattr(codec_part, "batches"):
+            drawn = codec_part.batches(self.recipe.codec, self.dataset, **options)
+        else:
+            drawn = batches(self.dataset, **options)
+        return train(self.recipe, self.state, drawn, self.prepared, **place)
 
     def due_rows(self, rungs_kimg: Sequence[float] = ()) -> list[tuple[int, float | None]]:
         """Return the numbers of images after which rows are still due, in order, each with its rung in kimg or None.
