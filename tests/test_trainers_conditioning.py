@@ -1,4 +1,4 @@
-"""A conditioner: what a network is told of a batch, of samples, and where it is to know nothing."""
+"""A conditioner: the conditions of a batch, of samples, and where they are hidden."""
 
 import torch
 from trainers_small import CPU, random_batches
@@ -24,8 +24,8 @@ def test_a_batch_is_told_its_labels_and_those_that_are_hidden_get_the_class_afte
     known = classes.of(batch)
     assert known is batch.labels
     hidden = torch.arange(8) % 2 == 0
-    told = hide(classes, known, hidden)
-    assert torch.equal(told, known.masked_fill(hidden, 10))
+    conditions = hide(classes, known, hidden)
+    assert torch.equal(conditions, known.masked_fill(hidden, 10))
     assert torch.equal(classes.null(8, CPU), torch.full((8,), 10))
 
 
@@ -46,5 +46,5 @@ def test_hiding_works_on_rows_of_any_shape():
     batch = next(random_batches(8))
     captions = Captions()
     hidden = torch.arange(8) < 3
-    told = hide(captions, captions.of(batch), hidden)
-    assert told.flatten(1).mean(1).tolist() == [0] * 3 + [1] * 5
+    conditions = hide(captions, captions.of(batch), hidden)
+    assert conditions.flatten(1).mean(1).tolist() == [0] * 3 + [1] * 5

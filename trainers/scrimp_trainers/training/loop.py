@@ -308,7 +308,7 @@ def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slic
 def _drawn_labels(
     conditioner: Conditioner | None, batch: Batch, recipe: Recipe, generator: torch.Generator, rank_slice: slice
 ) -> Tensor | None:
-    """Return what the network is told of the batch, at random hidden; none if it takes no labels or there are none."""
+    """Return the labels of the batch, some hidden at random; None if the network takes none or there are none."""
     if conditioner is None or batch.labels is None:
         return None
 
