@@ -64,7 +64,7 @@ def measure(nodes: int) -> list[float]:
         with contextlib.redirect_stdout(nowhere):
             found = drive(the_plan, nodes)
         heard = mlflow_stub.heard(uri)
-        assert len(heard) == len(set(heard)) == found[0] + the_plan.space.budget.trials + 1
+        assert len(heard) == len(set(heard)) == found[0] + (the_plan.space.budget.trials or 0) + 1
     return found
 
 
@@ -76,17 +76,17 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
     from scrimp_platform.cli import terminal
     from scrimp_platform.cluster import Placement
     from scrimp_platform.report import leaderboard
-    from scrimp_platform.search.study import Study
+    from scrimp_platform.search import proposals as proposing
     from scrimp_platform.search.tune_loop import RepeatSearcher
     from scrimp_platform.tracking.mirror import MirrorThread
 
-    folder, synced, propose = the_plan.folder, [], Study.ask
+    folder, synced, propose = the_plan.folder, [], proposing.propose
     asked, proposals, board, rest = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()
 
-    def ask(study: Study, *arm: Any) -> Any:
-        return proposals(propose, study, *arm)
+    def timed_propose(*arguments: Any) -> Any:
+        return proposals(propose, *arguments)
 
-    with mock.patch("os.fsync", synced.append), mock.patch.object(Study, "ask", ask):
+    with mock.patch("os.fsync", synced.append), mock.patch.object(proposing, "propose", timed_propose):
         all_threads, this_thread = time.process_time(), time.thread_time()
         store.write_json(folder.description, plan.sweep_record(the_plan))
         tracker = MirrorThread(folder, the_plan.storage, the_plan.options.tracking_uri, terminal.say)

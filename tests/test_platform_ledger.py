@@ -4,7 +4,6 @@ import json
 import math
 import random
 from types import SimpleNamespace
-from typing import Any
 
 import optuna
 import pytest
@@ -13,7 +12,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
 
-from scrimp_platform import sweep
 from scrimp_platform.search import records
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder, write_atomic
@@ -28,9 +26,9 @@ def folder(tmp_path) -> SweepFolder:
     return SweepFolder(tmp_path / "sweep")
 
 
-def open_ledger(folder, space=None, seed=0, say=lambda _: None) -> Ledger:
+def open_ledger(folder, space=None, seed=0, say=lambda _: None, first=()) -> Ledger:
     folder.path.mkdir(exist_ok=True)
-    return Ledger(folder, space or make_space(), seed, devices=1, say=say)
+    return Ledger(folder, space or make_space(), seed, devices=1, say=say, first=first)
 
 
 def score(repeat, rung: float, params) -> MetricsRow:
@@ -103,10 +101,10 @@ def test_a_score_that_is_not_a_number_fails_the_trial_and_leaves_nothing_running
 def test_constraints_reach_optuna(folder):
     space = make_space(constraints={"memorized_fraction": {"max": 0.25}})
     ledger = open_ledger(folder, space)
-    repeat = ledger.propose()
-    assert repeat
-    train(folder, ledger, repeat)
-    assert study(folder).trials[0].constraints == {"memorized_fraction": -0.25}
+    run_all(folder, ledger)
+    complete = [trial for trial in study(folder).trials if trial.state is TrialState.COMPLETE]
+    assert complete
+    assert all(trial.constraints == {"memorized_fraction": -0.25} for trial in complete)
 
 
 def test_several_objectives_can_be_pruned_and_completed(folder):
@@ -118,28 +116,15 @@ def test_several_objectives_can_be_pruned_and_completed(folder):
     assert TrialState.COMPLETE in states
 
 
-def test_a_warm_start_is_proposed_once_however_often_the_study_is_opened(folder):
+def test_a_warm_start_comes_first_and_once_however_often_the_ledger_is_opened(folder):
+    first = [{"optimizer.lr": 0.00123}, {"optimizer.lr": 0.00456}]
     for _ in range(3):
-        open_ledger(folder).warm_start({"optimizer.lr": 0.00123})
-    ledger = open_ledger(folder)
-    run_all(folder, ledger)
-    assert [trial.params["optimizer.lr"] for trial in ledger.trials].count(0.00123) == 1
-    assert ledger.trials[0].params["optimizer.lr"] == 0.00123
-
-
-def test_a_warm_start_outlives_a_kill_before_the_first_trial_and_is_too_late_after_it(folder):
-    folder.path.mkdir()
-    placement: Any = SimpleNamespace(devices=1)
-    plan: Any = SimpleNamespace(folder=folder, space=make_space(), options=SimpleNamespace(seed=0), resumed=True)
-    for lr in (0.00123, 0.00456):
-        plan.warm_start = [{"optimizer.lr": lr}]
-        sweep.open_ledger(plan, placement)  # and a kill
-        ledger = sweep.open_ledger(plan, placement)
-        ledger.propose()
-    run_all(folder, ledger)
+        open_ledger(folder, first=first).propose()  # and a kill
+    run_all(folder, open_ledger(folder, first=first))
+    ledger = open_ledger(folder, first=[{"optimizer.lr": 0.00789}])  # too late
     values = [trial.params["optimizer.lr"] for trial in ledger.trials]
-    assert values[0] == 0.00123
-    assert not {0.00123, 0.00456} & set(values[1:])
+    assert values[:2] == [0.00123, 0.00456]
+    assert not {0.00123, 0.00456, 0.00789} & set(values[2:])
 
 
 def test_a_failed_repeat_is_tried_again_so_often_and_then_counts_as_failed(folder):
@@ -246,12 +231,69 @@ def test_kills_anywhere_change_nothing(tmp_path, seed):
     assert all(trial.state.is_finished() for trial in study(folder).trials)
 
 
-def test_a_proposal_that_was_never_written_down_is_made_again(folder):
-    number, params = open_ledger(folder)._study.ask()
-    again = open_ledger(folder)
-    repeat = again.propose()
-    assert repeat
-    assert (repeat.trial, again.trials[0].params) == (number, params)
+def test_a_trial_that_never_reached_the_journal_is_added_to_it(folder, monkeypatch):
+    ledger = open_ledger(folder)
+    monkeypatch.setattr(ledger._study, "add", lambda trial: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ledger.propose()
+    decisions = []
+    again = open_ledger(folder, say=decisions.append)
+    assert not decisions
+    assert [trial.params for trial in study(folder).trials] == [trial.params for trial in again.trials]
+
+
+def test_what_is_paused_and_promoted_is_one_repeat_that_goes_on_where_it_stood(folder):
+    decisions = []
+    ledger = open_ledger(folder, say=decisions.append)
+    run_all(folder, ledger)
+    promoted = [trial for trial in ledger.trials if trial.status == "complete"]
+    assert len(promoted) == 3  # a third of eight would be two, but three enter the race
+    for trial in promoted:
+        first = trial.repeats[0]
+        assert (first.status, first.attempt, sorted(first.rungs)) == ("finished", 1, [20.0, 60.0])
+        assert first.device_hours == pytest.approx(60 / 3600)
+    assert sum("promoting repeat" in decision for decision in decisions) >= 2
+
+    scores = sorted(trial.repeats[0].score("fd_classifier", 20.0) for trial in ledger.trials)
+    assert sorted(trial.repeats[0].score("fd_classifier", 20.0) for trial in promoted) == scores[:3]
+
+
+def test_the_checkpoints_of_what_cannot_be_promoted_any_more_are_deleted(folder):
+    ledger = open_ledger(folder)
+    while repeat := ledger.propose():
+        checkpoint = folder.repeat(repeat.trial, repeat.repeat).checkpoint
+        checkpoint.mkdir(exist_ok=True)
+        train(folder, ledger, repeat)
+    for trial in ledger.trials:
+        assert folder.repeat(trial.number, 0).checkpoint.exists() == (trial.status == "complete")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_several_at_a_time_lose_nothing_when_the_driver_is_killed(tmp_path, seed):
+    """Four places; the repeats in them advance by one rung in random order, and the driver is killed now and then."""
+    folder = SweepFolder(tmp_path / "sweep")
+    chance = random.Random(seed)
+    ledger = open_ledger(folder, seed=3)
+    places = []
+    while True:
+        while len(places) < 4 and (repeat := ledger.propose()):
+            places.append(repeat)
+        if not places:
+            break
+        if chance.random() < 0.15:
+            ledger = open_ledger(folder, seed=3)
+            places = []
+            continue
+        repeat = places.pop(chance.randrange(len(places)))
+        if not train(folder, ledger, repeat, stop_before=chance.choice([20, 60, math.inf])):
+            places.append(repeat)
+
+    assert len(ledger.trials) == 8
+    assert {trial.status for trial in ledger.trials} == {"complete", "pruned"}
+    for trial in ledger.trials:
+        assert [repeat.repeat for repeat in trial.repeats] == list(range(len(trial.repeats)))
+        assert all(repeat.attempt == 1 for repeat in trial.repeats)
+    assert sum(trial.status == "complete" for trial in ledger.trials) == 3
 
 
 def test_a_trial_without_its_first_repeat_gets_it(folder):
@@ -277,10 +319,10 @@ def test_spent_device_hours_end_the_sweep(folder):
     budget = make_space().budget.model_dump() | {"max_gpu_hours": 0.01}
     ledger = open_ledger(folder, make_space(budget=budget))
     assert not ledger.exhausted()
-    repeat = ledger.propose()
-    assert repeat
-    train(folder, ledger, repeat)
+    while not ledger.exhausted():
+        train(folder, ledger, ledger.propose())
     assert ledger.exhausted() == "max_gpu_hours 0.01 reached"
+    assert ledger.device_hours == pytest.approx(0.01, abs=60 / 3600)
 
 
 @pytest.fixture

@@ -131,13 +131,23 @@ def test_images_that_cannot_be_halved_so_often_are_refused(options, tmp_path):
 
 def test_the_estimate_counts_the_rungs_and_the_race(options):
     the_plan = plan.make_plan(change(options, trials=9, repeats=3, rungs=(10.0, 30.0)))
-    cost = estimate.estimate_sweep(
-        the_plan, places=2, speed=Speed(seconds_per_kimg=1.0, seconds_per_score=5.0, bytes=100)
-    )
+    placement = place((Node("here", 2, 0),), None)
+    cost = estimate.estimate_sweep(the_plan, placement, Speed(seconds_per_kimg=1.0, seconds_per_score=5.0, bytes=100))
     # 9 trials to 10 kimg, 3 on to 30, 3 leaders with 2 more repeats of 30; two scores in each finished repeat.
     assert cost.kimg == 9 * 10 + 3 * 20 + 6 * 30
     assert cost.hours == pytest.approx((cost.kimg + 5 * (9 + 3 + 12)) / 2 / 3600)
     assert cost.bytes == 15 * 100
+
+
+def test_gpu_hours_alone_tell_how_many_trials_they_allow(options, tmp_path):
+    space = tmp_path / "hours.yaml"
+    space.write_text(plan.spaces.space_yaml("quickstart").replace("trials: 8", "trials: null, max_gpu_hours: 8"))
+    the_plan = plan.make_plan(change(options, space=str(space), rungs=(10.0, 30.0)))
+    placement = place((Node("here", 2, 0),), None)
+    cost = estimate.estimate_sweep(the_plan, placement, Speed(seconds_per_kimg=1.0, seconds_per_score=0.0, bytes=100))
+    # Three quarters of 8 h are the search's; a trial takes 10 kimg, and every third of them 20 more.
+    assert cost.first_repeats == pytest.approx(6 * 3600 / (10 + 20 / 3), rel=0.01)
+    assert cost.hours == 8 / 2
 
 
 def test_a_measured_speed_is_found_again_for_the_same_plan_and_no_other(options):

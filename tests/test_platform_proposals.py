@@ -1,6 +1,6 @@
 """Who proposes a sweep's trials: in the same way after an interruption, within the ranges, evenly where it says so."""
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from made_up_sweep import make_space
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy import stats
 
+from scrimp_platform.search import curves, proposals
 from scrimp_platform.search.quasi_random import quantile
-from scrimp_platform.search.study import Study
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_trainers.common.errors import UserError
 
 KINDS = ["tpe", "gp", "random", "qmc", "curves"]
@@ -23,52 +24,71 @@ SEARCH = {
 }
 
 
-def open_study(folder: Path, kind: str, seed: int = 0) -> Study:
-    return Study(folder / "study.journal", make_space(proposals=kind, search=SEARCH), seed, say=lambda _: None)
+class Search:
+    """Takes proposals of a kind, and scores them."""
 
+    def __init__(self, kind: str, seed: int = 0) -> None:
+        self.space = make_space(proposals=kind, search=SEARCH)
+        self.seed = seed
+        self.trials: list[Trial] = []
 
-def propose(study: Study) -> dict:
-    """Take a proposal, and report a score that depends on it."""
-    number, values = study.ask()
-    score = abs(np.log10(values["optimizer.lr"]) + 3) + values["mafp.p1"]
-    study.complete(number, make_row(fd_classifier=float(score)))
-    return values
+    def next(self) -> dict:
+        """Propose, without a memory but the trials."""
+        learned = curves.learn(self.trials, self.space) if self.space.proposals == "curves" else None
+        return proposals.propose(self.trials, self.space, self.seed, curves=learned)
+
+    def propose(self) -> dict:
+        """Take a proposal, and record a score that depends on it."""
+        values = self.next()
+        score = abs(np.log10(values["optimizer.lr"]) + 3) + values["mafp.p1"]
+        self.add(values, "finished", "complete", self.space.budget.rungs_kimg[-1], float(score))
+        return values
+
+    def add(self, values: dict, end: Any, status: Any, kimg: float, score: float) -> None:
+        number = len(self.trials)
+        rungs = {} if end == "failed" else {kimg: make_row(fd_classifier=score)}
+        self.trials.append(Trial(number, values, status, [Repeat(number, 0, 0, "search", end, rungs=rungs)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_study_that_is_opened_anew_for_every_proposal_proposes_the_same(kind, tmp_path):
-    whole = open_study(tmp_path, kind)
-    undisturbed = [propose(whole) for _ in range(10)]
-    (tmp_path / "again").mkdir()
-    assert [propose(open_study(tmp_path / "again", kind)) for _ in range(10)] == undisturbed
+def test_proposals_are_a_function_of_the_trials(kind):
+    search = Search(kind)
+    for _ in range(10):
+        proposed = search.next()
+        assert search.propose() == proposed
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_proposals_lie_in_the_ranges_and_differ_with_the_seed(kind, tmp_path):
-    space = make_space(proposals=kind, search=SEARCH)
-    study = open_study(tmp_path, kind)
-    proposed = [propose(study) for _ in range(10)]
+def test_proposals_lie_in_the_ranges_and_differ_with_the_seed(kind):
+    search = Search(kind)
+    proposed = [search.propose() for _ in range(10)]
     for values in proposed:
-        assert all(space.search[path].allows(value) for path, value in values.items())
+        assert all(search.space.search[path].allows(value) for path, value in values.items())
         assert ("mafp.p2" in values) == (values["mafp.p1"] > 0)
-    (tmp_path / "other").mkdir()
-    assert propose(open_study(tmp_path / "other", kind, seed=1)) != proposed[0]
+    assert Search(kind, seed=1).propose() != proposed[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_that_are_given_are_kept_and_the_rest_is_proposed(kind):
+    search = Search(kind)
+    values = proposals.propose([], search.space, 0, fixed={"optimizer.lr": 0.005, "mafp.p1": 0.2})
+    assert (values["optimizer.lr"], values["mafp.p1"]) == (0.005, 0.2)
+    assert values.keys() == SEARCH.keys()
 
 
 @pytest.mark.parametrize(("kind", "seeds"), [("tpe", range(3)), ("gp", [0]), ("curves", range(3))])
-def test_what_learns_from_results_comes_nearer_than_chance(kind, seeds, tmp_path):
+def test_what_learns_from_results_comes_nearer_than_chance(kind, seeds):
     distances = []
     for seed in seeds:
-        (tmp_path / str(seed)).mkdir()
-        study = open_study(tmp_path / str(seed), kind, seed)
-        proposed = [propose(study) for _ in range(25)]
+        search = Search(kind, seed)
+        proposed = [search.propose() for _ in range(25)]
         distances += [abs(np.log10(values["optimizer.lr"]) + 3) for values in proposed[10:]]
     assert np.mean(distances) < 0.35  # by chance 0.5
 
 
-def test_a_sobol_sequence_covers_every_field_evenly(tmp_path):
-    study = open_study(tmp_path, "qmc")
-    proposed = [propose(study) for _ in range(32)]
+def test_a_sobol_sequence_covers_every_field_evenly():
+    search = Search("qmc")
+    proposed = [search.propose() for _ in range(32)]
     for path, low, high in [("diffusion.p_std", 0.8, 1.6), ("optimizer.lr", 1e-4, 1e-2)]:
         values = np.array([values[path] for values in proposed])
         shares = np.log(values / low) / np.log(high / low) if path == "optimizer.lr" else (values - low) / (high - low)
@@ -102,18 +122,36 @@ def test_curves_takes_one_objective():
         make_space(proposals="curves", objectives={"fd_classifier": "minimize", "parameters": "minimize"})
 
 
-def test_curves_learns_from_low_rungs_and_avoids_what_fails(tmp_path):
-    """No trial is ever trained to the end: they are stopped at the first rung, or fail at large learning rates."""
-    space = make_space(proposals="curves", search=SEARCH)
-    study = Study(tmp_path / "study.journal", space, 0, say=lambda _: None)
+def test_curves_learns_from_low_rungs_and_avoids_what_fails():
+    """No trial is ever trained to the end: they wait at the first rung, or fail at large learning rates."""
+    search = Search("curves")
+    first = search.space.budget.rungs_kimg[0]
     rates = []
     for _ in range(30):
-        number, values = study.ask()
+        values = search.next()
         rates.append(values["optimizer.lr"])
-        if values["optimizer.lr"] > 2e-3:
-            study.fail(number)
-            continue
-        study.report(number, round(space.budget.rungs_kimg[0] * 1000), float(np.exp(abs(np.log10(rates[-1]) + 3))))
-        study.prune(number)
+        score = float(np.exp(abs(np.log10(rates[-1]) + 3)))
+        if rates[-1] > 2e-3:
+            search.add(values, "failed", "failed", first, score)
+        else:
+            search.add(values, "paused", "paused", first, score)
     assert np.mean(np.abs(np.log10(rates[15:]) + 3)) < 0.25  # by chance 0.5
     assert np.mean(np.array(rates[15:]) > 2e-3) < 0.2  # by chance 0.35
+
+
+def test_a_model_is_fitted_again_only_if_there_are_new_scores():
+    search = Search("curves")
+    for _ in range(12):
+        search.propose()
+    learned = curves.learn(search.trials, search.space)
+    assert learned
+    search.trials.append(Trial(12, search.next(), "running", [Repeat(12, 0, 0, "search", "running")]))
+    again = curves.learn(search.trials, search.space, learned)
+    assert again
+    assert again.model is learned.model
+    assert len(again.points) == 13
+    search.trials.pop()
+    search.propose()
+    later = curves.learn(search.trials, search.space, again)
+    assert later
+    assert later.model is not learned.model

@@ -57,7 +57,7 @@ def test_a_sweep_that_runs_is_shown_with_its_repeats_and_their_nodes(storage, he
     text = "\n".join(lines := shown(storage, capsys))
     assert f"runs on {os.uname().nodename}, search" in text
     assert "space made-up, dataset digits" in text
-    assert "9 begun, 5 to come" in text
+    assert "8 begun, 6 to come" in text
     assert "1 running" in text
     assert "Trial" in text
     assert any(line.split()[:6] == [files.label, "search", os.uname().nodename, "6", "of", "60"] for line in lines)
@@ -87,7 +87,7 @@ def test_a_sweep_whose_driver_has_gone_waits_and_says_why(storage, capsys, reaso
 
 def test_the_race_and_what_failed_in_it_are_told(storage, capsys):
     fate = {"race": "CUDA out of memory"}
-    write_sweep(storage.path / "lab", make_space(), lambda repeat: fate.get(repeat.phase, ""), 17, "interrupted")
+    write_sweep(storage.path / "lab", make_space(), lambda repeat: fate.get(repeat.phase, ""), 20, "interrupted")
     (standing,), *_ = status.read_storage(storage)
     assert standing.phase == "race"
     assert "14, all begun" in "\n".join(shown(storage, capsys))
@@ -167,12 +167,12 @@ def test_the_time_left_is_that_of_all_repeats_at_the_pace_so_far(storage):
     folder = write_sweep(storage.path / "lab", space, most=1)
     trials = records.read_records(folder).trials
     (repeat,) = trials[0].repeats
-    repeat.rungs = {10.0: make_row(kimg=10.0, seconds=20.0)}
-    # Each of three more trials goes to 10 kimg, and half of them on to 40; then four repeats of 40 in the race.
-    still = 3 * (10 + 30 / 2) + 4 * 40
-    assert estimate.seconds_left(trials, space, {"0.0": 4.0}) == pytest.approx(2 * (still + 6 + 30 / 2))
+    repeat.rungs = {10.0: make_row(kimg=10.0, seconds=20.0, fd_classifier=1.0)}
+    # Three more trials go to 10 kimg, two of the four on to 40; then four repeats of 40 in the race.
+    still = 3 * 10 + 4 * 40
+    assert estimate.seconds_left(trials, space, {"0.0": 10.0}) == pytest.approx(2 * (still + 2 * 30))
     repeat.passed = 10.0
-    assert estimate.seconds_left(trials, space, {"0.0": 25.0}) == pytest.approx(2 * (still + 15))
+    assert estimate.seconds_left(trials, space, {"0.0": 25.0}) == pytest.approx(2 * (still + 15 + 30))
     repeat.rungs = {}
     assert estimate.seconds_left(trials, space, {}) is None
 

@@ -11,7 +11,7 @@ import ray
 from process_tree import descendants, title
 
 from scrimp_platform import cluster, plan, store
-from scrimp_platform.search import race, tune_loop
+from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.worker import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
@@ -69,22 +69,24 @@ def prepared(scored_digits, tmp_path):
     return prepare
 
 
-def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(two_slots, prepared, monkeypatch):
-    """The first is finished, the second stopped at its first rung, the third has its places."""
-    ledger, task = prepared(trials=3)
+def test_two_train_workers_share_a_repeat_and_its_successor_finds_the_places_free(two_slots, prepared):
+    """Two trials are trained to the first rung; the better one then goes on to the end, in a Train run of its own."""
+    ledger, task = prepared(trials=2, leaders=1)
     folder = ledger.folder
-    monkeypatch.setattr(race, "survives", lambda line, others, space: len(others) != 1)
     tune_loop.run_repeats(ledger, tune_repeat, task, lambda: 1, tune_loop.Limits(ledger), fit_nodes, reuse=False)
-    first, second, third = (trial.repeats[0] for trial in ledger.trials)
-    assert first.status == "finished", folder.repeat(0, 0).error.read_text()
-    assert (second.status, third.status) == ("stopped", "finished")
+    repeats = [trial.repeats[0] for trial in ledger.trials]
+    repeats.sort(key=lambda repeat: repeat.score("fd_classifier", 0.3))
+    first, second = repeats
+    files = folder.repeat(first.trial, 0)
+    assert (first.status, second.status) == ("finished", "stopped"), files.error.read_text()
     assert set(first.rungs) == {0.3, 0.6}
     assert first.started
     assert first.ended
     assert 0 < first.spent < first.ended - first.started  # without the time until Train had its workers
     assert first.last.value("samples") == 32
-    assert (folder.repeat(0, 0).model / "unet").is_dir()
-    card = json.loads((folder.repeat(0, 0).checkpoint / "last" / "state.json").read_text())
+    assert (files.model / "unet").is_dir()
+    assert not folder.repeat(second.trial, 0).checkpoint.exists()
+    card = json.loads((files.checkpoint / "last" / "state.json").read_text())
     assert card["images"] == pytest.approx(600, abs=64)
 
 

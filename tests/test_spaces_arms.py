@@ -5,6 +5,7 @@ from made_up_sweep import TREE, write_sweep
 
 from scrimp_platform.search import records
 from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.records import Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common.errors import UserError
@@ -49,12 +50,11 @@ def test_an_arm_whose_training_fails_is_not_tried_again_and_stops_no_other(tmp_p
     assert [trial.status for trial in records.read_records(folder).trials] == ["complete", "failed", "complete"]
 
 
-def test_a_proposal_lost_in_a_kill_is_made_again(tmp_path):
-    """Optuna knows of it, the ledger does not: the arm must not be missing."""
+def test_an_arm_is_not_missing_if_only_the_journal_knows_it(tmp_path):
     space = parse()
     folder = SweepFolder(tmp_path)
     ledger = Ledger(folder, space, 5, 1, lambda said: None)
-    ledger._study.ask(space.arms["plain"])
+    ledger._study.add(Trial(0, space.arms["plain"]))
     ledger = Ledger(folder, space, 5, 1, lambda said: None)
     tried = [ledger.propose() for _ in space.arms]
     assert all(tried)

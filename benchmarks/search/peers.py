@@ -5,6 +5,7 @@ once. Halving gets the rungs as steps 1, 3, 9, so that each lets a third continu
 """
 
 import logging
+import math
 import random
 import tempfile
 import warnings
@@ -29,7 +30,7 @@ class Peer:
 
     def propose(self) -> Task | None:
         """Return a repeat of a new recipe while the budget has trials left."""
-        if self.started >= self.space.budget.trials:
+        if self.started >= (self.space.budget.trials or math.inf):
             return None
         key, values = self.suggest()
         self.started += 1

@@ -13,7 +13,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,11 +77,13 @@ class Repeat:
 
 def draw_recipes(space: Space) -> list[dict[str, Any]]:
     """Return the values of the searched fields of the space's recipes, which its own proposer draws."""
-    from scrimp_platform.search.study import Study
+    from scrimp_platform.search import proposals
+    from scrimp_platform.search.records import Trial
 
-    with tempfile.TemporaryDirectory() as folder:
-        study = Study(Path(folder) / "study.journal", space, DRAWN_WITH, say=lambda _: None)
-        return [study.ask()[1] for _ in range(space.budget.trials)]
+    drawn: list[Trial] = []
+    for number in range(space.budget.trials or 0):
+        drawn.append(Trial(number, proposals.propose(drawn, space, DRAWN_WITH)))
+    return [trial.params for trial in drawn]
 
 
 def recipes_text(recipes: Sequence[dict[str, Any]]) -> str:

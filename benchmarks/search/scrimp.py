@@ -48,7 +48,7 @@ class Scrimp:
         with self._ledger.folder.repeat(*task.key).metrics.open("a") as file:
             file.write(metrics_log.row_text(line))
         continues = self._ledger.report(self._repeat(task), line)
-        return "continue" if continues else "stop"
+        return "continue" if continues else "pause"
 
     def end(self, task: Task, failure: str) -> None:
         """Report an end; what has diverged is not tried again."""
@@ -57,6 +57,10 @@ class Scrimp:
     def recommend(self) -> Values | None:
         """Return the recipe at the head of the leaderboard."""
         rows = self._rows()
+        learned = self._ledger._learned()
+        complete = [row.trial for row in rows if row.trial.status == "complete"]
+        if learned and complete and not rows[0].fresh:
+            return min(complete, key=lambda trial: learned.expected[trial.number]).params
         return rows[0].trial.params if rows else None
 
     def statement(self) -> Statement | None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrimp_platform.search.study import Study
+from scrimp_platform.search import proposals
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Space
 from scrimp_trainers import ingest, sampling
 from scrimp_trainers.common import parts, ranks
@@ -215,20 +216,21 @@ def check_score(kind: str, dataset: Dataset, folder: Path) -> None:  # noqa: ARG
 
 
 def check_proposer(kind: str, dataset: Dataset, folder: Path) -> None:  # noqa: ARG001
-    """Check that a proposer stays within the ranges, and proposes the same to a study that is opened anew each time."""
+    """Check that a proposer stays within the ranges, and proposes the same again to the same trials."""
     space = Space.of(
         recipe="tiny-edm",
         search={"optimizer.lr": {"loguniform": [1e-4, 1e-2]}, "network.channels": {"choice": [8, 16]}},
         objectives={"fd_classifier": "minimize"},
         scoring={"extractor": "classifier"},
     ).model_copy(update={"proposals": kind})
-    whole = Study(folder / "whole.journal", space, 0, say=lambda _: None)
-    for _ in range(12):
-        proposed = _propose(whole)
-        again = _propose(Study(folder / "resumed.journal", space, 0, say=lambda _: None))
+    trials: list[Trial] = []
+    for number in range(12):
+        proposed = proposals.propose(trials, space, 0)
+        again = proposals.propose(trials, space, 0)
         _require(proposed == again, f"a resumed sweep proposes {again}, not {proposed}")
         outside = [path for path, value in proposed.items() if not space.search[path].allows(value)]
         _require(not outside, f"proposes {', '.join(outside)} outside of the range")
+        trials.append(_scored_trial(number, proposed, space))
 
 
 SECTIONS: list[tuple[type, str, Promises]] = [
@@ -303,9 +305,8 @@ def _gaussian_samples(recipe: Recipe) -> Tensor:
         return sampler.sample(process, recipe.sampler, predict, noise, clip=False)
 
 
-def _propose(study: Study) -> dict[str, Any]:
-    """Take a proposal and report a score of it."""
-    number, values = study.ask()
+def _scored_trial(number: int, values: dict[str, Any], space: Space) -> Trial:
+    """Return a proposal that was trained to the end, with a score."""
     row = MetricsRow(
         kimg=1.0,
         images=1000,
@@ -318,5 +319,5 @@ def _propose(study: Study) -> dict[str, Any]:
         images_per_second=1000.0,
         scores={"fd_classifier": abs(math.log10(values["optimizer.lr"]) + 3)},
     )
-    study.complete(number, row)
-    return values
+    repeat = Repeat(number, 0, 0, "search", "finished", rungs={space.budget.rungs_kimg[-1]: row})
+    return Trial(number, values, "complete", [repeat])

@@ -167,10 +167,7 @@ def open_ledger(plan: Plan, placement: Placement) -> Ledger:
         if ledger and plan.folder.journal.exists():
             leaderboard.write_csv(leaderboard.rank(ledger.trials, plan.space), plan.space, plan.folder)
 
-    ledger = Ledger(plan.folder, plan.space, plan.options.seed, placement.devices, say)
-    if not ledger.trials or ledger.rebuilt:
-        for values in plan.warm_start:
-            ledger.warm_start(values)
+    ledger = Ledger(plan.folder, plan.space, plan.options.seed, placement.devices, say, plan.warm_start)
     return ledger
 
 

@@ -132,8 +132,8 @@ class Bound(Section):
 class Budget(Section):
     """How much a sweep may try and spend; it ends at whichever limit comes first."""
 
-    trials: Count = 20
-    """Recipes to propose."""
+    trials: Count | None = 20
+    """Recipes to propose; null: as many as `max_gpu_hours` allows."""
     rungs_kimg: Annotated[tuple[Positive, ...], Field(min_length=1)] = (250.0, 1000.0, 4000.0)
     """Marks, in thousands of images, at which a repeat is scored; the last is the length of the training."""
     reduction: Annotated[float, Field(ge=1)] = 3.0
@@ -149,6 +149,8 @@ class Budget(Section):
     """Time without progress after which a repeat is taken to hang: its process is ended, and it is tried again."""
     max_gpu_hours: Positive | None = None
     """Device-hours of training and scoring (of CPU workers where there is no GPU)."""
+    race_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of `max_gpu_hours` that is kept for the race."""
     max_hours: Positive | None = None
     """Hours on the clock, for each run of the sweep's command."""
 
@@ -156,6 +158,12 @@ class Budget(Section):
     def _rungs_rise(self) -> "Budget":
         if any(low >= high for low, high in itertools.pairwise(self.rungs_kimg)):
             raise ValueError(f"rungs_kimg must rise, not {list(self.rungs_kimg)}")
+        return self
+
+    @model_validator(mode="after")
+    def _ends(self) -> "Budget":
+        if self.trials is None and self.max_gpu_hours is None:
+            raise ValueError("without a number of trials, the budget needs max_gpu_hours")
         return self
 
 

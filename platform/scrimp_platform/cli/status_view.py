@@ -58,6 +58,8 @@ def _driver(sweep: SweepStatus) -> str:
 
 def _trials(sweep: SweepStatus) -> str:
     begun = len(sweep.trials)
+    if sweep.space.budget.trials is None:
+        return f"{begun} begun"
     to_come = sweep.space.budget.trials - begun
     return f"{begun} begun, {to_come} to come" if to_come else f"{begun}, all begun"
 

@@ -50,7 +50,7 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "runs on": placement.describe(),
     }
     if speed:
-        cost = estimate.estimate_sweep(plan, placement.places, speed)
+        cost = estimate.estimate_sweep(plan, placement, speed)
         rows["will take"] = (
             f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
             f"for {cost.first_repeats} + at most {cost.race_repeats} repeats, {cost.kimg:,.0f} kimg"
@@ -185,9 +185,16 @@ def _describe_budget(space: Space) -> str:
     rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
     if space.arms:
         return f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs} kimg"
-    leaders = min(budget.leaders, budget.trials)
+    trials = "trials"
+    leaders = budget.leaders
+    if budget.trials is not None:
+        trials = f"{budget.trials} trials"
+        leaders = min(leaders, budget.trials)
+    hours = ""
+    if budget.max_gpu_hours is not None:
+        hours = f" within {budget.max_gpu_hours:g} GPU-hours, of which {budget.race_share:.0%} are kept for the race"
     return (
-        f"{budget.trials} trials; at rungs of {rungs} kimg the best 1/{budget.reduction:g} continue;\n"
+        f"{trials}{hours}; at rungs of {rungs} kimg the best 1/{budget.reduction:g} continue;\n"
         f"then {leaders} leaders race for up to {budget.repeats} repeats each"
     )
 

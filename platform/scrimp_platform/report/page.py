@@ -116,7 +116,9 @@ def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows:
     objectives = [f"{direction} {name}" for name, direction in space.objectives.items()]
     constraints = [f"{name} {formatting.bound(bound)}" for name, bound in space.constraints.items()]
 
-    trials = f"{len(rows)} of {space.budget.trials}"
+    trials = f"{len(rows)}"
+    if space.budget.trials is not None:
+        trials += f" of {space.budget.trials}"
     if rows:
         trials += f": {_status_counts(rows)}"
 

@@ -12,7 +12,18 @@ from scrimp_platform.search.stats import Summary
 from scrimp_spaces.space import Space
 
 Status = Literal[
-    "winner", "leader", "front", "tied", "beaten", "single", "infeasible", "running", "pruned", "failed", "damaged"
+    "winner",
+    "leader",
+    "front",
+    "tied",
+    "beaten",
+    "single",
+    "infeasible",
+    "running",
+    "paused",
+    "pruned",
+    "failed",
+    "damaged",
 ]
 
 MEANINGS: dict[Status, str] = {
@@ -24,11 +35,12 @@ MEANINGS: dict[Status, str] = {
     "single": "trained to the end once; its score is the one that the search chose it by, so it is biased",
     "infeasible": "violates a constraint",
     "running": "its first repeat has not ended",
+    "paused": "waits at a rung, and continues if it is among the best there; the score is that of the rung",
     "pruned": "stopped early; the score is that of the rung it reached",
     "failed": "its training failed",
     "damaged": "its records are damaged or missing, so it is left out",
 }
-_ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "pruned", "failed", "damaged")
+_ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "paused", "pruned", "failed", "damaged")
 
 
 @dataclass
@@ -76,7 +88,7 @@ class TrialRow:
     @property
     def finished(self) -> bool:
         """Whether it was trained to the end at least once."""
-        return self.status not in ("running", "pruned", "failed", "damaged")
+        return self.status not in ("running", "paused", "pruned", "failed", "damaged")
 
 
 def rank(trials: Sequence[Trial], space: Space) -> list[TrialRow]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scrimp_platform import store
+from scrimp_platform.cluster import Placement
 from scrimp_platform.plan import Plan
+from scrimp_platform.search import halving
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Budget, Space
@@ -88,24 +91,42 @@ class Estimate:
     bytes: int
 
 
-def estimate_sweep(plan: Plan, places: int, speed: Speed) -> Estimate:
-    """Assume that 1/reduction of the trials continue after each rung, and that the race eliminates no trial."""
+def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
+    """Assume that no trial fails, that the race eliminates none, and that a budget of GPU-hours is used up."""
     budget = plan.space.budget
+    limit = math.inf
+    if budget.max_gpu_hours is not None:
+        limit = budget.max_gpu_hours / placement.devices * 3600
+
+    trials = budget.trials
+    if trials is None:
+        many = 1000
+        seconds_each = _seconds(*_search_work(many, budget), speed) / many
+        trials = max(1, int((1 - budget.race_share) * limit / seconds_each))
+    kimg, scores = _search_work(trials, budget)
+
+    race = min(budget.leaders, trials) * (budget.repeats - 1)
+    kimg += race * budget.rungs_kimg[-1]
+    scores += race * len(budget.rungs_kimg)
+    seconds = limit if math.isfinite(limit) else _seconds(kimg, scores, speed)
+    return Estimate(trials, race, kimg, seconds / placement.places / 3600, (trials + race) * speed.bytes)
+
+
+def _search_work(trials: int, budget: Budget) -> tuple[float, int]:
+    """Return how many kimg a search of so many trials takes, and how many scores."""
     kimg = 0.0
-    scores = 0.0
-    trials = float(budget.trials)
+    scores = 0
     previous = 0.0
     for rung in budget.rungs_kimg:
         kimg += trials * (rung - previous)
         scores += trials
-        trials = max(1.0, trials / budget.reduction)
+        trials = halving.promoted_places(trials, budget)
         previous = rung
+    return kimg, scores
 
-    race = min(budget.leaders, budget.trials) * (budget.repeats - 1)
-    kimg += race * budget.rungs_kimg[-1]
-    scores += race * len(budget.rungs_kimg)
-    seconds = kimg * speed.seconds_per_kimg + scores * speed.seconds_per_score
-    return Estimate(budget.trials, race, kimg, seconds / places / 3600, (budget.trials + race) * speed.bytes)
+
+def _seconds(kimg: float, scores: float, speed: Speed) -> float:
+    return kimg * speed.seconds_per_kimg + scores * speed.seconds_per_score
 
 
 def measure_repeats(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | None:
@@ -126,28 +147,37 @@ def measure_repeats(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | N
 
 
 def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, float]) -> float | None:
-    """Return the time to the end of a sweep that trains one repeat at a time; none before the first score.
+    """Return the time to the end of a sweep that trains one repeat at a time; none if nothing tells it yet.
 
     The assumptions are those of `estimate_sweep`, at the mean speed so far. `running` holds the kimg of each running
     repeat by label.
     """
     budget = space.budget
-    last_rung = budget.rungs_kimg[-1]
+    marks = budget.rungs_kimg
     repeats = [repeat for trial in trials for repeat in trial.repeats]
+    if budget.max_gpu_hours is not None:
+        device_hours = sum(repeat.device_hours for repeat in repeats)
+        devices = max((repeat.devices for repeat in repeats), default=1)
+        return max(0.0, budget.max_gpu_hours - device_hours) / devices * 3600
     scored = [repeat.last for repeat in repeats if repeat.last]
     if not scored:
         return None
 
-    kimg = (budget.trials - len(trials)) * _expected_kimg(budget)
+    # Of the search: what has still to reach each rung, and what is on its way to one.
+    to_come = max(0, (budget.trials or 0) - len(trials))
+    kimg = to_come * marks[0]
+    for rung, following in zip(halving.rungs(trials, space, to_come, None), marks[1:], strict=True):
+        kimg += max(0, rung.places - rung.promoted) * (following - rung.kimg)
     for repeat in repeats:
-        if not repeat.open:
-            continue
-        trained = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.kimg if repeat.last else 0.0)
-        if repeat.phase == "race":
-            kimg += max(0.0, last_rung - trained)
-        else:
-            kimg += _expected_kimg(budget, repeat.passed, trained)
-    kimg += max_race_repeats_left(trials, space) * last_rung
+        if repeat.open:
+            trained = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.kimg if repeat.last else 0.0)
+            goal = marks[-1]
+            if repeat.phase == "search":
+                goal = next(rung for rung in marks if rung > repeat.passed or rung == marks[-1])
+            kimg += max(0.0, goal - trained)
+
+    # Of the race.
+    kimg += max_race_repeats_left(trials, space) * marks[-1]
     return kimg * statistics.fmean(row.seconds / row.kimg for row in scored)
 
 
@@ -155,19 +185,8 @@ def max_race_repeats_left(trials: Sequence[Trial], space: Space) -> int:
     """Return how many more repeats the race can start."""
     budget = space.budget
     stopped = sum(trial.status in ("pruned", "failed") for trial in trials)
-    leaders = min(budget.leaders, budget.trials - stopped)
+    leaders = budget.leaders
+    if budget.trials is not None:
+        leaders = min(leaders, budget.trials - stopped)
     started = sum(repeat.phase == "race" for trial in trials for repeat in trial.repeats)
     return max(0, leaders * (budget.repeats - 1) - started)
-
-
-def _expected_kimg(budget: Budget, passed: float = 0.0, trained: float = 0.0) -> float:
-    """Return the kimg still expected of a trial of the search, if each rung lets 1/reduction of the trials continue."""
-    kimg = 0.0
-    probability = 1.0
-    previous = max(passed, trained)
-    for rung in budget.rungs_kimg:
-        if rung > passed:
-            kimg += probability * max(0.0, rung - previous)
-            probability /= budget.reduction
-            previous = max(previous, rung)
-    return kimg

@@ -6,13 +6,14 @@ a new driver resumes where a killed one stopped.
 
 import hashlib
 import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from scrimp_platform import storage_loss, store
-from scrimp_platform.search import race, records
+from scrimp_platform.search import curves, halving, proposals, race, records
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.study import Study
 from scrimp_platform.store import SweepFolder, write_atomic
@@ -25,6 +26,11 @@ Say = Callable[[str], None]
 
 MAX_SAME_FAILURES = 3
 """Trials in a row that fail for good with the same cause before the sweep ends: their recipes are not the cause."""
+SPARE_PLACES = 2
+"""With a budget of GPU-hours, as many times more trials wait at a rung as the share that continues: once all trials are
+proposed, what is left of the hours trains more of them to the end."""
+MIN_TRIALS_TO_COME = 10
+"""At the begin of a sweep that only GPU-hours limit."""
 MAX_PROPOSALS_PER_TRIAL = 10
 """The search ends early if nearly all proposals of a space contradict themselves."""
 
@@ -44,9 +50,19 @@ class Ledger:
         Devices that one repeat takes.
     say : Callable
         Called with each decision, in one line.
+    first : sequence of mappings, optional
+        Values of searched fields for the first trials, in order; what they leave open is proposed.
     """
 
-    def __init__(self, folder: SweepFolder, space: Space, seed: int, devices: int, say: Say) -> None:
+    def __init__(
+        self,
+        folder: SweepFolder,
+        space: Space,
+        seed: int,
+        devices: int,
+        say: Say,
+        first: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.folder = folder
         self.space = space
         self._seed = seed
@@ -54,13 +70,16 @@ class Ledger:
         self.say = say
         self._same_failures: dict[int, str] = {}
         self._base = space.base()
+        self._first = first
+        self._curves: curves.Curves | None = None
 
         known = records.read_records(folder)
         self.trials = known.trials
+        self._proposals = sorted([*known.trials, *known.skipped], key=lambda trial: trial.number)
         for problem in known.problems:
             say(problem)
-        self._study = Study(folder.journal, space, seed, say)
-        self._recover(known.skipped)
+        self._study = Study(folder.journal, space, say)
+        self._recover()
 
     @property
     def repeats(self) -> list[Repeat]:
@@ -92,13 +111,8 @@ class Ledger:
             return f"{len(self._same_failures)} trials in a row failed with the same error ({cause})"
         return ""
 
-    def warm_start(self, values: dict[str, Any]) -> None:
-        """Propose these values of searched fields next, unless a trial has them."""
-        if not any(values.items() <= trial.params.items() for trial in self.trials):
-            self._study.enqueue(values)
-
     def propose(self) -> Repeat | None:
-        """Decide on the next repeat and hand it out: an interrupted one, a new trial's, or one of the race.
+        """Decide on the next repeat and hand it out: an interrupted one, a promoted one, a new trial's, or the race's.
 
         None means that nothing can be decided now; if `running` is empty too, the sweep is complete.
         """
@@ -108,6 +122,7 @@ class Ledger:
             repeat.started = time.time()
             repeat.began = None
             self._save(repeat)
+            self._update_status(repeat)
         return repeat
 
     def report(self, repeat: Repeat, row: MetricsRow) -> bool:
@@ -122,13 +137,11 @@ class Ledger:
 
         first_objective = next(iter(self.space.objectives))
         self._study.report(repeat.trial, round(rung * 1000), row.value(first_objective))
-        rivals = [other for other in self.repeats if other.phase == "search" and other is not repeat]
-        others = [rival.rungs[rung] for rival in rivals if self._scored(rival, rung)]
-        if rung == self.space.budget.rungs_kimg[-1] or race.survives(row, others, self.space):
+        if rung == self.space.budget.rungs_kimg[-1] or self._promotable(rung) is repeat:
             repeat.passed = rung
             self._save(repeat)
             return True
-        self._close(repeat, "stopped", f"not among the best at {rung:g} kimg")
+        self._pause(repeat, rung)
         return False
 
     def clock(self, repeat: Repeat, working: bool) -> None:
@@ -148,7 +161,7 @@ class Ledger:
     def finish(self, repeat: Repeat, failure: str = "", final: bool = False) -> None:
         """Record that a repeat has ended, successfully or with a failure, which is retried unless it is `final`."""
         if not repeat.open:
-            return  # Halving has closed it already.
+            return  # halving has paused or stopped it
         if not failure and not self._scored(repeat, self.space.budget.rungs_kimg[-1]):
             failure = "its scores at the last rung are missing or not finite"
             final = True
@@ -166,12 +179,12 @@ class Ledger:
         """Print a message from a repeat."""
         self.say(f"repeat {self._label(repeat)}: {text}")
 
-    def _recover(self, skipped: list[Trial]) -> None:
+    def _recover(self) -> None:
         """Reopen what a killed driver had handed out, and retrain what is damaged."""
         for trial in self.trials:
-            if trial.status in ("running", "complete"):
+            if trial.status in ("running", "paused", "complete"):
                 self._reopen(trial)
-        self.rebuilt = self._study.match(sorted([*self.trials, *skipped], key=lambda trial: trial.number))
+        self._study.match(self._proposals)
 
     def _reopen(self, trial: Trial) -> None:
         """Let a trial's open repeats be handed out again, and its damaged ones be retrained.
@@ -193,9 +206,8 @@ class Ledger:
                 self._write_recipe(trial, repeat)
                 self._save(repeat)
 
-        if trial.repeats and trial.status != _status(trial):
-            trial.status = _status(trial)
-            self._write(partial(trial.save, self.folder))
+        if trial.repeats:
+            self._update_status(trial.repeats[0])
 
     def _interrupted(self) -> Repeat | None:
         # A trial without a repeat: the driver was killed between the two.
@@ -209,23 +221,111 @@ class Ledger:
         return None
 
     def _search(self) -> Repeat | None:
-        budget = self.space.budget.trials
-        max_proposals = MAX_PROPOSALS_PER_TRIAL * budget
-        while len(self._sound()) < budget and len(self._study.trials()) < max_proposals:
-            number, params = self._study.ask(self._next_arm())
+        self._stop_hopeless()
+        if self._search_hours_left() <= 0:
+            return None
+        for rung in reversed(self._rungs()):
+            trial = rung.promotable()
+            if trial and trial.status == "paused":
+                return self._promote(trial.repeats[0], rung.kimg)
+        return self._new_trial() or self._spare_promotion()
+
+    def _spare_promotion(self) -> Repeat | None:
+        """Promote the best trial that waits, if all trials are proposed and the search has GPU-hours left."""
+        if self.space.budget.max_gpu_hours is None:
+            return None
+        for rung in reversed(self._rungs()):
+            if rung.paused:
+                return self._promote(rung.paused[0].repeats[0], rung.kimg)
+        return None
+
+    def _search_hours_left(self) -> float:
+        budget = self.space.budget
+        if budget.max_gpu_hours is None:
+            return math.inf
+        return (1 - budget.race_share) * budget.max_gpu_hours - self.device_hours
+
+    def _new_trial(self) -> Repeat | None:
+        max_proposals = MAX_PROPOSALS_PER_TRIAL * (len(self._sound()) + self._trials_to_come())
+        while self._trials_to_come() and len(self._proposals) < max_proposals:
+            number = len(self._proposals)
+            values = proposals.propose(
+                self._proposals, self.space, self._seed, self._fixed_values(number), self._learned()
+            )
+            trial = Trial(number, values)
+            self._proposals.append(trial)
             try:
-                self._base.replace(params)
+                self._base.replace(values)
             except UserError as refusal:  # a contradiction that no condition of the space excludes
-                self._write(partial(Trial(number, params, "skipped").save, self.folder))
-                self._study.prune(number)
+                trial.status = "skipped"
+                self._write(partial(trial.save, self.folder))
+                self._study.add(trial)
                 self.say(f"skipping proposal {number:04d}: {refusal}")
                 continue
 
-            trial = Trial(number, params)
             self._write(partial(trial.save, self.folder))
+            self._study.add(trial)
             self.trials.append(trial)
             return self._add(trial, "search")
         return None
+
+    def _fixed_values(self, number: int) -> Mapping[str, Any] | None:
+        """Return values that the trial of this number has to have: an arm's, or those with which the sweep begins."""
+        if self.space.arms:
+            return self._next_arm()
+        return self._first[number] if number < len(self._first) else None
+
+    def _trials_to_come(self) -> int:
+        """Return how many more trials the search will propose; where hours alone limit it, as many as so far."""
+        so_far = len(self._sound())
+        if self.space.budget.trials is None:
+            return max(so_far, MIN_TRIALS_TO_COME)
+        return max(0, self.space.budget.trials - so_far)
+
+    def _learned(self) -> curves.Curves | None:
+        """Return what the curve model says of the trials so far, if it proposes and decides who continues."""
+        if self.space.proposals == "curves":
+            self._curves = curves.learn(self._proposals, self.space, self._curves)
+        return self._curves
+
+    def _expected(self) -> Mapping[int, float] | None:
+        learned = self._learned()
+        return learned.expected if learned else None
+
+    def _rungs(self) -> list[halving.Rung]:
+        return halving.rungs(self._sound(), self.space, self._trials_to_come(), self._expected())
+
+    def _promotable(self, kimg: float) -> Repeat | None:
+        """Return the repeat that may continue after this rung now."""
+        rung = next(rung for rung in self._rungs() if rung.kimg == kimg)
+        trial = rung.promotable()
+        return trial.repeats[0] if trial else None
+
+    def _promote(self, repeat: Repeat, kimg: float) -> Repeat:
+        repeat.passed = kimg
+        self.say(f"promoting repeat {self._label(repeat)} after {kimg:g} kimg")
+        return repeat
+
+    def _pause(self, repeat: Repeat, kimg: float) -> None:
+        repeat.status = "paused"
+        self._same_failures.clear()
+        repeat.stop_clock()
+        self._save(repeat)
+        self._update_status(repeat)
+        self.say(f"repeat {self._label(repeat)} paused at {kimg:g} kimg: {self._scores(repeat)}")
+
+    def _stop_hopeless(self) -> None:
+        """Stop the paused repeats whose places others will take, and delete their checkpoints."""
+        for rung in self._rungs():
+            places = rung.places
+            if self._search_hours_left() <= 0:
+                places = 0
+            elif self.space.budget.max_gpu_hours is not None:
+                places *= SPARE_PLACES
+            for trial in rung.hopeless(places):
+                files = self.folder.repeat(trial.number, 0)
+                self._close(trial.repeats[0], "stopped", f"not among the best at {rung.kimg:g} kimg")
+                shutil.rmtree(files.checkpoint, ignore_errors=True)
 
     def _sound(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.status != "damaged"]
@@ -235,9 +335,11 @@ class Ledger:
         return next((arm for arm in self.space.arms.values() if arm not in tried), None)
 
     def _race(self) -> Repeat | None:
-        if any(trial.status == "running" for trial in self.trials):
+        # While the last trials of the search are trained, nodes that they do not need begin with its best so far.
+        complete = sum(trial.status == "complete" for trial in self.trials)
+        if complete < self.space.budget.leaders and any(trial.unfinished for trial in self.trials):
             return None
-        trial = race.next_trial(race.leaders(self.trials, self.space), self.space)
+        trial = race.next_trial(race.leaders(self.trials, self.space, self._expected()), self.space)
         return self._add(trial, "race") if trial else None
 
     def _add(self, trial: Trial, phase: records.Phase) -> Repeat:
@@ -270,20 +372,24 @@ class Ledger:
         repeat.stop_clock()
         self._save(repeat)
         if repeat.phase == "search":
-            trial = next(trial for trial in self.trials if trial.number == repeat.trial)
-            self._close_trial(trial)
+            self._update_status(repeat)
+            self._report_end(self._trial(repeat))
 
         reason = f" ({cause})" if cause else ""
+        self.say(f"repeat {self._label(repeat)} {status}{reason}: {self._scores(repeat)}")
+
+    def _scores(self, repeat: Repeat) -> str:
+        """Return the objectives at the highest rung, for a message."""
         last = repeat.last.to_entries() if repeat.last else {}
         scores = [f"{name} {_short(last[name])}" for name in self.space.objectives if name in last]
-        self.say(f"repeat {self._label(repeat)} {status}{reason}: {' '.join(scores) or 'no score'}")
+        return " ".join(scores) or "no score"
 
     def _count_same_failures(self, repeat: Repeat) -> None:
         """Collect the trials in a row that fail with the same error, in this run of the sweep.
 
         A training that diverges fails because of its recipe: it neither counts nor ends the row.
         """
-        if repeat.status == "failed" and repeat.cause.startswith(Diverged.__name__):
+        if repeat.status == "stopped" or repeat.cause.startswith(Diverged.__name__):
             return
         causes = set(self._same_failures.values())
         if repeat.status != "failed" or causes - {repeat.cause}:
@@ -291,10 +397,19 @@ class Ledger:
         if repeat.status == "failed":
             self._same_failures[repeat.trial] = repeat.cause
 
-    def _close_trial(self, trial: Trial) -> None:
+    def _trial(self, repeat: Repeat) -> Trial:
+        return next(trial for trial in self.trials if trial.number == repeat.trial)
+
+    def _update_status(self, repeat: Repeat) -> None:
+        """Write the status of a repeat's trial if it has changed."""
+        trial = self._trial(repeat)
+        if trial.status != _status(trial):
+            trial.status = _status(trial)
+            self._write(partial(trial.save, self.folder))
+
+    def _report_end(self, trial: Trial) -> None:
+        """Tell Optuna how a trial has ended."""
         first = trial.repeats[0]
-        trial.status = _status(trial)
-        self._write(partial(trial.save, self.folder))
         if self._study.trials()[trial.number].state.is_finished():
             return
 
@@ -326,6 +441,7 @@ def _status(trial: Trial) -> records.TrialStatus:
     """Return the status of a trial, which follows from that of its first repeat."""
     first: records.RepeatStatus = trial.repeats[0].status
     ends: dict[records.RepeatStatus, records.TrialStatus] = {
+        "paused": "paused",
         "finished": "complete",
         "stopped": "pruned",
         "failed": "failed",

@@ -1,55 +1,29 @@
-"""Which trials continue: successive halving at a rung of the search, and the race of the leaders over more seeds."""
+"""The race of the search's best trials over more seeds: which enter it, and which gets the next seed."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from scrimp_platform.search import records, stats
+from scrimp_platform.search.order import order, violation
 from scrimp_platform.search.records import Trial
-from scrimp_platform.search.study import excesses
 from scrimp_spaces.space import Space
-from scrimp_trainers.common.metrics_log import MetricsRow
 
 MIN_REPEATS_BEFORE_ELIMINATION = 2
 """Finished repeats of the race, each with a fresh seed, before a trial may be dropped from it."""
 
 
-def order(rows: Sequence[MetricsRow], space: Space) -> list[int]:
-    """Return the positions of `rows` from best to worst.
-
-    They are ordered by how much they break the constraints, then by the Pareto fronts of several objectives, then by
-    the first objective.
-    """
-    violations = []
-    for row in rows:
-        excess = excesses(space, row).values()
-        violations.append(sum(max(value, 0.0) for value in excess))
-
-    points = [{name: row.value(name) for name in space.objectives} for row in rows]
-    fronts = [0] * len(points)
-    if len(space.objectives) > 1:
-        fronts = stats.fronts(points, space.objectives)
-    first, direction = next(iter(space.objectives.items()))
-    sign = 1 if direction == "minimize" else -1
-    return sorted(range(len(rows)), key=lambda i: (violations[i], fronts[i], sign * points[i][first]))
-
-
-def survives(row: MetricsRow, others: Sequence[MetricsRow], space: Space) -> bool:
-    """Whether a trial continues after a rung: it is among the best 1/reduction of those that have reached it (ASHA).
-
-    Li et al. 2020, "A system for massively parallel hyperparameter tuning", in the variant that stops trials
-    and never pauses them: the first to reach a rung always continues.
-    """
-    places = math.ceil((len(others) + 1) / space.budget.reduction)
-    return order([row, *others], space).index(0) < places
-
-
-def leaders(trials: Sequence[Trial], space: Space) -> list[Trial]:
+def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, float] | None = None) -> list[Trial]:
     """Return the trials that enter the race: the best of the search, by their first repeat at the last rung."""
     rung = space.budget.rungs_kimg[-1]
     complete = [trial for trial in trials if trial.status == "complete" and rung in trial.repeats[0].rungs]
     rows = [trial.repeats[0].rungs[rung] for trial in complete]
     ranking = order(rows, space)
-    return [complete[i] for i in ranking[: space.budget.leaders]]
+    if expected:
+        ranking = sorted(ranking, key=lambda i: (violation(rows[i], space), expected[complete[i].number]))
+    distinct: list[Trial] = []
+    for i in ranking:
+        if all(complete[i].params != other.params for other in distinct):
+            distinct.append(complete[i])
+    return distinct[: space.budget.leaders]
 
 
 def next_trial(raced: Sequence[Trial], space: Space) -> Trial | None:

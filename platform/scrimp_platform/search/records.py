@@ -16,8 +16,8 @@ from scrimp_trainers.common.errors import DamagedRecord, UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
 
 Phase = Literal["search", "race"]
-RepeatStatus = Literal["waiting", "running", "finished", "stopped", "failed", "damaged"]
-TrialStatus = Literal["running", "complete", "pruned", "failed", "skipped", "damaged"]
+RepeatStatus = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "damaged"]
+TrialStatus = Literal["running", "paused", "complete", "pruned", "failed", "skipped", "damaged"]
 
 REQUIRED = {"name", "id", "space", "space_name", "dataset", "seed", "started", "driver_started", "versions"}
 """What `sweep.json` always has."""
@@ -27,11 +27,11 @@ REQUIRED = {"name", "id", "space", "space_name", "dataset", "seed", "started", "
 class Repeat:
     """One training of a trial with one seed.
 
-    `stopped` means that successive halving ended it, `failed` that no further attempt will be made, `damaged` that
-    its records cannot be trusted; this is never written. `rungs` maps a rung, in kimg, to what was measured there;
-    `passed` is the highest rung after which halving let it continue. `recipe` is the checksum of its recipe.yaml.
-    `started` is when it was handed out, `began` when its devices started to work for it: none while it waits for them,
-    or for disk space. `spent` is the seconds of their work before that.
+    `paused` means that it waits at a rung and may continue, `stopped` that successive halving ended it, `failed` that
+    no further attempt will be made, `damaged` that its records cannot be trusted; this is never written. `rungs` maps a
+    rung, in kimg, to what was measured there; `passed` is the highest rung after which halving let it continue.
+    `recipe` is the checksum of its recipe.yaml. `started` is when it was handed out, `began` when its devices started
+    to work for it: none while it waits for them, or for disk space. `spent` is the seconds of their work before that.
     """
 
     trial: int
@@ -52,7 +52,7 @@ class Repeat:
 
     @property
     def open(self) -> bool:
-        """Whether it still has to be trained, wholly or in part."""
+        """Whether it is being trained, or is to be handed out."""
         return self.status in ("waiting", "running")
 
     @property
@@ -108,6 +108,22 @@ class Trial:
     params: dict[str, Any]
     status: TrialStatus = "running"
     repeats: list[Repeat] = field(default_factory=list)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the search still trains it, or may continue to."""
+        return self.status in ("running", "paused")
+
+    def scored_rungs(self, space: Space) -> list[float]:
+        """Return the rungs at which its first repeat has a finite score for each objective."""
+        if not self.repeats:
+            return []
+        first = self.repeats[0]
+        return [
+            kimg
+            for kimg in space.budget.rungs_kimg
+            if all(math.isfinite(first.score(name, kimg)) for name in space.objectives)
+        ]
 
     def finished_repeats(self, kimg: float) -> list[Repeat]:
         """Return the repeats that were trained to the end and scored at this rung."""
@@ -257,7 +273,7 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
         damages.append(f"{files.recipe}: missing")
     elif repeat.recipe and checksums.text_checksum(recipe or b"") != repeat.recipe:
         damages.append(f"{files.recipe}: not what was written")
-    if damages and repeat.status in ("finished", "stopped"):
+    if damages and repeat.status in ("paused", "finished", "stopped"):
         repeat.status = "damaged"
         rows = {}
         damages = [f"{damage}; repeat {files.label} is left out" for damage in damages]

@@ -1,25 +1,24 @@
-"""The sweep's Optuna study: proposals and their results, in a journal that optuna-dashboard opens.
+"""The sweep's Optuna study: its trials and their results, in a journal that optuna-dashboard opens.
 
-Only the driver writes it. Proposals are a function of the seed, the trial's number and the study's history, so a
-resumed sweep proposes the same as an uninterrupted one. The history is that of the trials on disk: a journal that
-is lost, damaged or does not match them is rebuilt from them.
+Only the driver writes it, and nothing is decided by it: the trials on disk are what counts. A journal that is lost,
+damaged or does not match them is rebuilt from them.
 """
 
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from scrimp_platform import store
-from scrimp_platform.search import proposals, searched_values
+from scrimp_platform.search import searched_values
+from scrimp_platform.search.order import excesses
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.metrics_log import MetricsRow
@@ -63,12 +62,11 @@ class Journal(JournalFileBackend):
 
 
 class Study:
-    """Proposes trials, and learns from their results."""
+    """The study in the journal."""
 
-    def __init__(self, journal: Path, space: Space, seed: int, say: Callable[[str], object]) -> None:
+    def __init__(self, journal: Path, space: Space, say: Callable[[str], object]) -> None:
         self._journal = journal
         self._space = space
-        self._seed = seed
         self._say = say
         try:
             self._study = self._open()
@@ -94,8 +92,7 @@ class Study:
     def match(self, records: Sequence[Trial]) -> bool:
         """Make the study match the trials on disk, numbered without gaps; return whether it had to be rebuilt.
 
-        Results that a killed driver did not report to Optuna are reported now. Values that were enqueued and not
-        proposed yet are lost only if the study is rebuilt.
+        What a killed driver did not write to the journal is written now.
         """
         expected = [frozen(trial, self._space) for trial in records]
         if self._holds(expected):
@@ -110,14 +107,16 @@ class Study:
     def _holds(self, expected: Sequence[FrozenTrial]) -> bool:
         directions = [direction.name.lower() for direction in self._study.directions]
         known = self.trials()
-        surplus = [trial for trial in known[len(expected) :] if trial.state is not TrialState.WAITING]
-        if directions != list(self._space.objectives.values()) or len(known) < len(expected) or surplus:
+        if directions != list(self._space.objectives.values()) or not len(expected) - 1 <= len(known) <= len(expected):
             return False
 
         for number, (trial, ended) in enumerate(zip(known, expected, strict=False)):
             if trial.state is TrialState.RUNNING and ended.state.is_finished() and trial.params == ended.params:
                 self._report_end(number, ended)
-        return all(map(_agree, self.trials(), expected))
+        if not all(map(_agree, self.trials(), expected)):
+            return False
+        self._study.add_trials(expected[len(known) :])
+        return True
 
     def _report_end(self, number: int, ended: FrozenTrial) -> None:
         if ended.state is not TrialState.COMPLETE:
@@ -131,29 +130,9 @@ class Study:
         """Return every trial of the study."""
         return self._study.get_trials(deepcopy=False)
 
-    def ask(self, arm: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """Propose a trial: its number, and a value for each searched field whose condition holds.
-
-        If an arm is given, its values are the proposal.
-        """
-        number = len(self.trials())
-        if arm is None:
-            self._study.sampler = proposals.sampler(self._space, self._seed, number)
-        else:
-            fixed = {path: searched_values.to_optuna(self._space.search[path], value) for path, value in arm.items()}
-            self._study.sampler = PartialFixedSampler(fixed, RandomSampler())
-
-        trial = self._study.ask()
-        values: dict[str, Any] = {}
-        for path, span in self._space.search.items():
-            if path in self._space.active(values):
-                values[path] = searched_values.suggest(trial, path, span)
-        return trial.number, values
-
-    def enqueue(self, values: Mapping[str, Any]) -> None:
-        """Propose these values before any others, once: a resumed study does not propose them again."""
-        encoded = {path: searched_values.to_optuna(self._space.search[path], value) for path, value in values.items()}
-        self._study.enqueue_trial(encoded, skip_if_exists=True)
+    def add(self, trial: Trial) -> None:
+        """Record a trial that was proposed, under the next number."""
+        self._study.add_trial(frozen(trial, self._space))
 
     def report(self, number: int, images: int, value: float) -> None:
         """Record a trial's objective at a rung, in images seen; recording it twice changes nothing."""
@@ -185,20 +164,23 @@ class Study:
 
 
 def in_memory(trials: Sequence[Trial], space: Space) -> optuna.Study:
-    """Return a study of these trials that is not written to disk."""
+    """Return a study of these trials that is not written to disk; what is paused counts as pruned."""
     study = optuna.create_study(directions=list(space.objectives.values()))
-    study.add_trials([frozen(trial, space) for trial in trials])
+    study.add_trials([frozen(trial, space, paused=TrialState.PRUNED) for trial in trials])
     return study
 
 
-def frozen(trial: Trial, space: Space) -> FrozenTrial:
-    """Return a trial as Optuna has it: its proposal, the scores of its first repeat, and its state."""
+def frozen(trial: Trial, space: Space, paused: TrialState = TrialState.RUNNING) -> FrozenTrial:
+    """Return a trial as Optuna has it: its proposal, the scores of its first repeat, and its state.
+
+    Optuna knows no paused trials: they have the state `paused`. Its storage never opens a trial again.
+    """
     params = {path: searched_values.to_optuna(space.search[path], value) for path, value in trial.params.items()}
     proposal = FixedTrial(params)
     for path in params:
         searched_values.suggest(proposal, path, space.search[path])
 
-    state = STATES[trial.status]
+    state = paused if trial.status == "paused" else STATES[trial.status]
     values = constraints = None
     if state is TrialState.COMPLETE:
         result = _result(space, trial.repeats[0].last) if trial.repeats else None
@@ -244,16 +226,6 @@ def _result(space: Space, row: MetricsRow | None) -> tuple[list[float], dict[str
     if not all(math.isfinite(value) for value in values):
         return None
     return values, {name: min(excess, 1e30) for name, excess in excesses(space, row).items()}
-
-
-def excesses(space: Space, row: MetricsRow) -> dict[str, float]:
-    """Return by how much each constraint is broken; infinite where its score is missing or not finite."""
-    excesses = dict.fromkeys(space.constraints, math.inf)
-    for name, bound in space.constraints.items():
-        value = row.value(name)
-        if math.isfinite(value):
-            excesses[name] = bound.excess(value)
-    return excesses
 
 
 def _repair(journal: Path) -> None:

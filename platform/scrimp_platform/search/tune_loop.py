@@ -69,17 +69,18 @@ class RepeatSearcher(Searcher):
         self._record_failure = record_failure
         self._fail = fail
         self._repeats: dict[str, Repeat] = {}
+        self._ending: set[str] = set()
         self._tune_trials: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """Hand out a repeat; None while there is no place or no decision, FINISHED once nothing is left to do."""
         self._report_lost_processes()
-        if len(self._repeats) >= self._places():
+        if len(self._repeats) + len(self._ending) >= self._places():
             return None
 
         repeat = self._decide(self._ledger.propose, None)
         if repeat is None:
-            return None if self._repeats else Searcher.FINISHED
+            return None if self._repeats or self._ending else Searcher.FINISHED
         self._repeats[trial_id] = repeat
         return {"trial": repeat.trial, "repeat": repeat.repeat, "fit_nodes": self._fit_nodes()}
 
@@ -129,8 +130,11 @@ class RepeatSearcher(Searcher):
             if not result[WORKING] and self._outdated(self._tune_trials[trial_id]):
                 self._withdraw(self._tune_trials[trial_id])
                 return False
-        if ROW in result:
-            return self._ledger.report(self._repeats[trial_id], result[ROW])
+        if ROW in result and not self._ledger.report(self._repeats[trial_id], result[ROW]):
+            # Paused: the repeat may continue as another Tune trial, so nothing that comes from this one concerns it.
+            del self._repeats[trial_id]
+            self._ending.add(trial_id)
+            return False
         return True
 
     def _decide(self, decide: Callable[[], Decision], otherwise: Decision) -> Decision:
@@ -142,11 +146,12 @@ class RepeatSearcher(Searcher):
             return otherwise
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the ledger how a repeat ended, unless it was withdrawn."""
+        """Tell the ledger how a repeat ended, unless it was withdrawn or paused."""
+        self._ending.discard(trial_id)
+        self._tune_trials.pop(trial_id, None)
         repeat = self._repeats.pop(trial_id, None)
         if repeat is None:
             return
-        self._tune_trials.pop(trial_id, None)
 
         result = result or {}
         failure = result.get(FAILURE, "")

@@ -38,6 +38,7 @@ CRASHED = "crashed"
 MLFLOW_STATUS = {
     "waiting": "SCHEDULED",
     "running": "RUNNING",
+    "paused": "SCHEDULED",
     "finished": "FINISHED",
     "complete": "FINISHED",
     "stopped": "KILLED",

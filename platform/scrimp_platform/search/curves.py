@@ -1,0 +1,139 @@
+"""What the curve model says of a sweep's trials, from all scores of the search so far.
+
+It learns from the scores at every rung, those of running, paused and stopped trials, too. A failed trial counts as the
+worst score of the rung that it did not reach, and one that breaks a constraint as the worst at the last.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scrimp_platform.search.curve_model import CurveModel, Scores
+from scrimp_platform.search.encoding import Encoding
+from scrimp_platform.search.order import violation
+from scrimp_platform.search.records import Trial
+from scrimp_spaces.space import Space
+
+MOST_FITTED = 150
+"""Scores to which the model is fitted; the rest only condition it. The time of a fit grows with their cube."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The fitted model, and the trials that it has learned from.
+
+    Attributes
+    ----------
+    scores : tuple
+        Of each trial that has scores or has failed its number, its end and how many rungs it has reached: what the
+        model depends on.
+    trials : sequence of Trial
+        Every proposal with its values, in order.
+    points : ndarray
+        [trials, D], their recipes.
+    expected : dict
+        The score at the last rung that the model expects of each trial that has scores, by number. Lower is better, on
+        the scale of the model: logarithms if all scores are positive.
+    """
+
+    space: Space
+    scores: tuple[tuple[int, str, int], ...]
+    encoding: Encoding
+    model: CurveModel
+    trials: Sequence[Trial]
+    points: np.ndarray
+    expected: dict[int, float]
+
+    @property
+    def last(self) -> int:
+        """Position of the last rung."""
+        return len(self.space.budget.rungs_kimg) - 1
+
+
+def learn(proposals: Sequence[Trial], space: Space, earlier: Curves | None = None) -> Curves | None:
+    """Fit the model to the search's scores; none if there are fewer than two, or the space has several objectives.
+
+    If there is no score that `earlier` has not learned from, its model is used again.
+    """
+    trials = [trial for trial in proposals if trial.params]
+    scored = [i for i, trial in enumerate(trials) if trial.scored_rungs(space)]
+    if len(scored) < 2 or len(space.objectives) > 1:
+        return None
+
+    encoding = Encoding(space)
+    points = encoding.points(encoding.shares([trial.params for trial in trials]))
+    known = _scores_known(trials, space)
+    if earlier and earlier.scores == known:
+        return dataclasses.replace(earlier, trials=trials, points=points)
+
+    scores = curve_scores(trials, points, encoding.columns, space)
+    model = CurveModel(scores, CurveModel(thinned(scores)).theta)
+    means, _, _ = model.predict(points[scored], len(scores.log_kimg) - 1, points[:0])
+    expected = dict(zip([trials[i].number for i in scored], means.tolist(), strict=True))
+    return Curves(space, known, encoding, model, trials, points, expected)
+
+
+def _scores_known(trials: Sequence[Trial], space: Space) -> tuple[tuple[int, str, int], ...]:
+    known = []
+    for trial in trials:
+        end = trial.status if trial.status in ("failed", "complete") else ""
+        reached = len(trial.scored_rungs(space))
+        if end or reached:
+            known.append((trial.number, end, reached))
+    return tuple(known)
+
+
+def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, space: Space) -> Scores:
+    """Return the scores of the trials, whose recipes are `points` [trials, D], as the curve model learns from them.
+
+    They are on a log scale if all are positive, and lower is better. How bad the worst ones are tells nothing about
+    where the best are, and a Gaussian process would bend to fit them: at each rung, scores that are further above the
+    median than the best is below it become equal to that.
+    """
+    rungs = space.budget.rungs_kimg
+    name, direction = next(iter(space.objectives.items()))
+    entries: list[tuple[int, int, float]] = []
+    worst: list[tuple[int, int]] = []
+    for i, trial in enumerate(trials):
+        reached = trial.scored_rungs(space)
+        entries += [(i, rungs.index(rung), trial.repeats[0].score(name, rung)) for rung in reached]
+        if trial.status == "failed" and len(reached) < len(rungs):
+            worst.append((i, len(reached)))
+        if trial.status == "complete" and _violates(trial, space):
+            worst.append((i, len(rungs) - 1))
+
+    recipe, rung, score = (np.array(column) for column in zip(*entries, strict=True))
+    if (score > 0).all():
+        score = np.log(score)
+    if direction == "maximize":
+        score = -score
+    for at in np.unique(rung):
+        here = rung == at
+        median = np.median(score[here])
+        score[here] = np.minimum(score[here], 2 * median - score[here].min())
+
+    for i, at in worst:
+        if (rung == at).any():
+            score = np.append(score, score[rung == at].max())
+            recipe = np.append(recipe, i)
+            rung = np.append(rung, at)
+    return Scores(points, columns, np.log(rungs), recipe, recipe, rung, score)
+
+
+def _violates(trial: Trial, space: Space) -> bool:
+    last = trial.repeats[0].last
+    return last is not None and violation(last, space) > 0
+
+
+def thinned(scores: Scores) -> Scores:
+    """Return at most about `MOST_FITTED` of the scores: those of every second recipe, every third, and so on."""
+    every = math.ceil(len(scores.score) / MOST_FITTED)
+    chosen = np.unique(scores.recipe)[::every]
+    kept = np.isin(scores.recipe, chosen)
+    place = np.searchsorted(chosen, scores.recipe[kept])
+    return Scores(
+        scores.points[chosen], scores.columns, scores.log_kimg, place, place, scores.rung[kept], scores.score[kept]
+    )

@@ -1,0 +1,108 @@
+"""Successive halving: which trials of the search continue after a rung, which wait, and which can be given up.
+
+Every trial is paused at a rung, and promoted when it is among the best 1/reduction of all that have reached the rung
+(ASHA, Li et al. 2020, "A system for massively parallel hyperparameter tuning"). ASHA promotes as many as ever were
+among the best, which with better and better proposals are more than 1/reduction; here that share is kept, but at least
+as many continue as enter the race.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scrimp_platform.search.order import order, violation
+from scrimp_platform.search.records import Trial
+from scrimp_spaces.space import Budget, Space
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The trials at a rung.
+
+    Attributes
+    ----------
+    kimg : float
+        The rung.
+    ranking : list of Trial
+        All that have reached it, from best to worst.
+    most : int
+        How many will have reached it in the end, if none fails.
+    places : int
+        How many will have been promoted from it in the end.
+    """
+
+    kimg: float
+    ranking: list[Trial]
+    most: int
+    places: int
+
+    @property
+    def promoted(self) -> int:
+        """How many have been promoted from it."""
+        return sum(trial.repeats[0].passed >= self.kimg for trial in self.ranking)
+
+    def promotable(self) -> Trial | None:
+        """Return the best trial that waits at the rung, if it may continue now."""
+        open_now = self.places * len(self.ranking) // max(self.most, 1)
+        if self.promoted >= open_now:
+            return None
+        return next(filter(self._waits, self.ranking[:open_now]), None)
+
+    @property
+    def paused(self) -> list[Trial]:
+        """The trials that wait at the rung, from best to worst."""
+        return [trial for trial in self.ranking if trial.status == "paused" and self._waits(trial)]
+
+    def hopeless(self, places: int) -> list[Trial]:
+        """Return the trials that wait at the rung in vain if so many are promoted: better ones will take the places."""
+        return self.paused[max(0, places - self.promoted) :]
+
+    def _waits(self, trial: Trial) -> bool:
+        return trial.repeats[0].passed < self.kimg and trial.status in ("paused", "running")
+
+
+def promoted_places(reaching: int, budget: Budget) -> int:
+    """Return how many trials continue of those that reach a rung: the share of the best, but enough for a race."""
+    return max(int(reaching / budget.reduction), min(reaching, budget.leaders))
+
+
+def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping[int, float] | None) -> list[Rung]:
+    """Return the rungs before the last, in order.
+
+    Parameters
+    ----------
+    trials : sequence of Trial
+        The trials of the sweep.
+    to_come : int
+        How many more the search will propose.
+    expected : mapping, optional
+        The score at the last rung that each trial is expected to have, by number; lower is better. Without it trials
+        are ranked by their scores at the rung.
+    """
+    marks = space.budget.rungs_kimg[:-1]
+    started = [trial for trial in trials if trial.repeats]
+    coming = to_come
+    known = []
+    for place, kimg in enumerate(marks):
+        before = marks[place - 1] if place else 0.0
+        reached = []
+        on_their_way = 0
+        for trial in started:
+            if kimg in trial.scored_rungs(space):
+                reached.append(trial)
+            elif trial.status == "running" and trial.repeats[0].passed >= before:
+                on_their_way += 1
+
+        most = len(reached) + on_their_way + coming
+        places = promoted_places(most, space.budget)
+        rung = Rung(kimg, _ranking(reached, space, kimg, expected), most, places)
+        coming = max(0, places - rung.promoted)
+        known.append(rung)
+    return known
+
+
+def _ranking(reached: list[Trial], space: Space, kimg: float, expected: Mapping[int, float] | None) -> list[Trial]:
+    rows = [trial.repeats[0].rungs[kimg] for trial in reached]
+    if not expected:
+        return [reached[i] for i in order(rows, space)]
+    keys = [(violation(row, space), expected[trial.number]) for row, trial in zip(rows, reached, strict=True)]
+    return [reached[i] for i in sorted(range(len(reached)), key=keys.__getitem__)]
