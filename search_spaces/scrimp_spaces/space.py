@@ -182,6 +182,9 @@ class Space(Section):
     """Scores to optimise; several make a Pareto front."""
     constraints: dict[str, Bound] = {}
     """Scores that must keep a limit."""
+    prefer: Literal["cheapest", "best"] = "cheapest"
+    """Which of the trials that the race cannot tell apart is recommended: the cheapest one, or the one with the best
+    mean."""
     scoring: Scoring
     """How a repeat is scored at a rung."""
     budget: Budget = Budget()

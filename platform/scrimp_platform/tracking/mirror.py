@@ -17,6 +17,7 @@ from typing import Any
 
 from scrimp_platform import store
 from scrimp_platform.report import leaderboard
+from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import records, stats
 from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
@@ -103,6 +104,7 @@ class Mirror:
         space = Space.model_validate(sweep["space"])
         self._known = records.read_records(self._folder, self._known)
         trials = [trial for trial in self._known.trials if trial.status != "damaged"]
+        rows = {row.number: row for row in leaderboard.rank(trials, space)}
         if not has_ended:
             self._update_sweep(runs, sweep_run, sweep, space, "RUNNING")
 
@@ -118,7 +120,7 @@ class Mirror:
                 self._send_repeat(runs, trial_run, trial, repeat, has_ended)
                 sent += 1
                 self._progress(sent, total)
-            self._update_trial(runs, sweep_run, trial_run, trial, space, has_ended)
+            self._update_trial(runs, sweep_run, trial_run, rows[trial.number], space, has_ended)
             sent += 1
             self._progress(sent, total)
 
@@ -153,14 +155,17 @@ class Mirror:
         runs.update(run, status, params=params, tags=tags)
 
     def _update_trial(
-        self, runs: SweepRuns, sweep_run: Run, run: Run, trial: Trial, space: Space, has_ended: bool
+        self, runs: SweepRuns, sweep_run: Run, run: Run, row: TrialRow, space: Space, has_ended: bool
     ) -> None:
+        trial = row.trial
         last_rung = space.budget.rungs_kimg[-1]
         fresh = records.unbiased_repeats(trial, space, last_rung)
         judged = [repeat for repeat in trial.finished_repeats(last_rung) if repeat not in fresh]
         metrics: dict[str, float] = {}
         for name in [*space.objectives, *space.constraints]:
             summary = stats.summarize(records.finite_scores(fresh, name, last_rung))
+            if row.fresh and name in row.summaries:  # by the model of the race
+                summary = row.summaries[name]
             chosen_at = stats.summarize(records.finite_scores(judged, name, last_rung)).mean
             values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high, "chosen_at": chosen_at}
             for part, value in values.items():
