@@ -168,9 +168,9 @@ def _means(rows: Sequence[TrialRow], space: Space) -> str:
         chance = "dominated by no other raced trial"
     return (
         "The scores of raced trials are means over fresh seeds with 95% intervals, by a model of all raced trials in "
-        "which the noise of seeds is common. The seeds that choose the best trial also report its score. Its plain mean "
-        "would flatter it; the model draws each mean towards that of all, the more so the fewer and noisier its seeds. "
-        "After that the choice biases nothing. The score of the search (chosen at) is left out. "
+        "which the noise of seeds is common. The seeds that choose the best trial also report its score. Its plain "
+        "mean would flatter it, so each mean is drawn towards that of all, the more so the fewer and noisier its seeds."
+        " After that the choice biases nothing. The score of the search (chosen at) is left out. "
         f"The probability is that of the trial to be {chance}."
     )
 
