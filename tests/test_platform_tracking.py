@@ -155,7 +155,7 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
     assert runs["repeat 2.0"].data.tags["scrimp.cause"] == "Diverged: step 7: loss is nan"
 
 
-def test_the_winning_model_is_that_of_the_winners_typical_repeat(uri, client, folder):
+def test_the_recommended_model_is_that_of_the_winners_typical_repeat(uri, client, folder):
     add_repeat(folder, Repeat(0, 3, 16, "race", "finished"), rungs=RUNGS)
     Mirror(folder, uri).sync("complete")
     run = runs_of(client, folder)[folder.path.name]

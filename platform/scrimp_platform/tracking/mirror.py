@@ -124,11 +124,11 @@ class Mirror:
             sent += 1
             self._progress(sent, total)
 
-        # The sweep's files, and at its end the winning model and the outcome.
+        # The sweep's files, and at its end the recommended model and the outcome.
         for file in (self._folder.description, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.send_file(sweep_run, file)
         if has_ended:
-            self._send_winning_model(runs, sweep_run, self._known.trials, space)
+            self._send_recommended_model(runs, sweep_run, self._known.trials, space)
             status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
             self._update_sweep(runs, sweep_run, sweep, space, status, outcome)
 
@@ -210,8 +210,8 @@ class Mirror:
         status = "waiting" if has_ended and repeat.open else repeat.status
         runs.update(run, MLFLOW_STATUS[status], repeat.ended, params=params, tags=tags)
 
-    def _send_winning_model(self, runs: SweepRuns, run: Run, trials: list[Trial], space: Space) -> None:
-        model = winning_model(self._folder, trials, space)
+    def _send_recommended_model(self, runs: SweepRuns, run: Run, trials: list[Trial], space: Space) -> None:
+        model = recommended_model(self._folder, trials, space)
         if model is None:
             return
         for file in sorted(path for path in model.rglob("*") if path.is_file()):
@@ -431,8 +431,8 @@ def sync_ended_sweep(
     return mirror.link
 
 
-def winning_model(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
-    """Return the model of the winning trial's typical repeat, the same that the report shows; None without a winner."""
+def recommended_model(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
+    """Return the model of the recommended trial's typical repeat, as the report shows it; None without one."""
     best = leaderboard.best(leaderboard.rank(trials, space))
     if best is None or any(map(leaderboard.may_hide_best, trials)):
         return None
