@@ -75,11 +75,11 @@ def resume_answer(folder: SweepFolder) -> Answer:
     return [(trial.number, trial.params, trial.status, trial.repeats) for trial in ledger.trials], said
 
 
-def test_no_damage_goes_unnoticed_and_none_makes_another_winner(folder):
+def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder):
     rng = random.Random(0)
     reads = (status_answer, report_answer, resume_answer)
     expected = [read(folder)[0] for read in reads]
-    (winner,) = winners(expected[1])
+    (recommended,) = recommendations(expected[1])
     whole = contents(folder)
     files = list(whole)
     for count in range(DAMAGES):
@@ -91,12 +91,12 @@ def test_no_damage_goes_unnoticed_and_none_makes_another_winner(folder):
             answer, problems = read(folder)
             assert answer == right or any(file.name in problem for problem in problems), f"{read.__name__}: {file}"
             if read is report_answer:
-                assert winners(answer) <= {winner}
+                assert recommendations(answer) <= {recommended}
         restore(folder, whole)
 
 
-def winners(answer: list[Any]) -> set[int]:
-    return {number for number, state, _ in answer[0] if state == "winner"} if answer else set()
+def recommendations(answer: list[Any]) -> set[int]:
+    return {number for number, state, _ in answer[0] if state == "recommended"} if answer else set()
 
 
 def write_report(folder: SweepFolder) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from scrimp_platform.report import formatting, leaderboard
 from scrimp_platform.report.leaderboard import TrialRow
-from scrimp_platform.search import stats
+from scrimp_platform.search import posterior, stats, verdict
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
@@ -21,15 +21,17 @@ LAST = 60.0
 TWO = {"fd_classifier": "minimize", "precision_classifier": "maximize"}
 
 
-def repeat(number: int, i: int, status: str, **scores: float) -> Repeat:
-    rungs = {LAST: make_row(seconds=36.0, **scores)} if scores else {}
+def repeat(number: int, i: int, status: str, seconds: float = 36.0, **scores: float) -> Repeat:
+    rungs = {LAST: make_row(seconds=seconds, **scores)} if scores else {}
     return Repeat(number, i, i, "race" if i else "search", status, rungs=rungs)  # pyright: ignore[reportArgumentType]
 
 
-def trained(number: int, chosen_at: float, *values: float, failed: int = 0, **more: float) -> Trial:
+def trained(
+    number: int, chosen_at: float, *values: float, failed: int = 0, seconds: float = 36.0, **more: float
+) -> Trial:
     """A trial with its score in the search, and those of the race."""
     scores = (chosen_at, *values)
-    repeats = [repeat(number, i, "finished", fd_classifier=value, **more) for i, value in enumerate(scores)]
+    repeats = [repeat(number, i, "finished", seconds, fd_classifier=value, **more) for i, value in enumerate(scores)]
     repeats += [repeat(number, len(scores) + i, "failed") for i in range(failed)]
     return Trial(number, {"optimizer.lr": 1e-3 * (number + 1)}, "complete", repeats)
 
@@ -59,14 +61,15 @@ def test_raced_trials_come_first_then_single_pruned_and_failed_ones():
         trained(5, 4.0, 9.2, 9.1), trained(6, 5.0, 5.1, 4.9), trained(7, 3.0),
     )  # fmt: skip
     assert summary(rows) == [
-        (1, 6, "winner"), (2, 5, "beaten"), (3, 4, "single"), (4, 7, "single"),
+        (1, 6, "recommended"), (2, 5, "beaten"), (3, 4, "single"), (4, 7, "single"),
         (5, 3, "pruned"), (6, 2, "pruned"), (7, 1, "pruned"), (8, 0, "failed"),
     ]  # fmt: skip
 
 
 def test_a_summary_is_that_of_the_finished_repeats_at_the_last_rung():
     rows, _ = ranked(trained(0, 1.0, 5.0, 6.0, 8.0, failed=1))
-    assert rows[0].summaries["fd_classifier"] == stats.summarize([5.0, 6.0, 8.0])
+    assert rows[0].summaries["fd_classifier"] == posterior.of_scores([[5.0, 6.0, 8.0]], "minimize").summaries[0]
+    assert rows[0].summaries["fd_classifier"].std == stats.summarize([5.0, 6.0, 8.0]).std
     assert (rows[0].repeat_count, rows[0].failed, rows[0].kimg, rows[0].gpu_hours) == (3, 1, LAST, pytest.approx(0.01))
 
 
@@ -74,7 +77,7 @@ def test_the_score_by_which_a_trial_was_chosen_is_shown_and_not_counted():
     rows, _ = ranked(trained(0, 1.0, 5.0, 5.1, 5.2), trained(1, 2.0, 4.0, 4.1, 4.2))
     assert [row.number for row in rows] == [1, 0]
     assert [leaderboard.chosen_at_text(row, "fd_classifier") for row in rows] == ["2", "1"]
-    assert rows[1].summaries["fd_classifier"].mean == pytest.approx(5.1)
+    assert rows[1].summaries["fd_classifier"].mean == pytest.approx(5.1, rel=0.01)
 
 
 def test_constraints_too_are_judged_by_fresh_seeds():
@@ -84,26 +87,89 @@ def test_constraints_too_are_judged_by_fresh_seeds():
     assert rows[0].status == "infeasible"
 
 
-def test_a_tie_is_called_a_tie_and_nobody_wins():
-    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(1, 4.1, 5.1, 5.5, 5.4), trained(2, 4.2, 9.0, 9.1, 9.2))
-    assert summary(rows) == [(1, 0, "tied"), (2, 1, "tied"), (3, 2, "beaten")]
+def interval(row: TrialRow) -> str:
+    return formatting.interval(row.summaries["fd_classifier"])
+
+
+def test_of_trials_that_cannot_be_told_apart_the_cheapest_is_recommended():
+    rows, space = ranked(
+        trained(1, 4.0, 5.0, 5.4, 5.2, seconds=90.0, parameters=396_000.0),
+        trained(2, 4.1, 5.2, 5.3, 5.2, seconds=60.0, parameters=280_000.0),
+        trained(6, 4.1, 5.1, 5.5, 5.4, seconds=39.0, parameters=177_000.0),
+        trained(7, 4.2, 9.0, 9.1, 9.2, seconds=1.0, parameters=9.0),
+    )
+    assert summary(rows) == [(1, 6, "recommended"), (2, 1, "tied"), (3, 2, "tied"), (4, 7, "beaten")]
     assert leaderboard.verdict(rows, space) == (
-        "No winner: trial 0 has the best mean, fd_classifier 5.20 [4.70, 5.70] over 3 fresh seeds, "
-        "but its 95% interval overlaps that of trial 1 (5.33 [4.82, 5.85])."
+        f"Trial 6 is within 2% of the best of these with probability {rows[0].probability:.2f}; trials 1 and 2 "
+        "cannot be told from it. It is the cheapest of the three: 177k parameters, 39 s. "
+        f"Its fd_classifier {interval(rows[0])} is the mean over 3 fresh seeds."
     )
 
 
-def test_who_beats_every_other_trial_of_the_race_wins():
-    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(2, 4.2, 9.0, 9.1, 9.2))
-    assert summary(rows) == [(1, 0, "winner"), (2, 2, "beaten")]
-    assert leaderboard.verdict(rows, space) == "Trial 0 wins: fd_classifier 5.20 [4.70, 5.70] over 3 fresh seeds."
+def test_or_the_one_with_the_best_mean_where_the_space_prefers_it():
+    trials = [
+        trained(0, 4.0, 5.0, 5.4, 5.2, seconds=90.0),
+        trained(1, 4.1, 5.1, 5.5, 5.4, seconds=39.0),
+        trained(2, 4.2, 9.0, 9.1, 9.2),
+    ]
+    rows, space = ranked(*trials, prefer="best")
+    assert summary(rows) == [(1, 0, "recommended"), (2, 1, "tied"), (3, 2, "beaten")]
+    assert leaderboard.verdict(rows, space).startswith(
+        f"Trial 0 is within 2% of the best of these with probability {rows[0].probability:.2f}; "
+        "trial 1 cannot be told from it. It has the best mean. "
+    )
 
 
-def test_the_only_trial_with_fresh_seeds_leads_without_winning():
+@pytest.mark.parametrize(
+    ("seconds", "parameters", "reason"),
+    [
+        ((90.0, 39.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters, 39 s."),
+        ((39.0, 39.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters, 39 s."),
+        ((0.0, 0.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters."),
+        ((0.0, 39.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters, 39 s."),
+        ((39.0, 39.0), (8.0, 8.0), ""),
+        ((0.0, 0.0), (math.nan, math.nan), ""),
+    ],
+)
+def test_cheaper_is_faster_or_where_times_are_equal_or_missing_smaller(seconds, parameters, reason):
+    rows, space = ranked(
+        trained(0, 4.0, 5.0, 5.4, 5.2, seconds=seconds[0], parameters=parameters[0]),
+        trained(1, 4.1, 5.1, 5.5, 5.4, seconds=seconds[1], parameters=parameters[1]),
+    )
+    assert rows[0].number == (1 if reason else 0)
+    said = leaderboard.verdict(rows, space)
+    assert reason in said
+    assert ("cheap" in said) is bool(reason)
+
+
+def test_who_stands_alone_is_the_best_with_a_probability():
+    rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(2, 4.2, 9.0, 9.1, 9.2, seconds=1.0))
+    assert summary(rows) == [(1, 0, "recommended"), (2, 2, "beaten")]
+    assert leaderboard.verdict(rows, space) == (
+        "Trial 0 is the best of these with probability over 0.99. "
+        f"Its fd_classifier {interval(rows[0])} is the mean over 3 fresh seeds."
+    )
+
+
+def test_the_probabilities_of_the_leaderboard_are_those_of_the_posterior():
+    samples = [[5.0, 5.4, 5.2], [5.1, 5.5, 5.4], [5.9, 5.6, 6.1]]
+    rows, space = ranked(*[trained(n, 4.0, *values) for n, values in enumerate(samples)])
+    known = posterior.of_scores(samples, "minimize")
+    by_number = {row.number: row for row in rows}
+    for number in range(3):
+        assert by_number[number].probability == known.near_best(verdict.MARGIN)[number]
+        assert by_number[number].probability_best == known.near_best(0.0)[number]
+        is_tied = known.worse(number, 0) < verdict.SURE
+        assert (by_number[number].status in ("tied", "recommended")) is is_tied
+    entries = leaderboard.entries(rows, space)
+    assert [entry["probability"] for entry in entries] == [row.probability for row in rows]
+
+
+def test_the_only_trial_with_fresh_seeds_only_leads():
     rows, space = ranked(trained(0, 4.0, 5.0, 5.4, 5.2), trained(1, 5.5))
     assert summary(rows) == [(1, 0, "leader"), (2, 1, "single")]
     assert leaderboard.verdict(rows, space) == (
-        "Trial 0 leads: fd_classifier 5.20 [4.70, 5.70] over 3 fresh seeds, which no other trial got."
+        f"Trial 0 leads: fd_classifier {interval(rows[0])} over 3 fresh seeds, which no other trial got."
     )
 
 
@@ -111,17 +177,17 @@ def test_with_two_repeats_there_is_one_fresh_seed_and_no_interval():
     rows, space = ranked(trained(0, 4.0, 5.0), trained(1, 4.5, 9.0))
     assert summary(rows) == [(1, 0, "leader"), (2, 1, "tied")]
     assert leaderboard.verdict(rows, space) == (
-        "Trial 0 leads with fd_classifier 5 over 1 fresh seed: no interval, so its lead may be luck."
+        "Trial 0 leads with fd_classifier 5 over 1 fresh seed, so its lead may be luck."
     )
 
 
-def test_a_better_single_repeat_does_not_win_but_is_mentioned():
+def test_a_better_single_repeat_is_not_recommended_but_mentioned():
     rows, space = ranked(trained(0, 4.5, 5.0, 5.4, 5.2), trained(1, 4.0))
     assert rows[0].number == 0
     assert "may be luck: trial 1 (4)" in leaderboard.verdict(rows, space)
 
 
-def test_a_single_repeat_leads_without_winning():
+def test_a_single_repeat_only_leads():
     rows, space = ranked(trained(0, 5.0), trained(1, 4.0))
     assert summary(rows) == [(1, 1, "leader"), (2, 0, "single")]
     assert leaderboard.verdict(rows, space) == (
@@ -129,7 +195,7 @@ def test_a_single_repeat_leads_without_winning():
     )
 
 
-def test_nobody_wins_while_a_repeat_is_open():
+def test_nobody_is_recommended_while_a_repeat_is_open():
     racing = trained(0, 5.0, 5.4, 5.5)
     racing.repeats.append(repeat(0, 3, "running"))
     rows, space = ranked(racing, trained(1, 9.0, 9.1, 9.2))
@@ -144,7 +210,7 @@ def test_a_maximised_objective_is_best_at_its_highest():
 
     objectives = {"precision_classifier": "maximize"}
     rows, _ = ranked(precise(0, 0.1, 0.1, 0.11), precise(1, 0.9, 0.9, 0.91), objectives=objectives)
-    assert summary(rows) == [(1, 1, "winner"), (2, 0, "beaten")]
+    assert summary(rows) == [(1, 1, "recommended"), (2, 0, "beaten")]
 
 
 def test_what_breaks_a_constraint_comes_after_all_that_keep_it_by_how_much():
@@ -163,7 +229,7 @@ def test_what_breaks_a_constraint_comes_after_all_that_keep_it_by_how_much():
     assert [row.excess for row in rows[1:4]] == [pytest.approx(0.1), pytest.approx(0.4), math.inf]
 
 
-def test_when_all_break_a_constraint_there_is_no_winner_and_the_closest_is_named():
+def test_when_all_break_a_constraint_none_is_the_best_and_the_closest_is_named():
     rows, space = ranked(trained(0, 1.0, memorized_fraction=0.5), constraints={"memorized_fraction": {"max": 0.0}})
     assert leaderboard.best(rows) is None
     assert "trial 0 comes closest, with memorized_fraction 0.500 (at most 0)" in leaderboard.verdict(rows, space)
@@ -213,17 +279,17 @@ def test_the_csv_has_the_promised_columns_and_whole_numbers(tmp_path):
     text = folder.leaderboard.read_text()
     assert text.splitlines()[0] == (
         "rank,trial,status,repeats,fd_classifier_mean,fd_classifier_std,fd_classifier_ci_low,fd_classifier_ci_high,"
-        "fd_classifier_chosen_at,kimg,gpu_hours,network.multipliers,optimizer.lr"
+        "fd_classifier_chosen_at,kimg,gpu_hours,probability,network.multipliers,optimizer.lr"
     )
     first, second = csv.DictReader(io.StringIO(text))
-    expected = stats.summarize([5.0, 6.1])
+    expected = posterior.of_scores([[5.0, 6.1]], "minimize").summaries[0]
     assert [float(first[f"fd_classifier_{part}"]) for part in ("mean", "std", "ci_low", "ci_high")] == [
         expected.mean, expected.std, expected.low, expected.high,
     ]  # fmt: skip
     assert (first["status"], first["repeats"]) == ("leader (1 repeat failed)", "2")
     assert float(first["fd_classifier_chosen_at"]) == 4.0
     assert json.loads(first["network.multipliers"]) == [1, 2]
-    assert (second["fd_classifier_ci_low"], second["network.multipliers"]) == ("", "")
+    assert (second["fd_classifier_ci_low"], second["probability"], second["network.multipliers"]) == ("", "", "")
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
@@ -235,7 +301,7 @@ def test_the_table_fits_the_terminal_with_every_score_whole(width):
     console.print(leaderboard.table(rows, space, width))
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert ("4.50" in text) is (width > 80)  # where there is room
-    for part in ("5.20 [4.70, 5.70]", "1 failed", "123 at 20 kimg", "pruned", "0.000123", "3.46"):
+    for part in (interval(rows[0]), "1 failed", "123 at 20 kimg", "pruned", "0.000123", "3.46"):
         assert part in text
     assert "…" not in text
 

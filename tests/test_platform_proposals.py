@@ -109,10 +109,11 @@ def test_quantiles_are_scipys(share):
     assert quantile(CategoricalDistribution("abc"), share) == "abc"[int(share * 3)]
 
 
-def test_tpe_is_the_default_and_an_unknown_name_is_refused():
-    assert make_space().proposals == "tpe"
+def test_curves_is_the_default_for_one_objective_and_an_unknown_name_is_refused():
+    assert make_space().proposals == "curves"
+    assert make_space(objectives={"fd_classifier": "minimize", "parameters": "minimize"}).proposals == "tpe"
     with pytest.raises(
-        UserError, match="proposals: Input should be 'tpe', 'gp', 'random', 'qmc' or 'curves', not 'best'"
+        UserError, match="proposals: Input should be 'curves', 'tpe', 'gp', 'random' or 'qmc', not 'best'"
     ):
         make_space(proposals="best")
 

@@ -144,7 +144,7 @@ def test_a_damaged_repeat_is_named_and_left_out_until_it_is_trained_again(folder
     (problem,) = problems
     assert problem.startswith(f"{files.path}/")
     assert problem.endswith(f"; repeat {best}.{number} is left out")
-    assert "winner" not in {status for _, status, _ in damaged}
+    assert "recommended" not in {status for _, status, _ in damaged}
     assert " leads " in uncertain
 
     ledger, said = resume(folder)
@@ -154,7 +154,7 @@ def test_a_damaged_repeat_is_named_and_left_out_until_it_is_trained_again(folder
     assert answer(folder) == (rows, verdict, [])
 
 
-def test_the_recipe_of_the_winner_stays_while_its_records_are_damaged(folder):
+def test_the_best_recipe_stays_while_its_records_are_damaged(folder):
     space = records.space_of(folder)
     sweep.conclude(folder, space, "complete")
     before = folder.best_recipe.read_bytes()

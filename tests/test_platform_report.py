@@ -18,7 +18,7 @@ from PIL import Image
 from scrimp_platform import store
 from scrimp_platform.cli import commands
 from scrimp_platform.report import classwise, formatting, importance, leaderboard, page, pictures, plots
-from scrimp_platform.search import records, stats
+from scrimp_platform.search import posterior, records
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import DamagedRecord
@@ -181,7 +181,7 @@ def test_a_sweep_that_was_interrupted_has_a_true_page(tmp_path, most, says):
     seen = read_page(folder)
     assert says in seen.text
     assert re.search(r"Ended early, .* UTC: interrupted", seen.text)
-    assert " wins" not in seen.text
+    assert "with probability" not in seen.text
     assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
 
 
@@ -222,8 +222,9 @@ def test_scores_within_classes_have_a_plot_and_a_table(classed):
     assert list(found.trials) == list(found.means) == [row.number for row in raced]
     for row in raced:
         assert found.means[row.number] == row.summaries["fd_classifier_class_mean"]
-        values = [repeat.score("fd_classifier_class_7", 60.0) for repeat in row.counted]
-        assert found.trials[row.number][7] == stats.summarize(values)
+        place = raced.index(row)
+        samples = [[repeat.score("fd_classifier_class_7", 60.0) for repeat in one.counted] for one in raced]
+        assert found.trials[row.number][7] == posterior.of_scores(samples, "minimize").summaries[place]
         assert formatting.interval(found.trials[row.number][7]) in seen.text
 
 
@@ -238,6 +239,7 @@ def test_the_plot_by_class_shows_the_tables_intervals(classed):
         assert list(bar.x) == [str(i) for i in range(10)]
         assert list(bar.y) == [summary.mean for summary in summaries]
         assert list(bar.error_y.array) == [summary.high - summary.mean for summary in summaries]
+        assert list(bar.error_y.arrayminus) == [summary.mean - summary.low for summary in summaries]
 
 
 def test_without_scores_within_classes_there_is_nothing_about_them(whole, seen):
@@ -271,6 +273,8 @@ def test_the_race_plot_shows_the_leaderboards_intervals(whole):
         summary = row.summaries["fd_classifier"]
         assert trace.x[0] == summary.mean
         assert trace.x[0] + trace.error_x.array[0] == pytest.approx(summary.high)
+        assert trace.x[0] - trace.error_x.arrayminus[0] == pytest.approx(summary.low)
+        assert summary.low > 0
 
 
 def test_importances_are_optunas_own(whole):
@@ -296,3 +300,19 @@ def test_a_large_or_broken_picture_does_not_burden_the_page(tmp_path):
     with pytest.raises(DamagedRecord, match=r"half\.png: a damaged image"):
         pictures.read_picture(tmp_path / "half.png", "half")
     assert pictures.read_picture(tmp_path / "none.png", "none") is None
+
+
+def test_a_band_needs_more_than_one_pair_of_seeds(whole):
+    space = make_space(budget={"trials": 16, "leaders": 4})
+    trials = records.read_records(whole).trials
+    rows = [row for row in leaderboard.rank(trials, space) if row.raced]
+
+    def bands(shown: list[leaderboard.TrialRow]) -> list[Any]:
+        figure = plots.learning_curves(trials, shown, "fd_classifier", "minimize")
+        return [trace for trace in traces(figure) if trace.fill == "toself"]
+
+    assert {row.repeat_count for row in rows} == {2}
+    assert bands(rows[:1]) == []
+    drawn = bands(rows)
+    assert len(drawn) == len(rows) >= 3
+    assert all(min(band.y) > 0 for band in drawn)

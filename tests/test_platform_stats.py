@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy.stats, Pareto fronts against their definition."""
+"""Intervals against scipy.stats, Pareto fronts against their definition."""
 
 import math
 
@@ -41,38 +41,6 @@ def test_equal_values_have_an_interval_of_no_width():
 @given(st.floats(0.01, 0.99), st.integers(1, 200))
 def test_the_quantile_is_scipys(probability, freedom):
     assert stats.quantile(probability, freedom) == pytest.approx(reference.t.ppf(probability, freedom), abs=1e-9)
-
-
-@given(SAMPLES, SAMPLES, DIRECTIONS)
-def test_worse_is_the_one_sided_pooled_t_test_at_95_percent(values, best, direction):
-    pooled, freedom = stats.pool([values, best])
-    assume(pooled > 1e-2 and min(np.std(values), np.std(best)) > 1e-3)
-    side = "greater" if direction == "minimize" else "less"
-    probability = reference.ttest_ind(values, best, alternative=side).pvalue  # pyright: ignore[reportAttributeAccessIssue]
-    assume(abs(probability - 0.05) > 1e-6)
-    assert stats.worse(values, best, pooled, freedom, direction) == (probability < 0.05)
-
-
-@given(st.lists(st.lists(VALUES, max_size=6), max_size=6))
-def test_the_pooled_deviation_is_the_root_mean_square_within_the_samples(samples):
-    pooled, freedom = stats.pool(samples)
-    residuals = np.concatenate([np.zeros(0), *[np.array(s) - np.mean(s) for s in samples if len(s) > 1]])
-    assert freedom == len(residuals) - sum(len(s) > 1 for s in samples)
-    if freedom:
-        assert pooled == pytest.approx(math.sqrt(np.sum(residuals**2) / freedom), abs=1e-6)
-
-
-def test_without_any_repeat_nobody_is_worse():
-    assert not stats.worse([9.0], [1.0], *stats.pool([[9.0], [1.0]]), "minimize")
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "tie"),
-    [([1.0, 1.1, 0.9], [1.2, 1.3, 1.1], True), ([1.0, 1.1, 0.9], [5.0, 5.1, 4.9], False), ([1.0], [5.0, 5.1], True)],
-)
-def test_intervals_that_overlap_tie_and_a_single_value_ties_with_everything(one, other, tie):
-    assert stats.tied(stats.summarize(one), stats.summarize(other)) is tie
-    assert stats.tied(stats.summarize(other), stats.summarize(one)) is tie
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=14)

@@ -37,11 +37,14 @@ SURFACES: Mapping[str, Callable[[int], Surface]] = {
 SCRIMP = "scrimp"
 SWEEPS: Mapping[str, Mapping[str, Any]] = {
     SCRIMP: {},
+    "scrimp-cheapest": {"prefer": "cheapest"},
+    "scrimp-tpe": {"proposals": "tpe"},
     "scrimp-random": {"proposals": "random"},
     "scrimp-gp": {"proposals": "gp"},
-    "scrimp-curves": {"proposals": "curves"},
 }
 """Sweeps of Scrimp, by what their space has in place of a surface's."""
+BEFORE = "scrimp-before"
+"""Scrimp before it paused and promoted trials: recorded cells, which cannot be run again."""
 PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
     "random": peers.Random,
     "optuna-tpe": partial(peers.Optuna, sampler="TPESampler"),
@@ -53,7 +56,7 @@ PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
     "syne-tune-mobster": partial(peers.SyneTune, scheduler="MOBSTER"),
     "smac": peers.Smac,
 }
-METHODS = (*SWEEPS, *PEERS)
+METHODS = (*SWEEPS, BEFORE, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,19 @@ def unavailable(results: Path, surface: str, method: str) -> Path:
 
 
 def simulate(cell: Cell) -> Outcome:
-    """Run a cell: Scrimp to the end of its sweep, a peer until the surface's GPU-hours are spent."""
+    """Run a cell until the surface's GPU-hours are spent.
+
+    Scrimp has them as its budget, and recommends the best recipe, not the cheapest of those that cannot be told apart.
+    """
     surface = SURFACES[cell.surface](cell.seed)
     if cell.method in PEERS:
         return Simulation(PEERS[cell.method](surface, cell.seed), surface).run()
 
     with tempfile.TemporaryDirectory(dir=memory()) as folder, no_disk():
-        space = surface.space.model_copy(update=SWEEPS[cell.method])
+        budget = surface.space.budget.model_copy(update={"max_gpu_hours": surface.horizon})
+        space = surface.space.model_copy(update={"budget": budget, "prefer": "best"} | dict(SWEEPS[cell.method]))
         sweep = Scrimp(space, cell.seed, Path(folder))
-        return Simulation(sweep, surface, limit=math.inf).run()
+        return Simulation(sweep, surface).run()
 
 
 def memory() -> Path | None:

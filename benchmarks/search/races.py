@@ -17,7 +17,7 @@ from benchmarks.search.simulate import Outcome, Simulation
 NAME = "scrimp-races"
 FIRST_SEED = 10_000
 """Of the races; the searches' seeds are below."""
-KEPT = ("stated", "alone", "raced", "truth", "final_regret", "spent", "idle")
+KEPT = ("stated", "best", "near", "alone", "raced", "truth", "final_regret", "spent", "idle")
 
 
 def run(surfaces: Iterable[str], seeds: Iterable[int], races: int, results: Path) -> None:

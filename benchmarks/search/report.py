@@ -20,6 +20,8 @@ from benchmarks.search.tables import HORIZON as TABLE_HORIZON
 Record = Mapping[str, Any]
 
 WITHIN = 0.05
+MARGIN = 0.02
+"""A recommended recipe is as good as the best of the raced if it is worse by at most this share."""
 JUDGED = {SYNTHETIC_HORIZON: (400.0, SYNTHETIC_HORIZON), TABLE_HORIZON: (800.0, TABLE_HORIZON)}
 """GPU-hours after which regrets are compared, by the surface's horizon."""
 
@@ -119,7 +121,7 @@ def verdicts(surfaces: Iterable[str], seeds: Sequence[int], results: Path) -> Ta
     layout = Table(title="Scrimp's verdict at the end of its sweep; means in %", title_justify="left")
     layout.add_column("surface")
     titles = ["races", "GPU-h", "regret", "95% intervals hold the truth", "stated minus true mean", "interval's width"]
-    titles += ["a winner alone", "it is the best raced", "the best raced dropped", "distinct raced", "race repeats"]
+    titles += ["stated: best", "it is", "stated: within 2%", "it is", "alone", "the best raced dropped", "race repeats"]
     for title in titles:
         layout.add_column(title, justify="right")
     for surface in surfaces:
@@ -149,10 +151,12 @@ def verdict_cells(records: Sequence[Record]) -> list[str]:
         share([record["stated"][1] <= record["truth"] <= record["stated"][2] for record in records]),
         signed(bias),
         percent(widths),
-        share([record["alone"] for record in records]),
+        probability(record.get("best") for record in records),
         share([record["truth"] == best_raced(record)[0] for record in records]),
+        probability(record.get("near") for record in records),
+        share([record["truth"] <= (1 + MARGIN) * best_raced(record)[0] for record in records]),
+        share([record["alone"] for record in records]),
         share([best_raced(record)[1] < max(seeds for _, seeds in record["raced"]) for record in records]),
-        f"{statistics.fmean(distinct(record) for record in records):.1f}",
         f"{statistics.fmean(sum(seeds for _, seeds in record['raced']) for record in records):.1f}",
     ]
 
@@ -162,9 +166,10 @@ def best_raced(record: Record) -> tuple[float, int]:
     return min(record["raced"], key=lambda raced: (raced[0], -raced[1]))
 
 
-def distinct(record: Record) -> int:
-    """Return how many different recipes a race had."""
-    return len({truth for truth, _ in record["raced"]})
+def probability(stated: Iterable[float | None]) -> str:
+    """Return the mean of stated probabilities in percent; empty where a record of an earlier version has none."""
+    known = [value for value in stated if value is not None]
+    return percent(known) if known else ""
 
 
 def percent(shares: Iterable[float]) -> str:

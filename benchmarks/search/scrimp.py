@@ -57,20 +57,24 @@ class Scrimp:
     def recommend(self) -> Values | None:
         """Return the recipe at the head of the leaderboard."""
         rows = self._rows()
-        learned = self._ledger._learned()
-        complete = [row.trial for row in rows if row.trial.status == "complete"]
-        if learned and complete and not rows[0].fresh:
-            return min(complete, key=lambda trial: learned.expected[trial.number]).params
         return rows[0].trial.params if rows else None
 
     def statement(self) -> Statement | None:
-        """Return the mean of the first trial over fresh seeds, with its interval, as the leaderboard has it."""
+        """Return what the leaderboard says of the first trial: the mean over fresh seeds, and how good it is."""
         rows = self._rows()
         if not rows or not rows[0].fresh or rows[0].repeat_count < 2:
             return None
         summary = rows[0].summaries[OBJECTIVE]
         raced = [(row.trial.params, row.repeat_count) for row in rows if row.raced]
-        return Statement(summary.mean, summary.low, summary.high, rows[0].status == "winner", raced)
+        return Statement(
+            mean=summary.mean,
+            low=summary.low,
+            high=summary.high,
+            best=rows[0].probability_best,
+            near=rows[0].probability,
+            alone=not any(row.status == "tied" for row in rows[1:]),
+            raced=raced,
+        )
 
     def _rows(self) -> list[TrialRow]:
         scored = [trial for trial in self._ledger.trials if any(repeat.rungs for repeat in trial.repeats)]

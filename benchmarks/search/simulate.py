@@ -39,8 +39,12 @@ class Statement:
     mean: float
     low: float
     high: float
+    best: float
+    """Probability that it is the best of the raced."""
+    near: float
+    """Probability that it is within 2% of the best of the raced."""
     alone: bool
-    """Whether it is named the winner, rather than one of several that cannot be told apart."""
+    """Whether it stands alone, rather than as one of several that cannot be told apart."""
     raced: Sequence[tuple[Values, int]]
     """The recipes that were compared over fresh seeds, the recommended one first, and how many seeds each got."""
 
@@ -78,6 +82,9 @@ class Outcome:
     """True regret of what was recommended after these GPU-hours."""
     stated: tuple[float, float, float] | None = None
     """Mean, low and high end of the interval that the method states for what it recommends in the end."""
+    best: float | None = None
+    """Stated probability that this recipe is the best of the raced; `near`: within 2% of it."""
+    near: float | None = None
     alone: bool | None = None
     raced: list[tuple[float, int]] = field(default_factory=list)
     """Of each recipe that was compared over fresh seeds, the recommended one first: its true score, and its seeds."""
@@ -228,6 +235,8 @@ class Simulation:
         statement = self._method.statement()
         if statement is not None:
             outcome.stated = (statement.mean, statement.low, statement.high)
+            outcome.best = statement.best
+            outcome.near = statement.near
             outcome.alone = statement.alone
             outcome.raced = [(self._surface.truth(values), seeds) for values, seeds in statement.raced]
         if recommended is not None:

@@ -34,7 +34,7 @@ class Result:
     reason: str
     """Why the sweep ended: `complete`, `interrupted`, or the limit that was reached; `not over yet` if it runs."""
     verdict: str
-    """The report's first sentence: which trial wins and by how much, or which trials are tied."""
+    """Which trial is recommended, how sure that is, and which cannot be told from it."""
     problems: tuple[str, ...]
     """A line for each record that is damaged or missing."""
     space: Space = field(repr=False)
@@ -152,7 +152,7 @@ def sweep(
     fresh: bool = False,
     seed: int = 0,
 ) -> Result:
-    """Search a space on a dataset, repeat the leading trials with fresh seeds, and find the winner.
+    """Search a space on a dataset, repeat the leading trials with fresh seeds, and recommend one.
 
     The same call resumes an earlier sweep. It runs as a job on the Ray cluster if one is running, or else starts Ray on
     this machine, and it prints what `scrimp sweep` prints. The first Ctrl-C ends the sweep cleanly, and the result's

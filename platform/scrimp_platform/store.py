@@ -252,7 +252,7 @@ class SweepFolder:
 
     @property
     def best_recipe(self) -> Path:
-        """The winning recipe; `scrimp train` takes it as it is."""
+        """The recommended recipe; `scrimp train` takes it as it is."""
         return self.path / "best_recipe.yaml"
 
     @property

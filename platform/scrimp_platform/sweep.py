@@ -197,7 +197,7 @@ def save_outcome(ledger: Ledger, plan: Plan, placement: Placement, reason: str) 
 
 
 def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
-    """Write the leaderboard, the winning recipe and the report, and print a summary."""
+    """Write the leaderboard, the recommended recipe and the report, and print a summary."""
     from scrimp_platform.report import page
 
     known = records.read_as_observer(folder)

@@ -183,13 +183,17 @@ class Space(Section):
     `recipe`. No arm is stopped, and each gets all repeats."""
     parts: tuple[FilePath, ...] = ()
     """Python files with a user's own parts, which recipes of the space, `scoring.also` and `proposals` may name."""
-    proposals: Literal["tpe", "gp", "random", "qmc", "curves"] | OwnPart = "tpe"
-    """Who proposes the recipes of a search: Optuna's TPE, its Gaussian process, chance, a Sobol sequence, or a Gaussian
-    process over whole learning curves, which takes one objective."""
+    proposals: Literal["curves", "tpe", "gp", "random", "qmc"] | OwnPart = "curves"
+    """Who proposes the recipes of a search: a Gaussian process over whole learning curves, which also says who
+    continues and takes one objective; Optuna's TPE, the default where there are several; Optuna's Gaussian process;
+    chance; a Sobol sequence."""
     objectives: Annotated[dict[str, Literal["minimize", "maximize"]], Field(min_length=1)]
     """Scores to optimise; several make a Pareto front."""
     constraints: dict[str, Bound] = {}
     """Scores that must keep a limit."""
+    prefer: Literal["cheapest", "best"] = "cheapest"
+    """Which of the trials that the race cannot tell apart is recommended: the cheapest one, or the one with the best
+    mean."""
     scoring: Scoring
     """How a repeat is scored at a rung."""
     budget: Budget = Budget()
@@ -200,6 +204,13 @@ class Space(Section):
         if not (self.search or self.arms):
             raise ValueError("a space needs fields to search, or arms to compare")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_objectives(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("objectives"), dict) and len(tree["objectives"]) > 1:
+            return {"proposals": "tpe"} | tree
+        return tree
 
     @model_validator(mode="after")
     def _curves_of_one_objective(self) -> "Space":

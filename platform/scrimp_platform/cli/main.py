@@ -89,7 +89,7 @@ STORAGE = click.option(
 )
 @click.pass_context
 def sweep_command(context: click.Context, **options: Any) -> None:
-    """Search a space on a dataset, repeat the best trials, and report the winner.
+    """Search a space on a dataset, repeat the best trials, and recommend one.
 
     Run the same command again to resume.
     """

@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from scrimp_platform.report.ranking import TrialRow
-from scrimp_platform.search import stats
+from scrimp_platform.search import posterior
 from scrimp_platform.search.stats import Summary
 from scrimp_trainers.common.metrics_log import MetricsRow
 
@@ -44,12 +44,10 @@ def class_scores(
     if not classes or len(classes) != len(class_columns):
         classes = [str(i) for i in range(len(class_columns))]
 
-    trials = {}
-    means = {}
-    for number, lines in lines_by_trial.items():
-        if any(mean_column in line.scores for line in lines):
-            trials[number] = [_summary(lines, column) for column in class_columns]
-            means[number] = _summary(lines, mean_column)
+    scored = {number: lines for number, lines in lines_by_trial.items() if any(mean_column in o.scores for o in lines)}
+    by_class = [_summaries(scored.values(), column) for column in class_columns]
+    trials = {number: [summaries[place] for summaries in by_class] for place, number in enumerate(scored)}
+    means = dict(zip(scored, _summaries(scored.values(), mean_column), strict=True))
     return ClassScores(name, list(classes), trials, means)
 
 
@@ -68,6 +66,10 @@ def _last_lines(row: TrialRow) -> list[MetricsRow]:
     return [repeat.rungs[row.kimg] for repeat in row.counted]
 
 
-def _summary(lines: Sequence[MetricsRow], name: str) -> Summary:
-    values = [line.value(name) for line in lines]
-    return stats.summarize([value for value in values if math.isfinite(value)])
+def _summaries(trials: Iterable[Sequence[MetricsRow]], name: str) -> list[Summary]:
+    """Summarise a score of each trial over its repeats, as the race does; lower is better."""
+    samples: list[list[float]] = []
+    for lines in trials:
+        values = [line.value(name) for line in lines]
+        samples.append([value for value in values if math.isfinite(value)])
+    return posterior.of_scores(samples, "minimize").summaries

@@ -54,7 +54,7 @@ def interval(summary: Summary) -> str:
     """
     if summary.n == 0:
         return ""
-    if summary.n < 2 or summary.low == summary.high:
+    if math.isnan(summary.low) or summary.low == summary.high:
         return number(summary.mean)
     if not 1e-3 <= abs(summary.mean) < 1e5:
         return f"{number(summary.mean)} [{number(summary.low)}, {number(summary.high)}]"
@@ -75,6 +75,21 @@ def duration(hours: float) -> str:
     if hours < 1.5:
         return f"{hours * 60:.0f} min"
     return f"{hours:,.1f} h"
+
+
+def probability(value: float) -> str:
+    """Format a probability with two decimals; one that rounds to 0 or 1 as a bound, since nothing is certain."""
+    if value < 0.005:
+        return "below 0.01"
+    if value >= 0.995:
+        return "over 0.99"
+    return f"{value:.2f}"
+
+
+def cardinal(number_of_items: int) -> str:
+    """Format a small number of items as a word."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[number_of_items] if number_of_items < len(words) else f"{number_of_items:,}"
 
 
 def conjunction(items: Sequence[Any]) -> str:

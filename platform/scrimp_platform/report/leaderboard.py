@@ -22,27 +22,27 @@ from scrimp_platform.report.ranking import (
     may_hide_best,
     rank,
     typical_repeat,
-    violation,
 )
 from scrimp_platform.search.stats import Direction
+from scrimp_platform.search.verdict import MARGIN, Cost, cost_keys, violation
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
 __all__ = [
-    "TrialRow", "best", "chosen_at_text", "columns", "entries", "may_hide_best", "rank", "score_text", "status_text",
-    "table", "typical_repeat", "verdict", "write_csv",
+    "TrialRow", "best", "chosen_at_text", "columns", "entries", "may_hide_best", "probability_text", "rank",
+    "score_text", "status_text", "table", "typical_repeat", "verdict", "write_csv",
 ]  # fmt: skip
 
 _GOOD = "bold green"
 _BAD = "red"
-_STYLES = {"winner": _GOOD, "leader": _GOOD, "front": _GOOD, "tied": "green", "failed": _BAD, "damaged": _BAD}
+_STYLES = {"recommended": _GOOD, "leader": _GOOD, "front": _GOOD, "tied": "green", "failed": _BAD, "damaged": _BAD}
 
 
 def verdict(rows: Sequence[TrialRow], space: Space) -> str:
-    """Return one or two sentences: which trial wins and by how much, or which trials are tied."""
+    """Return a few sentences: which trial is recommended, how sure that is, and which cannot be told from it."""
     first = best(rows)
     if first is None:
-        return _no_winner(rows, space)
+        return _no_best(rows, space)
     if len(space.objectives) > 1:
         return _front_verdict(rows, first, space)
     name, direction = next(iter(space.objectives.items()))
@@ -56,25 +56,51 @@ def _single_verdict(rows: Sequence[TrialRow], first: TrialRow, name: str, space:
         return f"Trial {first.number} leads with {score} in the repeat by which it was chosen, so its lead may be luck"
     seeds = _seeds(first.repeat_count, space)
     if first.repeat_count == 1:
-        return f"Trial {first.number} leads with {score} over {seeds}: no interval, so its lead may be luck"
+        return f"Trial {first.number} leads with {score} over {seeds}, so its lead may be luck"
 
     ties = [row for row in rows if row.status == "tied" and row is not first]
-    if first.status == "winner":
-        return f"Trial {first.number} wins: {score} over {seeds}"
-    if first.status == "tied":
-        others = formatting.conjunction([_trial_with_score(row, name) for row in ties])
-        return (
-            f"No winner: trial {first.number} has the best mean, {score} over {seeds}, "
-            f"but its 95% interval overlaps that of {others}"
-        )
+    if first.status == "recommended":
+        return f"{_recommendation(first, ties, space)} Its {score} is the mean over {seeds}"
 
     # The race is not over, or there was none.
     if not any(row.raced for row in rows if row is not first):
         return f"Trial {first.number} leads: {score} over {seeds}, which no other trial got"
     text = f"Trial {first.number} leads so far: {score} over {seeds}"
     if ties:
-        text += f"; {_trials([row.number for row in ties])} cannot be told from it yet (intervals overlap)"
+        text += f"; {_trials([row.number for row in ties])} cannot be told from it yet"
     return text
+
+
+def _recommendation(first: TrialRow, ties: Sequence[TrialRow], space: Space) -> str:
+    """Say how sure it is that the recommended trial is the best or near it, and why it is recommended."""
+    if not ties:
+        chance = formatting.probability(first.probability_best)
+        return f"Trial {first.number} is the best of these with probability {chance}."
+    text = (
+        f"Trial {first.number} is within {MARGIN:.0%} of the best of these with probability "
+        f"{formatting.probability(first.probability)}; {_trials([row.number for row in ties])} cannot be told from it."
+    )
+    if space.prefer == "best":
+        text += " It has the best mean."
+    elif _is_cheapest(first, ties):
+        comparison = "the cheaper of the two"
+        if len(ties) > 1:
+            comparison = f"the cheapest of the {formatting.cardinal(len(ties) + 1)}"
+        text += f" It is {comparison}: {_cost_text(first)}."
+    return text
+
+
+def _is_cheapest(first: TrialRow, ties: Sequence[TrialRow]) -> bool:
+    """Whether a trial is known to cost less than all of those that cannot be told from it."""
+    keys = cost_keys({row.number: Cost(row.gpu_hours, row.parameters) for row in (first, *ties)})
+    return all(keys[first.number] < keys[row.number] for row in ties)
+
+
+def _cost_text(row: TrialRow) -> str:
+    parts = [f"{formatting.count(row.parameters)} parameters"] if math.isfinite(row.parameters) else []
+    if math.isfinite(row.gpu_hours):
+        parts.append(formatting.duration(row.gpu_hours))
+    return ", ".join(parts)
 
 
 def _trial_with_score(row: TrialRow, name: str) -> str:
@@ -114,11 +140,11 @@ def _front_verdict(rows: Sequence[TrialRow], first: TrialRow, space: Space) -> s
         text += ", by single repeats: no intervals, so the front may be luck"
     ties = [row.number for row in rows if row.status == "tied"]
     if ties:
-        text += f"; {_trials(ties)} may belong to it (intervals overlap)"
+        text += f"; {_trials(ties)} may belong to it"
     return f"{text}."
 
 
-def _no_winner(rows: Sequence[TrialRow], space: Space) -> str:
+def _no_best(rows: Sequence[TrialRow], space: Space) -> str:
     """Say why there is no best trial."""
     if not rows:
         return "No trial has begun."
@@ -158,7 +184,7 @@ def columns(space: Space) -> list[str]:
     """Return the names of the leaderboard's columns."""
     parts = ("mean", "std", "ci_low", "ci_high", "chosen_at")
     scores = [f"{name}_{part}" for name in space.objectives for part in parts]
-    return ["rank", "trial", "status", "repeats", *scores, "kimg", "gpu_hours", *space.search]
+    return ["rank", "trial", "status", "repeats", *scores, "kimg", "gpu_hours", "probability", *space.search]
 
 
 def entries(rows: Sequence[TrialRow], space: Space) -> list[dict[str, Any]]:
@@ -172,8 +198,8 @@ def _entry(row: TrialRow, space: Space) -> dict[str, Any]:
         summary = row.summaries[name]
         numbers += [summary.mean, summary.std, summary.low, summary.high, row.chosen_at[name]]
     values = [row.trial.params.get(path) for path in space.search]
-    cells = [row.rank, row.number, status_text(row), row.repeat_count, *numbers, row.kimg, row.gpu_hours, *values]
-    return dict(zip(columns(space), cells, strict=True))
+    cells = [row.rank, row.number, status_text(row), row.repeat_count, *numbers, row.kimg, row.gpu_hours]
+    return dict(zip(columns(space), [*cells, row.probability, *values], strict=True))
 
 
 def score_text(row: TrialRow, objective: str) -> str:
@@ -189,6 +215,11 @@ def score_text(row: TrialRow, objective: str) -> str:
 def chosen_at_text(row: TrialRow, objective: str) -> str:
     """Format the score by which the search chose a trial of the race; empty for other trials."""
     return formatting.number(row.chosen_at[objective]) if row.fresh else ""
+
+
+def probability_text(row: TrialRow) -> str:
+    """Format the probability of a raced trial to be within 2% of the best, or with several objectives on the front."""
+    return "" if math.isnan(row.probability) else formatting.probability(row.probability)
 
 
 def status_text(row: TrialRow) -> str:

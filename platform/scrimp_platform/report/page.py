@@ -23,6 +23,7 @@ from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.ranking import MEANINGS, TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.verdict import MARGIN
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
@@ -70,6 +71,8 @@ def write_report(folder: SweepFolder) -> None:
         rows=rows,
         score_text=leaderboard.score_text,
         chosen_at_text=leaderboard.chosen_at_text,
+        probability_text=leaderboard.probability_text,
+        means=_means(rows, space),
         fields=formatting.short_names(space.search),
         meanings={status: meaning for status, meaning in MEANINGS.items() if status in statuses},
         race=_race_plots(rows, space),
@@ -158,13 +161,28 @@ def _dataset(sweep: dict[str, Any]) -> str:
     return f"{name}: {facts.splits['train'].count:,} images, {facts.size}×{facts.size} {colours}{classes}"
 
 
+def _means(rows: Sequence[TrialRow], space: Space) -> str:
+    """Say what the means and probabilities of raced trials are; empty if there are none."""
+    if not any(row.raced for row in rows):
+        return ""
+    chance = f"within {MARGIN:.0%} of the best of the raced trials"
+    if len(space.objectives) > 1:
+        chance = "dominated by no other raced trial"
+    return (
+        "The scores of raced trials are means over fresh seeds with 95% intervals, by a model of all raced trials in "
+        "which the noise of seeds is common. The seeds that choose the best trial also report its score. Its plain "
+        "mean would flatter it, so each mean is drawn towards that of all, the more so the fewer and noisier its seeds."
+        " After that the choice biases nothing. The score of the search (chosen at) is left out. "
+        f"The probability is that of the trial to be {chance}."
+    )
+
+
 def _race_plots(rows: Sequence[TrialRow], space: Space) -> list[Plot]:
     missing = "No trial has a finished repeat with a fresh seed yet."
     caption = (
-        "Rings are repeats with fresh seeds, diamonds their means with 95% intervals (Student's t). "
-        "A cross is the score by which the search chose the trial: it is biased, and counts in no mean. "
-        "A trial leaves the race when it can no longer win, by a t-test with a standard deviation pooled over the "
-        "race. Its own interval, over few repeats, may still be wide enough to overlap."
+        "Rings are repeats with fresh seeds, diamonds the trials' means with 95% intervals. A mean is drawn towards "
+        "that of all, so it is not the middle of the rings. A cross is the score by which the search chose the trial: "
+        "it is biased, and counts in no mean. A trial leaves the race when it is almost certainly not the best."
     )
     raced = {name: plots.raced_trials(rows, name) for name in space.objectives}
     result = [_plot(f"{name} of the raced trials", caption, figure, missing) for name, figure in raced.items()]
@@ -183,8 +201,8 @@ def _class_plots(scores: ClassScores | None, rows: Sequence[TrialRow]) -> list[P
     if scores is None:
         return []
     caption = (
-        "Lower is better; with 95% intervals over the repeats. Fewer images make a distance larger: compare these with "
-        "each other, not with the score of all classes together."
+        "Lower is better; with 95% intervals by the model of the race. Fewer images make a distance larger: compare "
+        "these with each other, not with the score of all classes together."
     )
     figure = plots.class_bars(scores, plots.leader_colours(rows))
     return [_plot(f"{scores.name} by class", caption, figure, "Nothing has been scored yet.", True)]
@@ -192,8 +210,11 @@ def _class_plots(scores: ClassScores | None, rows: Sequence[TrialRow]) -> list[P
 
 def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
     missing = "Nothing has been scored yet."
-    caption = "One thin line per repeat; other trials are grey. Thick: mean of the repeats, with its 95% band."
-    scores = {name: plots.learning_curves(trials, rows, name) for name in space.objectives}
+    caption = (
+        "One thin line per repeat; other trials are grey. Thick: mean of the repeats that count, with its 95% band "
+        "where there are enough seeds."
+    )
+    scores = {name: plots.learning_curves(trials, rows, name, way) for name, way in space.objectives.items()}
     result = [_plot(f"{name} over training", caption, figure, missing) for name, figure in scores.items()]
 
     leaders = plots.leader_colours(rows)

@@ -3,7 +3,6 @@
 import html
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,9 @@ from plotly.colors import sample_colorscale
 from scrimp_platform.report import formatting
 from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.ranking import TrialRow
-from scrimp_platform.search import stats
+from scrimp_platform.search import posterior, records, stats
 from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.stats import Direction, Summary
 from scrimp_spaces.space import Range, Space
 from scrimp_trainers.common.metrics_log import MetricsRow
 
@@ -24,6 +24,9 @@ GREY = "#8c9299"
 PALE = "rgba(140, 146, 153, 0.4)"
 INK = "#80868b"
 GOOD_TO_BAD = ["#0072B2", "#7fa6b5", "#E69F00"]
+
+MIN_FREEDOM = 3
+"""Degrees of freedom of the noise from which on a mean's band is drawn: with fewer it may be wider than the plot."""
 
 Point = tuple[Any, Any, str]
 """x, y, and the text shown on hovering."""
@@ -63,7 +66,9 @@ def history(trials: Sequence[Trial], space: Space, objective: str) -> go.Figure:
     return _set_range(figure, [value for _, value, _ in complete + stopped])
 
 
-def learning_curves(trials: Sequence[Trial], rows: Sequence[TrialRow], objective: str) -> go.Figure:
+def learning_curves(
+    trials: Sequence[Trial], rows: Sequence[TrialRow], objective: str, direction: Direction
+) -> go.Figure:
     """Plot the scores of all repeats over training; leaders in colour, with their mean and its 95% band."""
     figure = _figure("thousands of images seen (kimg)", objective)
     colours = leader_colours(rows)
@@ -75,29 +80,34 @@ def learning_curves(trials: Sequence[Trial], rows: Sequence[TrialRow], objective
             points = [(kimg, value, _label(repeat, value)) for kimg, value in _scores(repeat, objective)]
             _line(figure, points, colour, 1, mode="lines+markers", marker_size=4, opacity=0.7)
             values += [value for _, value, _ in points]
-    for row in rows:
-        if row.number in colours:
-            _mean_with_band(figure, row, objective, colours[row.number])
+    _means_with_bands(figure, [row for row in rows if row.number in colours], objective, direction, colours)
     return _set_range(figure, values)
 
 
-def _mean_with_band(figure: go.Figure, row: TrialRow, objective: str, colour: str) -> None:
-    values: dict[float, list[float]] = defaultdict(list)
-    for repeat in row.counted:
-        if repeat.status == "finished":
-            for kimg, value in _scores(repeat, objective):
-                values[kimg].append(value)
-    rungs = sorted(values)
-    summaries = [stats.summarize(values[kimg]) for kimg in rungs]
+def _means_with_bands(
+    figure: go.Figure, rows: Sequence[TrialRow], objective: str, direction: Direction, colours: Mapping[int, str]
+) -> None:
+    """Draw the mean of each trial's counted repeats over the rungs, with a band where it says something."""
+    finished = [[repeat for repeat in row.counted if repeat.status == "finished"] for row in rows]
+    rungs = sorted({kimg for repeats in finished for repeat in repeats for kimg in repeat.rungs})
+    by_rung = {}
+    for kimg in rungs:
+        samples = [records.finite_scores(repeats, objective, kimg) for repeats in finished]
+        by_rung[kimg] = posterior.of_scores(samples, direction)
+    has_bands = all(own.freedom >= MIN_FREEDOM for own in by_rung.values())
 
-    if row.repeat_count > 1:
-        # The outline of the band: along the lower ends of the intervals, and back along the upper ends.
-        lows = [summary.low for summary in summaries]
-        highs = [summary.high for summary in summaries]
-        band = {"fill": "toself", "fillcolor": _faint(colour), "hoverinfo": "skip", "showlegend": False}
-        figure.add_scatter(x=rungs + rungs[::-1], y=lows + highs[::-1], mode="none", **band)
-    points = [(kimg, summary.mean, "") for kimg, summary in zip(rungs, summaries, strict=True)]
-    _line(figure, points, colour, 3, name=f"trial {row.number}", hoverinfo="skip")
+    for place, row in enumerate(rows):
+        summaries = {kimg: own.summaries[place] for kimg, own in by_rung.items() if own.summaries[place].n}
+        colour = colours[row.number]
+        if has_bands and row.repeat_count > 1:
+            # The outline of the band: along the lower ends of the intervals, and back along the upper ends.
+            lows = [summary.low for summary in summaries.values()]
+            highs = [summary.high for summary in summaries.values()]
+            band = {"fill": "toself", "fillcolor": _faint(colour), "hoverinfo": "skip", "showlegend": False}
+            there_and_back = [*summaries, *reversed(summaries)]
+            figure.add_scatter(x=there_and_back, y=lows + highs[::-1], mode="none", **band)
+        points = [(kimg, summary.mean, "") for kimg, summary in summaries.items()]
+        _line(figure, points, colour, 3, name=f"trial {row.number}", hoverinfo="skip")
 
 
 def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
@@ -112,9 +122,9 @@ def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
 
         summary = row.summaries[objective]
         ends += [summary.low, summary.mean, summary.high]
-        half = {"type": "data", "array": [summary.high - summary.mean], "color": colour, "thickness": 2, "width": 7}
+        bars = {"color": colour, "thickness": 2, "width": 7, **_error_bars([summary])}
         mean = (summary.mean, name, f"{name}: {formatting.interval(summary)}")
-        _dots(figure, [mean], colour, "diamond", error_x=half)
+        _dots(figure, [mean], colour, "diamond", error_x=bars)
 
         repeats = []
         for repeat in row.counted:
@@ -242,15 +252,13 @@ def class_bars(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
     figure = _figure("class", f"{scores.name} within the class")
     classes = [html.escape(name) for name in scores.classes]
     for number, summaries in scores.trials.items():
-        halves: list[float | None] = []
         texts: list[str] = []
         for name, summary in zip(scores.classes, summaries, strict=True):
-            halves.append(summary.high - summary.mean if summary.n > 1 else None)
             texts.append(html.escape(f"trial {number}, {name}: {formatting.interval(summary)}"))
         figure.add_bar(
             x=classes,
             y=[summary.mean for summary in summaries],
-            error_y={"type": "data", "array": halves, "color": INK, "thickness": 1.5, "width": 3},
+            error_y={"color": INK, "thickness": 1.5, "width": 3, **_error_bars(summaries)},
             marker_color=colours[number],
             name=f"trial {number}",
             hovertext=texts,
@@ -284,7 +292,7 @@ def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str 
         else:
             singles.append(point)
 
-    directions: dict[str, stats.Direction] = {"x": "minimize", "y": space.objectives[objective]}
+    directions: dict[str, Direction] = {"x": "minimize", "y": space.objectives[objective]}
     if other:
         directions["x"] = space.objectives[other]
     fronts = stats.fronts([{"x": x, "y": y} for x, y, _ in points], directions)
@@ -303,6 +311,18 @@ def _scores(repeat: Repeat, objective: str) -> list[tuple[float, float]]:
     """Return the rungs at which a repeat was scored, each with its score; non-finite scores are left out."""
     scores = [(kimg, repeat.score(objective, kimg)) for kimg in sorted(repeat.rungs)]
     return [(kimg, value) for kimg, value in scores if math.isfinite(value)]
+
+
+def _error_bars(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Return the lengths of error bars, which differ on the two sides; none where there is no interval."""
+    above = [summary.high - summary.mean for summary in summaries]
+    below = [summary.mean - summary.low for summary in summaries]
+    lengths = {"array": above, "arrayminus": below}
+    return {
+        "type": "data",
+        "symmetric": False,
+        **{side: [value if math.isfinite(value) else None for value in values] for side, values in lengths.items()},
+    }
 
 
 def _is_finite(value: Any) -> bool:

@@ -2,17 +2,19 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scrimp_platform.search import records, stats
+from scrimp_platform.search import posterior, records, stats, verdict
+from scrimp_platform.search.curves import expected_scores
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.stats import Summary
+from scrimp_platform.search.verdict import Verdict
 from scrimp_spaces.space import Space
 
 Status = Literal[
-    "winner",
+    "recommended",
     "leader",
     "front",
     "tied",
@@ -27,11 +29,11 @@ Status = Literal[
 ]
 
 MEANINGS: dict[Status, str] = {
-    "winner": "best mean over fresh seeds; no other trial's 95% interval overlaps its own",
+    "recommended": "the best of the race, or of those that cannot be told from it the one that the space prefers",
     "leader": "best so far; the race is not over, or there was none",
     "front": "no other trial is better in every objective",
-    "tied": "its 95% interval overlaps that of another of the best trials",
-    "beaten": "its 95% interval does not overlap that of the best trial",
+    "tied": "cannot be told from the best: it is worse with a probability below 0.95",
+    "beaten": "worse than the best with a probability of 0.95 or more",
     "single": "trained to the end once; its score is the one that the search chose it by, so it is biased",
     "infeasible": "violates a constraint",
     "running": "its first repeat has not ended",
@@ -47,12 +49,15 @@ _ORDER: tuple[Status, ...] = ("beaten", "single", "infeasible", "running", "paus
 class TrialRow:
     """One trial on the leaderboard.
 
-    The summaries are over the repeats in `counted`, at `kimg`. For a trial of the race these are its finished repeats
-    with fresh seeds, at the last rung (`fresh`). For any other trial it is the repeat of the search, at the highest
-    rung that it reached. `chosen_at` holds the score of the search for every trial, by objective: it is shown, but is
-    in no mean of a raced trial. `gpu_hours` is the mean time of a counted repeat in device-hours, `parameters` the size
-    of the network. `excess` sums by how much the constraints' means violate their bounds; it is infinite if one was not
-    measured.
+    What is stated rests on the repeats in `counted`, at `kimg`. For a trial of the race these are its finished repeats
+    with fresh seeds, at the last rung (`fresh`); the mean and the interval in its summaries are those of the posterior
+    (`search/posterior.py`). For any other trial it is the repeat of the search, at the highest rung that it reached.
+
+    `chosen_at` holds the score of the search for every trial, by objective: it is shown, but is in no mean of a raced
+    trial. `probability` is that of a raced trial to be within 2% of the best of the race, `probability_best` to be the
+    best itself; with several objectives both say that no other trial dominates it. `gpu_hours` is the mean time of a
+    counted repeat in device-hours, `parameters` the size of the network. `excess` sums by how much the constraints'
+    means violate their bounds; it is infinite if one was not measured.
     """
 
     trial: Trial
@@ -68,6 +73,8 @@ class TrialRow:
     kimg: float
     gpu_hours: float
     parameters: float
+    probability: float = math.nan
+    probability_best: float = math.nan
     rank: int = 0
 
     @property
@@ -94,22 +101,30 @@ class TrialRow:
 def rank(trials: Sequence[Trial], space: Space) -> list[TrialRow]:
     """Order the trials from best to worst.
 
-    Trials of the race come first, by their means over fresh seeds at the last rung. Then come trials that were trained
-    to the end only in the search, by their score there; then those that violate a constraint, by how much; then those
-    not trained to the end (running, pruned, failed), by the rung they reached and their score there. With several
-    objectives the Pareto front of the means replaces the mean. Trials that are equal in all of this share a rank.
+    Trials of the race come first: the recommended one, then the others by their means over fresh seeds at the last
+    rung. Then come trials that were trained to the end only in the search, by the score that the curve model expects of
+    them, or else by their own; then those that violate a constraint, by how much; then those not trained to the end
+    (running, paused, pruned, failed), by the rung they reached and their score there. With several objectives the
+    Pareto front of the means replaces the mean. Trials that are equal in all of this share a rank.
     """
     rows = [_row(trial, space) for trial in trials]
-    sort_keys = _sort_keys(rows, space)
+    judged = verdict.judge([row.trial for row in rows if row.raced], space)
+    if judged:
+        for row in rows:
+            row.summaries = judged.summaries.get(row.number, row.summaries)
+            row.probability = judged.near.get(row.number, math.nan)
+            row.probability_best = judged.best.get(row.number, math.nan)
+
+    sort_keys = _sort_keys(rows, space, judged, expected_scores(trials, space))
     ranks = {key: i for i, key in enumerate(sorted(set(sort_keys.values())), 1)}
     for row in rows:
         row.rank = ranks[sort_keys[row.number]]
 
     first, direction = next(iter(space.objectives.items()))
     rows.sort(key=lambda row: (row.rank, as_minimized(row.summaries[first].mean, direction), row.number))
-    has_open_repeats = any(repeat.open for trial in trials for repeat in trial.repeats)
-    is_over = not has_open_repeats and not any(map(may_hide_best, trials))
-    _set_statuses(rows, space, is_over)
+    is_open = any(trial.unfinished or any(repeat.open for repeat in trial.repeats) for trial in trials)
+    is_over = not is_open and not any(map(may_hide_best, trials))
+    _set_statuses(rows, space, judged, is_over)
     return rows
 
 
@@ -148,10 +163,7 @@ def _row(trial: Trial, space: Space) -> TrialRow:
         return stats.summarize(records.finite_scores(repeats, name, kimg))
 
     constraints = {name: summarize(counted, name).mean for name in space.constraints}
-    excess = 0.0
-    if finished:
-        excess = sum(violation(space, name, mean) for name, mean in constraints.items())
-
+    excess = verdict.excess(counted, space) if finished else 0.0
     damaged = sum(repeat.status == "damaged" for repeat in trial.repeats)
     status: Status = "failed" if trial.status in ("complete", "skipped") else trial.status
     if finished and excess > 0:
@@ -162,7 +174,12 @@ def _row(trial: Trial, space: Space) -> TrialRow:
         status = "damaged"
 
     judged = [repeat for repeat in trial.repeats if repeat.phase == "search" and not space.arms]
-    hours = [repeat.device_hours for repeat in counted or trial.repeats]
+    cost = verdict.cost(counted or trial.repeats, kimg)
+    summaries = {name: summarize(counted, name) for name in space.objectives}
+    if fresh and status == "infeasible":  # it is compared with no other trial
+        for name, direction in space.objectives.items():
+            own = posterior.of_scores([records.finite_scores(counted, name, kimg)], direction)
+            summaries[name] = own.summaries[0]
     return TrialRow(
         trial=trial,
         status=status,
@@ -171,20 +188,13 @@ def _row(trial: Trial, space: Space) -> TrialRow:
         chosen_at={name: summarize(judged, name).mean for name in space.objectives},
         failed=sum(repeat.status == "failed" for repeat in trial.repeats),
         damaged=damaged,
-        summaries={name: summarize(counted, name) for name in space.objectives},
+        summaries=summaries,
         constraints=constraints,
         excess=excess,
         kimg=kimg,
-        gpu_hours=stats.summarize([value for value in hours if value]).mean,
-        parameters=summarize(counted, "parameters").mean,
+        gpu_hours=cost.hours,
+        parameters=cost.parameters,
     )
-
-
-def violation(space: Space, name: str, mean: float) -> float:
-    """Return by how much a mean violates a constraint: 0 if it is kept, infinite if the score was not measured."""
-    if not math.isfinite(mean):
-        return math.inf
-    return max(0.0, space.constraints[name].excess(mean))
 
 
 def as_minimized(value: float, direction: stats.Direction) -> float:
@@ -194,8 +204,13 @@ def as_minimized(value: float, direction: stats.Direction) -> float:
     return value if direction == "minimize" else -value
 
 
-def _sort_keys(rows: Sequence[TrialRow], space: Space) -> dict[int, tuple[float, ...]]:
-    """Return the sort key of each trial: the class of its status, then rung or violation, then its Pareto front."""
+def _sort_keys(
+    rows: Sequence[TrialRow], space: Space, judged: Verdict | None, expected: Mapping[int, float] | None
+) -> dict[int, tuple[float, ...]]:
+    """Return the sort key of each trial: the class of its status, then rung or violation, then its Pareto front.
+
+    With one objective a front is a place by the mean, and the recommended trial is before the first.
+    """
     groups: dict[tuple[int, float], list[TrialRow]] = defaultdict(list)
     for row in rows:
         if row.status == "infeasible":
@@ -212,6 +227,12 @@ def _sort_keys(rows: Sequence[TrialRow], space: Space) -> dict[int, tuple[float,
         fronts = stats.fronts([_point(row, space) for row in group], directions)
         for row, front in zip(group, fronts, strict=True):
             sort_keys[row.number] = (*group_key, front)
+    for row in rows:
+        if expected and row.status == "single":
+            sort_keys[row.number] = (*sort_keys[row.number][:-1], expected[row.number])
+    if judged and len(space.objectives) == 1:
+        *group_key, _ = sort_keys[judged.recommended]
+        sort_keys[judged.recommended] = (*group_key, -1)
     return sort_keys
 
 
@@ -220,37 +241,30 @@ def _point(row: TrialRow, space: Space) -> dict[str, float]:
     return {name: as_minimized(row.summaries[name].mean, direction) for name, direction in space.objectives.items()}
 
 
-def _set_statuses(rows: Sequence[TrialRow], space: Space, is_over: bool) -> None:
-    """Set the status of the trials that were compared with the best: winner, leader, front, tied or beaten."""
+def _set_statuses(rows: Sequence[TrialRow], space: Space, judged: Verdict | None, is_over: bool) -> None:
+    """Set the status of the trials that were compared with the best: recommended, leader, front, tied or beaten."""
     first = best(rows)
     if first is None:
         return
-    leaders = [row for row in rows if row.rank == first.rank]
-    rivals = [row for row in rows if row.raced and row not in leaders]
-    for row in rivals:
-        is_beaten = any(_beats(leader, row, space) for leader in leaders)
-        row.status = "beaten" if is_beaten else "tied"
+    heads = [row for row in rows if row.rank == first.rank]
+    if judged is None:
+        for row in heads:
+            row.status = "leader"
+        return
 
-    # A trial wins only if it was compared with another one, and over seeds that the search did not select by.
-    is_settled = is_over and first.raced and first.repeat_count > 1 and len(rivals) + len(leaders) > 1
-    is_tied = len(leaders) > 1 or any(row.status == "tied" for row in rivals)
-    for row in leaders:
+    raced = [row for row in rows if row.raced]
+    for row in raced:
+        tied = row.number in judged.tied
+        if len(space.objectives) > 1:
+            tied = judged.best[row.number] > 1 - verdict.SURE
+        row.status = "tied" if tied else "beaten"
+
+    # A trial is recommended for good only if it was compared with another one, over seeds that show the noise.
+    is_settled = is_over and judged.is_measured and first.repeat_count > 1 and len(raced) > 1
+    for row in heads:
         if not is_settled:
             row.status = "leader"
         elif len(space.objectives) > 1:
             row.status = "front"
         else:
-            row.status = "tied" if is_tied else "winner"
-
-
-def _beats(leader: TrialRow, row: TrialRow, space: Space) -> bool:
-    """Whether `leader` is better, with intervals that do not overlap, in every objective in which the two differ."""
-    better = []
-    for name, direction in space.objectives.items():
-        own = leader.summaries[name]
-        other = row.summaries[name]
-        if own.low == own.high == other.low == other.high:
-            continue  # equal and without spread, such as the cost of two networks of one size
-        is_lower = as_minimized(own.mean, direction) < as_minimized(other.mean, direction)
-        better.append(is_lower and not stats.tied(own, other))
-    return any(better) and all(better)
+            row.status = "recommended"

@@ -13,7 +13,7 @@ import numpy as np
 
 from scrimp_platform.search.curve_model import CurveModel, Scores
 from scrimp_platform.search.encoding import Encoding
-from scrimp_platform.search.order import violation
+from scrimp_platform.search.order import total_excess
 from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Space
 
@@ -76,6 +76,14 @@ def learn(proposals: Sequence[Trial], space: Space, earlier: Curves | None = Non
     return Curves(space, known, encoding, model, trials, points, expected)
 
 
+def expected_scores(trials: Sequence[Trial], space: Space) -> dict[int, float] | None:
+    """Return `Curves.expected` if the space has the curve model decide, and it has learned something."""
+    if space.proposals != "curves" or space.arms:
+        return None
+    learned = learn(trials, space)
+    return learned.expected if learned else None
+
+
 def _scores_known(trials: Sequence[Trial], space: Space) -> tuple[tuple[int, str, int], ...]:
     known = []
     for trial in trials:
@@ -125,7 +133,7 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
 
 def _violates(trial: Trial, space: Space) -> bool:
     last = trial.repeats[0].last
-    return last is not None and violation(last, space) > 0
+    return last is not None and total_excess(last, space) > 0
 
 
 def thinned(scores: Scores) -> Scores:

@@ -9,7 +9,7 @@ as many continue as enter the race.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scrimp_platform.search.order import order, violation
+from scrimp_platform.search.order import order, total_excess
 from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Budget, Space
 
@@ -104,5 +104,5 @@ def _ranking(reached: list[Trial], space: Space, kimg: float, expected: Mapping[
     rows = [trial.repeats[0].rungs[kimg] for trial in reached]
     if not expected:
         return [reached[i] for i in order(rows, space)]
-    keys = [(violation(row, space), expected[trial.number]) for row, trial in zip(rows, reached, strict=True)]
+    keys = [(total_excess(row, space), expected[trial.number]) for row, trial in zip(rows, reached, strict=True)]
     return [reached[i] for i in sorted(range(len(reached)), key=keys.__getitem__)]

@@ -284,7 +284,7 @@ class Ledger:
 
     def _learned(self) -> curves.Curves | None:
         """Return what the curve model says of the trials so far, if it proposes and decides who continues."""
-        if self.space.proposals == "curves":
+        if self.space.proposals == "curves" and not self.space.arms:
             self._curves = curves.learn(self._proposals, self.space, self._curves)
         return self._curves
 

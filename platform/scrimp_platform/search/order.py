@@ -14,7 +14,7 @@ def order(rows: Sequence[MetricsRow], space: Space) -> list[int]:
     They are ordered by how much they break the constraints, then by the Pareto fronts of several objectives, then by
     the first objective.
     """
-    violations = [violation(row, space) for row in rows]
+    violations = [total_excess(row, space) for row in rows]
     points = [{name: row.value(name) for name in space.objectives} for row in rows]
     fronts = [0] * len(points)
     if len(space.objectives) > 1:
@@ -24,7 +24,7 @@ def order(rows: Sequence[MetricsRow], space: Space) -> list[int]:
     return sorted(range(len(rows)), key=lambda i: (violations[i], fronts[i], sign * points[i][first]))
 
 
-def violation(row: MetricsRow, space: Space) -> float:
+def total_excess(row: MetricsRow, space: Space) -> float:
     """Return by how much a row breaks the constraints, in total."""
     return sum(max(excess, 0.0) for excess in excesses(space, row).values())
 

@@ -1,4 +1,4 @@
-"""Statistics of repeats: means with 95% intervals, ties, significant differences, Pareto fronts.
+"""Statistics of repeats: means with 95% intervals, Pareto fronts.
 
 There are few values, so the standard library and scipy's Student distribution are enough.
 """
@@ -44,41 +44,6 @@ def summarize(values: Sequence[float]) -> Summary:
     std = statistics.stdev(values)
     half = quantile((1 + CONFIDENCE) / 2, n - 1) * std / math.sqrt(n)
     return Summary(n, mean, std, mean - half, mean + half)
-
-
-def tied(one: Summary, other: Summary) -> bool:
-    """Whether two intervals overlap. A single value has no interval, so it is tied with everything."""
-    if one.n < 2 or other.n < 2:
-        return True
-    return one.low <= other.high and other.low <= one.high
-
-
-def worse(values: Sequence[float], best: Sequence[float], pooled: float, freedom: int, direction: Direction) -> bool:
-    """Whether `values` are significantly worse than `best`: a one-sided t-test at 95% with a pooled deviation.
-
-    The standard deviation is pooled over all trials of the race: two or three repeats do not determine their own.
-    """
-    if not values or not best or freedom < 1:
-        return False
-
-    gap = statistics.fmean(values) - statistics.fmean(best)
-    if direction == "maximize":
-        gap = -gap
-    return gap > quantile(CONFIDENCE, freedom) * pooled * math.sqrt(1 / len(values) + 1 / len(best))
-
-
-def pool(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """Return the pooled standard deviation of several samples and its degrees of freedom."""
-    freedom = sum(len(sample) - 1 for sample in samples if len(sample) > 1)
-    if freedom == 0:
-        return math.nan, 0
-
-    squares = 0.0
-    for sample in filter(None, samples):
-        mean = statistics.fmean(sample)
-        for value in sample:
-            squares += (value - mean) ** 2
-    return math.sqrt(squares / freedom), freedom
 
 
 def dominates(one: Mapping[str, float], other: Mapping[str, float], directions: Mapping[str, Direction]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from scrimp_platform import store
 from scrimp_platform.report import leaderboard
+from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import records, stats
 from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
@@ -104,6 +105,7 @@ class Mirror:
         space = Space.model_validate(sweep["space"])
         self._known = records.read_records(self._folder, self._known)
         trials = [trial for trial in self._known.trials if trial.status != "damaged"]
+        rows = {row.number: row for row in leaderboard.rank(trials, space)}
         if not has_ended:
             self._update_sweep(runs, sweep_run, sweep, space, "RUNNING")
 
@@ -119,15 +121,15 @@ class Mirror:
                 self._send_repeat(runs, trial_run, trial, repeat, has_ended)
                 sent += 1
                 self._progress(sent, total)
-            self._update_trial(runs, sweep_run, trial_run, trial, space, has_ended)
+            self._update_trial(runs, sweep_run, trial_run, rows[trial.number], space, has_ended)
             sent += 1
             self._progress(sent, total)
 
-        # The sweep's files, and at its end the winning model and the outcome.
+        # The sweep's files, and at its end the recommended model and the outcome.
         for file in (self._folder.description, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.send_file(sweep_run, file)
         if has_ended:
-            self._send_winning_model(runs, sweep_run, self._known.trials, space)
+            self._send_recommended_model(runs, sweep_run, self._known.trials, space)
             status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
             self._update_sweep(runs, sweep_run, sweep, space, status, outcome)
 
@@ -154,14 +156,17 @@ class Mirror:
         runs.update(run, status, params=params, tags=tags)
 
     def _update_trial(
-        self, runs: SweepRuns, sweep_run: Run, run: Run, trial: Trial, space: Space, has_ended: bool
+        self, runs: SweepRuns, sweep_run: Run, run: Run, row: TrialRow, space: Space, has_ended: bool
     ) -> None:
+        trial = row.trial
         last_rung = space.budget.rungs_kimg[-1]
         fresh = records.unbiased_repeats(trial, space, last_rung)
         judged = [repeat for repeat in trial.finished_repeats(last_rung) if repeat not in fresh]
         metrics: dict[str, float] = {}
         for name in [*space.objectives, *space.constraints]:
             summary = stats.summarize(records.finite_scores(fresh, name, last_rung))
+            if row.fresh and name in row.summaries:  # by the model of the race
+                summary = row.summaries[name]
             chosen_at = stats.summarize(records.finite_scores(judged, name, last_rung)).mean
             values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high, "chosen_at": chosen_at}
             for part, value in values.items():
@@ -206,8 +211,8 @@ class Mirror:
         status = "waiting" if has_ended and repeat.open else repeat.status
         runs.update(run, MLFLOW_STATUS[status], repeat.ended, params=params, tags=tags)
 
-    def _send_winning_model(self, runs: SweepRuns, run: Run, trials: list[Trial], space: Space) -> None:
-        model = winning_model(self._folder, trials, space)
+    def _send_recommended_model(self, runs: SweepRuns, run: Run, trials: list[Trial], space: Space) -> None:
+        model = recommended_model(self._folder, trials, space)
         if model is None:
             return
         for file in sorted(path for path in model.rglob("*") if path.is_file()):
@@ -427,8 +432,8 @@ def sync_ended_sweep(
     return mirror.link
 
 
-def winning_model(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
-    """Return the model of the winning trial's typical repeat, the same that the report shows; None without a winner."""
+def recommended_model(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
+    """Return the model of the recommended trial's typical repeat, as the report shows it; None without one."""
     best = leaderboard.best(leaderboard.rank(trials, space))
     if best is None or any(map(leaderboard.may_hide_best, trials)):
         return None

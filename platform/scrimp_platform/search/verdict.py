@@ -1,0 +1,140 @@
+"""Which of the raced trials is recommended, and how sure that is: by the posterior of their scores over fresh seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scrimp_platform.search import posterior, records, stats
+from scrimp_platform.search.posterior import Array, Posterior
+from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.stats import Summary
+from scrimp_spaces.space import Space
+
+MARGIN = 0.02
+"""A trial is as good as the best one if its score is worse by at most this share."""
+SURE = 0.95
+"""Probability from which on a trial counts as worse than another, or as good as the best."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a repeat of a trial costs to the end: the mean of its device-hours, and the parameters; nan if not known."""
+
+    hours: float
+    parameters: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the fresh seeds say of the trials that keep the constraints; the keys are the numbers of the trials."""
+
+    recommended: int
+    """Of the trials that cannot be told from the best mean, the one that the space prefers. With several objectives
+    the best mean of the first, since what a trial costs may be among them."""
+    tied: list[int]
+    """The trial with the best mean of the first objective, and those that cannot be told from it: they are worse with
+    a probability below 0.95. In the order of their means."""
+    best: dict[int, float]
+    """Probability to be the best; with several objectives, that no other trial dominates it."""
+    near: dict[int, float]
+    """Probability to be within 2% of the best; with several objectives as `best`."""
+    summaries: dict[int, dict[str, Summary]]
+    """Means and intervals by objective."""
+    is_measured: bool
+    """Whether a trial has two seeds, so that the noise of the first objective is known."""
+
+
+def judge(trials: Sequence[Trial], space: Space) -> Verdict | None:
+    """Return the verdict on trials of the race; none while none of them has a finished repeat within the constraints.
+
+    A trial without a finished repeat has its chances, too, but is not recommended yet.
+    """
+    kimg = space.budget.rungs_kimg[-1]
+    counted = {trial.number: records.unbiased_repeats(trial, space, kimg) for trial in trials}
+    counted = {number: repeats for number, repeats in counted.items() if not repeats or not excess(repeats, space)}
+    numbers = list(counted)
+    if not numbers:
+        return None
+
+    posteriors: dict[str, Posterior] = {}
+    for name, direction in space.objectives.items():
+        samples = [records.finite_scores(repeats, name, kimg) for repeats in counted.values()]
+        posteriors[name] = posterior.of_scores(samples, direction)
+
+    name, direction = next(iter(space.objectives.items()))
+    first = posteriors[name]
+    sign = 1 if direction == "minimize" else -1
+    scored = [place for place, summary in enumerate(first.summaries) if summary.n]
+    by_mean = sorted(scored, key=lambda place: sign * first.summaries[place].mean)
+    if not by_mean:
+        return None
+
+    tied = [by_mean[0]]
+    tied += [place for place in by_mean[1:] if first.worse(place, by_mean[0]) < SURE]
+    choice = {numbers[place]: cost(counted[numbers[place]], kimg) for place in tied}
+    recommended = numbers[by_mean[0]]
+    if space.prefer == "cheapest" and len(space.objectives) == 1 and first.freedom:
+        recommended = min(choice, key=cost_keys(choice).__getitem__)  # of equal ones that with the best mean
+
+    if len(space.objectives) == 1:
+        best = first.near_best(0.0)
+        near = first.near_best(MARGIN)
+    else:
+        best = near = _undominated([own.draws for own in posteriors.values()])
+    summaries: dict[int, dict[str, Summary]] = {}
+    for place, number in enumerate(numbers):
+        summaries[number] = {name: own.summaries[place] for name, own in posteriors.items()}
+    return Verdict(
+        recommended=recommended,
+        tied=list(choice),
+        best=dict(zip(numbers, best, strict=True)),
+        near=dict(zip(numbers, near, strict=True)),
+        summaries=summaries,
+        is_measured=first.freedom > 0,
+    )
+
+
+def cost_keys(costs: Mapping[int, Cost]) -> dict[int, tuple[float, float]]:
+    """Return what to order trials by: device-hours, or where these are equal or missing, parameters."""
+    timed = all(math.isfinite(own.hours) for own in costs.values())
+    keys: dict[int, tuple[float, float]] = {}
+    for number, own in costs.items():
+        parameters = own.parameters if math.isfinite(own.parameters) else math.inf
+        keys[number] = (own.hours if timed else 0.0, parameters)
+    return keys
+
+
+def cost(repeats: Sequence[Repeat], kimg: float) -> Cost:
+    """Return what these repeats have cost, each up to this rung."""
+    hours = [repeat.device_hours for repeat in repeats]
+    return Cost(
+        hours=stats.summarize([value for value in hours if value]).mean,
+        parameters=stats.summarize(records.finite_scores(repeats, "parameters", kimg)).mean,
+    )
+
+
+def excess(repeats: Sequence[Repeat], space: Space) -> float:
+    """Return by how much the constraints' means over these repeats break their bounds in all, at the last rung."""
+    kimg = space.budget.rungs_kimg[-1]
+    means = {name: stats.summarize(records.finite_scores(repeats, name, kimg)).mean for name in space.constraints}
+    return sum(violation(space, name, mean) for name, mean in means.items())
+
+
+def violation(space: Space, name: str, mean: float) -> float:
+    """Return by how much a mean violates a constraint: 0 if it is kept, infinite if the score was not measured."""
+    if not math.isfinite(mean):
+        return math.inf
+    return max(0.0, space.constraints[name].excess(mean))
+
+
+def _undominated(draws: Sequence[Array]) -> list[float]:
+    """Return the share of draws in which no other trial is better in some objective and in none worse."""
+    own = np.stack(draws, axis=-1)  # [draws, trials, objectives]
+    shares: list[float] = []
+    for place in range(own.shape[1]):
+        point = own[:, place : place + 1]
+        dominated = (own <= point).all(axis=-1) & (own < point).any(axis=-1)
+        shares.append(float(np.mean(~dominated.any(axis=-1))))
+    return shares
