@@ -18,7 +18,7 @@ from PIL import Image
 from scrimp_platform import store
 from scrimp_platform.cli import commands
 from scrimp_platform.report import classwise, formatting, importance, leaderboard, page, pictures, plots
-from scrimp_platform.search import posterior, records
+from scrimp_platform.search import curves, posterior, records
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import DamagedRecord
@@ -172,8 +172,8 @@ def test_names_from_the_data_are_escaped(tmp_path):
     [
         (0, "No trial has begun."),
         (1, "No trial has been trained to the end: 1 running."),
-        (8, "in the repeat by which it was chosen"),
-        (20, "leads so far"),
+        (18, "in the repeat by which it was chosen"),
+        (20, "leads with"),
     ],
 )
 def test_a_sweep_that_was_interrupted_has_a_true_page(tmp_path, most, says):
@@ -280,8 +280,25 @@ def test_the_race_plot_shows_the_leaderboards_intervals(whole):
 def test_importances_are_optunas_own(whole):
     storage = JournalStorage(JournalFileBackend(str(whole.journal)))
     study = optuna.load_study(study_name="scrimp", storage=storage)
-    shares = importance.field_importances(records.read_records(whole).trials, make_space())
-    assert shares == pytest.approx(optuna.importance.get_param_importances(study))
+    space = make_space(proposals="tpe")
+    trials = records.read_records(whole).trials
+    ended = [trial for trial in study.trials if trial.state is optuna.trial.TrialState.COMPLETE]
+    few = importance.field_importances(trials, space)
+    assert few == f"Skipped: it needs 6 trials, and there are {len(ended)}."
+
+    # With the curve model all trials count that have a score.
+    expected = curves.expected_scores(trials, make_space())
+    assert expected
+    assert len(expected) > len(ended)
+    judged = optuna.create_study()
+    for trial in study.trials:
+        if trial.number in expected:
+            score = expected[trial.number]
+            judged.add_trial(
+                optuna.trial.create_trial(value=score, params=trial.params, distributions=trial.distributions)
+            )
+    shares = importance.field_importances(trials, make_space())
+    assert shares == pytest.approx(optuna.importance.get_param_importances(judged))
 
 
 def test_importances_of_few_trials_are_skipped_with_the_reason(tmp_path):

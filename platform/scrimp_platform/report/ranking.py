@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scrimp_platform.search import posterior, records, stats, verdict
-from scrimp_platform.search.curves import expected_scores
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.stats import Summary
 from scrimp_platform.search.verdict import Verdict
@@ -107,6 +106,8 @@ def rank(trials: Sequence[Trial], space: Space) -> list[TrialRow]:
     (running, paused, pruned, failed), by the rung they reached and their score there. With several objectives the
     Pareto front of the means replaces the mean. Trials that are equal in all of this share a rank.
     """
+    from scrimp_platform.search.curves import expected_scores  # it takes half a second, which `scrimp status` saves
+
     rows = [_row(trial, space) for trial in trials]
     judged = verdict.judge([row.trial for row in rows if row.raced], space)
     if judged:
