@@ -51,7 +51,8 @@ def verdict(rows: Sequence[TrialRow], space: Space) -> str:
 
 def _single_verdict(rows: Sequence[TrialRow], first: TrialRow, name: str, space: Space) -> str:
     """Return the verdict on the first trial by the only objective."""
-    score = f"{name} {formatting.interval(first.summaries[name])}"
+    mean = formatting.interval(first.summaries[name])
+    score = f"{name} {mean}"
     if not first.fresh:
         return f"Trial {first.number} leads with {score} in the repeat by which it was chosen, so its lead may be luck"
     seeds = _seeds(first.repeat_count, space)
@@ -60,7 +61,7 @@ def _single_verdict(rows: Sequence[TrialRow], first: TrialRow, name: str, space:
 
     ties = [row for row in rows if row.status == "tied" and row is not first]
     if first.status == "recommended":
-        return f"{_recommendation(first, ties, space)} Its {score} is the mean over {seeds}"
+        return f"{_recommendation(first, ties, space)} Its {name} is {mean} over {seeds}"
 
     # The race is not over, or there was none.
     if not any(row.raced for row in rows if row is not first):
