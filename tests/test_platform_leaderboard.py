@@ -124,7 +124,7 @@ def test_or_the_one_with_the_best_mean_where_the_space_prefers_it():
     ("seconds", "parameters", "reason"),
     [
         ((90.0, 39.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters, 39 s."),
-        ((39.0, 39.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters, 39 s."),
+        ((39.0, 39.5), (9.0, 8.0), "It is the cheaper of the two: 8 parameters, 40 s."),
         ((0.0, 0.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters."),
         ((0.0, 39.0), (9.0, 8.0), "It is the cheaper of the two: 8 parameters, 39 s."),
         ((39.0, 39.0), (8.0, 8.0), ""),

@@ -24,7 +24,7 @@ from scrimp_platform.report.ranking import (
     typical_repeat,
 )
 from scrimp_platform.search.stats import Direction
-from scrimp_platform.search.verdict import MARGIN, Cost, cost_keys, violation
+from scrimp_platform.search.verdict import MARGIN, Cost, cheapest, violation
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
@@ -93,8 +93,8 @@ def _recommendation(first: TrialRow, ties: Sequence[TrialRow], space: Space) -> 
 
 def _is_cheapest(first: TrialRow, ties: Sequence[TrialRow]) -> bool:
     """Whether a trial is known to cost less than all of those that cannot be told from it."""
-    keys = cost_keys({row.number: Cost(row.gpu_hours, row.parameters) for row in (first, *ties)})
-    return all(keys[first.number] < keys[row.number] for row in ties)
+    costs = {row.number: Cost(row.gpu_hours, row.parameters) for row in (first, *ties)}
+    return cheapest(costs) == [first.number]
 
 
 def _cost_text(row: TrialRow) -> str:
