@@ -13,7 +13,7 @@ from scrimp_trainers.common.metrics_log import MetricsRow
 
 FIRST_SEEDS = 2
 """Fresh seeds that each trial of the race gets before any is dropped: one says nothing of the noise."""
-LEAST_CHANCE = 0.04
+LEAST_CHANCE = 0.03
 """A trial is dropped once its probability to be the best is below this. Simulated races that are looked at after every
 seed then drop the truly best trial in at most 5% (`tests/test_platform_race.py`)."""
 
