@@ -98,9 +98,17 @@ def test_each_gets_two_seeds_before_the_posterior_decides():
     assert race.next_trial(field, make_space()) is field[1]
 
 
-def test_a_repeat_that_runs_counts_as_a_seed():
+def test_nothing_more_is_handed_out_before_the_first_two_seeds_of_all_have_ended():
     field = [finished(0, 1.0, 1.1, 1.2), finished(1, 1.2, 1.1)]
-    field[1].repeats += [Repeat(1, 2, 2, "race", "running"), Repeat(1, 3, 3, "race", "running")]
+    field[1].repeats.append(Repeat(1, 2, 2, "race", "running"))
+    assert race.next_trial(field, make_space()) is None
+    field[1].repeats[2].status = "failed"
+    assert race.next_trial(field, make_space()) is not None
+
+
+def test_a_repeat_that_runs_counts_as_a_seed():
+    field = [finished(0, 1.0, 1.1, 1.2), finished(1, 1.2, 1.1, 1.21)]
+    field[1].repeats.append(Repeat(1, 3, 3, "race", "running"))
     assert race.next_trial(field, make_space(budget=budget(repeats=5))) is field[0]
 
 

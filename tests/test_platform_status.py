@@ -59,7 +59,7 @@ def test_a_sweep_that_runs_is_shown_with_its_repeats_and_their_nodes(storage, he
     assert "space made-up, dataset digits" in text
     assert "6 begun, 8 to come" in text
     assert "1 running" in text
-    assert "Trial" in text
+    assert "No trial has been trained to the end: 1 running and 5 paused" in text
     assert any(line.split()[:6] == [files.label, "search", os.uname().nodename, "6", "of", "60"] for line in lines)
 
 

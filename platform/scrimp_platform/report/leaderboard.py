@@ -24,7 +24,7 @@ from scrimp_platform.report.ranking import (
     typical_repeat,
 )
 from scrimp_platform.search.stats import Direction
-from scrimp_platform.search.verdict import MARGIN, Cost, cost_keys, violation
+from scrimp_platform.search.verdict import MARGIN, Cost, cheapest, violation
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
@@ -51,7 +51,8 @@ def verdict(rows: Sequence[TrialRow], space: Space) -> str:
 
 def _single_verdict(rows: Sequence[TrialRow], first: TrialRow, name: str, space: Space) -> str:
     """Return the verdict on the first trial by the only objective."""
-    score = f"{name} {formatting.interval(first.summaries[name])}"
+    mean = formatting.interval(first.summaries[name])
+    score = f"{name} {mean}"
     if not first.fresh:
         return f"Trial {first.number} leads with {score} in the repeat by which it was chosen, so its lead may be luck"
     seeds = _seeds(first.repeat_count, space)
@@ -60,7 +61,7 @@ def _single_verdict(rows: Sequence[TrialRow], first: TrialRow, name: str, space:
 
     ties = [row for row in rows if row.status == "tied" and row is not first]
     if first.status == "recommended":
-        return f"{_recommendation(first, ties, space)} Its {score} is the mean over {seeds}"
+        return f"{_recommendation(first, ties, space)} Its {name} is {mean} over {seeds}"
 
     # The race is not over, or there was none.
     if not any(row.raced for row in rows if row is not first):
@@ -92,8 +93,8 @@ def _recommendation(first: TrialRow, ties: Sequence[TrialRow], space: Space) -> 
 
 def _is_cheapest(first: TrialRow, ties: Sequence[TrialRow]) -> bool:
     """Whether a trial is known to cost less than all of those that cannot be told from it."""
-    keys = cost_keys({row.number: Cost(row.gpu_hours, row.parameters) for row in (first, *ties)})
-    return all(keys[first.number] < keys[row.number] for row in ties)
+    costs = {row.number: Cost(row.gpu_hours, row.parameters) for row in (first, *ties)}
+    return cheapest(costs) == [first.number]
 
 
 def _cost_text(row: TrialRow) -> str:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from scrimp_platform.search.order import order, total_excess
-from scrimp_platform.search.records import Trial
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.verdict import SURE, Verdict, judge
 from scrimp_spaces.space import Space
 
 FIRST_SEEDS = 2
 """Fresh seeds that each trial of the race gets before any is dropped: one says nothing of the noise."""
-LEAST_CHANCE = 0.04
+LEAST_CHANCE = 0.03
 """A trial is dropped once its probability to be the best is below this. Simulated races that are looked at after every
 seed then drop the truly best trial in at most 5% (`tests/test_platform_race.py`)."""
 
@@ -43,19 +43,23 @@ def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, float]
 
 
 def next_trial(raced: Sequence[Trial], space: Space) -> Trial | None:
-    """Return the trial of the race that gets the next seed; none once the race needs no more.
+    """Return the trial of the race that gets the next seed; none if the race needs no more, or has to wait.
 
-    Each gets two seeds first. From then on a trial that is almost certainly not the best gets none. Of
-    the others that one gets the seed for which p (1 - p) / (n (n + 1)) is largest: p is its probability to be the best,
-    which is least certain at 1/2, and with one more than n seeds the variance of its mean falls by s^2 / (n (n + 1)).
-    Repeats that wait or run count as seeds. Once the recommended trial is within 2% of the best with a probability of
-    0.95, only its own repeats are completed. Arms are compared, so each gets all repeats.
+    Each gets two seeds first, and no more is decided before these have ended: what is handed out before anything is
+    known is mostly wasted. From then on a trial that is almost certainly not the best gets none. Of the others that one
+    gets the seed for which p (1 - p) / (n (n + 1)) is largest: p is its probability to be the best, which is least
+    certain at 1/2, and with one more than n seeds the variance of its mean falls by s^2 / (n (n + 1)). Repeats that
+    wait or run count as seeds. Once the recommended trial is within 2% of the best with a probability of 0.95, only its
+    own repeats are completed. Arms are compared, so each gets all repeats.
     """
     incomplete = [trial for trial in raced if len(trial.repeats) < space.budget.repeats]
     incomplete.sort(key=lambda trial: len(trial.repeats))
-    few = [trial for trial in incomplete if space.arms or _seeds(trial, space) < FIRST_SEEDS]
+    few = [trial for trial in incomplete if space.arms or len(_seeds(trial)) < FIRST_SEEDS]
     if few:
         return few[0]
+    if any(repeat.open for trial in raced for repeat in _seeds(trial)[:FIRST_SEEDS]):
+        return None
+
     verdict = judge(raced, space)
     if verdict is None:  # all break a constraint, perhaps by bad luck
         return next(iter(incomplete), None)
@@ -67,7 +71,7 @@ def next_trial(raced: Sequence[Trial], space: Space) -> Trial | None:
 
     def gain(trial: Trial) -> float:
         probability = verdict.best[trial.number]
-        seeds = _seeds(trial, space)
+        seeds = len(_seeds(trial))
         return probability * (1 - probability) / (seeds * (seeds + 1))
 
     return max(contenders, key=gain, default=None)
@@ -78,6 +82,6 @@ def may_win(trial: Trial, verdict: Verdict) -> bool:
     return trial.number == verdict.recommended or verdict.best.get(trial.number, 0.0) >= LEAST_CHANCE
 
 
-def _seeds(trial: Trial, space: Space) -> int:
-    """Return how many seeds a trial has had for its mean, those included that wait or run."""
-    return len(trial.repeats) if space.arms else len(trial.repeats) - 1
+def _seeds(trial: Trial) -> list[Repeat]:
+    """Return the repeats that the race has given a trial of a search, whether they have ended or not."""
+    return trial.repeats[1:]

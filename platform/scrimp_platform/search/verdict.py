@@ -76,7 +76,7 @@ def judge(trials: Sequence[Trial], space: Space) -> Verdict | None:
     choice = {numbers[place]: cost(counted[numbers[place]], kimg) for place in tied}
     recommended = numbers[by_mean[0]]
     if space.prefer == "cheapest" and len(space.objectives) == 1 and first.freedom:
-        recommended = min(choice, key=cost_keys(choice).__getitem__)  # of equal ones that with the best mean
+        recommended = cheapest(choice)[0]
 
     if len(space.objectives) == 1:
         best = first.near_best(0.0)
@@ -96,14 +96,20 @@ def judge(trials: Sequence[Trial], space: Space) -> Verdict | None:
     )
 
 
-def cost_keys(costs: Mapping[int, Cost]) -> dict[int, tuple[float, float]]:
-    """Return what to order trials by: device-hours, or where these are equal or missing, parameters."""
-    timed = all(math.isfinite(own.hours) for own in costs.values())
-    keys: dict[int, tuple[float, float]] = {}
-    for number, own in costs.items():
-        parameters = own.parameters if math.isfinite(own.parameters) else math.inf
-        keys[number] = (own.hours if timed else 0.0, parameters)
-    return keys
+def cheapest(costs: Mapping[int, Cost]) -> list[int]:
+    """Return the trials of which no other one is cheaper, in their order.
+
+    A cheaper one takes fewer device-hours. Where they are equal to within 2%, or some are missing, it has fewer
+    parameters.
+    """
+    hours = [own.hours for own in costs.values()]
+    candidates = dict(costs)
+    if all(map(math.isfinite, hours)):
+        candidates = {number: own for number, own in costs.items() if own.hours <= (1 + MARGIN) * min(hours)}
+    sizes = [own.parameters for own in candidates.values()]
+    if not all(map(math.isfinite, sizes)):
+        return list(candidates)
+    return [number for number, own in candidates.items() if own.parameters == min(sizes)]
 
 
 def cost(repeats: Sequence[Repeat], kimg: float) -> Cost:
