@@ -325,6 +325,22 @@ def test_spent_device_hours_end_the_sweep(folder):
     assert ledger.device_hours == pytest.approx(0.01, abs=60 / 3600)
 
 
+def test_gpu_hours_alone_may_limit_a_sweep_and_leave_a_share_to_the_race(folder):
+    budget = make_space().budget.model_dump() | {"trials": None, "max_gpu_hours": 1.0, "race_share": 0.4}
+    ledger = open_ledger(folder, make_space(budget=budget))
+    while (repeat := ledger.propose()) and repeat.phase == "search":
+        train(folder, ledger, repeat)
+    assert 0.6 <= ledger.device_hours < 0.6 + 60 / 3600
+    assert repeat
+    assert repeat.phase == "race"
+
+    # A trial costs 20 s, and each third one 40 s more.
+    assert len(ledger.trials) == pytest.approx(0.6 * 3600 / (20 + 40 / 3), rel=0.1)
+    reached_end = sum(trial.status == "complete" for trial in ledger.trials)
+    assert reached_end == pytest.approx(len(ledger.trials) / 3, rel=0.1)
+    assert not any(trial.status == "paused" for trial in ledger.trials)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still until it is moved."""

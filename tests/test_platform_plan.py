@@ -147,7 +147,7 @@ def test_gpu_hours_alone_tell_how_many_trials_they_allow(options, tmp_path):
     cost = estimate.estimate_sweep(the_plan, placement, Speed(seconds_per_kimg=1.0, seconds_per_score=0.0, bytes=100))
     # Three quarters of 8 h are the search's; a trial takes 10 kimg, and every third of them 20 more.
     assert cost.first_repeats == pytest.approx(6 * 3600 / (10 + 20 / 3), rel=0.01)
-    assert cost.hours == 8 / 2
+    assert cost.hours == pytest.approx((6 + 9 * 30 / 3600) / 2, rel=0.01)
 
 
 def test_a_measured_speed_is_found_again_for_the_same_plan_and_no_other(options):

@@ -92,7 +92,7 @@ class Estimate:
 
 
 def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
-    """Assume that no trial fails, that the race eliminates none, and that a budget of GPU-hours is used up."""
+    """Assume that no trial fails, and that the race eliminates none, unless `max_gpu_hours` ends it before."""
     budget = plan.space.budget
     limit = math.inf
     if budget.max_gpu_hours is not None:
@@ -108,7 +108,7 @@ def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
     race = min(budget.leaders, trials) * (budget.repeats - 1)
     kimg += race * budget.rungs_kimg[-1]
     scores += race * len(budget.rungs_kimg)
-    seconds = limit if math.isfinite(limit) else _seconds(kimg, scores, speed)
+    seconds = min(limit, _seconds(kimg, scores, speed))
     return Estimate(trials, race, kimg, seconds / placement.places / 3600, (trials + race) * speed.bytes)
 
 
@@ -155,10 +155,6 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
     budget = space.budget
     marks = budget.rungs_kimg
     repeats = [repeat for trial in trials for repeat in trial.repeats]
-    if budget.max_gpu_hours is not None:
-        device_hours = sum(repeat.device_hours for repeat in repeats)
-        devices = max((repeat.devices for repeat in repeats), default=1)
-        return max(0.0, budget.max_gpu_hours - device_hours) / devices * 3600
     scored = [repeat.last for repeat in repeats if repeat.last]
     if not scored:
         return None
@@ -178,7 +174,12 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
 
     # Of the race.
     kimg += max_race_repeats_left(trials, space) * marks[-1]
-    return kimg * statistics.fmean(row.seconds / row.kimg for row in scored)
+    left = kimg * statistics.fmean(row.seconds / row.kimg for row in scored)
+    if budget.max_gpu_hours is None:
+        return left
+    device_hours = sum(repeat.device_hours for repeat in repeats)
+    limit = max(0.0, budget.max_gpu_hours - device_hours) / repeats[0].devices * 3600
+    return limit if budget.trials is None else min(left, limit)
 
 
 def max_race_repeats_left(trials: Sequence[Trial], space: Space) -> int:

@@ -26,9 +26,6 @@ Say = Callable[[str], None]
 
 MAX_SAME_FAILURES = 3
 """Trials in a row that fail for good with the same cause before the sweep ends: their recipes are not the cause."""
-SPARE_PLACES = 2
-"""With a budget of GPU-hours, as many times more trials wait at a rung as the share that continues: once all trials are
-proposed, what is left of the hours trains more of them to the end."""
 MIN_TRIALS_TO_COME = 10
 """At the begin of a sweep that only GPU-hours limit."""
 MAX_PROPOSALS_PER_TRIAL = 10
@@ -228,20 +225,12 @@ class Ledger:
             trial = rung.promotable()
             if trial and trial.status == "paused":
                 return self._promote(trial.repeats[0], rung.kimg)
-        return self._new_trial() or self._spare_promotion()
-
-    def _spare_promotion(self) -> Repeat | None:
-        """Promote the best trial that waits, if all trials are proposed and the search has GPU-hours left."""
-        if self.space.budget.max_gpu_hours is None:
-            return None
-        for rung in reversed(self._rungs()):
-            if rung.paused:
-                return self._promote(rung.paused[0].repeats[0], rung.kimg)
-        return None
+        return self._new_trial()
 
     def _search_hours_left(self) -> float:
+        """Return the GPU-hours left to the search; arms have no race that some were kept for."""
         budget = self.space.budget
-        if budget.max_gpu_hours is None:
+        if budget.max_gpu_hours is None or self.space.arms:
             return math.inf
         return (1 - budget.race_share) * budget.max_gpu_hours - self.device_hours
 
@@ -317,12 +306,7 @@ class Ledger:
     def _stop_hopeless(self) -> None:
         """Stop the paused repeats whose places others will take, and delete their checkpoints."""
         for rung in self._rungs():
-            places = rung.places
-            if self._search_hours_left() <= 0:
-                places = 0
-            elif self.space.budget.max_gpu_hours is not None:
-                places *= SPARE_PLACES
-            for trial in rung.hopeless(places):
+            for trial in rung.hopeless(rung.places if self._search_hours_left() > 0 else 0):
                 files = self.folder.repeat(trial.number, 0)
                 self._close(trial.repeats[0], "stopped", f"not among the best at {rung.kimg:g} kimg")
                 shutil.rmtree(files.checkpoint, ignore_errors=True)
