@@ -337,7 +337,7 @@ def test_gpu_hours_alone_may_limit_a_sweep_and_leave_a_share_to_the_race(folder)
     # A trial costs 20 s, and each third one 40 s more.
     assert len(ledger.trials) == pytest.approx(0.6 * 3600 / (20 + 40 / 3), rel=0.1)
     reached_end = sum(trial.status == "complete" for trial in ledger.trials)
-    assert reached_end == pytest.approx(len(ledger.trials) / 3, rel=0.1)
+    assert reached_end == pytest.approx(len(ledger.trials) / 3, rel=0.2)
     assert not any(trial.status == "paused" for trial in ledger.trials)
 
 
