@@ -81,6 +81,21 @@ def test_only_those_whose_places_better_ones_will_take_are_hopeless():
     assert [trial.number for trial in rung.hopeless(rung.places)] == [3, 4, 5, 6]
 
 
+def test_what_was_stopped_takes_no_place_if_the_model_comes_to_think_better_of_it():
+    trials = [paused(number, float(number)) for number in range(6)]
+    trials[5].status = "pruned"
+    trials[5].repeats[0].status = "stopped"
+    expected = {number: abs(number - 5.0) for number in range(6)}
+    space = space_of(6)
+    promoted = []
+    while trial := first_rung(trials, space, expected=expected).promotable():
+        trial.repeats[0].passed = RUNGS[0]
+        promoted.append(trial.number)
+    assert promoted == [4, 3]
+    rung = first_rung(trials, space, expected=expected)
+    assert sorted(trial.number for trial in rung.hopeless(rung.places)) == [0, 1, 2]
+
+
 def test_what_is_expected_at_the_end_counts_rather_than_the_score_at_the_rung():
     trials = [paused(0, 1.0), paused(1, 2.0), paused(2, 3.0)]
     rung = first_rung(trials, space_of(3), expected={0: 0.5, 1: 0.1, 2: 0.9})

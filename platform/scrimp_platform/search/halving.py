@@ -22,42 +22,42 @@ class Rung:
     ----------
     kimg : float
         The rung.
-    ranking : list of Trial
-        All that have reached it, from best to worst.
+    reached : int
+        How many have reached it.
     most : int
         How many will have reached it in the end, if none fails.
     places : int
         How many will have been promoted from it in the end.
+    ranking : list of Trial
+        Those that were promoted from it or may be, from best to worst.
     """
 
     kimg: float
-    ranking: list[Trial]
+    reached: int
     most: int
     places: int
+    ranking: list[Trial]
 
     @property
     def promoted(self) -> int:
         """How many have been promoted from it."""
-        return sum(trial.repeats[0].passed >= self.kimg for trial in self.ranking)
+        return sum(_has_passed(trial, self.kimg) for trial in self.ranking)
 
     def promotable(self) -> Trial | None:
         """Return the best trial that waits at the rung, if it may continue now."""
-        open_now = self.places * len(self.ranking) // max(self.most, 1)
+        open_now = self.places * self.reached // max(self.most, 1)
         if self.promoted >= open_now:
             return None
-        return next(filter(self._waits, self.ranking[:open_now]), None)
-
-    @property
-    def paused(self) -> list[Trial]:
-        """The trials that wait at the rung, from best to worst."""
-        return [trial for trial in self.ranking if trial.status == "paused" and self._waits(trial)]
+        return next((trial for trial in self.ranking[:open_now] if not _has_passed(trial, self.kimg)), None)
 
     def hopeless(self, places: int) -> list[Trial]:
         """Return the trials that wait at the rung in vain if so many are promoted: better ones will take the places."""
-        return self.paused[max(0, places - self.promoted) :]
+        waiting = [trial for trial in self.ranking if trial.status == "paused" and not _has_passed(trial, self.kimg)]
+        return waiting[max(0, places - self.promoted) :]
 
-    def _waits(self, trial: Trial) -> bool:
-        return trial.repeats[0].passed < self.kimg and trial.status in ("paused", "running")
+
+def _has_passed(trial: Trial, kimg: float) -> bool:
+    return trial.repeats[0].passed >= kimg
 
 
 def promoted_places(reaching: int, budget: Budget) -> int:
@@ -94,15 +94,16 @@ def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping
 
         most = len(reached) + on_their_way + coming
         places = promoted_places(most, space.budget)
-        rung = Rung(kimg, _ranking(reached, space, kimg, expected), most, places)
+        contenders = [trial for trial in reached if trial.unfinished or _has_passed(trial, kimg)]
+        rung = Rung(kimg, len(reached), most, places, _ranking(contenders, space, kimg, expected))
         coming = max(0, places - rung.promoted)
         known.append(rung)
     return known
 
 
-def _ranking(reached: list[Trial], space: Space, kimg: float, expected: Mapping[int, float] | None) -> list[Trial]:
-    rows = [trial.repeats[0].rungs[kimg] for trial in reached]
+def _ranking(trials: list[Trial], space: Space, kimg: float, expected: Mapping[int, float] | None) -> list[Trial]:
+    rows = [trial.repeats[0].rungs[kimg] for trial in trials]
     if not expected:
-        return [reached[i] for i in order(rows, space)]
-    keys = [(total_excess(row, space), expected[trial.number]) for row, trial in zip(rows, reached, strict=True)]
-    return [reached[i] for i in sorted(range(len(reached)), key=keys.__getitem__)]
+        return [trials[i] for i in order(rows, space)]
+    keys = [(total_excess(row, space), expected[trial.number]) for row, trial in zip(rows, trials, strict=True)]
+    return [trials[i] for i in sorted(range(len(trials)), key=keys.__getitem__)]
