@@ -258,10 +258,16 @@ class Coreset(Section):
     covariance: Literal["ridge", "shrunk"] = "ridge"
     """The Gaussian's: with 1e-5 on its diagonal as in instance selection, or shrunk besides as Ledoit and Wolf (2004)
     do, which a class with fewer images than features needs."""
-    per_class: bool = True
-    """Keep the same share of every class, or of all images together."""
+    per_class: bool | None = None
+    """Keep the same share of every class, or of all images together. None: as the score was published, all together for
+    `moderate`, whose code sorts all distances at once, and class by class for the others, as in instance selection."""
     side: Literal["high", "low"] = "high"
     """Keep the highest scores or the lowest."""
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the same share of every class is kept."""
+        return self.score != "moderate" if self.per_class is None else self.per_class
 
     @property
     def on(self) -> bool:
