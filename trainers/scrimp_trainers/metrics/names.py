@@ -41,8 +41,15 @@ def fidelity_names(extractor: Extractor) -> list[str]:
 FIDELITY: dict[Extractor, list[str]] = {extractor: fidelity_names(extractor) for extractor in get_args(Builtin)}
 """The scores against the reference set that each extractor of Scrimp's gives."""
 
-MEMORISATION = ["memorized_fraction", "similarity_mean", "pixel_copied_fraction"]
-"""Scores against the training set; `<name>_holdout` is the same for held-out images."""
+
+def memorisation_names(extractor: Extractor) -> list[str]:
+    """Names of the scores against the training set; `<name>_holdout` is the same for held-out images.
+
+    Those of `vitg14`, which are a paper's, bear its name; of the others the first is ours.
+    """
+    suffix = "_vitg14" if extractor == "vitg14" else ""
+    return [f"memorized_fraction{suffix}", f"similarity_mean{suffix}", "pixel_copied_fraction"]
+
 
 COST = [
     "kimg",
@@ -62,7 +69,7 @@ CLASS_SMALLEST = 50
 def score_names(scoring: Scoring) -> list[str]:
     """Names of the scores that such a scoring gives, without the held-out controls."""
     further = [name for kind in scoring.also for name in family(kind).names(scoring.extractor)]
-    return [*fidelity_names(scoring.extractor), *MEMORISATION, *further]
+    return [*fidelity_names(scoring.extractor), *memorisation_names(scoring.extractor), *further]
 
 
 def family(kind: str) -> Any:
@@ -117,6 +124,11 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
             )
         if scoring.weights is not None:
             raise UserError(f"weights {scoring.weights}: the classifier is the dataset's own; leave `weights` out")
+    for kind in scoring.also:
+        if getattr(family(kind), "NEEDS_HOLDOUT", False) and "holdout" not in manifest.splits:
+            raise UserError(
+                f"scoring.also {kind}: dataset {manifest.name} has no held-out images; prepare it with --holdout"
+            )
     count = manifest.splits[manifest.reference].count
     if count < SMALLEST:
         raise UserError(

@@ -90,11 +90,13 @@ class Scorer:
         width = features.shape[1]
         features, similarity, ratio = rows[:, :width], rows[:, width], rows[:, width + 1]
         logits = None if logits is None else rows[:, width + 2 :].cpu()
-        compared = Compared(self.extractor.name, features, logits, self.reference, self.known)
+        compared = Compared(
+            self.extractor.name, features, logits, self.reference, self.known, self.training_features, self.holdout
+        )
         values: dict[str, float | str] = {
             **fidelity.scores(compared),
             **self._class_scores(features, classes),
-            **memorisation.summary(similarity, ratio, self.threshold),
+            **memorisation.summary(similarity, ratio, self.threshold, self.extractor.name),
             **self.control,
             "similarity_threshold": self.threshold,
             "samples": float(len(rows)),
@@ -163,16 +165,18 @@ class Scorer:
         fixed = self.scoring.threshold
         if fixed is None:
             fixed = memorisation.SIMILAR.get(self.extractor.name)
+        self.holdout = None
         if "holdout" not in self.dataset.manifest.splits:
             if fixed is None:
                 fixed = memorisation.calibrate(memorisation.nearest(self.training_features)[0])
             return fixed, {}
         images = torch.from_numpy(self.dataset.images("holdout")[0])
         chosen = np.random.default_rng(0).permutation(len(images))[: self.scoring.samples]
-        similarity = memorisation.nearest(self._features("holdout", images)[chosen], self.training_features)[0]
+        self.holdout = self._features("holdout", images)
+        similarity = memorisation.nearest(self.holdout[chosen], self.training_features)[0]
         ratio = memorisation.pixel_ratio(images[chosen].to(self.device), self.training)
         threshold = memorisation.calibrate(similarity) if fixed is None else fixed
-        return threshold, memorisation.summary(similarity, ratio, threshold, "_holdout")
+        return threshold, memorisation.summary(similarity, ratio, threshold, self.extractor.name, "_holdout")
 
 
 def gather(rows: Tensor, world: int) -> Tensor:
