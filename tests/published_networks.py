@@ -38,8 +38,8 @@ def song_unet(
     parts[FIRST] = _convolution(inputs, BASE, 3)
     skips = _encoder(parts, widths, attends)
     if ncsnpp:
-        halved = [inputs, *widths[:-1]]
-        parts[INPUTS] = sum(_convolution(one, other, 3) for one, other in zip(halved, widths[:-1], strict=False))
+        halved = [inputs, *widths[:-2]]
+        parts[INPUTS] = sum(_convolution(one, other, 3) for one, other in zip(halved, widths[:-1], strict=True))
     for attending in (True, False):
         _block(parts, MIDDLE, widths[-1], widths[-1], attends=attending)
     _decoder(parts, widths, attends, skips)

@@ -16,7 +16,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
 from scrimp_trainers.metrics import dinov2, extractors, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
-from scrimp_trainers.metrics.names import score_names
+from scrimp_trainers.metrics.names import in_full, score_names
 from scrimp_trainers.metrics.score import Scorer
 from scrimp_trainers.recipe.scoring import Scoring
 
@@ -190,6 +190,29 @@ def test_our_memorisation_and_the_gap_separate_near_copies_from_held_out_images(
     assert fresh["memorized_fraction"] < 0.06
     # That of fresh images is below 0, too: the classifier was trained on the training images.
     assert copied["fld_gap_classifier"] < 3 * fresh["fld_gap_classifier"] < 0
+
+
+def test_several_extractors_score_the_same_samples_as_each_alone(pictures, digits, tmp_path):
+    torch.manual_seed(0)
+    network = dinov2.VisionTransformer(width=64, depth=1, patch=14, positions=1 + 37 * 37)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    torch.save(network.state_dict(), tmp_path / "dinov2.pth")
+    one = {"extractor": "classifier", "samples": 200, "also": ["fld_gap"]}
+    other = {"extractor": "dinov2", "weights": tmp_path / "dinov2.pth", "samples": 200}
+    dataset = pictures(train=slice(0, 300), holdout=slice(600, 700))
+
+    once = samples(digits, slice(1000, 1060))  # an iterator: nothing can draw it twice
+    values = scorer(dataset, Scoring.model_validate([one, other])).score(once).values
+    expected: dict[str, float | str] = {}
+    for alone in (one, other):
+        extractor = alone["extractor"]
+        found = scorer(dataset, Scoring(**alone)).score(samples(digits, slice(1000, 1060))).values
+        of_all = ("samples", "reference", "reference_samples", "extractor")
+        expected |= {name if name in of_all else in_full(name, extractor): value for name, value in found.items()}
+    assert values == expected | {"extractor": "classifier, dinov2"}
+    assert {"fd_classifier", "memorized_fraction_classifier", "memorized_fraction_dinov2_holdout"} <= set(values)
+    assert "memorized_fraction" not in values
 
 
 def test_without_held_out_images_there_is_no_control(pictures, digits):

@@ -1,8 +1,8 @@
 """How a model is scored: with which extractor, on how many samples."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scrimp_trainers.recipe.sections import FilePath, OwnPart, Section
 
@@ -14,7 +14,7 @@ SMALLEST = 20
 
 
 class Scoring(Section):
-    """How many samples are scored, with which extractor."""
+    """How many samples are scored, with which extractor. A list of them scores the same samples with several."""
 
     extractor: Extractor
     """The feature extractor: `inception` for FID, `classifier` for the dataset's own small CNN, `vitg14` for the
@@ -34,3 +34,44 @@ class Scoring(Section):
     """Images that the extractor takes at once."""
     neighbours: Annotated[int, Field(ge=0)] = 16
     """Samples that are shown beside their nearest training images."""
+    further: tuple["Scoring", ...] = ()
+    """Further extractors, which score the same samples: the second and later ones of a list. Every score then ends in
+    its extractor."""
+
+    @property
+    def each(self) -> "tuple[Scoring, ...]":
+        """The scorings of all extractors."""
+        return (self, *self.further)
+
+    @property
+    def extractors(self) -> str:
+        """The names of all extractors."""
+        return ", ".join(each.extractor for each in self.each)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_a_list(cls, values: Any) -> Any:
+        """Take a list as its first, with the others as further ones of as many samples."""
+        if not isinstance(values, list | tuple) or not all(isinstance(each, dict) for each in values):
+            return values
+        if not values:
+            raise ValueError("name at least one extractor")
+        first, *others = values
+        if "samples" in first:
+            others = [{"samples": first["samples"]} | other for other in others]
+        return first | {"further": others}
+
+    @model_validator(mode="after")
+    def _same_samples(self) -> "Scoring":
+        names = [each.extractor for each in self.each]
+        if len(set(names)) < len(names):
+            raise ValueError(f"lists an extractor twice: {self.extractors}")
+        for other in self.further:
+            if other.further:
+                raise ValueError("further extractors have none of their own; list all of them beside each other")
+            if other.samples != self.samples:
+                raise ValueError(
+                    f"extractors {self.extractor} and {other.extractor} score the same samples; give both the same "
+                    f"number, {self.samples} or {other.samples}"
+                )
+        return self
