@@ -189,6 +189,12 @@ PUBLISHED_SPACES: dict[str, dict[str, Any]] = {
         "budget.rungs_kimg": 40_000.0,
         "optimizer.warmup_kimg": 10_000.0,
     },
+    "ld-diffusion-ffhq": {
+        "budget.repeats": 10,
+        "budget.rungs_kimg": 20_000.0,
+        "optimizer.warmup_kimg": 10_000.0,
+        "sampler.steps": 40,
+    },
     "prune-reweight": {"sampler.kind": "ancestral", "sampler.steps": 1000},
     "scrimp": {"budget.rungs_kimg": 200_000.0, "optimizer.warmup_kimg": 10_000.0},
     "sparse-to-sparse": {"budget.rungs_kimg": 1590.0, "sampler.steps": 200},
