@@ -287,6 +287,9 @@ class Reweighting(Section):
     """Preset or path of the recipe, without techniques, of reference and proxy, which all trials on a dataset share."""
     kimg: Positive = 1000.0
     """Length of the training of each of the two."""
+    reference: FilePath | None = None
+    """Folder of a trained model that is the reference, as the paper's is trained before; none trains one on the whole
+    training split. Its process has to be that of `recipe`."""
     eta: Positive = 5.0
     """Step of the exponentiated gradient, summed over the run and on excess losses divided by their mean over classes:
     a class with twice the mean's excess throughout ends at e^eta times the weight of an average one, but for the
