@@ -29,6 +29,19 @@ def test_a_space_that_ships_loads_and_survives_a_round_trip(name):
     assert spaces.parse_space(yaml.safe_load(space.to_yaml()), name) == space
 
 
+def test_a_list_of_scorings_has_objectives_that_name_their_extractor():
+    scoring = [{"extractor": "classifier", "samples": 500}, {"extractor": "dinov2"}]
+    objectives = {"fd_classifier": "minimize", "memorized_fraction_dinov2": "minimize"}
+    space = spaces.Space.of(**GOOD | {"scoring": scoring, "objectives": objectives})
+    assert space.scoring.extractors == "classifier, dinov2"
+    assert [each.samples for each in space.scoring.each] == [500, 500]
+    assert spaces.parse_space(yaml.safe_load(space.to_yaml()), "copy") == space
+    with pytest.raises(UserError, match="memorized_fraction: several extractors score here; name it in full"):
+        spaces.Space.of(**GOOD | {"scoring": scoring, "objectives": {"memorized_fraction": "minimize"}})
+    with pytest.raises(UserError, match="scoring: lists an extractor twice: clip, clip"):
+        spaces.Space.of(**GOOD | {"scoring": [{"extractor": "clip"}, {"extractor": "clip"}]})
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

@@ -5,7 +5,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -72,16 +72,21 @@ def test_shrunk_gaussian_scores_equal_scipys_also_with_fewer_images_than_feature
 
 def test_ppca_scores_equal_scikit_learns_and_the_density_of_its_covariance():
     settings, features = Coreset(score="ppca"), correlated(width=12)
-    expected = by_class(features, lambda x: PCA(0.95).fit(x).score_samples(x))
+    expected = by_class(features, lambda x: PCA(_components(x)).fit(x).score_samples(x))
     np.testing.assert_allclose(score_features(features, LABELS, settings), expected, rtol=1e-9)
     expected = by_class(features, lambda x: log_density(x, _ppca_covariance(x)))
     np.testing.assert_allclose(score_features(features, LABELS, settings), expected, rtol=1e-6)
 
 
+def _components(x: np.ndarray) -> int:
+    """Return the place, counted from 0, of the component with which more than 95% of the variance is explained."""
+    return int(np.argmax(np.cumsum(PCA().fit(x).explained_variance_ratio_) > 0.95))
+
+
 def _ppca_covariance(x: np.ndarray) -> np.ndarray:
     """Tipping and Bishop's maximum likelihood solution: what the components leave over is spread evenly."""
     values, vectors = np.linalg.eigh(np.cov(x.T))
-    components = len(values) - np.searchsorted(np.cumsum(values), 0.05 * values.sum(), side="left")
+    components = _components(x)
     values[: len(values) - components] = values[: len(values) - components].mean()
     return vectors * values @ vectors.T
 
@@ -113,6 +118,37 @@ def test_moderate_keeps_the_middle_of_the_sorted_distances(keep: float, per_clas
         low, high = (round(len(members) * (0.5 + sign * keep / 2)) for sign in (-1, 1))
         expected += members[np.argsort(distances[members])][low:high].tolist()
     assert choose_kept(score_features(features, labels, settings), labels, settings).tolist() == sorted(expected)
+
+
+def test_moderate_keeps_what_its_code_keeps_of_three_thousand_images_unless_told_otherwise():
+    """Moderate-DS sorts the distances of all classes at once; class by class most of the choice is another."""
+    random = np.random.default_rng(3)
+    labels = random.integers(10, size=3000)
+    spread = 1 + labels[:, None] / 2  # of the features of each class
+    features = (random.normal(size=(3000, 16)) * spread).astype(np.float32)
+
+    distances = np.empty(3000)
+    for label in range(10):
+        part = features[labels == label].astype(np.float64)
+        distances[labels == label] = np.linalg.norm(part - np.median(part, axis=0), axis=1)
+    low, high = round(3000 * 0.45), round(3000 * 0.55)
+    official = np.sort(distances.argsort()[low:high])
+
+    settings = Coreset(score="moderate", keep=0.1)
+    kept = choose_kept(score_features(features, labels, settings), labels, settings)
+    assert kept.tolist() == official.tolist()
+
+    within = Coreset(score="moderate", keep=0.1, per_class=True)
+    kept = choose_kept(score_features(features, labels, within), labels, within)
+    assert len(kept) == 300
+    assert len(np.intersect1d(kept, official)) < 150
+
+
+def test_other_scores_choose_class_by_class_unless_told_otherwise():
+    """As instance selection does."""
+    for score in get_args(Coreset.model_fields["score"].annotation):
+        assert Coreset(score=score).by_class == (score != "moderate")
+        assert not Coreset(score=score, per_class=False).by_class
 
 
 def test_random_scores_depend_on_the_seed_alone():
@@ -152,12 +188,12 @@ def test_a_class_too_small_for_a_score_is_refused_with_a_way_out(score, width, l
 
 @pytest.mark.parametrize("score", ["gaussian", "closest", "moderate", "random"])
 def test_a_class_of_one_image_keeps_it(score):
-    settings = Coreset(score=score, covariance="shrunk", keep=0.1)
+    settings = Coreset(score=score, covariance="shrunk", keep=0.1, per_class=True)
     labels = np.append(np.zeros(94, dtype=np.int64), 1)
     assert choose_kept(score_features(correlated(), labels, settings), labels, settings)[-1] == 94
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:divide by zero")
 def test_images_that_a_score_cannot_tell_apart_are_refused():
     with pytest.raises(UserError, match="the images of the dataset are too much alike"):
         score_features(np.ones((30, 4), dtype=np.float32), None, Coreset(score="ppca"))

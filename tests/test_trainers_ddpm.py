@@ -6,10 +6,11 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.diffusion import ddpm
 from scrimp_trainers.diffusion.samplers import ancestral, ddim
 from scrimp_trainers.recipe.diffusion import DDPM
-from scrimp_trainers.recipe.samplers import DDIM, Ancestral
+from scrimp_trainers.recipe.samplers import DDIM, Ancestral, Variance
 
 CPU = torch.device("cpu")
 CHAINS = [
@@ -17,10 +18,11 @@ CHAINS = [
     for betas in ("linear", "scaled_linear", "cosine")
     for prediction in ("epsilon", "v")
 ]
+VARIANCES: list[Variance] = ["fixed_small", "fixed_large"]
 NAMES = [f"{chain.betas}-{chain.prediction}" for chain in CHAINS]
 
 
-def theirs(kind, chain) -> Any:
+def theirs(kind, chain, **settings) -> Any:
     return kind(
         num_train_timesteps=chain.timesteps,
         beta_start=chain.beta_start,
@@ -28,6 +30,7 @@ def theirs(kind, chain) -> Any:
         beta_schedule={"cosine": "squaredcos_cap_v2"}.get(chain.betas, chain.betas),
         prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[chain.prediction],
         timestep_spacing="trailing",
+        **settings,
     )
 
 
@@ -54,13 +57,28 @@ def test_the_chain_and_its_targets_are_those_of_diffusers(chain):
 
 @pytest.mark.parametrize("chain", CHAINS, ids=NAMES)
 @pytest.mark.parametrize("t", [0, 1, 500, 990])
-def test_the_ancestral_step_equals_that_of_diffusers(chain, t):
-    scheduler = theirs(DDPMScheduler, chain)
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_ancestral_step_equals_that_of_diffusers(chain, t, variance):
+    scheduler = theirs(DDPMScheduler, chain, variance_type=variance)
     x, output = randn(2), randn(3)
     generator = torch.Generator().manual_seed(4)
     expected = scheduler.step(output, t, x, generator=generator).prev_sample
-    found = ancestral.step(ddpm.build(chain), output, x, t, t - 1, randn(4), clip=True)
+    found = ancestral.step(ddpm.build(chain), output, x, t, t - 1, randn(4), variance=variance, clip=True)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variance", "expected"), [("fixed_small", (0.00738, 0.01608)), ("fixed_large", (0.01095, 0.01730))]
+)
+def test_the_noise_of_a_step_has_the_deviation_of_the_published_chain(variance, expected):
+    """The numbers are sqrt(beta-tilde_t) and sqrt(beta_t) at t = 1 and 10 of betas from 1e-4 to 0.02."""
+    chain = DDPM(kind="ddpm")
+    for t, deviation in zip((1, 10), expected, strict=True):
+        steps = [
+            ancestral.step(ddpm.build(chain), randn(3), randn(2), t, t - 1, noise, variance=variance, clip=False)
+            for noise in (torch.zeros(3, 2, 4, 4), torch.ones(3, 2, 4, 4))
+        ]
+        assert (steps[1] - steps[0]).mean().item() == pytest.approx(deviation, abs=6e-6)
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=NAMES)
@@ -77,18 +95,34 @@ def test_the_ddim_step_equals_that_of_diffusers(chain, eta):
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=NAMES)
-@pytest.mark.parametrize(("kind", "steps"), [("ancestral", 1000), ("ancestral", 50), ("ddim", 40)])
-def test_a_whole_sampling_equals_that_of_diffusers(chain, kind, steps):
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Ancestral(steps=1000),
+        Ancestral(steps=50),
+        Ancestral(steps=1000, variance="fixed_large"),
+        Ancestral(steps=50, variance="fixed_large"),
+        DDIM(steps=40),
+    ],
+    ids=str,
+)
+def test_a_whole_sampling_equals_that_of_diffusers(chain, sampler):
     ours = torch.Generator().manual_seed(5)
-    sampler = {"ancestral": Ancestral, "ddim": DDIM}[kind](steps=steps)
-    sample = {"ancestral": ancestral.sample, "ddim": ddim.sample}[kind]
-    found = sample(ddpm.build(chain), sampler, predict, lambda: torch.randn(3, 2, 4, 4, generator=ours), clip=True)
-    scheduler = theirs(DDPMScheduler if kind == "ancestral" else DDIMScheduler, chain)
-    scheduler.set_timesteps(steps)
+    part = parts.module("diffusion.samplers", sampler.kind)
+    found = part.sample(ddpm.build(chain), sampler, predict, lambda: torch.randn(3, 2, 4, 4, generator=ours), clip=True)
+    scheduler = theirs(DDIMScheduler, chain)
+    if isinstance(sampler, Ancestral):
+        scheduler = theirs(DDPMScheduler, chain, variance_type=sampler.variance)
+    scheduler.set_timesteps(sampler.steps)
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(3, 2, 4, 4, generator=generator)
+    step: Any = None
     for t in scheduler.timesteps:
-        x = scheduler.step(predict(x, t.expand(3)), int(t), x, generator=generator).prev_sample
+        step = scheduler.step(predict(x, t.expand(3)), int(t), x, generator=generator)
+        x = step.prev_sample
+    x = (
+        step.pred_original_sample
+    )  # where steps are left out, the last one of diffusers adds the larger variance's noise
     torch.testing.assert_close(found, x, rtol=1e-2, atol=1e-2)
 
 

@@ -27,6 +27,7 @@ RECIPES = {
     "edm": small(diffusion__sigma_data=0.7, diffusion__sigma_max=60.0),
     "edm-classes": small(**CONDITIONAL),
     "ddpm": small("tiny-ddpm", sampler__kind="ancestral", sampler__steps=50, diffusion__betas="linear"),
+    "ddpm-large": small("tiny-ddpm", sampler__kind="ancestral", sampler__steps=50, sampler__variance="fixed_large"),
     "ddim": small("tiny-ddpm"),
     "ddim-eta": small("tiny-ddpm", sampler__eta=1.0),
     "ddim-classes": small("tiny-ddpm", **CONDITIONAL, conditioning__label_drop=0.1, sampler__guidance=2.0),
@@ -117,7 +118,7 @@ def test_a_pipeline_is_named_only_where_it_samples_as_the_model_needs(models):
     assert str(models["ddim"][2]["pipeline"]) == "DDIMPipeline"
     for name in ("ddpm", "ddim"):
         assert models[name][2]["drawn"].shape == (2, 8, 8, 1)
-    for name in ("edm", "edm-classes", "ddim-eta", "ddim-classes"):
+    for name in ("edm", "edm-classes", "ddpm-large", "ddim-eta", "ddim-classes"):
         assert not (models[name][0] / "model_index.json").exists()
 
 
@@ -144,6 +145,7 @@ def test_the_card_tells_data_scores_and_recipe(models):
 def test_the_card_samples_as_the_recipe_does_or_says_how_not(models):
     cards = {name: (folder / "README.md").read_text() for name, (folder, _, _) in models.items()}
     assert [name for name, card in cards.items() if "step(output, t, x, eta=1.0)" in card] == ["ddim-eta"]
+    assert [name for name, card in cards.items() if "x = step.pred_original_sample" in card] == ["ddpm-large"]
     assert [name for name, card in cards.items() if "without the recipe's guidance of 2" in card] == ["ddim-classes"]
 
 
@@ -166,6 +168,12 @@ def test_coordinate_channels_are_exported_and_read_back(tmp_path, monkeypatch):
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a model"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_the_exported_scheduler_has_the_variance_of_the_sampler(variance):
+    exported: Any = _sampler(small("tiny-ddpm", sampler__kind="ancestral", sampler__variance=variance))
+    assert exported.scheduler.config["variance_type"] == variance
 
 
 @pytest.mark.parametrize("kind", ["ancestral", "ddim"])

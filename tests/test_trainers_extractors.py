@@ -2,6 +2,7 @@ import hashlib
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -172,7 +173,7 @@ def test_of_torchscript_only_clips_published_file_is_loaded(clip_files, monkeypa
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("loaded"))
     published = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
     assert extractors.published_hash(extractors.source("clip")[1]) == published
-    for extractor in ("inception", "clip", "vgg16", "dinov2", "resnet18"):
+    for extractor in ("inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"):
         with pytest.raises(
             UserError, match=rf"clip\.pt: not the weights of extractor {extractor}: TorchScript, which can"
         ):
@@ -221,13 +222,72 @@ def test_dinov2_reads_its_size_from_a_weight_file_and_needs_nothing_else(tmp_pat
     assert (features[0] - features[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("side", "padded"), [(14, 14), (32, 42), (64, 70), (9, 14)])
+def test_images_for_vitg14_are_reflected_to_a_multiple_of_its_patches(side: int, padded: int):
+    images = pictures(2, seed=9)[..., :1].expand(-1, -1, -1, side).float()
+    images = nn.functional.interpolate(images, size=(side, side)) + torch.rand(side)
+    found = extractors.reflected(images, 14)
+    before = (padded - side) // 2
+    after = padded - side - before
+    borders = ((0, 0), (0, 0), (before, after), (before, after))
+    np.testing.assert_array_equal(found.numpy(), np.pad(images.numpy(), borders, mode="reflect"))
+
+
+def test_the_pixels_that_vitg14_is_shown_are_those_of_the_papers_code():
+    """Neither resized nor normalised, in [0, 1]; of an odd remainder the larger part is at the bottom and the right."""
+    row = [0, 30, 60, 90, 120, 150, 180, 210, 255]
+    images = torch.tensor(row, dtype=torch.uint8).expand(1, 3, 9, 9)
+    shown: list[Tensor] = []
+    network = dinov2.VisionTransformer(width=64, depth=1, patch=14, positions=2, gated=True)
+    network.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    extractors._ViTg14(network)(images)
+    expected = torch.tensor([60, 30, *row, 210, 180, 150]) / 255
+    torch.testing.assert_close(shown[0], expected.expand(1, 3, 14, 14), rtol=0, atol=1e-7)
+
+
+def test_vitg14_has_the_published_size_and_maps_images_to_its_width():
+    with torch.device("meta"):
+        network = dinov2.VisionTransformer(width=1536, depth=40, patch=14, positions=1 + 37 * 37, gated=True)
+        features = network(torch.empty(2, 3, 42, 42))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_136_480_768
+    assert network.state_dict()["blocks.39.mlp.w12.weight"].shape == (8192, 1536)
+    assert network.state_dict()["blocks.39.mlp.w3.weight"].shape == (1536, 4096)
+    assert features.shape == (2, 1536)
+
+
+def test_vitg14_is_read_from_a_weight_file(tmp_path: Path):
+    torch.manual_seed(0)
+    network = dinov2.VisionTransformer(width=64, depth=2, patch=14, positions=1 + 37 * 37, gated=True)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    path = tmp_path / "vitg14.pth"
+    torch.save(network.state_dict(), path)
+    images = pictures(3, seed=6)
+    features, logits = opened("vitg14", path).features(images)
+    assert logits is None
+    assert features.std() > 0.01
+    padded = nn.functional.pad(images / 255, (6, 6, 6, 6), mode="reflect")
+    torch.testing.assert_close(features, network(padded))
+
+
+def test_a_gated_layer_is_the_silu_of_one_half_times_the_other():
+    torch.manual_seed(0)
+    layer = dinov2._GatedMLP(64)
+    x = torch.randn(5, 64)
+    gate, value = (
+        x @ half.T + bias for half, bias in zip(layer.w12.weight.chunk(2), layer.w12.bias.chunk(2), strict=True)
+    )
+    expected = (gate / (1 + (-gate).exp()) * value) @ layer.w3.weight.T + layer.w3.bias
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_without_network_one_line_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def unreachable(*_: object, **__: object) -> None:
         raise URLError("no network")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    for extractor in ("inception", "clip", "vgg16", "dinov2", "resnet18"):
+    for extractor in ("inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"):
         name = extractors.source(extractor)[1]
         with pytest.raises(UserError, match="no network") as caught:
             open_extractor(Scoring(extractor=extractor), tmp_path, MANIFEST, CPU)
@@ -255,7 +315,7 @@ def test_a_path_that_does_not_exist_or_holds_something_else_is_refused(tmp_path:
         opened("inception", tmp_path / "nowhere.pth")
     path = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, path)
-    for extractor in ("inception", "clip", "vgg16", "dinov2", "resnet18"):
+    for extractor in ("inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"):
         with pytest.raises(UserError, match=rf"other\.pth: not the weights of extractor {extractor}") as caught:
             opened(extractor, path)
         assert "\n" not in str(caught.value)
@@ -269,7 +329,7 @@ class Bomb:
         self.target = str(target)
 
 
-@pytest.mark.parametrize("extractor", ["inception", "clip", "vgg16", "dinov2", "resnet18"])
+@pytest.mark.parametrize("extractor", ["inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"])
 def test_a_weight_file_cannot_run_code(extractor: Extractor, tmp_path: Path):
     path, trace = tmp_path / "bomb.pth", tmp_path / "exploded"
     torch.save({"state": Bomb(trace)}, path)

@@ -1,12 +1,15 @@
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_blocks import AttnDownBlock2D
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions
-from scrimp_trainers.networks.unet import build, frame
+from scrimp_trainers.networks.unet import build, frame, load
 from scrimp_trainers.recipe.networks import UNet
 
 SMALL = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
@@ -81,6 +84,63 @@ def test_there_is_attention_at_the_resolutions_asked_for():
     unet = build(network, image_size=16, channels=3).unet
     assert [isinstance(block, AttnDownBlock2D) for block in unet.down_blocks] == [True, False, True]
     assert ["Attn" in type(block).__name__ for block in unet.up_blocks] == [True, False, True]
+
+
+LIKE_EDM = UNet(
+    channels=8,
+    multipliers=(2, 2, 2),
+    blocks=2,
+    attention=(4,),
+    decoder_attention="last",
+    resampling="residual",
+    embedding_multiplier=4,
+)
+
+
+def test_a_decoder_may_attend_after_the_last_residual_block_alone():
+    """EDM's networks attend so: after every block of the encoder's level, once in the middle, once in the decoder."""
+    unet = made(LIKE_EDM).unet
+    attending = [name for name, module in unet.named_modules() if isinstance(module, Attention)]
+    assert attending == [
+        "down_blocks.1.attentions.0",
+        "down_blocks.1.attentions.1",
+        "up_blocks.1.attentions.2",
+        "mid_block.attentions.0",
+    ]
+
+
+def test_resolutions_may_be_changed_inside_residual_blocks():
+    unet = made(LIKE_EDM).unet
+    changing = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, ResnetBlock2D) and (module.down or module.up)
+    ]
+    assert changing == [f"down_blocks.{level}.downsamplers.0" for level in (0, 1)] + [
+        f"up_blocks.{level}.upsamplers.0" for level in (0, 1)
+    ]
+
+
+def test_the_embedding_may_be_as_wide_as_the_base_of_the_channels_says():
+    assert made(LIKE_EDM).unet.time_embedding.linear_2.out_features == 4 * 8
+    assert (
+        made(LIKE_EDM.model_copy(update={"embedding_multiplier": None})).unet.time_embedding.linear_2.out_features
+        == 4 * 16
+    )
+
+
+@torch.no_grad()
+def test_diffusers_reads_a_network_with_attention_after_last_blocks_alone(inputs, tmp_path):
+    network = made(LIKE_EDM)
+    network.save(tmp_path / "unet")
+    theirs = UNet2DModel.from_pretrained(tmp_path / "unet")
+    expected = theirs(*inputs).sample
+    assert expected.std() > 0.01
+    torch.testing.assert_close(network(*inputs), expected, rtol=1e-5, atol=1e-6)
+
+    again = load(tmp_path).eval()
+    assert again.state_dict().keys() == network.state_dict().keys()
+    torch.testing.assert_close(again(*inputs), network(*inputs), rtol=0, atol=0)
 
 
 @settings(max_examples=15)

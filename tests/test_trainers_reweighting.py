@@ -20,6 +20,7 @@ from trainers_small import CPU, random_batches, small, small_state
 from scrimp_trainers import fit
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.export import export_model, load_model
 from scrimp_trainers.precompute import dro
 from scrimp_trainers.precompute import reweighting as class_weighting
 from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors, relative_excess, update_class_weights
@@ -250,6 +251,60 @@ def test_a_reference_serves_all_proxies(dataset, reweighting, found, monkeypatch
     fewer = weights(dataset, reweighting, kept=np.arange(0, 1600, 4))
     assert fewer != found
     assert json.loads(newest(dataset).read_text())["images"] == 400
+
+
+@pytest.fixture
+def trained_before(dataset: Dataset, found: list[float], tmp_path: Path) -> Path:
+    """A copy of the model that is the reference of `found`."""
+    (model,) = (
+        file.parent / "reference" / "model"
+        for file in (dataset.folder / "cache").glob("reweighting-*/dro-*.json")
+        if (file.parent / "reference").is_dir() and json.loads(file.read_text())["weights"] == pytest.approx(found)
+    )
+    shutil.copytree(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_reference_that_was_trained_before_takes_the_place_of_one(
+    dataset, reweighting, found, trained_before, monkeypatch
+):
+    monkeypatch.setattr(dro, "train_reference", lambda *_: pytest.fail("trained a reference"))
+    given_one = using(reweighting, reference=trained_before)
+    assert weights(dataset, given_one) == pytest.approx(found)
+
+    monkeypatch.setattr(dro, "train_proxy", lambda *_: pytest.fail("trained again"))
+    assert weights(dataset, given_one) == pytest.approx(found)
+    shutil.copytree(trained_before, trained_before.parent / "moved")
+    assert weights(dataset, using(given_one, reference=trained_before.parent / "moved")) == pytest.approx(found)
+
+
+def test_another_reference_gives_other_weights(dataset, reweighting, found, trained_before):
+    network, recipe = load_model(trained_before, CPU)
+    torch.nn.init.normal_(network.get_parameter("unet.conv_out.weight"), std=0.1)
+    shutil.rmtree(trained_before)
+    export_model(trained_before, network, recipe, dataset.manifest, {})
+    assert weights(dataset, using(reweighting, reference=trained_before)) != pytest.approx(found, rel=1e-3)
+
+
+def test_a_reference_that_cannot_be_compared_with_the_proxy_is_refused(dataset, reweighting, trained_before, tmp_path):
+    given_one = using(reweighting, reference=trained_before)
+    fit.check_class_weights(given_one, dataset.manifest)
+    with pytest.raises(UserError, match="group_dro has no reference"):
+        fit.check_class_weights(using(given_one, method="group_dro"), dataset.manifest)
+    with pytest.raises(UserError, match=r"nowhere is not a model"):
+        fit.check_class_weights(using(given_one, reference=tmp_path / "nowhere"), dataset.manifest)
+
+    chain = small("tiny-ddpm", **LABELLED, training__batch_size=32)
+    (tmp_path / "chain.yaml").write_text(chain.to_yaml())
+    with pytest.raises(UserError, match="was trained with another process"):
+        weights(dataset, using(given_one, recipe=str(tmp_path / "chain.yaml")))
+
+    shutil.rmtree(trained_before)
+    recipe = small(**LABELLED)
+    network = small_state(recipe, classes=7).network
+    export_model(trained_before, network, recipe, dataset.manifest, {})
+    with pytest.raises(UserError, match=r"is not for items of dataset digits, .* of 10 classes"):
+        weights(dataset, given_one)
 
 
 def test_group_dro_needs_no_reference(dataset, reweighting, found, monkeypatch):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
-from scrimp_trainers.metrics import extractors, fidelity, references, score
+from scrimp_trainers.metrics import dinov2, extractors, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
-from scrimp_trainers.metrics.names import score_names
+from scrimp_trainers.metrics.names import in_full, score_names
 from scrimp_trainers.metrics.score import Scorer
 from scrimp_trainers.recipe.scoring import Scoring
 
@@ -138,15 +138,81 @@ def test_held_out_images_are_the_control_and_set_the_threshold(pictures, digits)
     assert values["memorized_fraction_holdout"] == 1
 
 
-@pytest.mark.parametrize(("extractor", "calibrated"), [("dinov2", False), ("inception", True), ("clip", True)])
-def test_the_papers_threshold_holds_for_the_papers_network(pictures, monkeypatch, extractor, calibrated):
+@pytest.mark.parametrize(
+    ("extractor", "calibrated"), [("vitg14", False), ("dinov2", False), ("inception", True), ("clip", True)]
+)
+def test_the_papers_threshold_holds_for_the_papers_network_and_its_family(pictures, monkeypatch, extractor, calibrated):
     judge = scorer(pictures(train=slice(0, 600), holdout=slice(600, 800)))
     own: Any = judge.extractor.network
     grey: Any = lambda images: own(images[:, :1])  # noqa: E731 -- others are shown three channels
     monkeypatch.setattr(judge, "extractor", replace(judge.extractor, name=extractor, network=grey))
     threshold, control = judge._control()
     assert (threshold != 0.9) == calibrated
-    assert (control["memorized_fraction_holdout"] == pytest.approx(0.01, abs=0.005)) == calibrated
+    (name,) = (name for name in control if name.startswith("memorized_fraction"))
+    assert name == ("memorized_fraction_vitg14_holdout" if extractor == "vitg14" else "memorized_fraction_holdout")
+    assert (control[name] == pytest.approx(0.01, abs=0.005)) == calibrated
+
+
+def near_copies(images: np.ndarray) -> Tensor:
+    """Change each pixel by up to 8 of 255."""
+    changes = torch.randint(-8, 9, images.shape, generator=torch.Generator().manual_seed(1))
+    return (torch.from_numpy(images).int() + changes).clamp(0, 255).to(torch.uint8)
+
+
+def test_the_papers_memorisation_separates_near_copies_from_held_out_images(pictures, digits, tmp_path):
+    """With random weights unlike images are alike as well, so here the threshold is higher than the paper's."""
+    torch.manual_seed(0)
+    network = dinov2.VisionTransformer(width=64, depth=2, patch=14, positions=1 + 37 * 37, gated=True)
+    for name, parameter in network.named_parameters():
+        is_scale = name.endswith(("gamma", "norm.weight", "norm1.weight", "norm2.weight"))
+        torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.2)
+    torch.save(network.state_dict(), tmp_path / "vitg14.pth")
+
+    dataset = pictures(train=slice(0, 600), holdout=slice(600, 800))
+    scoring = Scoring(extractor="vitg14", weights=tmp_path / "vitg14.pth", samples=200)
+    assert scorer(dataset, scoring).threshold == 0.9
+    judge = scorer(dataset, scoring.model_copy(update={"threshold": 0.992}))
+    values = numbers(judge.score([near_copies(digits[0][:200])]).values)
+    assert values["memorized_fraction_vitg14"] > 0.99
+    assert values["memorized_fraction_vitg14_holdout"] < 0.01
+    assert "memorized_fraction" not in values
+    fresh = numbers(judge.score(samples(digits, slice(1000, 1200))).values)
+    assert fresh["memorized_fraction_vitg14"] < 0.01
+
+
+def test_our_memorisation_and_the_gap_separate_near_copies_from_held_out_images(pictures, digits):
+    dataset = pictures(train=slice(0, 600), holdout=slice(600, 800))
+    judge = scorer(dataset, SCORING.model_copy(update={"also": ("fld_gap",)}))
+    copied = numbers(judge.score([near_copies(digits[0][:200])]).values)
+    fresh = numbers(judge.score(samples(digits, slice(1000, 1200))).values)
+    assert copied["memorized_fraction"] > 0.95
+    assert copied["memorized_fraction_holdout"] < 0.02
+    assert fresh["memorized_fraction"] < 0.06
+    # That of fresh images is below 0, too: the classifier was trained on the training images.
+    assert copied["fld_gap_classifier"] < 3 * fresh["fld_gap_classifier"] < 0
+
+
+def test_several_extractors_score_the_same_samples_as_each_alone(pictures, digits, tmp_path):
+    torch.manual_seed(0)
+    network = dinov2.VisionTransformer(width=64, depth=1, patch=14, positions=1 + 37 * 37)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    torch.save(network.state_dict(), tmp_path / "dinov2.pth")
+    one = {"extractor": "classifier", "samples": 200, "also": ["fld_gap"]}
+    other = {"extractor": "dinov2", "weights": tmp_path / "dinov2.pth", "samples": 200}
+    dataset = pictures(train=slice(0, 300), holdout=slice(600, 700))
+
+    once = samples(digits, slice(1000, 1060))  # an iterator: nothing can draw it twice
+    values = scorer(dataset, Scoring.model_validate([one, other])).score(once).values
+    expected: dict[str, float | str] = {}
+    for alone in (one, other):
+        extractor = alone["extractor"]
+        found = scorer(dataset, Scoring(**alone)).score(samples(digits, slice(1000, 1060))).values
+        of_all = ("samples", "reference", "reference_samples", "extractor")
+        expected |= {name if name in of_all else in_full(name, extractor): value for name, value in found.items()}
+    assert values == expected | {"extractor": "classifier, dinov2"}
+    assert {"fd_classifier", "memorized_fraction_classifier", "memorized_fraction_dinov2_holdout"} <= set(values)
+    assert "memorized_fraction" not in values
 
 
 def test_without_held_out_images_there_is_no_control(pictures, digits):

@@ -108,3 +108,58 @@ def test_the_settings_cost_no_heavy_import():
     code = "import scrimp_trainers.metrics.names, sys; print({'torch', 'torch_fidelity', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+BOTH = Scoring.model_validate(
+    [{"extractor": "inception", "samples": 500}, {"extractor": "dinov2", "also": ["fld_gap"]}]
+)
+
+
+def test_a_list_of_extractors_scores_the_same_samples_with_each():
+    assert [(each.extractor, each.samples) for each in BOTH.each] == [("inception", 500), ("dinov2", 500)]
+    assert Scoring.model_validate(BOTH.model_dump()) == BOTH
+    assert Scoring.model_validate([{"extractor": "clip"}]) == Scoring(extractor="clip")
+
+
+@pytest.mark.parametrize(
+    ("listed", "complaint"),
+    [
+        ([], "name at least one extractor"),
+        ([{"extractor": "clip"}, {"extractor": "clip"}], "lists an extractor twice"),
+        ([{"extractor": "clip", "samples": 50}, {"extractor": "dinov2", "samples": 60}], "same number, 50 or 60"),
+        ([{"extractor": "clip"}, {"samples": 50}], r"extractor[\s\S]*Field required"),
+    ],
+)
+def test_a_list_that_makes_no_sense_is_refused(listed: list[dict[str, object]], complaint: str):
+    with pytest.raises(ValidationError, match=complaint):
+        Scoring.model_validate(listed)
+
+
+def test_with_several_extractors_every_score_ends_in_its_own():
+    found = names.score_names(BOTH)
+    assert len(found) == len(set(found))
+    assert {"fid_inception", "memorized_fraction_inception", "memorized_fraction_dinov2", "fld_gap_dinov2"} <= set(
+        found
+    )
+    assert "fld_gap_inception" not in found
+    for name in found:
+        assert name == "pixel_copied_fraction" or "_inception" in name or "_dinov2" in name
+    assert names.in_full("memorized_fraction_holdout", "clip") == "memorized_fraction_clip_holdout"
+    assert names.in_full("fid_class_3", "inception") == "fid_inception_class_3"
+
+
+def test_with_several_extractors_objectives_name_theirs_in_full():
+    names.require_objectives(["fid_inception", "memorized_fraction_dinov2", "fid_inception_class_mean", "kimg"], BOTH)
+    with pytest.raises(UserError, match=r"^fid: several extractors .* in full: fid_inception$"):
+        names.require_objectives(["fid"], BOTH)
+    with pytest.raises(
+        UserError, match=r"^memorized_fraction: .* memorized_fraction_inception or memorized_fraction_dinov2$"
+    ):
+        names.require_objectives(["memorized_fraction"], BOTH)
+    with pytest.raises(UserError, match=r"^fd_clip: is measured with extractor clip, .* scored with inception, dinov2"):
+        names.require_objectives(["fd_clip"], BOTH)
+
+
+def test_each_extractor_of_a_list_has_to_suit_the_dataset():
+    with pytest.raises(UserError, match="fld_gap: dataset birds has no held-out images"):
+        names.check(BOTH, manifest())

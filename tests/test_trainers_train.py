@@ -86,6 +86,34 @@ def test_the_loss_scale_is_undone():
     torch.testing.assert_close(weights(plain), weights(scaled), rtol=1e-5, atol=1e-7)
 
 
+def test_gradients_are_clipped_as_torch_clips_them():
+    """Where eps exceeds every gradient, Adam's first step is -lr g / eps."""
+    options = {"training__kimg": 0.008, "optimizer__eps": 1e4, "optimizer__warmup_kimg": 0, "optimizer__lr": 1e4}
+    start = weights(small_state(small(**options)))
+    gradient = start - weights(trained(small(**options))[0])
+    parameter = torch.nn.Parameter(torch.zeros_like(gradient))
+    parameter.grad = gradient.clone()
+    norm = torch.nn.utils.clip_grad_norm_([parameter], 0.5).item()
+    assert norm > 1
+
+    for scale in (1.0, 128.0):
+        clipped, _ = trained(small(**options, optimizer__max_gradient_norm=0.5, training__loss_scale=scale))
+        torch.testing.assert_close(start - weights(clipped), parameter.grad, rtol=1e-2, atol=1e-5)
+
+
+def test_gradients_of_a_smaller_norm_are_left_as_they_are():
+    plain, _ = trained(small())
+    clipped, _ = trained(small(optimizer__max_gradient_norm=1e9))
+    torch.testing.assert_close(weights(plain), weights(clipped), rtol=0, atol=0)
+
+
+def test_a_sparse_network_is_clipped_by_the_gradients_of_its_active_weights():
+    options = {"training__kimg": 0.008, "optimizer__eps": 1e4, "optimizer__warmup_kimg": 0, "optimizer__lr": 1e4}
+    recipe = small(**options, optimizer__max_gradient_norm=0.5, sparsity__method="static", sparsity__level=0.5)
+    start = weights(small_state(recipe))
+    assert (start - weights(trained(recipe)[0])).norm().item() == pytest.approx(0.5, rel=1e-2)
+
+
 @pytest.mark.parametrize("rampup", [None, 0.5])
 def test_the_average_is_its_closed_form(rampup):
     """EMA_k = sum_j w_j (1 - kept_j) prod_{i > j} kept_i, with kept = 0.5^(batch / half-life)."""

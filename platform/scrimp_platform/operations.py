@@ -113,7 +113,7 @@ def _refuse_second_score(out: Path, data: Path, kimg: float, scoring: Scoring) -
         return
     last = lines[-1]
     samples = last.value("samples")
-    if (last.extractor, samples) != (scoring.extractor, scoring.samples):
+    if (last.extractor, samples) != (scoring.extractors, scoring.samples):
         raise UserError(
             f"{out}: finished, and scored by {samples:g} samples with extractor {last.extractor}; "
             f"use `scrimp evaluate {out / 'model'} {data}` for other scores"

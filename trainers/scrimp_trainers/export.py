@@ -213,8 +213,9 @@ scheduler.set_timesteps({exported.steps})
 with torch.no_grad():
     for t in scheduler.timesteps:
         output = {network.call(network_input, labels)}
-        x = scheduler.step(output, t, x{exported.arguments}).prev_sample
-{decoding.lines}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
+        step = scheduler.step(output, t, x{exported.arguments})
+        x = step.prev_sample
+{exported.result}{decoding.lines}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
 """
 
 

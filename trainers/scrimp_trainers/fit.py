@@ -75,7 +75,8 @@ def check_class_weights(settings: Reweighting, manifest: Manifest) -> None:
     Raises
     ------
     UserError
-        If the dataset has fewer than two classes, or the reference's recipe cannot be loaded or uses a technique.
+        If the dataset has fewer than two classes, the reference's recipe cannot be loaded or uses a technique, or a
+        reference trained before is missing or of no use.
     """
     if not settings.on:
         return
@@ -85,6 +86,15 @@ def check_class_weights(settings: Reweighting, manifest: Manifest) -> None:
             "prepare it from labelled images or use `none`"
         )
     reference_recipe(settings)
+    if settings.reference is None:
+        return
+    if settings.method == "group_dro":
+        raise UserError("reweighting.reference: group_dro has no reference; leave it out, or use dro")
+    if not (settings.reference / "recipe.yaml").is_file():
+        raise UserError(
+            f"reweighting.reference: {settings.reference} is not a model (it has no recipe.yaml); name the model "
+            "folder of a repeat"
+        )
 
 
 def step_sides(patches: Patches, side: int) -> list[int]:

@@ -230,7 +230,9 @@ def evaluate(model: Path, data: Path, **options: Any) -> None:
 @click.option("--covariance", default="ridge", show_default=True, help="For gaussian: ridge or shrunk.")
 @click.option("--keep", type=_Number(), default=0.1, show_default=True, help="Fraction of the images to keep.")
 @click.option(
-    "--per-class/--global", default=True, show_default=True, help="Keep this fraction of each class, or of all images."
+    "--per-class/--global",
+    default=None,
+    help="Keep this fraction of each class, or of all images.  [default: as the score was published]",
 )
 @click.option("--side", default="high", show_default=True, help="Keep the high or the low scores.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for --score random.")

@@ -33,7 +33,7 @@ def class_scores(
     columns: set[str] = set()
     for lines in lines_by_trial.values():
         columns.update(*(line.scores for line in lines))
-    match = _first_match(r"(fid|fd_\w+)_class_mean", sorted(columns))
+    match = _first_match(r"(fid\w*|fd_\w+)_class_mean", sorted(columns))
     if match is None:
         return None
 

@@ -132,7 +132,7 @@ def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows:
     return {
         "Dataset": _dataset(sweep),
         "Objective": ", ".join(objectives + constraints),
-        "Scored by": f"{space.scoring.samples:,} samples, extractor {space.scoring.extractor}",
+        "Scored by": f"{space.scoring.samples:,} samples, extractor {space.scoring.extractors}",
         "Trials": trials,
         "Repeats": _status_counts(repeats) or "none",
         "Device time": device_time,
@@ -298,8 +298,9 @@ def _memorisation(row: TrialRow) -> str:
     """Return the caption of the nearest training images: which fraction of the samples is memorised."""
     scored = [repeat.rungs[row.kimg] for repeat in row.trial.repeats if row.kimg in repeat.rungs]
     scores = scored[0].scores if scored else {}
-    fraction = scores.get("memorized_fraction")
-    control = scores.get("memorized_fraction_holdout")
+    name = next((name for name in scores if name.startswith("memorized_fraction")), "")  # the first extractor's
+    fraction = scores.get(name)
+    control = scores.get(f"{name}_holdout")
     text = f"Trial {row.number}: samples, each followed by its nearest training image"
     if fraction is not None:
         text += f". Memorised: {fraction:.1%} of the samples"

@@ -35,6 +35,20 @@ class _MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class _GatedMLP(nn.Module):
+    """The giant's: SwiGLU, with two thirds of the width rounded up to a multiple of eight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = (4 * width * 2 // 3 + 7) // 8 * 8
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
 class _Scale(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,13 +59,13 @@ class _Scale(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, gated: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = _Attention(width)
         self.ls1 = _Scale(width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _MLP(width)
+        self.mlp = _GatedMLP(width) if gated else _MLP(width)
         self.ls2 = _Scale(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,20 +74,20 @@ class _Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """DINOv2 without registers; ViT-S, B and L (the giant has another feed-forward layer)."""
+    """DINOv2 without registers; ViT-S, B and L, and, with `gated` feed-forward layers, ViT-g."""
 
-    def __init__(self, width: int, depth: int, patch: int, positions: int) -> None:
+    def __init__(self, width: int, depth: int, patch: int, positions: int, *, gated: bool = False) -> None:
         super().__init__()
         self.patch = patch
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
         self.mask_token = nn.Parameter(torch.zeros(1, width))  # in the file, but of no use here
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, kernel_size=patch, stride=patch)})
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, gated=gated) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images [B, 3, H, W] to the class token [B, width]."""
+        """Map images [B, 3, H, W], sides multiples of the patch's, to the class token [B, width]."""
         patches = self.patch_embed["proj"](images)
         tokens = patches.flatten(2).transpose(1, 2) + self._positions(patches.shape[-2], patches.shape[-1])
         first = self.cls_token + self.pos_embed[:, :1]
@@ -103,6 +117,7 @@ def from_state(state: dict[str, Tensor]) -> VisionTransformer:
     """
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    network = VisionTransformer(width, depth, patch, state["pos_embed"].shape[1])
+    gated = "blocks.0.mlp.w12.weight" in state
+    network = VisionTransformer(width, depth, patch, state["pos_embed"].shape[1], gated=gated)
     network.load_state_dict(state)
     return network

@@ -161,7 +161,8 @@ def source(extractor: Extractor) -> tuple[str, str]:
 
         return MODEL_URLS["clip-vit-b-32"], f"clip-vit-b-32-{MODEL_METADATA['clip-vit-b-32']['hash']}.pt"
     else:
-        url = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+        size = {"dinov2": "vitl14", "vitg14": "vitg14"}[extractor]
+        url = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_{size}/dinov2_{size}_pretrain.pth"
     return url, url.rpartition("/")[2]
 
 
@@ -244,6 +245,32 @@ def _dinov2(path: Path) -> tuple[nn.Module, str]:
     return extractor, "dinov2"
 
 
+class _ViTg14(nn.Module):
+    """DINOv2's ViT-g/14 as the code of Shah et al. (2025) asks it: for images in [0, 1] of their own size."""
+
+    def __init__(self, network: dinov2.VisionTransformer) -> None:
+        super().__init__()
+        self.body = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Map uint8 images [b, 3, H, W] to features [b, 1536]."""
+        return (self.body(reflected(images / 255, self.body.patch)),)
+
+
+def reflected(images: Tensor, multiple: int) -> Tensor:
+    """Reflect images [b, C, H, W] at their borders, so that their sides are multiples of a number.
+
+    An odd remainder is at the bottom and at the right.
+    """
+    height, width = (-side % multiple for side in images.shape[-2:])
+    left, top = width // 2, height // 2
+    return F.pad(images, (left, width - left, top, height - top), mode="reflect")
+
+
+def _vitg14(path: Path) -> tuple[nn.Module, str]:
+    return _ViTg14(dinov2.from_state(_state(path))), "class_token"
+
+
 class _ResNet18(nn.Module):
     """torchvision's ResNet-18 up to its pooled features, with the resize and the colours that it was trained on."""
 
@@ -270,4 +297,11 @@ def _resnet18(path: Path) -> tuple[nn.Module, str]:
     return _ResNet18(_state(path)), "avgpool"
 
 
-_BUILD = {"inception": _inception, "vgg16": _vgg16, "clip": _clip, "dinov2": _dinov2, "resnet18": _resnet18}
+_BUILD = {
+    "inception": _inception,
+    "vgg16": _vgg16,
+    "clip": _clip,
+    "dinov2": _dinov2,
+    "vitg14": _vitg14,
+    "resnet18": _resnet18,
+}

@@ -53,6 +53,10 @@ class Compared:
     """float32 [m, d] of the reference set."""
     known: dict[str, Tensor]
     """The `statistics` of the reference set."""
+    training: Tensor | None = None
+    """float32 [t, d] of the training images."""
+    holdout: Tensor | None = None
+    """float32 [h, d] of the held-out images; none if there are none."""
 
 
 def scores(compared: Compared) -> dict[str, float]:

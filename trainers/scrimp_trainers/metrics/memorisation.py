@@ -1,8 +1,11 @@
 """How much of what a model samples is copied from its training set.
 
-In feature space: the largest cosine similarity of each sample to a training image, and the share above a threshold, as
-Shah et al. (2025) measure it. In pixels: the distance to the nearest training image over that to the second nearest; a
-sample below 1/3 counts as copied (Gu et al. 2023). Held-out images, which cannot have been copied, are the control.
+In feature space: the largest cosine similarity of each sample to a training image, and the share above a threshold.
+`memorized_fraction_vitg14` is the form of Shah et al. (2025): DINOv2's ViT-g/14 on images that are neither resized nor
+normalised, and 0.9. `memorized_fraction` is our own, in the features of the extractor that scores.
+
+In pixels: the distance to the nearest training image over that to the second nearest; a sample below 1/3 counts as
+copied (Gu et al. 2023). Held-out images, which cannot have been copied, are the control.
 """
 
 import hashlib
@@ -13,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scrimp_trainers.codecs.pixels import scaled
+from scrimp_trainers.metrics.names import memorisation_names
+from scrimp_trainers.recipe.scoring import Extractor
 
 COPIED = 1 / 3
 """Ratio of the pixel distances to the first and second neighbour below which a sample is a copy."""
-SIMILAR = {"dinov2": 0.9}
-"""Threshold on the cosine similarity in the features of the network for which Shah et al. (2025) name one. In others'
-features unlike images are alike as well: Inception's pooled ones, for one, are never negative."""
+SIMILAR = {"vitg14": 0.9, "dinov2": 0.9}
+"""Thresholds on the cosine similarity: that of Shah et al. (2025) for their network, and our choice for a smaller one
+of its family. In others' features unlike images are alike as well: Inception's pooled ones are never negative."""
 QUANTILE = 0.99
 """Where the threshold lies among the similarities of held-out images, if there is no fixed one."""
 CHUNK = 2**26
@@ -117,10 +122,19 @@ def calibrate(similarity: Tensor) -> float:
     return torch.quantile(similarity.double(), QUANTILE).item()
 
 
-def summary(similarity: Tensor, ratio: Tensor, threshold: float, suffix: str = "") -> dict[str, float]:
-    """Scores of images with these similarities [n] to the training set and these pixel ratios [n]."""
+def summary(
+    similarity: Tensor, ratio: Tensor, threshold: float, extractor: Extractor, suffix: str = ""
+) -> dict[str, float]:
+    """Scores of images, named as `memorisation_names` says, with a suffix.
+
+    Parameters
+    ----------
+    similarity, ratio
+        Largest cosine similarities [n] to the training set, in the features of `extractor`, and pixel ratios [n].
+    """
+    memorized, mean, copied = memorisation_names(extractor)
     return {
-        f"memorized_fraction{suffix}": (similarity > threshold).double().mean().item(),
-        f"similarity_mean{suffix}": similarity.double().mean().item(),
-        f"pixel_copied_fraction{suffix}": (ratio < COPIED).double().mean().item(),
+        f"{memorized}{suffix}": (similarity > threshold).double().mean().item(),
+        f"{mean}{suffix}": similarity.double().mean().item(),
+        f"{copied}{suffix}": (ratio < COPIED).double().mean().item(),
     }

@@ -5,6 +5,7 @@ formulas bear its name: `fd_classifier`, `kd_dinov2`.
 """
 
 import pkgutil
+import re
 from collections.abc import Collection, Iterable
 from typing import Any, get_args
 
@@ -41,8 +42,23 @@ def fidelity_names(extractor: Extractor) -> list[str]:
 FIDELITY: dict[Extractor, list[str]] = {extractor: fidelity_names(extractor) for extractor in get_args(Builtin)}
 """The scores against the reference set that each extractor of Scrimp's gives."""
 
-MEMORISATION = ["memorized_fraction", "similarity_mean", "pixel_copied_fraction"]
-"""Scores against the training set; `<name>_holdout` is the same for held-out images."""
+
+PIXELS = "pixel_copied_fraction"
+"""The score that no extractor has a part in."""
+
+
+_SCORE = re.compile(r"(.*?)(_holdout|_class_\w+)?")
+"""A score, and whether it is that of held-out images or of a class."""
+
+
+def memorisation_names(extractor: Extractor) -> list[str]:
+    """Names of the scores against the training set; `<name>_holdout` is the same for held-out images.
+
+    Those of `vitg14`, which are a paper's, bear its name; of the others the first is ours.
+    """
+    suffix = "_vitg14" if extractor == "vitg14" else ""
+    return [f"memorized_fraction{suffix}", f"similarity_mean{suffix}", PIXELS]
+
 
 COST = [
     "kimg",
@@ -60,9 +76,30 @@ CLASS_SMALLEST = 50
 
 
 def score_names(scoring: Scoring) -> list[str]:
-    """Names of the scores that such a scoring gives, without the held-out controls."""
+    """Names of the scores that such a scoring gives, without the held-out controls and those of classes.
+
+    With several extractors each of them is in full.
+    """
+    if scoring.further:
+        names = [in_full(name, each.extractor) for each in scoring.each for name in _names_of_one(each)]
+        return list(dict.fromkeys(names))
+    return _names_of_one(scoring)
+
+
+def in_full(name: str, extractor: Extractor) -> str:
+    """Return a score's name with its extractor, as `memorized_fraction_inception_holdout`, if it is not in it already.
+
+    Only `pixel_copied_fraction` is the same for all.
+    """
+    score, kind = _SCORE.fullmatch(name).groups("")  # type: ignore[union-attr]
+    suffix = "_" + extractor.replace(":", "_")
+    return name if score == PIXELS or suffix in score else f"{score}{suffix}{kind}"
+
+
+def _names_of_one(scoring: Scoring) -> list[str]:
+    """Return the names of scores that the first extractor gives by itself."""
     further = [name for kind in scoring.also for name in family(kind).names(scoring.extractor)]
-    return [*fidelity_names(scoring.extractor), *MEMORISATION, *further]
+    return [*fidelity_names(scoring.extractor), *memorisation_names(scoring.extractor), *further]
 
 
 def family(kind: str) -> Any:
@@ -89,6 +126,13 @@ def class_name(extractor: Extractor, label: int | None = None) -> str:
     return f"{named('fd', extractor)}_class_{'mean' if label is None else label}"
 
 
+def class_mean(scoring: Scoring) -> list[str]:
+    """Names of the mean Fréchet distance within a class, one an extractor."""
+    if scoring.further:
+        return [in_full(class_name(each.extractor), each.extractor) for each in scoring.each]
+    return [class_name(scoring.extractor)]
+
+
 def class_wise(scoring: Scoring, manifest: Manifest) -> bool:
     """Tell whether a model that is told classes can be scored by class: each needs `CLASS_SMALLEST` images."""
     counts = manifest.splits[manifest.reference].per_class or []
@@ -104,6 +148,9 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
     UserError
         If it has no classifier although one is asked for, or too few images to compare with.
     """
+    for other in scoring.further:
+        check(other, manifest)
+
     if scoring.extractor == "classifier":
         if manifest.classifier is None:
             raise UserError(
@@ -117,6 +164,11 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
             )
         if scoring.weights is not None:
             raise UserError(f"weights {scoring.weights}: the classifier is the dataset's own; leave `weights` out")
+    for kind in scoring.also:
+        if getattr(family(kind), "NEEDS_HOLDOUT", False) and "holdout" not in manifest.splits:
+            raise UserError(
+                f"scoring.also {kind}: dataset {manifest.name} has no held-out images; prepare it with --holdout"
+            )
     count = manifest.splits[manifest.reference].count
     if count < SMALLEST:
         raise UserError(
@@ -137,8 +189,8 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
     UserError
         If one of the names is a class-wise score, and there would be none.
     """
-    name = class_name(scoring.extractor)
-    if name not in names:
+    name = next((name for name in class_mean(scoring) if name in names), None)
+    if name is None:
         return
     if not conditional:
         raise UserError(f"{name}: needs a model that is told classes; set conditioning.classes")
@@ -147,7 +199,7 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
         raise UserError(
             f"{name}: needs {CLASS_SMALLEST} samples and {CLASS_SMALLEST} reference images of each of the "
             f"{classes} classes of dataset {manifest.name}; score {CLASS_SMALLEST * classes} samples or take "
-            f"{named('fd', scoring.extractor)}"
+            f"{score_names(scoring)[0]}"
         )
 
 
@@ -159,15 +211,20 @@ def require_objectives(names: Iterable[str], scoring: Scoring) -> None:
     UserError
         If one is another extractor's score (`fid` without `inception`), or nothing that is measured.
     """
-    own = [*score_names(scoring), class_name(scoring.extractor)]
+    own = [*score_names(scoring), *class_mean(scoring)]
     for name in names:
+        full = [in_full(name, each.extractor) for each in scoring.each]
+        if name not in own and scoring.further and set(full) & set(own):
+            raise UserError(
+                f"{name}: several extractors score here; name it in full: {' or '.join(n for n in full if n in own)}"
+            )
         others = [ext for ext, scores in FIDELITY.items() if name in scores or name == class_name(ext)]
         if name in own or name in COST or name == "loss":
             continue
         if others:
             raise UserError(
-                f"{name}: is measured with extractor {others[0]}, but this dataset is scored with {scoring.extractor}; "
-                f"use {own[0]}, or extractor {others[0]}"
+                f"{name}: is measured with extractor {others[0]}, but this dataset is scored with "
+                f"{scoring.extractors}; use {own[0]}, or extractor {others[0]}"
             )
         for kind in _families():
             if name in family(kind).names(scoring.extractor):

@@ -1,7 +1,7 @@
 """Score samples against a dataset: fidelity to its reference set, memorisation of its training set."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,11 @@ from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors import open_extractor
 from scrimp_trainers.metrics.fidelity import Compared
-from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise, family
-from scrimp_trainers.recipe.scoring import SMALLEST, Scoring
+from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise, family, in_full
+from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
+
+OF_ALL = ("samples", "reference", "reference_samples", EXTRACTOR)
+"""What is said of the scores of all extractors together."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Scores:
 
 
 class Scorer:
-    """Scores samples of one dataset with one extractor. What does not depend on the samples is computed here, once.
+    """Scores samples of one dataset, with one extractor or several.
+
+    What does not depend on the samples is computed here, once.
 
     Parameters
     ----------
@@ -63,6 +68,7 @@ class Scorer:
         self.device = torch.device(device)
         with rank_0_first(rank, world):
             self._look_at_the_dataset()
+        self.further = [Scorer(dataset, other, device, rank, world) for other in scoring.further]
 
     def score(self, samples: Iterable[Tensor], classes: int = 0) -> Scores:
         """Score this rank's share of the samples, together with the other ranks'.
@@ -80,6 +86,18 @@ class Scorer:
             The same values on every rank.
         """
         images = torch.cat([part.to(self.device) for part in samples])
+        found = self._score(images, classes)
+        if not self.further:
+            return found
+
+        values: dict[str, float | str] = {}
+        for scorer in (self, *self.further):
+            own = found.values if scorer is self else scorer._score(images, classes).values
+            values |= {_in_full(name, scorer.extractor.name): value for name, value in own.items()}
+        return replace(found, values=values | {EXTRACTOR: self.scoring.extractors})
+
+    def _score(self, images: Tensor, classes: int) -> Scores:
+        """Score this rank's images with the first extractor."""
         features, logits = self._extract(images)
         similarity, position = memorisation.nearest(features, self.training_features)
         ratio = memorisation.pixel_ratio(images, self.training)
@@ -90,11 +108,13 @@ class Scorer:
         width = features.shape[1]
         features, similarity, ratio = rows[:, :width], rows[:, width], rows[:, width + 1]
         logits = None if logits is None else rows[:, width + 2 :].cpu()
-        compared = Compared(self.extractor.name, features, logits, self.reference, self.known)
+        compared = Compared(
+            self.extractor.name, features, logits, self.reference, self.known, self.training_features, self.holdout
+        )
         values: dict[str, float | str] = {
             **fidelity.scores(compared),
             **self._class_scores(features, classes),
-            **memorisation.summary(similarity, ratio, self.threshold),
+            **memorisation.summary(similarity, ratio, self.threshold, self.extractor.name),
             **self.control,
             "similarity_threshold": self.threshold,
             "samples": float(len(rows)),
@@ -163,16 +183,22 @@ class Scorer:
         fixed = self.scoring.threshold
         if fixed is None:
             fixed = memorisation.SIMILAR.get(self.extractor.name)
+        self.holdout = None
         if "holdout" not in self.dataset.manifest.splits:
             if fixed is None:
                 fixed = memorisation.calibrate(memorisation.nearest(self.training_features)[0])
             return fixed, {}
         images = torch.from_numpy(self.dataset.images("holdout")[0])
         chosen = np.random.default_rng(0).permutation(len(images))[: self.scoring.samples]
-        similarity = memorisation.nearest(self._features("holdout", images)[chosen], self.training_features)[0]
+        self.holdout = self._features("holdout", images)
+        similarity = memorisation.nearest(self.holdout[chosen], self.training_features)[0]
         ratio = memorisation.pixel_ratio(images[chosen].to(self.device), self.training)
         threshold = memorisation.calibrate(similarity) if fixed is None else fixed
-        return threshold, memorisation.summary(similarity, ratio, threshold, "_holdout")
+        return threshold, memorisation.summary(similarity, ratio, threshold, self.extractor.name, "_holdout")
+
+
+def _in_full(name: str, extractor: Extractor) -> str:
+    return name if name in OF_ALL else in_full(name, extractor)
 
 
 def gather(rows: Tensor, world: int) -> Tensor:

@@ -1,8 +1,9 @@
 """A U-Net of diffusers, with the inputs that its own `forward` has no place for: augmentation labels, coordinates."""
 
+import copy
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,13 @@ class UNet(Denoiser):
         return _blocks(unet, images, embedding)
 
     def save(self, folder: Path) -> None:
-        """Write the `UNet2DModel`."""
-        self.unet.save_pretrained(folder)
+        """Write the `UNet2DModel`. Where this network leaves attention out, it has some that adds nothing: zeros."""
+        unet = copy.deepcopy(self.unet)
+        for block in _attending_decoder_blocks(unet):
+            for number, attention in enumerate(block.attentions):
+                if isinstance(attention, nn.Identity):
+                    block.attentions[number] = _zeros_like(block.attentions[-1])
+        unet.save_pretrained(folder)
 
     def call(self, images: str, labels: str | None) -> str:
         """Return the code that asks a `UNet2DModel`."""
@@ -98,20 +104,32 @@ def build(
     widths = [section.channels * multiplier for multiplier in section.multipliers]
     _check(section, image_size, widths)
     attends = [image_size >> level in section.attention for level in range(levels)]
+    residual = section.resampling == "residual"
+    down, up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
+    embedding = None
+    if section.embedding_multiplier:
+        embedding = section.embedding_multiplier * section.channels
     unet = UNet2DModel(
         sample_size=image_size,
         in_channels=channels + (2 if coordinates else 0),
         out_channels=channels,
         block_out_channels=tuple(widths),
         layers_per_block=section.blocks,
-        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
-        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
+        down_block_types=tuple("AttnDownBlock2D" if here else down for here in attends),
+        up_block_types=tuple("AttnUpBlock2D" if here else up for here in reversed(attends)),
+        downsample_type="resnet" if residual else "conv",  # of blocks with attention
+        upsample_type="resnet" if residual else "conv",
+        time_embedding_dim=embedding,
         attention_head_dim=section.head_channels,
         dropout=section.dropout,
         norm_num_groups=math.gcd(32, section.channels // 4),
         freq_shift=1,  # the embedding's frequencies end at 1/10000, as in DDPM and EDM
         num_class_embeds=classes + 1 if classes else None,
     )
+    if section.decoder_attention == "last":
+        for block in _attending_decoder_blocks(unet):
+            for number in range(len(block.attentions) - 1):
+                block.attentions[number] = nn.Identity()
     _start_as_identity(unet)
     dropout.replace(unet)
     return UNet(unet, augment_labels=augment_labels, coordinates=coordinates)
@@ -122,6 +140,10 @@ def load(folder: Path) -> UNet:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     unet = load_library_network(UNet2DModel, folder / UNet.folder)
+    for block in _attending_decoder_blocks(unet):
+        for number, attention in enumerate(block.attentions):
+            if not any(parameter.any() for parameter in attention.parameters()):
+                block.attentions[number] = nn.Identity()
     return UNet(unet, coordinates=unet.config["in_channels"] > unet.config["out_channels"])
 
 
@@ -149,6 +171,20 @@ def _blocks(unet: "UNet2DModel", x: Tensor, embedding: Tensor) -> Tensor:
         x = block(x, tuple(skips[-count:]), embedding)
         del skips[-count:]
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+
+
+def _attending_decoder_blocks(unet: "UNet2DModel") -> list[Any]:
+    """Return the blocks of the decoder that have attention."""
+    return [block for block in unet.up_blocks if hasattr(block, "attentions")]
+
+
+def _zeros_like(attention: nn.Module) -> nn.Module:
+    """Return an attention of the same shape that adds nothing to its input."""
+    zeros = copy.deepcopy(attention)
+    with torch.no_grad():
+        for parameter in zeros.parameters():
+            parameter.zero_()
+    return zeros
 
 
 def _start_as_identity(unet: "UNet2DModel") -> None:

@@ -29,7 +29,7 @@ from scrimp_trainers.recipe.techniques import Coreset
 ReportProgress = Callable[[float, float], None]
 """Called with the number of images processed and their total."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the list. Increase it when scoring or choosing changes, so that lists are made again."""
 HEADER = ["key", "class", "score", "kept"]
 
@@ -93,7 +93,7 @@ def score_dataset(
 def _list_file(dataset: Dataset, settings: Coreset, scoring: Scoring | None, seed: int) -> Path:
     """Return the path of the list; its name is a hash of everything that the list depends on."""
     if scoring:
-        relevant_settings = settings.model_dump(exclude={"weights"})
+        relevant_settings = settings.model_dump(exclude={"weights"}) | {"per_class": settings.by_class}
         source = weights_hash(scoring, dataset.manifest)
     else:
         relevant_settings = settings.model_dump(exclude={"weights", "features", "covariance"})

@@ -92,7 +92,7 @@ def _draw_heading(
     title = f"{dataset.manifest.name}: {scored.kept.sum():,} of {len(scored.kept):,} images kept"
     pen.text((MARGIN, 18), title, TEXT_COLOUR, _font(22))
 
-    among = "each class" if settings.per_class else "the whole"
+    among = "each class" if settings.by_class else "the whole"
     criterion = f"by {settings.score} score in {settings.features} features"
     if settings.score == "random":
         criterion = "by chance"

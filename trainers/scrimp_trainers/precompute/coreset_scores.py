@@ -17,9 +17,9 @@ RIDGE = 1e-5
 NEIGHBOUR = 5
 """The k-NN score is the distance to this neighbour."""
 VARIANCE = 0.95
-"""Fraction of the variance that PPCA's components explain."""
+"""PPCA has as many components as explain no more than this fraction of the variance, as in instance selection."""
 MIN_IMAGES_PPCA = 22
-"""With fewer images of a class, PPCA may explain all the variance and leave none to the noise."""
+"""With fewer images of a class, PPCA's noise may be that of a single direction."""
 
 
 def score_features(features: np.ndarray, labels: np.ndarray | None, settings: Coreset, seed: int = 0) -> np.ndarray:
@@ -60,7 +60,7 @@ def score_features(features: np.ndarray, labels: np.ndarray | None, settings: Co
             raise UserError(f"coreset.score {settings.score}: the images of {where} are too much alike; use closest")
 
     if settings.score == "moderate":
-        for members in _members_of_classes(labels if settings.per_class else None, count):
+        for members in _members_of_classes(labels if settings.by_class else None, count):
             scores[members] = _centrality(scores[members])
     return scores
 
@@ -76,12 +76,12 @@ def choose_kept(scores: np.ndarray, labels: np.ndarray | None, settings: Coreset
     Returns
     -------
     ndarray
-        int64 [K], sorted positions. Of n images of a class (or, if `per_class` is off, of all n images),
+        int64 [K], sorted positions. Of n images of a class (or, if not `by_class`, of all n images),
         `round(keep * n)` are kept, at least one; of equal scores the first are kept.
     """
     best_first = -scores if settings.side == "high" else scores
     kept: list[np.ndarray] = []
-    for members in _members_of_classes(labels if settings.per_class else None, len(scores)):
+    for members in _members_of_classes(labels if settings.by_class else None, len(scores)):
         order = np.argsort(best_first[members], kind="stable")
         count = max(1, round(settings.keep * len(members)))
         kept.append(members[order[:count]])
@@ -134,7 +134,8 @@ def _ppca(features: np.ndarray, _: Coreset) -> np.ndarray:
     """Return the log-density of each image under probabilistic PCA (Tipping and Bishop 1999)."""
     from sklearn.decomposition import PCA
 
-    return PCA(VARIANCE, svd_solver="full").fit(features).score_samples(features)
+    components = PCA(VARIANCE, svd_solver="full").fit(features).n_components_ - 1  # the fewest that explain more
+    return PCA(components, svd_solver="full").fit(features).score_samples(features)
 
 
 def _knn(features: np.ndarray, _: Coreset) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrimp_trainers.common.errors import Diverged
+from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import batches
@@ -63,6 +63,30 @@ def train_reference(recipe: Recipe, dataset: Dataset, folder: Path, device: torc
         session.save("last")
         session.export(session.progress.lines[-1])
     network, _ = load_model(folder / "model", device)
+    return network.requires_grad_(False)
+
+
+def open_reference(folder: Path, recipe: Recipe, dataset: Dataset, device: torch.device) -> Denoiser:
+    """Open a reference that was trained before.
+
+    Raises
+    ------
+    UserError
+        If its losses on the dataset's images cannot be compared with those of a proxy trained by `recipe`.
+    """
+    network, trained = load_model(folder, device)
+    if trained.diffusion != recipe.diffusion:
+        raise UserError(
+            f"reweighting.reference: {folder} was trained with another process (diffusion) than reweighting.recipe; "
+            "name a recipe with its own"
+        )
+    classes = len(dataset.manifest.classes or [])
+    shape = dataset.modality.shape
+    if trained.codec.on or tuple(network.shape) != tuple(shape) or network.classes not in (0, classes):
+        raise UserError(
+            f"reweighting.reference: {folder} is not for items of dataset {dataset.manifest.name}, {shape} and of "
+            f"{classes} classes; name a model trained on its pixels"
+        )
     return network.requires_grad_(False)
 
 

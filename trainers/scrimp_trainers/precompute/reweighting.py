@@ -6,7 +6,8 @@ in which it is furthest behind the reference. Its class weights, averaged over a
 (Sagawa et al. 2020) has no reference and follows the proxy's own loss.
 
 Nor does the paper say whether its reference saw all the data or the coreset. Here the reference is trained on the whole
-training split, so that one reference serves all coresets, and the proxy on the coreset.
+training split, so that one reference serves all coresets, and the proxy on the coreset. A reference that was trained
+before takes its place.
 """
 
 import hashlib
@@ -79,7 +80,10 @@ def _dro_weights(dataset: Dataset, settings: Reweighting, device: torch.device, 
     classes = len(dataset.manifest.classes or [])
 
     # Everything that the weights depend on is in the names of folder and file.
-    reference_hash = _hash(FORMAT, dataset.manifest.content_hash, recipe.to_yaml())
+    reference_parts = [FORMAT, dataset.manifest.content_hash, recipe.to_yaml()]
+    if settings.reference is not None:
+        reference_parts.append(_content(settings.reference))
+    reference_hash = _hash(*reference_parts)
     folder = dataset.folder / "cache" / f"reweighting-{reference_hash}"
     coreset = None if kept is None else hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
     proxy_hash = _hash(settings.eta, settings.smoothing, coreset)
@@ -100,7 +104,9 @@ def _dro_weights(dataset: Dataset, settings: Reweighting, device: torch.device, 
             return cached
 
         reference = None
-        if family == "dro":
+        if settings.reference is not None:
+            reference = dro.open_reference(settings.reference, recipe, dataset, device)
+        elif family == "dro":
             with locked(folder / "reference"):
                 reference = dro.train_reference(recipe, dataset, folder / "reference", device)
 
@@ -132,6 +138,15 @@ def _read_weights(file: Path, classes: int) -> list[float] | None:
     if not all(0 < weight < math.inf for weight in weights):
         return None
     return weights
+
+
+def _content(model: Path) -> str:
+    """Return a hash of a model folder's recipe and weights."""
+    digest = hashlib.sha256((model / "recipe.yaml").read_bytes())
+    for file in sorted(model.glob("*/*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _hash(*parts: Any) -> str:

@@ -37,6 +37,13 @@ class UNet(Network):
     """Resolutions, in pixels, at which there is self-attention."""
     head_channels: Annotated[int, Field(ge=1)] | None = None
     """Channels of one attention head; none for a single head."""
+    decoder_attention: Literal["all", "last"] = "all"
+    """The residual blocks of a decoder's level that attend: all, as in DDPM, or the last, as in EDM's networks."""
+    resampling: Literal["convolution", "residual"] = "convolution"
+    """What halves and doubles the resolution: a convolution, as in DDPM, or a residual block, as in EDM's networks."""
+    embedding_multiplier: Count | None = None
+    """Width of the noise level's embedding as a multiple of `channels`: 4 in DDPM and EDM. None: four times the
+    channels of the first level."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability in the residual blocks."""
 

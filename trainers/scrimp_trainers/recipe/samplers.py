@@ -15,6 +15,9 @@ from scrimp_trainers.recipe.sections import (
     own_section,
 )
 
+Variance = Literal["fixed_small", "fixed_large"]
+"""What diffusers calls the two variances of DDPM's steps."""
+
 
 class Sampler(Section):
     """What all samplers have in common. A user's own sampler extends it, and has `sample` and `export`."""
@@ -62,6 +65,9 @@ class Ancestral(Sampler):
 
     kind: Literal["ancestral"] = "ancestral"
     """Which sampler."""
+    variance: Variance = "fixed_small"
+    """Of the noise that a step adds: beta-tilde, the posterior's for one known image, or the larger beta. DDPM's
+    published figures are of `fixed_large` on CIFAR-10 and of `fixed_small` elsewhere (Ho et al., section 3.2)."""
 
     @property
     def needs(self) -> frozenset[str]:

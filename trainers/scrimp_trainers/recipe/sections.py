@@ -106,6 +106,8 @@ class Optimizer(Section):
     """Term that keeps the update finite."""
     weight_decay: NonNegative = 0.0
     """Weight decay."""
+    max_gradient_norm: Positive | None = None
+    """Gradients of a larger norm, over all weights together, are scaled down to it; none leaves them as they are."""
 
 
 class EMA(Section):

@@ -258,10 +258,16 @@ class Coreset(Section):
     covariance: Literal["ridge", "shrunk"] = "ridge"
     """The Gaussian's: with 1e-5 on its diagonal as in instance selection, or shrunk besides as Ledoit and Wolf (2004)
     do, which a class with fewer images than features needs."""
-    per_class: bool = True
-    """Keep the same share of every class, or of all images together."""
+    per_class: bool | None = None
+    """Keep the same share of every class, or of all images together. None: as the score was published, all together for
+    `moderate`, whose code sorts all distances at once, and class by class for the others, as in instance selection."""
     side: Literal["high", "low"] = "high"
     """Keep the highest scores or the lowest."""
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the same share of every class is kept."""
+        return self.score != "moderate" if self.per_class is None else self.per_class
 
     @property
     def on(self) -> bool:
@@ -281,6 +287,9 @@ class Reweighting(Section):
     """Preset or path of the recipe, without techniques, of reference and proxy, which all trials on a dataset share."""
     kimg: Positive = 1000.0
     """Length of the training of each of the two."""
+    reference: FilePath | None = None
+    """Folder of a trained model that is the reference, as the paper's is trained before; none trains one on the whole
+    training split. Its process has to be that of `recipe`."""
     eta: Positive = 5.0
     """Step of the exponentiated gradient, summed over the run and on excess losses divided by their mean over classes:
     a class with twice the mean's excess throughout ends at e^eta times the weight of an average one, but for the

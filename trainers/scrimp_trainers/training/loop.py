@@ -223,6 +223,8 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(recipe.optimizer, state.images + global_batch)
         if not (state.masks and state.masks.apply(state.step)):
+            if recipe.optimizer.max_gradient_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, recipe.optimizer.max_gradient_norm)
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
 

@@ -19,5 +19,7 @@ class Exported:
     """What is to be said of them."""
     arguments: str = ""
     """What its `step` is given besides, as code."""
+    result: str = ""
+    """The line of code that takes the images from the last step, where its `prev_sample` is not what is meant."""
     pipeline: str | None = None
     """The pipeline that samples so where a network is told nothing; none if none does."""

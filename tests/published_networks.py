@@ -1,0 +1,88 @@
+"""How many parameters the networks of the papers have, counted from their published structure."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+EMBEDDING = "embedding of level and augmentation"
+FIRST = "first convolution"
+ENCODER = "encoder's residual blocks"
+MIDDLE = "middle's residual blocks"
+DECODER = "decoder's residual blocks"
+RESAMPLING = "blocks that halve and double"
+INPUTS = "convolutions of the halved input"
+ATTENTION = "attention"
+LAST = "last norm and convolution"
+"""The parts of a U-Net."""
+
+
+BASE = 128
+WIDE = 4 * BASE
+BLOCKS = 4
+"""Channels, width of the embedding and residual blocks a level of both networks."""
+
+
+def song_unet(
+    size: int, multipliers: Sequence[int], *, inputs: int, outputs: int, ncsnpp: bool, augment_labels: int
+) -> Counter[str]:
+    """Count the parameters of each part of EDM's DDPM++, or of its NCSN++ (Karras et al. 2022; Song et al. 2021).
+
+    Both attend after every block of the encoder at 16x16, once in the middle, and after the last block of the decoder
+    at 16x16. In NCSN++ the input of every lower level is added, halved, and the embedding begins twice as wide.
+    """
+    widths = [BASE * multiplier for multiplier in multipliers]
+    attends = [size >> level == 16 for level in range(len(widths))]
+    narrow = BASE * (2 if ncsnpp else 1)
+
+    parts: Counter[str] = Counter()
+    parts[EMBEDDING] = narrow * (WIDE + augment_labels) + WIDE + WIDE * WIDE + WIDE
+    parts[FIRST] = _convolution(inputs, BASE, 3)
+    skips = _encoder(parts, widths, attends)
+    if ncsnpp:
+        halved = [inputs, *widths[:-2]]
+        parts[INPUTS] = sum(_convolution(one, other, 3) for one, other in zip(halved, widths[:-1], strict=True))
+    for attending in (True, False):
+        _block(parts, MIDDLE, widths[-1], widths[-1], attends=attending)
+    _decoder(parts, widths, attends, skips)
+    parts[LAST] = 2 * widths[0] + _convolution(widths[0], outputs, 3)
+    return parts
+
+
+def _encoder(parts: Counter[str], widths: Sequence[int], attends: Sequence[bool]) -> list[int]:
+    """Count the encoder; return the channels that it hands to the decoder."""
+    channels = BASE
+    skips = [BASE]
+    for level, width in enumerate(widths):
+        if level:
+            _block(parts, RESAMPLING, channels, channels)
+            skips.append(channels)
+        for _ in range(BLOCKS):
+            _block(parts, ENCODER, channels, width, attends=attends[level])
+            channels = width
+            skips.append(channels)
+    return skips
+
+
+def _decoder(parts: Counter[str], widths: Sequence[int], attends: Sequence[bool], skips: list[int]) -> None:
+    channels = widths[-1]
+    for level in reversed(range(len(widths))):
+        if level < len(widths) - 1:
+            _block(parts, RESAMPLING, channels, channels)
+        for number in range(BLOCKS + 1):
+            is_last = number == BLOCKS
+            _block(parts, DECODER, channels + skips.pop(), widths[level], attends=is_last and attends[level])
+            channels = widths[level]
+
+
+def _block(parts: Counter[str], part: str, channels: int, width: int, *, attends: bool = False) -> None:
+    """Count a residual block, which has a convolution on the way around where it changes width or resolution."""
+    parts[part] += 2 * channels + _convolution(channels, width, 3)
+    parts[part] += WIDE * width + width
+    parts[part] += 2 * width + _convolution(width, width, 3)
+    if channels != width or part == RESAMPLING:
+        parts[part] += _convolution(channels, width, 1)
+    if attends:
+        parts[ATTENTION] += 2 * width + 4 * _convolution(width, width, 1)
+
+
+def _convolution(inputs: int, outputs: int, side: int) -> int:
+    return inputs * outputs * side**2 + outputs
