@@ -59,13 +59,16 @@ def learn(proposals: Sequence[Trial], space: Space, earlier: Curves | None = Non
     If there is no score that `earlier` has not learned from, its model is used again.
     """
     trials = [trial for trial in proposals if trial.params]
-    scored = [i for i, trial in enumerate(trials) if trial.scored_rungs(space)]
+    reached = [len(trial.scored_rungs(space)) for trial in trials]
+    scored = [i for i, rungs in enumerate(reached) if rungs]
     if len(scored) < 2 or len(space.objectives) > 1:
         return None
 
+    known = _scores_known(trials, reached)
+    if earlier and earlier.scores == known and len(earlier.trials) == len(trials):
+        return earlier
     encoding = Encoding(space)
     points = encoding.points(encoding.shares([trial.params for trial in trials]))
-    known = _scores_known(trials, space)
     if earlier and earlier.scores == known:
         return dataclasses.replace(earlier, trials=trials, points=points)
 
@@ -84,13 +87,12 @@ def expected_scores(trials: Sequence[Trial], space: Space) -> dict[int, float] |
     return learned.expected if learned else None
 
 
-def _scores_known(trials: Sequence[Trial], space: Space) -> tuple[tuple[int, str, int], ...]:
+def _scores_known(trials: Sequence[Trial], reached: Sequence[int]) -> tuple[tuple[int, str, int], ...]:
     known = []
-    for trial in trials:
+    for trial, rungs in zip(trials, reached, strict=True):
         end = trial.status if trial.status in ("failed", "complete") else ""
-        reached = len(trial.scored_rungs(space))
-        if end or reached:
-            known.append((trial.number, end, reached))
+        if end or rungs:
+            known.append((trial.number, end, rungs))
     return tuple(known)
 
 
