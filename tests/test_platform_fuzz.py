@@ -16,7 +16,7 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 
-SPACE = make_space(budget={"trials": 6, "leaders": 2, "repeats": 4, "rungs_kimg": [4, 8]})
+SPACE = make_space(proposals="tpe", budget={"trials": 6, "leaders": 2, "repeats": 4, "rungs_kimg": [4, 8]})
 SEED, DAMAGES = 3, 1000
 
 Answer = tuple[list[Any], list[str]]
