@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search.curve_model import CurveModel
 from scrimp_platform.search.curves import Curves
@@ -32,7 +33,8 @@ def propose(curves: Curves, seed: int) -> dict[str, Any]:
     chance = np.random.default_rng(seed)
     shares = _candidates(curves, [proposed[i] for i in order[:CENTRES]], chance)
     points = curves.encoding.points(shares)
-    gains = expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
+    with threadpool_limits(1):
+        gains = expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
     for i in np.argsort(-gains):
         values = curves.encoding.values(shares[i].tolist())
         if values not in proposed:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search.curve_model import CurveModel, Scores
 from scrimp_platform.search.encoding import Encoding
@@ -73,8 +74,10 @@ def learn(proposals: Sequence[Trial], space: Space, earlier: Curves | None = Non
         return dataclasses.replace(earlier, trials=trials, points=points)
 
     scores = curve_scores(trials, points, encoding.columns, space)
-    model = CurveModel(scores, CurveModel(thinned(scores)).theta)
-    means, _, _ = model.predict(points[scored], len(scores.log_kimg) - 1, points[:0])
+    # More threads are slower for matrices of this size, and would make proposals depend on the number of cores.
+    with threadpool_limits(1):
+        model = CurveModel(scores, CurveModel(thinned(scores)).theta)
+        means, _, _ = model.predict(points[scored], len(scores.log_kimg) - 1, points[:0])
     expected = dict(zip([trials[i].number for i in scored], means.tolist(), strict=True))
     return Curves(space, known, encoding, model, trials, points, expected)
 
