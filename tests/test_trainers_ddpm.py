@@ -63,8 +63,8 @@ def test_the_ancestral_step_equals_that_of_diffusers(chain, t, variance):
     x, output = randn(2), randn(3)
     generator = torch.Generator().manual_seed(4)
     expected = scheduler.step(output, t, x, generator=generator).prev_sample
-    found = ancestral.step(ddpm.build(chain), output, x, t, t - 1, randn(4), variance=variance, clip=True)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    stepped = ancestral.step(ddpm.build(chain), output, x, t, t - 1, randn(4), variance=variance, clip=True)
+    torch.testing.assert_close(stepped, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_the_ddim_step_equals_that_of_diffusers(chain, eta):
     for t in (49, 499, 949):
         given = noise if eta else None
         expected = scheduler.step(output, t, x, eta=eta, variance_noise=given).prev_sample
-        found = ddim.step(ddpm.build(chain), output, x, t, t - 50, eta, given, clip=True)
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        stepped = ddim.step(ddpm.build(chain), output, x, t, t - 50, eta, given, clip=True)
+        torch.testing.assert_close(stepped, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=NAMES)
@@ -109,7 +109,9 @@ def test_the_ddim_step_equals_that_of_diffusers(chain, eta):
 def test_a_whole_sampling_equals_that_of_diffusers(chain, sampler):
     ours = torch.Generator().manual_seed(5)
     part = parts.module("diffusion.samplers", sampler.kind)
-    found = part.sample(ddpm.build(chain), sampler, predict, lambda: torch.randn(3, 2, 4, 4, generator=ours), clip=True)
+    sampled = part.sample(
+        ddpm.build(chain), sampler, predict, lambda: torch.randn(3, 2, 4, 4, generator=ours), clip=True
+    )
     scheduler = theirs(DDIMScheduler, chain)
     if isinstance(sampler, Ancestral):
         scheduler = theirs(DDPMScheduler, chain, variance_type=sampler.variance)
@@ -123,7 +125,7 @@ def test_a_whole_sampling_equals_that_of_diffusers(chain, sampler):
     x = (
         step.pred_original_sample
     )  # where steps are left out, the last one of diffusers adds the larger variance's noise
-    torch.testing.assert_close(found, x, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(sampled, x, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 35, 999, 1000])
@@ -148,14 +150,14 @@ def test_gaussian_data_come_back_from_ancestral_sampling(chain):
     generator = torch.Generator().manual_seed(0)
     shape = (20_000, 1, 1, 1)
     sampler = Ancestral(steps=1000)
-    found = ancestral.sample(
+    sampled = ancestral.sample(
         ddpm.build(chain),
         sampler,
         exact,
         lambda: torch.randn(shape, generator=generator, dtype=torch.float64),
         clip=True,
     )
-    assert found.std().item() == pytest.approx(0.2, rel=0.03)
+    assert sampled.std().item() == pytest.approx(0.2, rel=0.03)
 
 
 def test_levels_are_uniform_over_the_whole_chain():

@@ -81,10 +81,10 @@ def test_one_in_a_hundred_images_that_were_not_copied_lies_above_the_calibrated_
     similarity = torch.linspace(0, 1, 10_001)[torch.randperm(10_001)]
     threshold = memorisation.calibrate(similarity)
     assert threshold == pytest.approx(0.99)
-    found = memorisation.summary(similarity, similarity, threshold, "inception", "_holdout")
-    assert found["memorized_fraction_holdout"] == pytest.approx(0.01, abs=2e-4)
-    assert found["similarity_mean_holdout"] == pytest.approx(0.5)
-    assert found["pixel_copied_fraction_holdout"] == pytest.approx(1 / 3, abs=2e-4)
+    scores = memorisation.summary(similarity, similarity, threshold, "inception", "_holdout")
+    assert scores["memorized_fraction_holdout"] == pytest.approx(0.01, abs=2e-4)
+    assert scores["similarity_mean_holdout"] == pytest.approx(0.5)
+    assert scores["pixel_copied_fraction_holdout"] == pytest.approx(1 / 3, abs=2e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

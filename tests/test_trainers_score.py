@@ -207,9 +207,9 @@ def test_several_extractors_score_the_same_samples_as_each_alone(pictures, digit
     expected: dict[str, float | str] = {}
     for alone in (one, other):
         extractor = alone["extractor"]
-        found = scorer(dataset, Scoring(**alone)).score(samples(digits, slice(1000, 1060))).values
+        scores = scorer(dataset, Scoring(**alone)).score(samples(digits, slice(1000, 1060))).values
         of_all = ("samples", "reference", "reference_samples", "extractor")
-        expected |= {name if name in of_all else in_full(name, extractor): value for name, value in found.items()}
+        expected |= {name if name in of_all else in_full(name, extractor): value for name, value in scores.items()}
     assert values == expected | {"extractor": "classifier, dinov2"}
     assert {"fd_classifier", "memorized_fraction_classifier", "memorized_fraction_dinov2_holdout"} <= set(values)
     assert "memorized_fraction" not in values

@@ -136,13 +136,13 @@ def test_a_list_that_makes_no_sense_is_refused(listed: list[dict[str, object]], 
 
 
 def test_with_several_extractors_every_score_ends_in_its_own():
-    found = names.score_names(BOTH)
-    assert len(found) == len(set(found))
+    listed = names.score_names(BOTH)
+    assert len(listed) == len(set(listed))
     assert {"fid_inception", "memorized_fraction_inception", "memorized_fraction_dinov2", "fld_gap_dinov2"} <= set(
-        found
+        listed
     )
-    assert "fld_gap_inception" not in found
-    for name in found:
+    assert "fld_gap_inception" not in listed
+    for name in listed:
         assert name == "pixel_copied_fraction" or "_inception" in name or "_dinov2" in name
     assert names.in_full("memorized_fraction_holdout", "clip") == "memorized_fraction_clip_holdout"
     assert names.in_full("fid_class_3", "inception") == "fid_inception_class_3"

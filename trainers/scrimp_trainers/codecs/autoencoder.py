@@ -55,13 +55,13 @@ class AutoencoderCodec:
     @cached_property
     def encoder(self) -> "Network":
         """What makes latents of images."""
-        found = autoencoder_files.find(self.settings, "encoder")
+        files = autoencoder_files.find(self.settings, "encoder")
         if self.settings.encoder == self.settings.decoder:
             return self.decoder
-        network = _load(found, self.settings, self.device)
-        if (found.channels, found.factor, *_scaling(network)) != (self.channels, self.factor, self.scale, self.shift):
+        network = _load(files, self.settings, self.device)
+        if (files.channels, files.factor, *_scaling(network)) != (self.channels, self.factor, self.scale, self.shift):
             raise UserError(
-                f"{found.where}: its latents are not those of codec.decoder {self.settings.decoder} (channels, "
+                f"{files.where}: its latents are not those of codec.decoder {self.settings.decoder} (channels, "
                 "downsampling, scaling_factor or shift_factor differ); name two that belong together"
             )
         return network
@@ -126,10 +126,10 @@ def open_codec(settings: Autoencoder, device: torch.device, image_channels: int)
     UserError
         If it cannot be loaded; the line says what to put where.
     """
-    found = autoencoder_files.find(settings, "decoder")
-    decoder = _load(found, settings, device)
+    files = autoencoder_files.find(settings, "decoder")
+    decoder = _load(files, settings, device)
     scale, shift = _scaling(decoder)
-    return AutoencoderCodec(settings, decoder, found.channels, found.factor, scale, shift, image_channels, device)
+    return AutoencoderCodec(settings, decoder, files.channels, files.factor, scale, shift, image_channels, device)
 
 
 def draw_latents(moments: Tensor, normal: Tensor, scale: float, shift: float) -> Tensor:
@@ -150,19 +150,19 @@ def _scaling(network: "Network") -> tuple[float, float]:
     return float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0)
 
 
-def _load(found: AutoencoderFiles, settings: Autoencoder, device: torch.device) -> "Network":
+def _load(files: AutoencoderFiles, settings: Autoencoder, device: torch.device) -> "Network":
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
     kind: Any = AutoencoderKL if settings.kind == "kl" else AutoencoderTiny
     try:
         network, loaded = kind.from_pretrained(
-            found.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            files.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         why = weights.one_line(error)
-        raise UserError(f"{found.where}: cannot be loaded ({why}); get {autoencoder_files.WEIGHTS} anew") from error
+        raise UserError(f"{files.where}: cannot be loaded ({why}); get {autoencoder_files.WEIGHTS} anew") from error
     for fault, names in (("lacks", loaded["missing_keys"]), ("has an unknown", loaded["unexpected_keys"])):
         if names:
-            raise UserError(f"{found.where}: {autoencoder_files.WEIGHTS} {fault} {min(names)}; get it anew")
+            raise UserError(f"{files.where}: {autoencoder_files.WEIGHTS} {fault} {min(names)}; get it anew")
     return network.requires_grad_(False).eval().to(device)

@@ -64,12 +64,12 @@ def open_latents(
     UserError
         If the encoder cannot be loaded or does not fit the images, or the cache cannot be written.
     """
-    found = autoencoder_files.find(settings, "encoder")
-    side, manifest = found.side(dataset.manifest.size), dataset.manifest
-    name = f"{manifest.content_hash[:16]}-latents-{settings.kind}-{found.identity()[:16]}-v{FORMAT}.npy"
+    files = autoencoder_files.find(settings, "encoder")
+    side, manifest = files.side(dataset.manifest.size), dataset.manifest
+    name = f"{manifest.content_hash[:16]}-latents-{settings.kind}-{files.identity()[:16]}-v{FORMAT}.npy"
     path = dataset.folder / "cache" / name
     if not _is_sound(path):
-        shape = (manifest.splits["train"].count, 2, 2 * found.channels, side, side)
+        shape = (manifest.splits["train"].count, 2, 2 * files.channels, side, side)
         try:
             with locked(path):
                 if not _is_sound(path):
