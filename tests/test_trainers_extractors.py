@@ -226,11 +226,11 @@ def test_dinov2_reads_its_size_from_a_weight_file_and_needs_nothing_else(tmp_pat
 def test_images_for_vitg14_are_reflected_to_a_multiple_of_its_patches(side: int, padded: int):
     images = pictures(2, seed=9)[..., :1].expand(-1, -1, -1, side).float()
     images = nn.functional.interpolate(images, size=(side, side)) + torch.rand(side)
-    padded = extractors.reflected(images, 14)
+    reflected = extractors.reflected(images, 14)
     before = (padded - side) // 2
     after = padded - side - before
     borders = ((0, 0), (0, 0), (before, after), (before, after))
-    np.testing.assert_array_equal(padded.numpy(), np.pad(images.numpy(), borders, mode="reflect"))
+    np.testing.assert_array_equal(reflected.numpy(), np.pad(images.numpy(), borders, mode="reflect"))
 
 
 def test_the_pixels_that_vitg14_is_shown_are_those_of_the_papers_code():
