@@ -69,7 +69,14 @@ def listening(port: int) -> set[str]:
     return {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
 
 
-def test_one_server_serves_all_who_use_the_storage_and_ends_with_the_last(storage, ensure):
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_one_server_serves_all_who_use_the_storage_and_ends_with_the_last(storage, ensure, monkeypatch):
+    monkeypatch.setattr(mlflow_server, "PORT", free_port())
     with taken(mlflow_server.PORT):
         first, second = ensure(), ensure()
         assert first.process
@@ -108,6 +115,20 @@ def test_of_many_that_start_at_once_one_starts_the_server(storage, ensure, prete
             server.process.wait(timeout=10)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_servers_of_two_storages_that_start_at_once_choose_different_ports(tmp_path, monkeypatch, pretend):
+    monkeypatch.setattr(mlflow_server, "PORT", free_port())
+    pretend("exec sleep 60")  # it never listens, as a server in its first seconds
+    servers = [mlflow_server.join_or_start(Storage(tmp_path / name)) for name in ("one", "two")]
+    assert servers[0].uri == f"http://127.0.0.1:{mlflow_server.PORT}"
+    assert servers[1].uri != servers[0].uri
+    for server in servers:
+        server.release()
+
+    again = mlflow_server.join_or_start(Storage(tmp_path / "three"))
+    assert again.uri == servers[0].uri
+    again.release()
 
 
 def test_a_server_that_ignores_the_polite_signal_is_ended_all_the_same(ensure, pretend, monkeypatch):

@@ -257,7 +257,7 @@ def ui_link(uri: str, experiment: str) -> str:
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
     database = mlflow_database.prepare_database(folder)
-    port = _free_port()
+    port, reservation = _reserve_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--app-name", "scrimp", "--backend-store-uri", database]
     command += ["--artifacts-destination", str(folder / "artifacts")]
@@ -269,7 +269,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     facts = {"host": os.uname().nodename, "port": port}
-    with (folder / "server.lock").open("a") as lock, (folder / "server.log").open("w") as log:
+    with reservation, (folder / "server.lock").open("a") as lock, (folder / "server.log").open("w") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
         store.write_json(folder / "server.json", facts)
         process = subprocess.Popen(
@@ -280,18 +280,26 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal must not stop it: the sweep still has data to send
-            pass_fds=[lock.fileno()],
+            pass_fds=[lock.fileno(), reservation.fileno()],
         )
     store.write_json(folder / "server.json", facts | {"pid": process.pid})
     return process
 
 
-def _free_port() -> int:
+def _reserve_port() -> tuple[int, socket.socket]:
+    """Return a free port, with a socket that reserves it among the MLflow servers of this machine while it is open.
+
+    A server takes seconds until it listens. Without the reservation, two that start at once would choose the same port.
+    """
     for port in (PORT, 0):
+        reservation = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
-            return probe.getsockname()[1]
+            port = probe.getsockname()[1]
+            reservation.bind(f"\0scrimp-mlflow-{port}")  # the zero byte: a name in the kernel, not a file
+            return port, reservation
+        reservation.close()
     raise UserError(f"MLflow server: no free port on {HOST}")
 
 
