@@ -148,6 +148,7 @@ def sweep(
     tracking_uri: str | None = None,
     warm_start: Sequence[str | PathLike[str]] = (),
     max_gpu_hours: float | None = None,
+    until_gain: float | str | None = None,
     gpus_per_repeat: int | None = None,
     fresh: bool = False,
     seed: int = 0,
@@ -167,6 +168,8 @@ def sweep(
     trials, repeats, rungs, max_gpu_hours
         These replace the space's budget: number of recipes to try, seeds per leading trial, marks in kimg at which
         repeats are scored, and the maximum of device-hours.
+    until_gain
+        The search ends once ten more trials are expected to improve the best score by less than this share: `"0.5%"`.
     name
         Name of the sweep; by default SPACE-DATASET, where a space made in Python is called `space`.
     storage
@@ -211,6 +214,7 @@ def sweep(
         tracking_uri=tracking_uri,
         warm_start=tuple(Path(folder).expanduser() for folder in warm_start),
         max_gpu_hours=max_gpu_hours,
+        until_gain=until_gain,
         gpus_per_repeat=gpus_per_repeat,
         fresh=fresh,
         seed=seed,

@@ -32,7 +32,7 @@ DIGITS = "digits"
 FILE_FIELDS = ("codec.encoder", "codec.decoder", "coreset.weights", "reweighting.recipe")
 """Fields of a recipe that may name a file."""
 
-LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gpu_hours", "max_hours")
+LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gpu_hours", "until_gain", "max_hours")
 """Fields of the budget that may change when a sweep is resumed: they limit it, and leave what it compares unchanged."""
 
 
@@ -50,6 +50,7 @@ class SweepOptions:
     tracking_uri: str | None = None
     warm_start: tuple[Path, ...] = ()
     max_gpu_hours: float | None = None
+    until_gain: float | str | None = None
     gpus_per_repeat: int | None = None
     dry_run: bool = False
     fresh: bool = False
@@ -150,6 +151,7 @@ def resolve_space(options: SweepOptions) -> Space:
         "repeats": options.repeats,
         "rungs_kimg": options.rungs,
         "max_gpu_hours": options.max_gpu_hours,
+        "until_gain": options.until_gain,
     }
     for name, value in chosen.items():
         if value is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import yaml_files
 from scrimp_trainers.common.errors import UserError
@@ -129,6 +129,13 @@ class Bound(Section):
         return max(above, below)
 
 
+def _share(value: Any) -> Any:
+    """Read a percentage, `0.5%`, as the share that it is."""
+    if isinstance(value, str) and value.endswith("%"):
+        return float(value.removesuffix("%")) / 100
+    return value
+
+
 class Budget(Section):
     """How much a sweep may try and spend; it ends at whichever limit comes first."""
 
@@ -151,6 +158,9 @@ class Budget(Section):
     """Device-hours of training and scoring (of CPU workers where there is no GPU)."""
     race_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of `max_gpu_hours` that is kept for the race."""
+    until_gain: Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)] | None = None
+    """The search ends once ten more trials are expected to improve the best score by less than this share of it, such
+    as `0.5%`."""
     max_hours: Positive | None = None
     """Hours on the clock, for each run of the sweep's command."""
 
@@ -216,6 +226,12 @@ class Space(Section):
     def _curves_of_one_objective(self) -> "Space":
         if self.proposals == "curves" and len(self.objectives) > 1:
             raise ValueError("proposals: curves models one objective, this space has several; take tpe")
+        return self
+
+    @model_validator(mode="after")
+    def _gain_of_curves(self) -> "Space":
+        if self.budget.until_gain is not None and (self.proposals != "curves" or self.arms):
+            raise ValueError("budget.until_gain: only proposals: curves, with one objective, can tell what is to gain")
         return self
 
     @model_validator(mode="wrap")  # the last validator, so that it also sees what the one above refuses

@@ -81,6 +81,9 @@ STORAGE = click.option(
     "--warm-start", type=FILE, multiple=True, metavar="SWEEP_DIR", help="Try the best trials of this sweep first."
 )
 @click.option("--max-gpu-hours", type=_Number(0, min_open=True), help="Maximum device-hours to spend.")
+@click.option(
+    "--until-gain", metavar="SHARE", help="End the search once 10 more trials are expected to gain less, such as 0.5%."
+)
 @click.option("--gpus-per-repeat", type=click.IntRange(1), help="GPUs per repeat.  [default: all of a node]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and start nothing.")
 @click.option("--fresh", is_flag=True, help="Start a new sweep beside an earlier one of this name.")

@@ -12,7 +12,7 @@ from rich.table import Table
 from scrimp_platform.cli import terminal
 from scrimp_platform.cli.status import SweepStatus
 from scrimp_platform.report import formatting, leaderboard
-from scrimp_platform.search import estimate
+from scrimp_platform.search import estimate, gain
 from scrimp_platform.search.records import RepeatStatus
 
 
@@ -37,6 +37,9 @@ def show_sweep(sweep: SweepStatus) -> None:
         "best": leaderboard.verdict(leaderboard.rank(sweep.trials, sweep.space), sweep.space),
         "spent": _spent(sweep),
     }
+    outlook = gain.of_more_trials(sweep.trials, sweep.space)
+    if outlook:
+        rows["to gain"] = outlook.text()
     hours_left = sweep.hours_left
     if hours_left:
         rows["left"] = f"about {formatting.duration(hours_left)}"

@@ -1,6 +1,7 @@
 """The output of the commands in the terminal."""
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.table import Table
 from scrimp_platform.cluster import Placement
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import dataset, formatting, leaderboard
-from scrimp_platform.search import estimate
+from scrimp_platform.search import estimate, gain, resolution
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Range, Space, value_of
@@ -47,6 +48,7 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "recipe": f"{space.recipe}, up to {space.budget.rungs_kimg[-1]:g} kimg",
         "search": _describe_search(space),
         **_describe_goals(space),
+        "race tells": _describe_resolution(plan),
         "runs on": placement.describe(),
     }
     if speed:
@@ -55,8 +57,23 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
             f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
             f"for {cost.first_repeats} + at most {cost.race_repeats} repeats, {cost.kimg:,.0f} kimg"
         )
-    show_list(rows)
+    show_list({name: text for name, text in rows.items() if text})
     console.print()
+
+
+def _describe_resolution(plan: Plan) -> str:
+    """Say which difference of two trials the race can tell; empty if it has no fresh seeds, or several objectives."""
+    gap = resolution.smallest_gap(plan.space)
+    if gap == math.inf or len(plan.space.objectives) > 1:
+        return ""
+    noise = resolution.seed_noise(plan.storage.sweeps(), plan.space, plan.manifest.content_hash)
+    seeds = resolution.fresh_seeds(plan.space)
+    if noise is None:
+        return f"differences of {gap:.1f} seed deviations and more, with {seeds} fresh seeds each, in 4 of 5 cases"
+    return (
+        f"differences of {gap * noise.share:.1%} and more, with {seeds} fresh seeds each, in 4 of 5 cases:\n"
+        f"seeds differ by {noise.share:.1%} in sweep {noise.sweep}"
+    )
 
 
 def _describe_dataset(manifest: Manifest) -> str:
@@ -118,6 +135,9 @@ def describe_condition(space: Space, path: str) -> str:
 def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space, reason: str) -> None:
     """Print the leaderboard, the verdict and the paths of the results."""
     _show_leaderboard(rows, space)
+    outlook = gain.of_more_trials([row.trial for row in rows], space)
+    if outlook:
+        say(f"{outlook.text()}.\n")
     if reason != "complete":
         say(f"Not complete: {reason}. Run the same command again to resume.")
     say(f"report       {folder.report}")
@@ -193,6 +213,8 @@ def _describe_budget(space: Space) -> str:
     hours = ""
     if budget.max_gpu_hours is not None:
         hours = f" within {budget.max_gpu_hours:g} GPU-hours, of which {budget.race_share:.0%} are kept for the race"
+    if budget.until_gain is not None:
+        hours += f", until {gain.AHEAD} more are expected to gain less than {budget.until_gain:.3g} of the score"
     return (
         f"{trials}{hours}; at rungs of {rungs} kimg the best 1/{budget.reduction:g} continue;\n"
         f"then {leaders} leaders race for up to {budget.repeats} repeats each"

@@ -21,7 +21,7 @@ from scrimp_platform import store
 from scrimp_platform.report import classwise, formatting, importance, leaderboard, pictures, plots
 from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.ranking import MEANINGS, TrialRow
-from scrimp_platform.search import records
+from scrimp_platform.search import gain, records
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.verdict import MARGIN
 from scrimp_platform.store import RepeatFolder, SweepFolder
@@ -64,6 +64,7 @@ def write_report(folder: SweepFolder) -> None:
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=sweep["name"],
         verdict=leaderboard.verdict(rows, space),
+        outlook=gain.of_more_trials(known.trials, space),
         ending=_ending(folder),
         problems=known.problems,
         facts=_facts(sweep, space, known.repeats, rows),

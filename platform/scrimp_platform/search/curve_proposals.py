@@ -4,7 +4,7 @@ What is running makes its neighbourhood less interesting.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,18 @@ NEAR = 512
 """Candidates near the best recipes so far."""
 CENTRES = 8
 """How many recipes those are near to."""
+SHORTLIST = 64
+"""Candidates among which the next proposals are looked for, where there are several."""
+CONTENDERS = 32
+"""Trials of which one may be the best so far."""
 
 
 def propose(curves: Curves, seed: int) -> dict[str, Any]:
     """Return the values of the candidate with the highest expected gain that has not been proposed before."""
-    places = {trial.number: place for place, trial in enumerate(curves.trials)}
-    order = [places[number] for number in sorted(curves.expected, key=curves.expected.__getitem__)]
-    best = order[0]
-    running = [i for i, trial in enumerate(curves.trials) if trial.status == "running" and i != best]
     proposed = [trial.params for trial in curves.trials]
-
-    chance = np.random.default_rng(seed)
-    shares = _candidates(curves, [proposed[i] for i in order[:CENTRES]], chance)
-    points = curves.encoding.points(shares)
-    with threadpool_limits(1):
-        gains = expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
+    shares = _candidates(curves, np.random.default_rng(seed))
+    best = _from_best(curves)[0]
+    gains = _gains(curves, curves.encoding.points(shares), best, _running(curves, best))
     for i in np.argsort(-gains):
         values = curves.encoding.values(shares[i].tolist())
         if values not in proposed:
@@ -42,11 +39,46 @@ def propose(curves: Curves, seed: int) -> dict[str, Any]:
     return curves.encoding.values(shares[0].tolist())  # the space has few recipes: one comes again
 
 
-def _candidates(curves: Curves, centres: Sequence[Mapping[str, Any]], chance: np.random.Generator) -> np.ndarray:
+def next_points(curves: Curves, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points of the trials that may be the best so far, and those of the next proposals [count, D].
+
+    The proposals are chosen one after the other, each as if those before it were running.
+    """
+    order = _from_best(curves)
+    running = _running(curves, order[0])
+    points = curves.encoding.points(_candidates(curves, np.random.default_rng(seed)))
+    gains = _gains(curves, points, order[0], running)
+    points = points[np.argsort(-gains)[:SHORTLIST]]
+
+    chosen = curves.points[running]
+    for _ in range(count):
+        gains = expected_gains(curves.model, curves.last, points, curves.points[order[0]], chosen)
+        chosen = np.concatenate([chosen, points[[np.argmax(gains)]]])
+    known = list(dict.fromkeys([*order[:CONTENDERS], *running]))
+    return curves.points[known], chosen[len(running) :]
+
+
+def _from_best(curves: Curves) -> list[int]:
+    """Return the positions of the trials with scores, from the best expected score on."""
+    places = {trial.number: place for place, trial in enumerate(curves.trials)}
+    return [places[number] for number in sorted(curves.expected, key=curves.expected.__getitem__)]
+
+
+def _running(curves: Curves, best: int) -> list[int]:
+    return [i for i, trial in enumerate(curves.trials) if trial.status == "running" and i != best]
+
+
+def _gains(curves: Curves, points: np.ndarray, best: int, running: Sequence[int]) -> np.ndarray:
+    with threadpool_limits(1):
+        return expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
+
+
+def _candidates(curves: Curves, chance: np.random.Generator) -> np.ndarray:
     """Return shares [N, fields]: all over the space, and those of a centre with one or a few fields changed."""
     fields = len(curves.space.search)
     everywhere = chance.random((RANDOM, fields))
 
+    centres = [curves.trials[i].params for i in _from_best(curves)[:CENTRES]]
     near = curves.encoding.shares(centres)
     near = np.where(np.isnan(near), chance.random(near.shape), near)
     near = np.repeat(near, NEAR // len(centres), axis=0)

@@ -38,6 +38,8 @@ class Curves:
     expected : dict
         The score at the last rung that the model expects of each trial that has scores, by number. Lower is better, on
         the scale of the model: logarithms if all scores are positive.
+    is_log : bool
+        Whether the scale is that of logarithms.
     """
 
     space: Space
@@ -47,6 +49,7 @@ class Curves:
     trials: Sequence[Trial]
     points: np.ndarray
     expected: dict[int, float]
+    is_log: bool
 
     @property
     def last(self) -> int:
@@ -79,7 +82,12 @@ def learn(proposals: Sequence[Trial], space: Space, earlier: Curves | None = Non
         model = CurveModel(scores, CurveModel(thinned(scores)).theta)
         means, _, _ = model.predict(points[scored], len(scores.log_kimg) - 1, points[:0])
     expected = dict(zip([trials[i].number for i in scored], means.tolist(), strict=True))
-    return Curves(space, known, encoding, model, trials, points, expected)
+    return Curves(space, known, encoding, model, trials, points, expected, _all_positive(trials, space))
+
+
+def _all_positive(trials: Sequence[Trial], space: Space) -> bool:
+    name = next(iter(space.objectives))
+    return all(trial.repeats[0].score(name, rung) > 0 for trial in trials for rung in trial.scored_rungs(space))
 
 
 def expected_scores(trials: Sequence[Trial], space: Space) -> dict[int, float] | None:
@@ -119,7 +127,7 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
             worst.append((i, len(rungs) - 1))
 
     recipe, rung, score = (np.array(column) for column in zip(*entries, strict=True))
-    if (score > 0).all():
+    if _all_positive(trials, space):
         score = np.log(score)
     if direction == "maximize":
         score = -score

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from scrimp_platform import storage_loss, store
-from scrimp_platform.search import curves, halving, proposals, race, records
+from scrimp_platform.search import curves, gain, halving, proposals, race, records
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.study import Study
 from scrimp_platform.store import SweepFolder, write_atomic
@@ -69,6 +69,8 @@ class Ledger:
         self._base = space.base()
         self._first = first
         self._curves: curves.Curves | None = None
+        self._looked_ahead: curves.Curves | None = None
+        self._gain: gain.Gain | None = None
 
         known = records.read_records(folder)
         self.trials = known.trials
@@ -266,10 +268,28 @@ class Ledger:
 
     def _trials_to_come(self) -> int:
         """Return how many more trials the search will propose; where hours alone limit it, as many as so far."""
+        if self._gains_too_little():
+            return 0
         so_far = len(self._sound())
         if self.space.budget.trials is None:
             return max(so_far, MIN_TRIALS_TO_COME)
         return max(0, self.space.budget.trials - so_far)
+
+    def _gains_too_little(self) -> bool:
+        """Whether more trials are expected to gain less than the budget asks for, and enough for a race are trained."""
+        least = self.space.budget.until_gain
+        complete = sum(trial.status == "complete" for trial in self.trials)
+        if least is None or complete < self.space.budget.leaders:
+            return False
+
+        learned = self._learned()
+        if learned and learned is not self._looked_ahead:
+            before = self._gain
+            self._looked_ahead = learned
+            self._gain = gain.expected_gain(learned)
+            if self._gain and self._gain.share < least and (before is None or before.share >= least):
+                self.say(f"ending the search: {self._gain.text()}")
+        return self._gain is not None and self._gain.share < least
 
     def _learned(self) -> curves.Curves | None:
         """Return what the curve model says of the trials so far, if it proposes and decides who continues."""
