@@ -15,7 +15,7 @@ from scrimp_platform.plan import Plan
 from scrimp_platform.search import halving
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
-from scrimp_spaces.space import Budget, Space
+from scrimp_spaces.space import Space
 
 
 @dataclass(frozen=True)
@@ -101,28 +101,18 @@ def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
     trials = budget.trials
     if trials is None:
         many = 1000
-        seconds_each = _seconds(*_search_work(many, budget), speed) / many
+        seconds_each = _seconds(*halving.search_work(many, budget), speed) / many
         trials = max(1, int((1 - budget.race_share) * limit / seconds_each))
-    kimg, scores = _search_work(trials, budget)
+    elif budget.max_gpu_hours is not None and not plan.space.arms:
+        for_search = (1 - budget.race_share) * limit
+        budget = halving.widened(budget, lambda own: _seconds(*halving.search_work(trials, own), speed) <= for_search)
+    kimg, scores = halving.search_work(trials, budget)
 
     race = min(budget.leaders, trials) * (budget.repeats - 1)
     kimg += race * budget.rungs_kimg[-1]
     scores += race * len(budget.rungs_kimg)
     seconds = min(limit, _seconds(kimg, scores, speed))
     return Estimate(trials, race, kimg, seconds / placement.places / 3600, (trials + race) * speed.bytes)
-
-
-def _search_work(trials: int, budget: Budget) -> tuple[float, int]:
-    """Return how many kimg a search of so many trials takes, and how many scores."""
-    kimg = 0.0
-    scores = 0
-    previous = 0.0
-    for rung in budget.rungs_kimg:
-        kimg += trials * (rung - previous)
-        scores += trials
-        trials = halving.promoted_places(trials, budget)
-        previous = rung
-    return kimg, scores
 
 
 def _seconds(kimg: float, scores: float, speed: Speed) -> float:
@@ -160,9 +150,10 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
         return None
 
     # Of the search: what has still to reach each rung, and what is on its way to one.
+    widened = halving.within_hours(trials, space)
     to_come = max(0, (budget.trials or 0) - len(trials))
     kimg = to_come * marks[0]
-    for rung, following in zip(halving.rungs(trials, space, to_come, None), marks[1:], strict=True):
+    for rung, following in zip(halving.rungs(trials, widened, to_come, None), marks[1:], strict=True):
         kimg += max(0, rung.places - rung.promoted) * (following - rung.kimg)
     for repeat in repeats:
         if repeat.open:

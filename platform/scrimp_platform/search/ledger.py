@@ -221,20 +221,13 @@ class Ledger:
 
     def _search(self) -> Repeat | None:
         self._stop_hopeless()
-        if self._search_hours_left() <= 0:
+        if halving.search_hours_left(self.trials, self.space) <= 0:
             return None
         for rung in reversed(self._rungs()):
             trial = rung.promotable()
             if trial and trial.status == "paused":
                 return self._promote(trial.repeats[0], rung.kimg)
         return self._new_trial()
-
-    def _search_hours_left(self) -> float:
-        """Return the GPU-hours left to the search; arms have no race that some were kept for."""
-        budget = self.space.budget
-        if budget.max_gpu_hours is None or self.space.arms:
-            return math.inf
-        return (1 - budget.race_share) * budget.max_gpu_hours - self.device_hours
 
     def _new_trial(self) -> Repeat | None:
         max_proposals = MAX_PROPOSALS_PER_TRIAL * (len(self._sound()) + self._trials_to_come())
@@ -302,7 +295,8 @@ class Ledger:
         return learned.expected if learned else None
 
     def _rungs(self) -> list[halving.Rung]:
-        return halving.rungs(self._sound(), self.space, self._trials_to_come(), self._expected())
+        space = halving.within_hours(self.trials, self.space)
+        return halving.rungs(self._sound(), space, self._trials_to_come(), self._expected())
 
     def _promotable(self, kimg: float) -> Repeat | None:
         """Return the repeat that may continue after this rung now."""
@@ -326,7 +320,7 @@ class Ledger:
     def _stop_hopeless(self) -> None:
         """Stop the paused repeats whose places others will take, and delete their checkpoints."""
         for rung in self._rungs():
-            for trial in rung.hopeless(rung.places if self._search_hours_left() > 0 else 0):
+            for trial in rung.hopeless(rung.places if halving.search_hours_left(self.trials, self.space) > 0 else 0):
                 files = self.folder.repeat(trial.number, 0)
                 self._close(trial.repeats[0], "stopped", f"not among the best at {rung.kimg:g} kimg")
                 shutil.rmtree(files.checkpoint, ignore_errors=True)
