@@ -91,11 +91,21 @@ def interval(row: TrialRow) -> str:
     return formatting.interval(row.summaries["fd_classifier"])
 
 
+def test_a_cheaper_trial_with_a_worse_mean_is_not_recommended_because_too_few_seeds_can_tell():
+    rows, space = ranked(
+        trained(1, 4.0, 65.0, 70.0, seconds=90.0, parameters=396_000.0),
+        trained(2, 4.1, 83.0, 91.0, seconds=39.0, parameters=177_000.0),
+        trained(3, 4.1, 65.5, 71.0, seconds=80.0, parameters=380_000.0),
+    )
+    assert summary(rows)[:2] == [(1, 3, "recommended"), (2, 1, "tied")]
+    assert "Of those with a mean within 2% of the best it is the cheapest: 380k" in leaderboard.verdict(rows, space)
+
+
 def test_of_trials_that_cannot_be_told_apart_the_cheapest_is_recommended():
     rows, space = ranked(
         trained(1, 4.0, 5.0, 5.4, 5.2, seconds=90.0, parameters=396_000.0),
         trained(2, 4.1, 5.2, 5.3, 5.2, seconds=60.0, parameters=280_000.0),
-        trained(6, 4.1, 5.1, 5.5, 5.4, seconds=39.0, parameters=177_000.0),
+        trained(6, 4.1, 5.0, 5.4, 5.3, seconds=39.0, parameters=177_000.0),
         trained(7, 4.2, 9.0, 9.1, 9.2, seconds=1.0, parameters=9.0),
     )
     assert summary(rows) == [(1, 6, "recommended"), (2, 1, "tied"), (3, 2, "tied"), (4, 7, "beaten")]

@@ -144,7 +144,8 @@ class Budget(Section):
     rungs_kimg: Annotated[tuple[Positive, ...], Field(min_length=1)] = (250.0, 1000.0, 4000.0)
     """Marks, in thousands of images, at which a repeat is scored; the last is the length of the training."""
     reduction: Annotated[float, Field(ge=1)] = 3.0
-    """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none."""
+    """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none. Where `trials` and
+    `max_gpu_hours` are both given, more go on if the hours allow it."""
     leaders: Count = 3
     """Trials that enter the race."""
     repeats: Count = 5
@@ -202,8 +203,8 @@ class Space(Section):
     constraints: dict[str, Bound] = {}
     """Scores that must keep a limit."""
     prefer: Literal["cheapest", "best"] = "cheapest"
-    """Which of the trials that the race cannot tell apart is recommended: the cheapest one, or the one with the best
-    mean."""
+    """Which of the trials that the race cannot tell apart is recommended: the cheapest of those whose means are within 2%
+    of the best, or the one with the best mean."""
     scoring: Scoring
     """How a repeat is scored at a rung."""
     budget: Budget = Budget()

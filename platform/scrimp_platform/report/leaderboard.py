@@ -88,6 +88,8 @@ def _recommendation(first: TrialRow, ties: Sequence[TrialRow], space: Space) -> 
         if len(ties) > 1:
             comparison = f"the cheapest of the {formatting.cardinal(len(ties) + 1)}"
         text += f" It is {comparison}: {_cost_text(first)}."
+    elif any(_is_cheapest(row, [first]) for row in ties):
+        text += f" Of those with a mean within {MARGIN:.0%} of the best it is the cheapest: {_cost_text(first)}."
     return text
 
 

@@ -56,6 +56,13 @@ class Posterior:
         """Return the probability that a trial, by its position, is worse than another one."""
         return float(np.mean(self.draws[:, one] > self.draws[:, other]))
 
+    def excess(self, one: int, other: int) -> float:
+        """Return by which share of its score a trial's mean is worse than that of another one, by their positions."""
+        gap = float(np.median(self.draws[:, one]) - np.median(self.draws[:, other]))
+        if self.is_log:
+            return math.expm1(gap)
+        return gap / max(abs(float(np.median(self.draws[:, other]))), 1e-12)
+
     def near_best(self, margin: float) -> list[float]:
         """Return the probability of each trial to be worse than the best by at most this share of its score."""
         best = self.draws.min(axis=1, keepdims=True)

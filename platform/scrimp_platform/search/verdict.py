@@ -31,8 +31,9 @@ class Verdict:
     """What the fresh seeds say of the trials that keep the constraints; the keys are the numbers of the trials."""
 
     recommended: int
-    """Of the trials that cannot be told from the best mean, the one that the space prefers. With several objectives
-    the best mean of the first, since what a trial costs may be among them."""
+    """The best mean, or, where the space prefers the cheapest, the cheapest trial that cannot be told from it and whose
+    mean is as good to within 2%. With several objectives the best mean of the first, since what a trial costs may be
+    among them."""
     tied: list[int]
     """The trial with the best mean of the first objective, and those that cannot be told from it: they are worse with
     a probability below 0.95. In the order of their means."""
@@ -73,10 +74,10 @@ def judge(trials: Sequence[Trial], space: Space) -> Verdict | None:
 
     tied = [by_mean[0]]
     tied += [place for place in by_mean[1:] if first.worse(place, by_mean[0]) < SURE]
-    choice = {numbers[place]: cost(counted[numbers[place]], kimg) for place in tied}
     recommended = numbers[by_mean[0]]
     if space.prefer == "cheapest" and len(space.objectives) == 1 and first.freedom:
-        recommended = cheapest(choice)[0]
+        as_good = [numbers[place] for place in tied if first.excess(place, by_mean[0]) <= MARGIN]
+        recommended = cheapest({number: cost(counted[number], kimg) for number in as_good})[0]
 
     if len(space.objectives) == 1:
         best = first.near_best(0.0)
@@ -88,7 +89,7 @@ def judge(trials: Sequence[Trial], space: Space) -> Verdict | None:
         summaries[number] = {name: own.summaries[place] for name, own in posteriors.items()}
     return Verdict(
         recommended=recommended,
-        tied=list(choice),
+        tied=[numbers[place] for place in tied],
         best=dict(zip(numbers, best, strict=True)),
         near=dict(zip(numbers, near, strict=True)),
         summaries=summaries,
