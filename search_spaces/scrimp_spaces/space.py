@@ -203,8 +203,8 @@ class Space(Section):
     constraints: dict[str, Bound] = {}
     """Scores that must keep a limit."""
     prefer: Literal["cheapest", "best"] = "cheapest"
-    """Which of the trials that the race cannot tell apart is recommended: the cheapest of those whose means are within 2%
-    of the best, or the one with the best mean."""
+    """Which of the trials that the race cannot tell apart is recommended: the cheapest of those whose means are within
+    2% of the best, or the one with the best mean."""
     scoring: Scoring
     """How a repeat is scored at a rung."""
     budget: Budget = Budget()
