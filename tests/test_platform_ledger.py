@@ -14,6 +14,7 @@ from test_platform_race import make_space
 
 from scrimp_platform.search import records
 from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.metrics_log import MetricsRow
@@ -28,7 +29,8 @@ def folder(tmp_path) -> SweepFolder:
 
 def open_ledger(folder, space=None, seed=0, say=lambda _: None, first=()) -> Ledger:
     folder.path.mkdir(exist_ok=True)
-    return Ledger(folder, space or make_space(), seed, devices=1, say=say, first=first)
+    warm_start = WarmStart(first=tuple(first))
+    return Ledger(folder, space or make_space(), seed, devices=1, say=say, warm_start=warm_start)
 
 
 def score(repeat, rung: float, params) -> MetricsRow:

@@ -216,6 +216,11 @@ class SweepFolder:
         return self.path / SWEEP_FILE
 
     @property
+    def warm_start(self) -> Path:
+        """What the sweep was given of earlier ones; written before its description."""
+        return self.path / "warm_start.json"
+
+    @property
     def space(self) -> Path:
         """The space as it was asked for, if it was made in Python and a job is to read it."""
         return self.path / "space.yaml"

@@ -46,6 +46,7 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "dataset": _describe_dataset(plan.manifest),
         "recipe": f"{space.recipe}, up to {space.budget.rungs_kimg[-1]:g} kimg",
         "search": _describe_search(space),
+        **({"warm start": "\n".join(plan.warm_start.notes)} if plan.warm_start.notes else {}),
         **_describe_goals(space),
         "runs on": placement.describe(),
     }

@@ -32,7 +32,7 @@ def propose(curves: Curves, seed: int) -> dict[str, Any]:
 
     chance = np.random.default_rng(seed)
     shares = _candidates(curves, [proposed[i] for i in order[:CENTRES]], chance)
-    points = curves.encoding.points(shares)
+    points = curves.points_at(shares)
     with threadpool_limits(1):
         gains = expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
     for i in np.argsort(-gains):
@@ -64,10 +64,10 @@ def _candidates(curves: Curves, centres: Sequence[Mapping[str, Any]], chance: np
 def expected_gains(
     model: CurveModel, rung: int, candidates: np.ndarray, best: np.ndarray, running: np.ndarray
 ) -> np.ndarray:
-    """Return by how much each candidate [N, D] is expected to be better at a rung than the best recipe [D] so far.
+    """Return by how much each candidate [N, D + E] is expected to be better at a rung than the best recipe [D + E].
 
     A candidate that turns out worse gains nothing (expected improvement), both scores are uncertain, and the running
-    recipes [R, D] are taken to score as the model expects: that changes no mean, but makes it surer near them
+    recipes [R, D + E] are taken to score as the model expects: that changes no mean, but makes it surer near them
     ("kriging believer", Ginsbourger et al. 2010).
     """
     known = np.concatenate([best[None], running])
