@@ -237,7 +237,7 @@ class SweepFolder:
 
     @property
     def journal(self) -> Path:
-        """Optuna's study; optuna-dashboard opens it."""
+        """Optuna's studies; optuna-dashboard opens them."""
         return self.path / "study.journal"
 
     @property

@@ -142,6 +142,7 @@ def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
         reason = search_and_race(ledger, plan, placement)
 
         # Report.
+        ledger.show_race()
         store.retry_when_disk_full(lambda: save_outcome(ledger, plan, placement, reason), terminal.say)
         store.retry_when_disk_full(lambda: conclude(folder, ledger.space, reason), terminal.say)
         cut_short = False

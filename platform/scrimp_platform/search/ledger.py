@@ -19,6 +19,7 @@ from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.study import Study
 from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder, write_atomic
+from scrimp_platform.throttle import Throttle
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import Diverged, UserError
@@ -68,6 +69,7 @@ class Ledger:
         self._devices = devices
         self.say = say
         self._same_failures: dict[int, str] = {}
+        self._throttle = Throttle()
         self._base = space.base()
         self._warm_start = warm_start or WarmStart()
         self._prior: Prior | None = None
@@ -179,12 +181,17 @@ class Ledger:
         """Print a message from a repeat."""
         self.say(f"repeat {self._label(repeat)}: {text}")
 
+    def show_race(self) -> None:
+        """Bring the second study of the journal up to date; while the race runs, that is done now and then."""
+        self._study.show_race(self._proposals)
+
     def _recover(self) -> None:
         """Reopen what a killed driver had handed out, and retrain what is damaged."""
         for trial in self.trials:
             if trial.status in ("running", "paused", "complete"):
                 self._reopen(trial)
         self._study.match(self._proposals)
+        self.show_race()
 
     def _reopen(self, trial: Trial) -> None:
         """Let a trial's open repeats be handed out again, and its damaged ones be retrained.
@@ -363,6 +370,8 @@ class Ledger:
         if repeat.phase == "search":
             self._update_status(repeat)
             self._report_end(self._trial(repeat))
+        if repeat.phase == "race":
+            self._throttle(self.show_race)
 
         reason = f" ({cause})" if cause else ""
         self.say(f"repeat {self._label(repeat)} {status}{reason}: {self._scores(repeat)}")
