@@ -74,6 +74,7 @@ def test_the_prediction_is_the_conditional_normal_distribution():
     own = model.scale**2 * matern(model.lengths, wanted, wanted) + unknown_mean
     centre = np.median(scores.score)
     np.testing.assert_allclose(mean, centre + cross @ np.linalg.solve(known, scores.score - centre), rtol=1e-5)
+    np.testing.assert_allclose(model.means(wanted, 2), mean)
     np.testing.assert_allclose(variance, np.diag(spread))
     np.testing.assert_allclose(spread, own - cross @ np.linalg.solve(known, cross.T), rtol=1e-4, atol=1e-6)
 

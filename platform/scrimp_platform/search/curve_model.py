@@ -201,6 +201,12 @@ class CurveModel:
         signal = alike * np.exp(-gaps / self.rung_scale)
         return signal + (MEAN_STD * self._unit) ** 2 * (gaps == 0)
 
+    def means(self, points: np.ndarray, rung: int) -> np.ndarray:
+        """Return the first of what `predict` returns, at a third of its cost."""
+        scores = self._scores
+        cross = self._covariance(points, scores.points[scores.recipe], self._gaps[rung, scores.rung][None, :])
+        return self._centre + cross @ self._weights
+
     def predict(self, points: np.ndarray, rung: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what is known of the true scores, over all seeds, of recipes [n, D + E] at a rung.
 

@@ -32,8 +32,8 @@ def propose(curves: Curves, seed: int) -> dict[str, Any]:
 
     chance = np.random.default_rng(seed)
     shares = _candidates(curves, [proposed[i] for i in order[:CENTRES]], chance)
-    points = curves.points_at(shares)
     with threadpool_limits(1):
+        points = curves.points_at(shares)
         gains = expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
     for i in np.argsort(-gains):
         values = curves.encoding.values(shares[i].tolist())

@@ -36,6 +36,8 @@ class Curves:
     expected : dict
         The score at the last rung that the model expects of each trial that has scores, by number. Lower is better, on
         the scale of the model: logarithms if all scores are positive.
+    is_log : bool
+        Whether the scale of the model is that of logarithms: all scores are positive.
     prior : Prior
         What earlier sweeps say of recipes.
     """
@@ -47,6 +49,7 @@ class Curves:
     trials: Sequence[Trial]
     points: np.ndarray
     expected: dict[int, float]
+    is_log: bool
     prior: Prior
 
     def points_at(self, shares: np.ndarray) -> np.ndarray:
@@ -78,16 +81,24 @@ def learn(
     encoding = Encoding(space)
     prior = prior or Prior(space)
     shares = encoding.shares([trial.params for trial in trials])
-    points = np.concatenate([encoding.points(shares), prior.expectations(shares)], axis=1)
+    with threadpool_limits(1):
+        points = np.concatenate([encoding.points(shares), prior.expectations(shares)], axis=1)
     if known and known.scores == known_scores:
         return dataclasses.replace(known, trials=trials, points=points)
 
     scores = curve_scores(trials, points, encoding.columns, space)
     model = curve_model.fitted(scores)
     with threadpool_limits(1):
-        means, _, _ = model.predict(points[scored], len(scores.log_kimg) - 1, points[:0])
+        means = model.means(points[scored], len(scores.log_kimg) - 1)
     expected = dict(zip([trials[i].number for i in scored], means.tolist(), strict=True))
-    return Curves(space, known_scores, encoding, model, trials, points, expected, prior)
+    return Curves(space, known_scores, encoding, model, trials, points, expected, _is_log(trials, space), prior)
+
+
+def as_scores(learned: Curves, values: np.ndarray) -> np.ndarray:
+    """Return values on the scale of the model as scores of the objective."""
+    (direction,) = learned.space.objectives.values()
+    signed = -values if direction == "maximize" else values
+    return np.exp(signed) if learned.is_log else signed
 
 
 def expected_scores(trials: Sequence[Trial], space: Space) -> dict[int, float] | None:
@@ -130,7 +141,7 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
             worst.append((i, len(rungs) - 1))
 
     recipe, rung, score = (np.array(column) for column in zip(*entries, strict=True))
-    if (score > 0).all():
+    if _is_log(trials, space):
         score = np.log(score)
     if direction == "maximize":
         score = -score
@@ -145,6 +156,12 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
             recipe = np.append(recipe, i)
             rung = np.append(rung, at)
     return Scores(points, columns, np.log(rungs), recipe, recipe, rung, score)
+
+
+def _is_log(trials: Sequence[Trial], space: Space) -> bool:
+    """Whether all scores at rungs are positive."""
+    name = next(iter(space.objectives))
+    return all(trial.repeats[0].score(name, rung) > 0 for trial in trials for rung in trial.scored_rungs(space))
 
 
 def _violates(trial: Trial, space: Space) -> bool:

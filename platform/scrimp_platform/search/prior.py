@@ -6,18 +6,22 @@ quantiles of their places, and its mean is what the sweep expects of any recipe:
 sweep knows nothing. How far that is to be trusted, the curve model learns from the new sweep's scores.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
-from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search import curve_model
 from scrimp_platform.search.curve_model import Scores
 from scrimp_platform.search.encoding import Encoding
 from scrimp_spaces.space import Space
+
+MAX_RECIPES = 300
+"""Of all earlier sweeps together, from which their expectations are learned; the time of a proposal grows with them."""
+MIN_RECIPES_EACH = 20
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Prior:
     """What earlier sweeps expect of the recipes of a space."""
 
     def __init__(self, space: Space, sweeps: Sequence[EarlierSweep] = ()) -> None:
-        self._places = [_Places(space, sweep) for sweep in sweeps]
+        most = max(MIN_RECIPES_EACH, MAX_RECIPES // max(len(sweeps), 1))
+        self._places = [_Places(space, sweep, most) for sweep in sweeps]
 
     def expectations(self, shares: np.ndarray) -> np.ndarray:
         """Return the place [N, E] that each sweep expects of the recipes at these shares [N, fields] of the space.
@@ -46,16 +51,17 @@ class Prior:
 
 
 class _Places:
-    """The places of one sweep's recipes, learned."""
+    """The places of one sweep's recipes, learned from at most so many of them, from all over the order."""
 
-    def __init__(self, space: Space, sweep: EarlierSweep) -> None:
+    def __init__(self, space: Space, sweep: EarlierSweep, most: int) -> None:
         shared = space.model_copy(update={"search": {path: space.search[path] for path in sweep.fields}})
         paths = list(space.search)
         self._columns = [paths.index(path) for path in sweep.fields]
         self._encoding = Encoding(shared)
 
-        count = len(sweep.recipes)
-        points = self._encoding.points(self._encoding.shares(sweep.recipes))
+        recipes = sweep.recipes[:: math.ceil(len(sweep.recipes) / most)]
+        count = len(recipes)
+        points = self._encoding.points(self._encoding.shares(recipes))
         quantiles = ndtri((np.arange(count) + 0.5) / count)
         one_rung = np.zeros(count, int)
         every = np.arange(count)
@@ -64,6 +70,4 @@ class _Places:
 
     def expected(self, shares: np.ndarray) -> np.ndarray:
         points = self._encoding.points(shares[:, self._columns])
-        with threadpool_limits(1):
-            means, _, _ = self._model.predict(points, 0, points[:0])
-        return means
+        return self._model.means(points, 0)
