@@ -18,6 +18,7 @@ from benchmarks.search.curves import Curve, Values
 from benchmarks.search.simulate import Decision, Simulation, Task
 from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
@@ -59,7 +60,9 @@ def make_plan(storage: Path, nodes: int, tracking_uri: str) -> Plan:
     )
     folder = SweepFolder(storage / "replay")
     options = SweepOptions(storage=storage, tracking_uri=tracking_uri)
-    return Plan(options, space, space.base(), Storage(storage), folder, storage, facts, resumed=False)
+    return Plan(
+        options, space, space.base(), Storage(storage), folder, storage, facts, resumed=False, warm_start=WarmStart()
+    )
 
 
 class RecordedCurves:

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.search import cells, peers, races, report, surfaces, tables
+from benchmarks.search import cells, peers, races, report, surfaces, tables, warm
 from benchmarks.search import statistics as paired_statistics
 from benchmarks.search.__main__ import console
 from benchmarks.search.cells import Cell
@@ -22,6 +22,8 @@ from benchmarks.search.scrimp import Scrimp
 from benchmarks.search.simulate import Decision, Simulation, Statement, Task
 from benchmarks.search.surfaces import RUNGS, Synthetic
 from scrimp_platform.search import records
+from scrimp_platform.search.prior import EarlierSweep
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
@@ -332,3 +334,38 @@ def test_cells_are_kept_and_not_run_again_and_a_method_that_cannot_run_says_why(
     lines = capsys.readouterr().out.splitlines()
     assert any("random" in line and " 2 " in line for line in lines)
     assert any("smac" in line and "no such package" in " ".join(lines) for line in lines)
+
+
+def test_tables_with_the_same_fields_are_related_and_synthetic_surfaces_are_not():
+    assert warm.related("protein") == ["naval", "parkinsons", "slice"]
+    assert warm.related("nas-imagenet") == ["nas-cifar10", "nas-cifar100"]
+    with pytest.raises(LookupError, match="no surface is related to synthetic-2"):
+        warm.related("synthetic-2")
+    assert not set(warm.unrelated_seeds(0)) & {*range(20), *range(1000, 1040), *warm.unrelated_seeds(1)}
+
+
+def test_a_misled_sweep_is_given_the_worst_recipes_as_the_best():
+    recipes = tuple({"network.dropout": share / 10} for share in range(5))
+    sweeps = (EarlierSweep("one", ("network.dropout",), recipes), EarlierSweep("two", ("network.dropout",), recipes))
+    misled = warm.reversed_order(WarmStart(("one", "two"), sweeps, first=recipes[:3]))
+    assert [sweep.recipes[0] for sweep in misled.sweeps] == [{"network.dropout": 0.4}] * 2
+    assert [values["network.dropout"] for values in misled.first] == [0.4, 0.4, 0.3]
+
+
+class Dropout(Line):
+    """A surface whose score is the field."""
+
+    def truth(self, values: Values) -> float:
+        return values["network.dropout"]
+
+    def train(self, values: Values, seed: int) -> Curve:
+        score = 1 + self.truth(values)
+        return Curve(1.0, {1.0: 2 * score, 3.0: score})
+
+
+def test_a_sweep_of_the_comparison_can_be_read_back_as_an_earlier_one(tmp_path):
+    Simulation(Scrimp(SPACE, 0, tmp_path), Dropout(horizon=1000.0)).run()
+    warm.describe(SweepFolder(tmp_path), SPACE, "dropout")
+    start = warm.given([tmp_path], SPACE)
+    assert len(start.sweeps[0].recipes) == 10
+    assert start.sweeps[0].recipes[0]["network.dropout"] < start.sweeps[0].recipes[-1]["network.dropout"]

@@ -1,11 +1,13 @@
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 from sklearn.gaussian_process.kernels import Matern
+from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search.curve_model import CurveModel, Scores
 
@@ -27,6 +29,14 @@ def some_scores(seed: int = 0, recipes: int = 12, rungs: int = 3, noise: float =
     return Scores(points, np.array([0, 1]), log_kimg, recipe, repeat, rung, score)
 
 
+def with_earlier(scores: Scores, sweeps: int = 2) -> Scores:
+    """The scores with what earlier sweeps say: the first knows the truth, the others nothing."""
+    draw = np.random.default_rng(9)
+    earlier = draw.normal(size=(len(scores.points), sweeps))
+    earlier[:, 0] = np.sin(5 * scores.points[:, 0]) / 0.7
+    return replace(scores, points=np.concatenate([scores.points, earlier], axis=1))
+
+
 def matern(lengths: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     kernel: Any = Matern(length_scale=lengths, nu=2.5)  # pyright: ignore[reportArgumentType]
     return kernel(one, other)
@@ -34,15 +44,16 @@ def matern(lengths: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarra
 
 def covariance(model: CurveModel, scores: Scores) -> np.ndarray:
     """The covariance of the scores by the module's equation, with scikit-learn's kernel, in the scores' units."""
-    alike = matern(model.lengths, scores.points, scores.points)
+    alike = model.scale**2 * matern(model.lengths, scores.points[:, :2], scores.points[:, :2])
+    earlier = scores.points[:, 2:]
+    if earlier.shape[1]:
+        alike = alike + model.trust**2 / earlier.shape[1] * earlier @ earlier.T
     n = len(scores.score)
     matrix = np.zeros((n, n))
     for i in range(n):
         for j in range(n):
             gap = abs(scores.log_kimg[scores.rung[i]] - scores.log_kimg[scores.rung[j]])
-            matrix[i, j] = (
-                model.scale**2 * alike[scores.recipe[i], scores.recipe[j]] * math.exp(-gap / model.rung_scale)
-            )
+            matrix[i, j] = alike[scores.recipe[i], scores.recipe[j]] * math.exp(-gap / model.rung_scale)
             matrix[i, j] += model.seed_noise**2 * (scores.repeat[i] == scores.repeat[j])
             matrix[i, j] += model.noise**2 * (i == j)
             matrix[i, j] += (10 * np.std(scores.score)) ** 2 * (gap == 0)
@@ -63,12 +74,57 @@ def test_the_prediction_is_the_conditional_normal_distribution():
     own = model.scale**2 * matern(model.lengths, wanted, wanted) + unknown_mean
     centre = np.median(scores.score)
     np.testing.assert_allclose(mean, centre + cross @ np.linalg.solve(known, scores.score - centre), rtol=1e-5)
+    np.testing.assert_allclose(model.means(wanted, 2), mean)
     np.testing.assert_allclose(variance, np.diag(spread))
     np.testing.assert_allclose(spread, own - cross @ np.linalg.solve(known, cross.T), rtol=1e-4, atol=1e-6)
 
 
-def test_the_posterior_density_is_that_of_scipy_and_its_gradient_that_of_differences():
-    scores = some_scores(3)
+def test_the_prediction_from_earlier_sweeps_is_the_conditional_normal_distribution():
+    scores = with_earlier(some_scores())
+    model = CurveModel(scores)
+    wanted = np.array([[0.2, 0.5, 1.0, 0.3], [0.9, 0.1, -1.2, 0.0]])
+    mean, variance, spread = model.predict(wanted, 2, wanted)
+
+    both = replace(scores, points=np.concatenate([scores.points, wanted]))
+    places = len(scores.points) + np.arange(2)
+    both = replace(
+        both,
+        recipe=np.append(scores.recipe, places),
+        repeat=np.append(scores.repeat, places),
+        rung=np.append(scores.rung, [2, 2]),
+        score=np.append(scores.score, [0.0, 0.0]),
+    )
+    joint = covariance(model, both)
+    joint += ((10 * np.std(scores.score)) ** 2 - (10 * np.std(both.score)) ** 2) * (
+        both.rung[:, None] == both.rung[None, :]
+    )
+    n = len(scores.score)
+    known, cross, own = joint[:n, :n], joint[n:, :n], joint[n:, n:]
+    own = own - (model.noise**2 + model.seed_noise**2) * np.eye(2)
+    centre = np.median(scores.score)
+    np.testing.assert_allclose(mean, centre + cross @ np.linalg.solve(known, scores.score - centre), rtol=1e-4)
+    np.testing.assert_allclose(spread, own - cross @ np.linalg.solve(known, cross.T), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(variance, np.diag(spread))
+
+
+def test_an_earlier_sweep_is_trusted_as_far_as_the_scores_agree_with_it():
+    scores = some_scores(recipes=40)
+    told = with_earlier(scores, sweeps=1)
+    shuffled = np.random.default_rng(2).permutation(told.points[:, 2:])
+    misled = replace(told, points=np.concatenate([scores.points, shuffled], axis=1))
+    assert CurveModel(scores).trust == 0
+    assert CurveModel(told).trust > 3 * CurveModel(misled).trust
+
+    far = np.array([[0.2, 0.5], [0.9, 0.1]])
+    alone, _, _ = CurveModel(scores).predict(far, 2, far)
+    unsure = np.concatenate([far, [[1.0], [-1.0]]], axis=1)
+    after, _, _ = CurveModel(misled).predict(unsure, 2, unsure)
+    assert np.allclose(alone, after, atol=0.15)
+
+
+@pytest.mark.parametrize("sweeps", [0, 2])
+def test_the_posterior_density_is_that_of_scipy_and_its_gradient_that_of_differences(sweeps):
+    scores = with_earlier(some_scores(3), sweeps) if sweeps else some_scores(3)
     model = CurveModel(scores)
     theta = model.theta + 0.1 * np.random.default_rng(0).normal(size=len(model.theta))
 
@@ -81,8 +137,9 @@ def test_the_posterior_density_is_that_of_scipy_and_its_gradient_that_of_differe
     def density(at: np.ndarray) -> float:
         model.lengths = np.exp(at[:2])
         unit = np.std(scores.score)
-        scale, model.rung_scale, seed_noise, noise = np.exp(at[2:])
+        scale, model.rung_scale, seed_noise, noise, *trust = np.exp(at[2:])
         model.scale, model.seed_noise, model.noise = scale * unit, seed_noise * unit, noise * unit
+        model.trust = float(sum(trust) * unit)
         centre = np.full(len(scores.score), np.median(scores.score))
         normal: Any = multivariate_normal(centre, covariance(model, scores))  # pyright: ignore[reportArgumentType]
         mean, std = model._prior()
@@ -119,6 +176,7 @@ def test_equal_scores_are_no_error():
 def test_a_fit_to_300_scores_takes_less_than_a_second_of_cpu():
     scores = some_scores(recipes=150)
     start = time.process_time()
-    CurveModel(scores)
+    with threadpool_limits(1):  # as a sweep does
+        CurveModel(scores)
     assert len(scores.score) >= 300
     assert time.process_time() - start < 2

@@ -1,5 +1,7 @@
 """What more trials are expected to gain: by the model, and the end of a search from which too little is to be had."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from made_up_rows import make_row
@@ -26,20 +28,25 @@ def trials_scored(score, count: int = 14, **fields) -> tuple[list[Trial], Space]
     return trials, space
 
 
+def gain_of(trials: list[Trial], space: Space) -> gain.Gain | None:
+    """The gain of a sweep without earlier ones."""
+    return gain.of_more_trials(trials, space, SweepFolder(Path("no such folder")))
+
+
 def bowl(rate: float) -> float:
     return 5.0 * float(np.exp(abs(np.log10(rate) + 3)))
 
 
 def test_nothing_is_said_of_a_few_trials_or_without_the_curve_model():
     trials, space = trials_scored(bowl)
-    assert gain.of_more_trials(trials, space)
-    assert gain.of_more_trials(trials[:9], space) is None
-    assert gain.of_more_trials(*trials_scored(bowl, proposals="tpe")) is None
+    assert gain_of(trials, space)
+    assert gain_of(trials[:9], space) is None
+    assert gain_of(*trials_scored(bowl, proposals="tpe")) is None
 
 
 def test_a_gain_is_a_share_whatever_the_unit_of_the_score():
-    one = gain.of_more_trials(*trials_scored(bowl))
-    other = gain.of_more_trials(*trials_scored(lambda rate: 1000 * bowl(rate)))
+    one = gain_of(*trials_scored(bowl))
+    other = gain_of(*trials_scored(lambda rate: 1000 * bowl(rate)))
     assert one
     assert other
     assert other.share == pytest.approx(one.share, rel=0.05)
@@ -48,7 +55,7 @@ def test_a_gain_is_a_share_whatever_the_unit_of_the_score():
 
 def test_ten_more_trials_take_ten_times_the_mean_device_hours():
     trials, space = trials_scored(bowl)
-    stated = gain.of_more_trials(trials, space)
+    stated = gain_of(trials, space)
     assert stated
     assert stated.hours == pytest.approx(10 * np.mean([trial.repeats[0].device_hours for trial in trials]))
 
@@ -56,8 +63,8 @@ def test_ten_more_trials_take_ten_times_the_mean_device_hours():
 def test_less_is_expected_the_better_a_space_is_known():
     """Halves of a smooth bowl: where its bottom has not been tried, more is to gain than where it has."""
     trials, space = trials_scored(lambda rate: 5.0 + (np.log10(rate) + 3) ** 2, count=30)
-    with_bottom = gain.of_more_trials(trials, space)
-    without = gain.of_more_trials([trial for trial in trials if trial.params["optimizer.lr"] < 5e-4], space)
+    with_bottom = gain_of(trials, space)
+    without = gain_of([trial for trial in trials if trial.params["optimizer.lr"] < 5e-4], space)
     assert with_bottom
     assert without
     assert with_bottom.share < 0.002
@@ -79,7 +86,7 @@ def test_a_search_ends_when_too_little_is_to_gain_and_the_race_follows(tmp_path)
     assert not any(trial.unfinished for trial in ledger.trials)
     assert ledger.propose() is None  # a resumed sweep finds it complete
 
-    stated = gain.of_more_trials(ledger.trials, space)
+    stated = gain.of_more_trials(ledger.trials, space, folder)
     assert stated
     assert stated.share < 0.03
 

@@ -12,8 +12,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
 
+from scrimp_platform.report import ranking
 from scrimp_platform.search import records
 from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder, write_atomic
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.metrics_log import MetricsRow
@@ -28,7 +30,8 @@ def folder(tmp_path) -> SweepFolder:
 
 def open_ledger(folder, space=None, seed=0, say=lambda _: None, first=()) -> Ledger:
     folder.path.mkdir(exist_ok=True)
-    return Ledger(folder, space or make_space(), seed, devices=1, say=say, first=first)
+    warm_start = WarmStart(first=tuple(first))
+    return Ledger(folder, space or make_space(), seed, devices=1, say=say, warm_start=warm_start)
 
 
 def score(repeat, rung: float, params) -> MetricsRow:
@@ -60,9 +63,14 @@ def run_all(folder, ledger) -> None:
         train(folder, ledger, repeat)
 
 
-def study(folder) -> optuna.Study:
+def study(folder, name: str = "scrimp") -> optuna.Study:
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal)))
-    return optuna.load_study(study_name="scrimp", storage=storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def has_race_study(folder) -> bool:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal)))
+    return "scrimp-race" in optuna.get_all_study_names(storage)
 
 
 def test_a_sweep_searches_then_races_and_ends(folder):
@@ -114,6 +122,77 @@ def test_several_objectives_can_be_pruned_and_completed(folder):
     states = [trial.state for trial in study(folder).trials]
     assert states.count(TrialState.RUNNING) == 0
     assert TrialState.COMPLETE in states
+
+
+@pytest.mark.parametrize("prefer", ["best", "cheapest"])
+def test_the_second_study_has_means_over_fresh_seeds_and_what_else_is_known(folder, prefer):
+    space = make_space(prefer=prefer)
+    ledger = open_ledger(folder, space)
+    while not any(repeat.phase == "race" and repeat.status == "finished" for repeat in ledger.repeats):
+        assert not has_race_study(folder)
+        repeat = ledger.propose()
+        assert repeat
+        train(folder, ledger, repeat)
+    run_all(folder, ledger)
+    ledger.show_race()
+
+    rows = ranking.rank(ledger.trials, space)
+    shown = study(folder, "scrimp-race")
+    by_number = {row.number: row for row in rows}
+    for trial in shown.trials:
+        row = by_number[trial.number]
+        assert trial.params == study(folder).trials[trial.number].params
+        assert (trial.state is TrialState.COMPLETE) == row.fresh
+        if row.fresh:
+            assert trial.value == pytest.approx(row.summaries["fd_classifier"].mean)
+            assert trial.user_attrs["fd_classifier from"] == pytest.approx(row.summaries["fd_classifier"].low)
+            assert trial.user_attrs["probability to be the best"] == row.probability_best
+            assert trial.user_attrs["seeds"] == row.repeat_count
+        if row.finished:
+            assert trial.user_attrs["fd_classifier of the search"] == row.chosen_at["fd_classifier"]
+        assert trial.user_attrs["status"] == row.trial.status
+        assert trial.user_attrs["device-hours"] > 0
+
+    assert [trial.number for trial in shown.trials if trial.user_attrs["recommended"]] == [rows[0].number]
+    assert by_number[shown.best_trial.number].fresh
+    if prefer == "best":
+        assert shown.best_trial.number == rows[0].number
+
+
+def test_the_second_study_is_rebuilt_with_the_journal(folder):
+    run_all(folder, open_ledger(folder))
+    open_ledger(folder)
+    before = study(folder, "scrimp-race").trials
+    folder.journal.unlink()
+    open_ledger(folder)
+    after = study(folder, "scrimp-race").trials
+    assert [(trial.values, trial.user_attrs) for trial in after] == [(t.values, t.user_attrs) for t in before]
+    size = folder.journal.stat().st_size
+    ledger = open_ledger(folder)
+    grown = folder.journal.stat().st_size
+    ledger.show_race()
+    ledger.show_race()
+    assert folder.journal.stat().st_size == grown < 3 * size
+
+
+def test_no_trial_that_breaks_a_constraint_is_the_best_of_the_second_study(folder):
+    space = make_space(constraints={"memorized_fraction": {"max": -0.25}})
+    ledger = open_ledger(folder, space)
+    run_all(folder, ledger)
+    ledger.show_race()
+    with pytest.raises(ValueError, match="feasible"):
+        _ = study(folder, "scrimp-race").best_trial
+
+
+def test_the_second_study_may_have_several_objectives(folder):
+    space = make_space(objectives={"fd_classifier": "minimize", "seconds": "minimize"})
+    ledger = open_ledger(folder, space)
+    run_all(folder, ledger)
+    ledger.show_race()
+    rows = {row.number: row for row in ranking.rank(ledger.trials, space)}
+    best = study(folder, "scrimp-race").best_trials
+    assert best
+    assert all(rows[trial.number].fresh and len(trial.values) == 2 for trial in best)
 
 
 def test_a_warm_start_comes_first_and_once_however_often_the_ledger_is_opened(folder):

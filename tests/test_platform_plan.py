@@ -14,7 +14,7 @@ import pytest
 from scrimp_platform import plan, store
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.plan import SweepOptions
-from scrimp_platform.search import estimate, records
+from scrimp_platform.search import estimate, records, warm_start
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import Storage
 from scrimp_trainers import ingest
@@ -173,10 +173,40 @@ def test_a_warm_start_takes_the_leaders_values_that_this_space_allows(options, t
     earlier = tmp_path / "earlier"
     write_sweep(earlier, plan.spaces.load_space("quickstart"))
     the_plan = plan.make_plan(change(options, warm_start=(earlier,)))
-    assert the_plan.warm_start
+    assert the_plan.warm_start.first
     search = the_plan.space.search
-    for values in the_plan.warm_start:
+    for values in the_plan.warm_start.first:
         assert all(search[path].allows(value) for path, value in values.items())
+
+
+def test_all_is_every_other_sweep_of_the_storage(options, tmp_path):
+    from made_up_sweep import write_sweep
+
+    space = plan.spaces.load_space("quickstart")
+    for name in ("here", "there"):
+        write_sweep(tmp_path / "runs" / name, space)
+    options = change(options, storage=tmp_path / "runs", name="here", fresh=True, warm_start=(plan.ALL,))
+    the_plan = plan.make_plan(options)
+    assert the_plan.folder.path.name == "here-2"
+    assert [sweep.name for sweep in the_plan.warm_start.sweeps] == ["here", "there"]
+
+
+def test_a_resumed_sweep_keeps_its_warm_start_when_the_earlier_sweep_is_gone(options, tmp_path):
+    from made_up_sweep import write_sweep
+
+    earlier = tmp_path / "earlier"
+    write_sweep(earlier, plan.spaces.load_space("quickstart"))
+    options = change(options, warm_start=(earlier,))
+    begun = plan.make_plan(options)
+    warm_start.save(begun.warm_start, begun.folder)
+    begin(options)
+    shutil.rmtree(earlier)
+    again = plan.make_plan(options)
+    assert again.resumed
+    assert again.warm_start == begun.warm_start
+    assert plan.make_plan(change(options, warm_start=())).warm_start == begun.warm_start
+    with pytest.raises(UserError, match="began with --warm-start earlier, not other; use another --name"):
+        plan.make_plan(change(options, warm_start=(tmp_path / "other",)))
 
 
 def test_a_warm_start_from_no_sweep_is_refused(options, tmp_path):

@@ -109,6 +109,8 @@ def test_all_plots_have_their_data(seen):
     assert drawn == {
         "fd_classifier-of-the-raced-trials", "fd_classifier-against-time", "fd_classifier-over-training",
         "Training-loss", "fd_classifier-by-trial", "Field-importance", "Searched-fields",
+        "fd_classifier-by-optimizer-lr", "fd_classifier-by-network-channels", "fd_classifier-by-network-dropout",
+        "fd_classifier-by-ema-halflife_kimg",
     }  # fmt: skip
 
 

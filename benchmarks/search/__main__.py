@@ -12,7 +12,19 @@ from rich.console import Console
 from benchmarks.background import take_idle_time
 from benchmarks.search import cells, report
 from benchmarks.search import races as scrimp_races
-from benchmarks.search.cells import METHODS, PEERS, PEERS_PYTHON, RESULTS, ROOT, SCRIMP, SURFACES, SWEEPS, Cell
+from benchmarks.search.cells import (
+    METHODS,
+    MISLED,
+    PEERS,
+    PEERS_PYTHON,
+    RESULTS,
+    ROOT,
+    SCRIMP,
+    SURFACES,
+    SWEEPS,
+    WARM,
+    Cell,
+)
 
 QUICK_METHODS = (SCRIMP, "random", "optuna-tpe", "optuna-tpe-halving")
 QUICK_SURFACES = ("synthetic-2",)
@@ -70,7 +82,7 @@ def plan(surfaces: tuple[str, ...], methods: tuple[str, ...], seeds: list[int] |
 
 def run_all(surfaces: tuple[str, ...], methods: tuple[str, ...], seeds: list[int], results: Path, races: int) -> None:
     """Run Scrimp in its own environment and the peers in theirs."""
-    own = [method for method in methods if method in SWEEPS]
+    own = [method for method in methods if method in (*SWEEPS, WARM, MISLED)]
     peers = [method for method in methods if method in PEERS]
     if own:
         run_in(Path(sys.executable), surfaces, own, seeds, results, races)

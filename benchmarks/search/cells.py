@@ -1,6 +1,7 @@
 """Cells of the comparison: one method on one surface with one seed, each in a small file once it is finished."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.search import peers, tables
+from benchmarks.search import peers, tables, warm
 from benchmarks.search.curves import Surface
 from benchmarks.search.scrimp import Scrimp
 from benchmarks.search.simulate import Method, Outcome, Simulation
 from benchmarks.search.surfaces import Synthetic
+from scrimp_platform.search.warm_start import WarmStart
+from scrimp_platform.store import SweepFolder
+from scrimp_spaces.space import Space
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / ".venv-search" / "tables"
@@ -43,6 +47,10 @@ SWEEPS: Mapping[str, Mapping[str, Any]] = {
     "scrimp-gp": {"proposals": "gp"},
 }
 """Sweeps of Scrimp, by what their space has in place of a surface's."""
+WARM = "scrimp-warm"
+"""A sweep that is given those of the same seed on all related surfaces."""
+MISLED = "scrimp-misled"
+"""A sweep that is given these in reverse order; on a synthetic surface, three sweeps on unrelated ones."""
 BEFORE = "scrimp-before"
 """Scrimp before it paused and promoted trials: recorded cells, which cannot be run again."""
 PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
@@ -56,7 +64,7 @@ PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
     "syne-tune-mobster": partial(peers.SyneTune, scheduler="MOBSTER"),
     "smac": peers.Smac,
 }
-METHODS = (*SWEEPS, BEFORE, *PEERS)
+METHODS = (*SWEEPS, WARM, MISLED, BEFORE, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -102,11 +110,42 @@ def simulate(cell: Cell) -> Outcome:
     if cell.method in PEERS:
         return Simulation(PEERS[cell.method](surface, cell.seed), surface).run()
 
+    if cell.method == SCRIMP:
+        return cold(cell.surface, cell.seed)[0]
     with tempfile.TemporaryDirectory(dir=memory()) as folder, no_disk():
-        budget = surface.space.budget.model_copy(update={"max_gpu_hours": surface.horizon})
-        space = surface.space.model_copy(update={"budget": budget, "prefer": "best"} | dict(SWEEPS[cell.method]))
-        sweep = Scrimp(space, cell.seed, Path(folder))
+        space = space_of(surface, SWEEPS.get(cell.method, {}))
+        sweep = Scrimp(space, cell.seed, Path(folder), start_of(cell, space))
         return Simulation(sweep, surface).run()
+
+
+def space_of(surface: Surface, changes: Mapping[str, Any]) -> Space:
+    """Return the space of a sweep of Scrimp."""
+    budget = surface.space.budget.model_copy(update={"max_gpu_hours": surface.horizon})
+    return surface.space.model_copy(update={"budget": budget, "prefer": "best"} | dict(changes))
+
+
+@functools.cache
+def cold(name: str, seed: int) -> tuple[Outcome, "tempfile.TemporaryDirectory[str]"]:
+    """Return what came of Scrimp's sweep without a warm start, and its folder."""
+    surface = SURFACES[name](seed)
+    folder = tempfile.TemporaryDirectory(dir=memory(), prefix=f"{name}-")
+    with no_disk():
+        space = space_of(surface, {})
+        outcome = Simulation(Scrimp(space, seed, Path(folder.name)), surface).run()
+        warm.describe(SweepFolder(Path(folder.name)), space, name)
+    return outcome, folder
+
+
+def start_of(cell: Cell, space: Space) -> WarmStart:
+    """Return what a cell's sweep is given of earlier ones."""
+    if cell.method not in (WARM, MISLED):
+        return WarmStart()
+    if cell.method == MISLED and cell.surface not in tables.SOURCES:
+        earlier = [cold(cell.surface, seed)[1] for seed in warm.unrelated_seeds(cell.seed)]
+        return warm.given([Path(folder.name) for folder in earlier], space)
+    earlier = [cold(name, cell.seed)[1] for name in warm.related(cell.surface)]
+    start = warm.given([Path(folder.name) for folder in earlier], space)
+    return start if cell.method == WARM else warm.reversed_order(start)
 
 
 def memory() -> Path | None:

@@ -34,7 +34,7 @@ class Stating(Scrimp):
         """State the gain first, where it is time for it."""
         trials = self._ledger.trials
         if len(trials) % EVERY == 0 and all(len(trials) != count for count, _ in self.stated):
-            stated = gain.of_more_trials(trials, self._space)
+            stated = gain.of_more_trials(trials, self._space, self._ledger.folder)
             if stated:
                 self.stated.append((len(trials), stated))
         return super().propose()

@@ -9,6 +9,7 @@ from scrimp_platform.report import ranking
 from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.records import Repeat
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
@@ -27,11 +28,11 @@ NOT_SIMULATED: dict[str, Any] = {
 
 
 class Scrimp:
-    """A sweep of a space, whose files lie in `folder`."""
+    """A sweep of a space, whose files lie in `folder`; it may be given something of earlier ones."""
 
-    def __init__(self, space: Space, seed: int, folder: Path) -> None:
+    def __init__(self, space: Space, seed: int, folder: Path, warm_start: WarmStart | None = None) -> None:
         self._space = space
-        self._ledger = Ledger(SweepFolder(folder), space, seed, devices=1, say=_keep_quiet)
+        self._ledger = Ledger(SweepFolder(folder), space, seed, devices=1, say=_keep_quiet, warm_start=warm_start)
 
     def propose(self) -> Task | None:
         """Return what the ledger hands out."""

@@ -177,7 +177,8 @@ def sweep(
     tracking_uri
         An MLflow server; by default the sweep starts its own and stops it at the end.
     warm_start
-        Folders of earlier sweeps, whose best trials are tried first.
+        Folders of earlier sweeps whose order of recipes shapes the proposals, or `all` for every other one of the
+        storage.
     gpus_per_repeat
         GPUs per repeat; by default all GPUs of a node.
     fresh

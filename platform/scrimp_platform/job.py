@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scrimp_cluster import proxies
 from scrimp_platform import interrupt, store
 from scrimp_platform.cli import terminal
-from scrimp_platform.plan import Plan
+from scrimp_platform.plan import ALL, Plan
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
@@ -107,7 +107,7 @@ def arguments(plan: Plan) -> list[str]:
         data=str(plan.dataset),
         name=plan.folder.path.name,
         storage=plan.storage.path,
-        warm_start=tuple(path.absolute() for path in plan.options.warm_start),
+        warm_start=tuple(path if path == ALL else path.absolute() for path in plan.options.warm_start),
         fresh=False,
     )
 

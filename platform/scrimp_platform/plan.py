@@ -4,10 +4,10 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scrimp_cluster.facts import code, versions
 from scrimp_platform import store
@@ -25,8 +25,13 @@ from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 
+if TYPE_CHECKING:
+    from scrimp_platform.search.warm_start import WarmStart
+
 DIGITS = "digits"
 """The dataset that comes with scikit-learn."""
+ALL = Path("all")
+"""As a warm start: every other sweep of the storage."""
 
 
 FILE_FIELDS = ("codec.encoder", "codec.decoder", "coreset.weights", "reweighting.recipe")
@@ -74,8 +79,8 @@ class Plan:
     dataset: Path
     manifest: Manifest
     resumed: bool
-    warm_start: tuple[dict[str, Any], ...] = ()
-    """Values of searched fields to propose first."""
+    warm_start: "WarmStart"
+    """What the sweep is given of earlier ones."""
     own_parts: tuple[Path, ...] = ()
     """The user's own parts, where the user has them; space and base recipe name their copies in the sweep's folder."""
 
@@ -108,10 +113,8 @@ def make_plan(options: SweepOptions) -> Plan:
         copies = tuple(folder.parts / file.name for file in own_parts)
         space = space.model_copy(update={"parts": copies})
         base = base.model_copy(update={"parts": copies})
-    warm_start: list[dict[str, Any]] = []
-    for path in options.warm_start:
-        warm_start += best_values(SweepFolder(path), space)
-    return Plan(options, space, base, storage, folder, dataset, facts, resumed, tuple(warm_start), own_parts)
+    warm_start = _warm_start(options, space, storage, folder, resumed)
+    return Plan(options, space, base, storage, folder, dataset, facts, resumed, warm_start, own_parts)
 
 
 def check_options(options: SweepOptions) -> Space:
@@ -132,7 +135,10 @@ def check_options(options: SweepOptions) -> Space:
     else:
         mlflow_server.check_storage_name(options.storage.expanduser().absolute())
     for path in options.warm_start:
-        _require_sound(SweepFolder(path))
+        earlier = SweepFolder(path)
+        # One that is gone may have been there when a resumed sweep began.
+        if path != ALL and path.exists() and not earlier.description.exists() and not earlier.trial_numbers():
+            raise UserError(f"--warm-start {path}: not the folder of a sweep (no {earlier.description.name})")
     return space
 
 
@@ -190,26 +196,22 @@ def resolve_dataset(data: str, storage: Storage) -> Path:
     return folder
 
 
-def _require_sound(earlier: SweepFolder) -> None:
-    try:
-        records.space_of(earlier)
-    except UserError as error:
-        raise UserError(f"--warm-start {error}") from None
-    problems = records.read_records(earlier).problems
-    if problems:
-        raise UserError(f"--warm-start {problems[0]}; resume that sweep first, which retrains what is damaged")
+def _warm_start(
+    options: SweepOptions, space: Space, storage: Storage, folder: SweepFolder, resumed: bool
+) -> "WarmStart":
+    """Return what the sweep is given of earlier ones: what it was given at its start, if it is resumed."""
+    from scrimp_platform.search import warm_start  # it imports optuna, which takes a second
 
+    asked = [path.absolute().name for path in options.warm_start]
+    if resumed:
+        return warm_start.resume(asked, folder)
 
-def best_values(earlier: SweepFolder, space: Space) -> Iterator[dict[str, Any]]:
-    """Yield the values of an earlier sweep's leaders, restricted to the fields and ranges that this space searches.
-
-    The scores are not reused: they would not be comparable on another dataset.
-    """
-    from scrimp_platform.search import race  # it imports optuna, which only a warm start needs here
-
-    for trial in race.leaders(records.read_records(earlier).trials, records.space_of(earlier)):
-        searched = {path: value for path, value in trial.params.items() if path in space.search}
-        yield {path: value for path, value in searched.items() if space.search[path].allows(value)}
+    named = [SweepFolder(path) for path in options.warm_start if path != ALL]
+    others: list[SweepFolder] = []
+    if ALL in options.warm_start:
+        taken = {folder.path, *(earlier.path.absolute() for earlier in named)}
+        others = [other for other in storage.sweeps() if other.path not in taken]
+    return warm_start.collect(asked, named, others, space)
 
 
 def sweep_record(plan: Plan) -> dict[str, Any]:

@@ -216,6 +216,11 @@ class SweepFolder:
         return self.path / SWEEP_FILE
 
     @property
+    def warm_start(self) -> Path:
+        """What the sweep was given of earlier ones; written before its description."""
+        return self.path / "warm_start.json"
+
+    @property
     def space(self) -> Path:
         """The space as it was asked for, if it was made in Python and a job is to read it."""
         return self.path / "space.yaml"
@@ -232,7 +237,7 @@ class SweepFolder:
 
     @property
     def journal(self) -> Path:
-        """Optuna's study; optuna-dashboard opens it."""
+        """Optuna's studies; optuna-dashboard opens them."""
         return self.path / "study.journal"
 
     @property

@@ -18,7 +18,7 @@ from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
 from scrimp_platform.plan import Plan, SweepOptions, check_options, make_plan, software_changes, sweep_record
 from scrimp_platform.report import leaderboard
-from scrimp_platform.search import estimate, records
+from scrimp_platform.search import estimate, records, warm_start
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.throttle import Throttle
@@ -129,6 +129,8 @@ def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
     for file in plan.own_parts:
         folder.parts.mkdir(exist_ok=True)
         store.write_atomic(folder.parts / file.name, file.read_text())
+    if not plan.resumed:
+        warm_start.save(plan.warm_start, folder)
     store.write_json(folder.description, sweep_record(plan))
     mirror.start()
     cut_short = True
@@ -140,6 +142,7 @@ def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
         reason = search_and_race(ledger, plan, placement)
 
         # Report.
+        ledger.show_race()
         store.retry_when_disk_full(lambda: save_outcome(ledger, plan, placement, reason), terminal.say)
         store.retry_when_disk_full(lambda: conclude(folder, ledger.space, reason), terminal.say)
         cut_short = False
@@ -152,7 +155,7 @@ def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
 
 
 def open_ledger(plan: Plan, placement: Placement) -> Ledger:
-    """Open the sweep's ledger; a new one proposes the best trials of earlier sweeps first."""
+    """Open the sweep's ledger."""
     log = Log(plan.folder.log)
     throttle = Throttle()
     ledger = None

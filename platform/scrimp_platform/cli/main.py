@@ -78,7 +78,11 @@ STORAGE = click.option(
 @STORAGE
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: start one]")
 @click.option(
-    "--warm-start", type=FILE, multiple=True, metavar="SWEEP_DIR", help="Try the best trials of this sweep first."
+    "--warm-start",
+    type=FOLDER,
+    multiple=True,
+    metavar="SWEEP_DIR|all",
+    help="Begin with what this earlier sweep found, or all in the storage.",
 )
 @click.option("--max-gpu-hours", type=_Number(0, min_open=True), help="Maximum device-hours to spend.")
 @click.option(

@@ -37,7 +37,7 @@ def show_sweep(sweep: SweepStatus) -> None:
         "best": leaderboard.verdict(leaderboard.rank(sweep.trials, sweep.space), sweep.space),
         "spent": _spent(sweep),
     }
-    outlook = gain.of_more_trials(sweep.trials, sweep.space)
+    outlook = gain.of_more_trials(sweep.trials, sweep.space, sweep.folder)
     if outlook:
         rows["to gain"] = outlook.text()
     hours_left = sweep.hours_left

@@ -47,6 +47,7 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "dataset": _describe_dataset(plan.manifest),
         "recipe": f"{space.recipe}, up to {space.budget.rungs_kimg[-1]:g} kimg",
         "search": _describe_search(space),
+        **({"warm start": "\n".join(plan.warm_start.notes)} if plan.warm_start.notes else {}),
         **_describe_goals(space),
         "race tells": _describe_resolution(plan),
         "runs on": placement.describe(),
@@ -135,7 +136,7 @@ def describe_condition(space: Space, path: str) -> str:
 def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space, reason: str) -> None:
     """Print the leaderboard, the verdict and the paths of the results."""
     _show_leaderboard(rows, space)
-    outlook = gain.of_more_trials([row.trial for row in rows], space)
+    outlook = gain.of_more_trials([row.trial for row in rows], space, folder)
     if outlook:
         say(f"{outlook.text()}.\n")
     if reason != "complete":

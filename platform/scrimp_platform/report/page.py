@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from scrimp_platform import store
-from scrimp_platform.report import classwise, formatting, importance, leaderboard, pictures, plots
+from scrimp_platform.report import classwise, dependence, formatting, importance, leaderboard, pictures, plots
 from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.ranking import MEANINGS, TrialRow
 from scrimp_platform.search import gain, records
@@ -64,7 +64,7 @@ def write_report(folder: SweepFolder) -> None:
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=sweep["name"],
         verdict=leaderboard.verdict(rows, space),
-        outlook=gain.of_more_trials(known.trials, space),
+        outlook=gain.of_more_trials(known.trials, space, folder),
         ending=_ending(folder),
         problems=known.problems,
         facts=_facts(sweep, space, known.repeats, rows),
@@ -242,12 +242,28 @@ def _search_plots(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Spac
     else:
         caption = "Optuna's PED-ANOVA over the trials trained to the end. With few trials it is only a hint."
         result.append(_plot(title, caption, plots.importance_bars(importances), missing))
+        result += _dependence_plots(trials, space, list(importances))
 
     caption = "One line per trial: blue is good, orange is worse, pale grey was not trained to the end."
     first = next(iter(space.objectives))
     figure = plots.parallel_coordinates(rows, space, first)
     result.append(_plot("Searched fields", caption, figure, missing, True))
     return result
+
+
+def _dependence_plots(trials: Sequence[Trial], space: Space, fields: Sequence[str]) -> list[Plot]:
+    """Return how the score depends on the most important fields."""
+    if space.arms:
+        return [Plot("Score by field", "Left out: arms are compared as they are.", None)]
+    caption = (
+        "What the curve model expects at the last rung if this field alone changes, averaged over the trials' other "
+        "fields, with a 95% band for how sure it is. Ticks are the trials; far from them it is a guess. The model "
+        "levels scores much worse than the median, so bad values look better than they are."
+    )
+    return [
+        _plot(f"{own.objective} by {own.path}", caption, plots.partial_dependence(own, space.search[own.path]), "")
+        for own in dependence.dependences(trials, space, fields)
+    ]
 
 
 def _plot(title: str, caption: str, figure: go.Figure, missing: str, wide: bool = False) -> Plot:

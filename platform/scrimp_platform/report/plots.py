@@ -11,6 +11,7 @@ from plotly.colors import sample_colorscale
 
 from scrimp_platform.report import formatting
 from scrimp_platform.report.classwise import ClassScores
+from scrimp_platform.report.dependence import Dependence
 from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import posterior, records, stats
 from scrimp_platform.search.records import Repeat, Trial
@@ -245,6 +246,45 @@ def importance_bars(importances: Mapping[str, float]) -> go.Figure:
     figure.update_xaxes(tickformat=".0%", range=[0, 1.1 * max(shares, default=1)])
     figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
     return figure.update_layout(height=130 + 34 * len(shares))
+
+
+def partial_dependence(dependence: Dependence, span: Range) -> go.Figure:
+    """Plot the score that the model expects over the values of one field, with its 95% band.
+
+    Below the values of a number is a tick for each trial.
+    """
+    figure = _figure(dependence.path, dependence.objective)
+    values = [html.escape(str(value)) for value in dependence.values] if span.choice else dependence.values
+    points: list[Point] = []
+    for value, mean, low, high in zip(values, dependence.means, dependence.lows, dependence.highs, strict=True):
+        ends = f"{formatting.number(low)} to {formatting.number(high)}"
+        points.append((value, mean, f"{formatting.number(value)}: {formatting.number(mean)} ({ends})"))
+
+    if span.choice:
+        above = [high - mean for mean, high in zip(dependence.means, dependence.highs, strict=True)]
+        below = [mean - low for mean, low in zip(dependence.means, dependence.lows, strict=True)]
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": above,
+            "arrayminus": below,
+            "color": COLOURS[0],
+            "width": 7,
+        }
+        _dots(figure, points, COLOURS[0], "diamond", error_y=bars)
+        figure.update_xaxes(type="category", range=[-0.5, len(values) - 0.5])
+    else:
+        band = {"fill": "toself", "fillcolor": _faint(COLOURS[0]), "hoverinfo": "skip", "showlegend": False}
+        there_and_back = [*values, *reversed(values)]
+        figure.add_scatter(x=there_and_back, y=dependence.lows + dependence.highs[::-1], mode="none", **band)
+        _line(figure, points, COLOURS[0], 2.5)
+        _set_range(figure, dependence.values, "x", log=bool(span.loguniform or span.log))
+
+        # A tick on the lower edge for each trial, against an axis of its own.
+        ticks = [(value, 0.015, "") for value in dependence.tried]
+        _dots(figure, ticks, GREY, "line-ns-open", yaxis="y2", hoverinfo="skip")
+        figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
+    return _set_range(figure, dependence.lows + dependence.highs)
 
 
 def class_bars(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:

@@ -8,8 +8,13 @@ with cov(f(x, k), f(x', k')) = scale^2 * matern52(x, x') * exp(-|log kimg_k - lo
 scale of each searched field, the two scales and the two noises are those of highest posterior density. A repeat's
 scores at low rungs inform about its score at the last one as far as earlier repeats show that they do, and the means,
 about which nothing is assumed, absorb what all recipes have in common: how much longer training helps.
+
+Where E earlier sweeps are known, m(x) are the places that they expect of recipe x, and f has a further part, the sum of
+w_e * m_e(x). The weights are normal around 0 with variance trust^2 / E and change with the rung as f does, so they are
+what the scores say of them: near 0 where an earlier sweep misleads. `trust` is fitted like the scales.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -17,6 +22,7 @@ import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_limits
 
 MEAN_STD = 10.0
 """Prior standard deviation of a rung's mean, in units of the scores' spread: as good as unknown."""
@@ -25,6 +31,10 @@ WIDEST = 4.0
 """Standard deviations of its prior that a logarithm may be away from the mean, where exponentials stay finite."""
 STEPS = 30
 """Of the optimiser; more change the proposals less than another seed does."""
+USUAL_TRUST = 0.3
+"""Middle of the prior of `trust`, in units of the scores' spread."""
+MOST_FITTED = 150
+"""Scores to which a model is fitted; the rest only condition it. The time of a fit grows with their cube."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Scores:
     Attributes
     ----------
     points : ndarray
-        [R, D], the recipes.
+        [R, D + E], the recipes: their coordinates, and what each of E earlier sweeps expects of them.
     columns : ndarray
         int [D], the field of each coordinate.
     log_kimg : ndarray
@@ -61,8 +71,9 @@ class CurveModel:
     ----------
     lengths : ndarray
         [fields], the length scale of each field: large where the field does not matter.
-    scale, rung_scale, seed_noise, noise : float
-        As in the module's equation; all but `rung_scale` in the units of the scores.
+    scale, rung_scale, seed_noise, noise, trust : float
+        As in the module's equation; all but `rung_scale` in the units of the scores. `trust` is 0 without earlier
+        sweeps.
     """
 
     def __init__(self, scores: Scores, theta: np.ndarray | None = None) -> None:
@@ -75,15 +86,19 @@ class CurveModel:
         self._same_rung = scores.rung[:, None] == scores.rung[None, :]
         self._same_repeat = scores.repeat[:, None] == scores.repeat[None, :]
         self._fields = int(scores.columns.max()) + 1
-        self._squares = _field_squares(scores.points, scores.columns)
+        self._width = len(scores.columns)
+        self._squares = _field_squares(scores.points[:, : self._width], scores.columns)
+        self._sweeps = scores.points.shape[1] - self._width
+        self._earlier = self._expectations_alike(scores.points, scores.points)
         if theta is None:
             theta = self._fitted()
         self.theta = theta
         self.lengths = np.exp(theta[: self._fields])
-        scale, self.rung_scale, seed_noise, noise = np.exp(theta[self._fields :]).tolist()
+        scale, self.rung_scale, seed_noise, noise, *trust = np.exp(theta[self._fields :]).tolist()
         self.scale = scale * self._unit
         self.seed_noise = seed_noise * self._unit
         self.noise = noise * self._unit
+        self.trust = sum(trust) * self._unit
         self._condition()
 
     def _fitted(self) -> np.ndarray:
@@ -110,20 +125,31 @@ class CurveModel:
         means = [np.log(0.5) + 0.5 * np.log(self._fields)] * self._fields
         means += [0.0, np.log(3 * span), np.log(0.1), np.log(0.1)]
         stds = [1.0] * self._fields + [0.7, 1.0, 1.0, 1.0]
+        if self._sweeps:
+            means.append(np.log(USUAL_TRUST))
+            stds.append(1.0)
         return np.array(means), np.array(stds)
+
+    def _expectations_alike(self, points: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the covariance [n, m] of what earlier sweeps say of recipes, at a trust of 1."""
+        return points[:, self._width :] @ others[:, self._width :].T / max(self._sweeps, 1)
 
     def _negative_log_posterior(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the negative logarithm of the posterior density at these logarithms, and its gradient."""
         mean, std = self._prior()
         lengths = np.exp(theta[: self._fields])
-        scale, rung_scale, seed_noise, noise = np.exp(theta[self._fields :])
+        scale, rung_scale, seed_noise, noise, *trust = np.exp(theta[self._fields :])
         scores = self._scores
 
         # The covariance, and its factors.
         alike, slope = _matern52(self._squares, lengths)
         recipe_part = alike[scores.recipe[:, None], scores.recipe[None, :]]
         rung_part = np.exp(-self._gaps / rung_scale)[scores.rung[:, None], scores.rung[None, :]]
-        signal = scale**2 * recipe_part * rung_part
+        own = scale**2 * recipe_part * rung_part
+        signal = own
+        if trust:
+            earlier_part = self._earlier[scores.recipe[:, None], scores.recipe[None, :]]
+            signal = own + trust[0] ** 2 * earlier_part * rung_part
         seeds = seed_noise**2 * self._same_repeat
         covariance = signal + seeds + MEAN_STD**2 * self._same_rung
         covariance[np.diag_indices_from(covariance)] += noise**2 + JITTER
@@ -143,11 +169,13 @@ class CurveModel:
         by_field = np.tensordot(self._squares, by_recipe * slope, axes=([1, 2], [0, 1])) / lengths**2
         in_rungs = self._gaps[scores.rung[:, None], scores.rung[None, :]] / rung_scale
         others = [
-            2 * np.sum(outer * signal),
+            2 * np.sum(outer * own),
             np.sum(outer * signal * in_rungs),
             2 * np.sum(outer * seeds),
             2 * noise**2 * np.trace(outer),
         ]
+        if trust:
+            others.append(2 * np.sum(outer * (signal - own)))
         gradient = np.concatenate([by_field, others])
 
         value += 0.5 * np.sum(((theta - mean) / std) ** 2)
@@ -164,20 +192,28 @@ class CurveModel:
         self._weights = cho_solve((self._factor, True), self._y * self._unit)
 
     def _covariance(self, points: np.ndarray, others: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-        """Return the covariance [n, m] of the true scores of recipes [n, D] and [m, D] whose rungs lie `gaps` apart."""
+        """Return the covariance [n, m] of the true scores of recipes [n, D + E] and [m, D + E], rungs `gaps` apart."""
         lengths = self.lengths[self._scores.columns]
-        root = math.sqrt(5) * cdist(points / lengths, others / lengths)
-        alike = (1 + root + root**2 / 3) * np.exp(-root)
-        signal = self.scale**2 * alike * np.exp(-gaps / self.rung_scale)
+        root = math.sqrt(5) * cdist(points[:, : self._width] / lengths, others[:, : self._width] / lengths)
+        alike = self.scale**2 * (1 + root + root**2 / 3) * np.exp(-root)
+        if self._sweeps:
+            alike += self.trust**2 * self._expectations_alike(points, others)
+        signal = alike * np.exp(-gaps / self.rung_scale)
         return signal + (MEAN_STD * self._unit) ** 2 * (gaps == 0)
 
+    def means(self, points: np.ndarray, rung: int) -> np.ndarray:
+        """Return the first of what `predict` returns, at a third of its cost."""
+        scores = self._scores
+        cross = self._covariance(points, scores.points[scores.recipe], self._gaps[rung, scores.rung][None, :])
+        return self._centre + cross @ self._weights
+
     def predict(self, points: np.ndarray, rung: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what is known of the true scores, over all seeds, of recipes [n, D] at a rung.
+        """Return what is known of the true scores, over all seeds, of recipes [n, D + E] at a rung.
 
         Returns
         -------
         tuple
-            The means [n], the variances [n], and the covariances [n, m] with those of `others` [m, D] at that rung.
+            The means [n], the variances [n], and the covariances [n, m] with those of `others` [m, D + E] there.
         """
         scores = self._scores
         gaps = self._gaps[rung, scores.rung][None, :]
@@ -187,11 +223,38 @@ class CurveModel:
 
         explained = solve_triangular(self._factor, cross.T, lower=True)
         prior = self.scale**2 + (MEAN_STD * self._unit) ** 2
+        prior += self.trust**2 * np.sum(points[:, self._width :] ** 2, axis=1) / max(self._sweeps, 1)
         variance = prior - np.sum(explained**2, axis=0)
 
         other_explained = solve_triangular(self._factor, self._covariance(others, known, gaps).T, lower=True)
         covariance = self._covariance(points, others, np.zeros((1, 1))) - explained.T @ other_explained
         return mean, variance, covariance
+
+
+def fitted(scores: Scores) -> CurveModel:
+    """Fit a model to some of many scores, and condition it on all.
+
+    It works with one thread: more are slower for matrices of this size, and would make proposals depend on the number
+    of cores.
+    """
+    with threadpool_limits(1):
+        return CurveModel(scores, CurveModel(thinned(scores)).theta)
+
+
+def thinned(scores: Scores) -> Scores:
+    """Return at most about `MOST_FITTED` of the scores: those of every second recipe, every third, and so on."""
+    every = math.ceil(len(scores.score) / MOST_FITTED)
+    chosen = np.unique(scores.recipe)[::every]
+    kept = np.isin(scores.recipe, chosen)
+    place = np.searchsorted(chosen, scores.recipe[kept])
+    return dataclasses.replace(
+        scores,
+        points=scores.points[chosen],
+        recipe=place,
+        repeat=place,
+        rung=scores.rung[kept],
+        score=scores.score[kept],
+    )
 
 
 def _field_squares(points: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ def propose(curves: Curves, seed: int) -> dict[str, Any]:
     proposed = [trial.params for trial in curves.trials]
     shares = _candidates(curves, np.random.default_rng(seed))
     best = _from_best(curves)[0]
-    gains = _gains(curves, curves.encoding.points(shares), best, _running(curves, best))
+    gains = _gains(curves, curves.points_at(shares), best, _running(curves, best))
     for i in np.argsort(-gains):
         values = curves.encoding.values(shares[i].tolist())
         if values not in proposed:
@@ -46,7 +46,7 @@ def next_points(curves: Curves, count: int, seed: int) -> tuple[np.ndarray, np.n
     """
     order = _from_best(curves)
     running = _running(curves, order[0])
-    points = curves.encoding.points(_candidates(curves, np.random.default_rng(seed)))
+    points = curves.points_at(_candidates(curves, np.random.default_rng(seed)))
     gains = _gains(curves, points, order[0], running)
     points = points[np.argsort(-gains)[:SHORTLIST]]
 
@@ -96,10 +96,10 @@ def _candidates(curves: Curves, chance: np.random.Generator) -> np.ndarray:
 def expected_gains(
     model: CurveModel, rung: int, candidates: np.ndarray, best: np.ndarray, running: np.ndarray
 ) -> np.ndarray:
-    """Return by how much each candidate [N, D] is expected to be better at a rung than the best recipe [D] so far.
+    """Return by how much each candidate [N, D + E] is expected to be better at a rung than the best recipe [D + E].
 
     A candidate that turns out worse gains nothing (expected improvement), both scores are uncertain, and the running
-    recipes [R, D] are taken to score as the model expects: that changes no mean, but makes it surer near them
+    recipes [R, D + E] are taken to score as the model expects: that changes no mean, but makes it surer near them
     ("kriging believer", Ginsbourger et al. 2010).
     """
     known = np.concatenate([best[None], running])

@@ -5,21 +5,19 @@ worst score of the rung that it did not reach, and one that breaks a constraint 
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from scrimp_platform.search import curve_model
 from scrimp_platform.search.curve_model import CurveModel, Scores
 from scrimp_platform.search.encoding import Encoding
 from scrimp_platform.search.order import total_excess
+from scrimp_platform.search.prior import Prior
 from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Space
-
-MOST_FITTED = 150
-"""Scores to which the model is fitted; the rest only condition it. The time of a fit grows with their cube."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,14 @@ class Curves:
     trials : sequence of Trial
         Every proposal with its values, in order.
     points : ndarray
-        [trials, D], their recipes.
+        [trials, D + E], their recipes.
     expected : dict
         The score at the last rung that the model expects of each trial that has scores, by number. Lower is better, on
         the scale of the model: logarithms if all scores are positive.
     is_log : bool
-        Whether the scale is that of logarithms.
+        Whether the scale of the model is that of logarithms: all scores are positive.
+    prior : Prior
+        What earlier sweeps say of recipes.
     """
 
     space: Space
@@ -50,6 +50,11 @@ class Curves:
     points: np.ndarray
     expected: dict[int, float]
     is_log: bool
+    prior: Prior
+
+    def points_at(self, shares: np.ndarray) -> np.ndarray:
+        """Return the points [N, D + E] of the model at these shares [N, fields]."""
+        return np.concatenate([self.encoding.points(shares), self.prior.expectations(shares)], axis=1)
 
     @property
     def last(self) -> int:
@@ -57,10 +62,12 @@ class Curves:
         return len(self.space.budget.rungs_kimg) - 1
 
 
-def learn(proposals: Sequence[Trial], space: Space, earlier: Curves | None = None) -> Curves | None:
+def learn(
+    proposals: Sequence[Trial], space: Space, known: Curves | None = None, prior: Prior | None = None
+) -> Curves | None:
     """Fit the model to the search's scores; none if there are fewer than two, or the space has several objectives.
 
-    If there is no score that `earlier` has not learned from, its model is used again.
+    If there is no score that `known` has not learned from, its model is used again. `prior` is what earlier sweeps say.
     """
     trials = [trial for trial in proposals if trial.params]
     reached = [len(trial.scored_rungs(space)) for trial in trials]
@@ -68,30 +75,37 @@ def learn(proposals: Sequence[Trial], space: Space, earlier: Curves | None = Non
     if len(scored) < 2 or len(space.objectives) > 1:
         return None
 
-    known = _scores_known(trials, reached)
-    if earlier and earlier.scores == known and len(earlier.trials) == len(trials):
-        return earlier
+    known_scores = _scores_known(trials, reached)
+    if known and known.scores == known_scores and len(known.trials) == len(trials):
+        return known
     encoding = Encoding(space)
-    points = encoding.points(encoding.shares([trial.params for trial in trials]))
-    if earlier and earlier.scores == known:
-        return dataclasses.replace(earlier, trials=trials, points=points)
+    prior = prior or Prior(space)
+    shares = encoding.shares([trial.params for trial in trials])
+    with threadpool_limits(1):
+        points = np.concatenate([encoding.points(shares), prior.expectations(shares)], axis=1)
+    if known and known.scores == known_scores:
+        return dataclasses.replace(known, trials=trials, points=points)
 
     scores = curve_scores(trials, points, encoding.columns, space)
-    # More threads are slower for matrices of this size, and would make proposals depend on the number of cores.
+    model = curve_model.fitted(scores)
     with threadpool_limits(1):
-        model = CurveModel(scores, CurveModel(thinned(scores)).theta)
-        means, _, _ = model.predict(points[scored], len(scores.log_kimg) - 1, points[:0])
+        means = model.means(points[scored], len(scores.log_kimg) - 1)
     expected = dict(zip([trials[i].number for i in scored], means.tolist(), strict=True))
-    return Curves(space, known, encoding, model, trials, points, expected, _all_positive(trials, space))
+    return Curves(space, known_scores, encoding, model, trials, points, expected, _is_log(trials, space), prior)
 
 
-def _all_positive(trials: Sequence[Trial], space: Space) -> bool:
-    name = next(iter(space.objectives))
-    return all(trial.repeats[0].score(name, rung) > 0 for trial in trials for rung in trial.scored_rungs(space))
+def as_scores(learned: Curves, values: np.ndarray) -> np.ndarray:
+    """Return values on the scale of the model as scores of the objective."""
+    (direction,) = learned.space.objectives.values()
+    signed = -values if direction == "maximize" else values
+    return np.exp(signed) if learned.is_log else signed
 
 
 def expected_scores(trials: Sequence[Trial], space: Space) -> dict[int, float] | None:
-    """Return `Curves.expected` if the space has the curve model decide, and it has learned something."""
+    """Return `Curves.expected` if the space has the curve model decide, and it has learned something.
+
+    Only the sweep's own scores count here, not those of earlier sweeps.
+    """
     if space.proposals != "curves" or space.arms:
         return None
     learned = learn(trials, space)
@@ -108,7 +122,7 @@ def _scores_known(trials: Sequence[Trial], reached: Sequence[int]) -> tuple[tupl
 
 
 def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, space: Space) -> Scores:
-    """Return the scores of the trials, whose recipes are `points` [trials, D], as the curve model learns from them.
+    """Return the scores of the trials, whose recipes are `points` [trials, D + E], as the curve model learns from them.
 
     They are on a log scale if all are positive, and lower is better. How bad the worst ones are tells nothing about
     where the best are, and a Gaussian process would bend to fit them: at each rung, scores that are further above the
@@ -127,7 +141,7 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
             worst.append((i, len(rungs) - 1))
 
     recipe, rung, score = (np.array(column) for column in zip(*entries, strict=True))
-    if _all_positive(trials, space):
+    if _is_log(trials, space):
         score = np.log(score)
     if direction == "maximize":
         score = -score
@@ -144,17 +158,12 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
     return Scores(points, columns, np.log(rungs), recipe, recipe, rung, score)
 
 
+def _is_log(trials: Sequence[Trial], space: Space) -> bool:
+    """Whether all scores at rungs are positive."""
+    name = next(iter(space.objectives))
+    return all(trial.repeats[0].score(name, rung) > 0 for trial in trials for rung in trial.scored_rungs(space))
+
+
 def _violates(trial: Trial, space: Space) -> bool:
     last = trial.repeats[0].last
     return last is not None and total_excess(last, space) > 0
-
-
-def thinned(scores: Scores) -> Scores:
-    """Return at most about `MOST_FITTED` of the scores: those of every second recipe, every third, and so on."""
-    every = math.ceil(len(scores.score) / MOST_FITTED)
-    chosen = np.unique(scores.recipe)[::every]
-    kept = np.isin(scores.recipe, chosen)
-    place = np.searchsorted(chosen, scores.recipe[kept])
-    return Scores(
-        scores.points[chosen], scores.columns, scores.log_kimg, place, place, scores.rung[kept], scores.score[kept]
-    )

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search.records import Trial
 from scrimp_platform.search.verdict import MARGIN
+from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 
 if TYPE_CHECKING:
@@ -57,14 +58,18 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g}%"
 
 
-def of_more_trials(trials: Sequence[Trial], space: Space) -> Gain | None:
-    """Return what more trials are expected to gain; none if the curve model does not propose, or knows too little."""
+def of_more_trials(trials: Sequence[Trial], space: Space, folder: SweepFolder) -> Gain | None:
+    """Return what more trials of a sweep are expected to gain; none where the curve model knows too little.
+
+    It knows nothing where it does not propose. `folder` holds what the sweep was given of earlier ones.
+    """
     scored = sum(bool(trial.scored_rungs(space)) for trial in trials if trial.repeats)
     if space.proposals != "curves" or space.arms or scored < LEAST_TRIALS:
         return None
-    from scrimp_platform.search import curves
+    from scrimp_platform.search import curves, warm_start
+    from scrimp_platform.search.prior import Prior
 
-    learned = curves.learn(trials, space)
+    learned = curves.learn(trials, space, prior=Prior(space, warm_start.load(folder).sweeps))
     return expected_gain(learned) if learned else None
 
 

@@ -8,15 +8,18 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from scrimp_platform import storage_loss, store
 from scrimp_platform.search import curves, gain, halving, proposals, race, records
+from scrimp_platform.search.prior import Prior
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.study import Study
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder, write_atomic
+from scrimp_platform.throttle import Throttle
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import Diverged, UserError
@@ -47,8 +50,8 @@ class Ledger:
         Devices that one repeat takes.
     say : Callable
         Called with each decision, in one line.
-    first : sequence of mappings, optional
-        Values of searched fields for the first trials, in order; what they leave open is proposed.
+    warm_start : WarmStart, optional
+        What the sweep was given of earlier ones: the first trials, and a prior of the curve model.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Ledger:
         seed: int,
         devices: int,
         say: Say,
-        first: Sequence[Mapping[str, Any]] = (),
+        warm_start: WarmStart | None = None,
     ) -> None:
         self.folder = folder
         self.space = space
@@ -66,8 +69,10 @@ class Ledger:
         self._devices = devices
         self.say = say
         self._same_failures: dict[int, str] = {}
+        self._throttle = Throttle()
         self._base = space.base()
-        self._first = first
+        self._warm_start = warm_start or WarmStart()
+        self._prior: Prior | None = None
         self._curves: curves.Curves | None = None
         self._looked_ahead: curves.Curves | None = None
         self._gain: gain.Gain | None = None
@@ -178,12 +183,17 @@ class Ledger:
         """Print a message from a repeat."""
         self.say(f"repeat {self._label(repeat)}: {text}")
 
+    def show_race(self) -> None:
+        """Bring the second study of the journal up to date; while the race runs, that is done now and then."""
+        self._study.show_race(self._proposals)
+
     def _recover(self) -> None:
         """Reopen what a killed driver had handed out, and retrain what is damaged."""
         for trial in self.trials:
             if trial.status in ("running", "paused", "complete"):
                 self._reopen(trial)
         self._study.match(self._proposals)
+        self.show_race()
 
     def _reopen(self, trial: Trial) -> None:
         """Let a trial's open repeats be handed out again, and its damaged ones be retrained.
@@ -257,7 +267,8 @@ class Ledger:
         """Return values that the trial of this number has to have: an arm's, or those with which the sweep begins."""
         if self.space.arms:
             return self._next_arm()
-        return self._first[number] if number < len(self._first) else None
+        first = self._warm_start.first
+        return first[number] if number < len(first) else None
 
     def _trials_to_come(self) -> int:
         """Return how many more trials the search will propose; where hours alone limit it, as many as so far."""
@@ -287,7 +298,8 @@ class Ledger:
     def _learned(self) -> curves.Curves | None:
         """Return what the curve model says of the trials so far, if it proposes and decides who continues."""
         if self.space.proposals == "curves" and not self.space.arms:
-            self._curves = curves.learn(self._proposals, self.space, self._curves)
+            self._prior = self._prior or Prior(self.space, self._warm_start.sweeps)
+            self._curves = curves.learn(self._proposals, self.space, self._curves, self._prior)
         return self._curves
 
     def _expected(self) -> Mapping[int, float] | None:
@@ -372,6 +384,8 @@ class Ledger:
         if repeat.phase == "search":
             self._update_status(repeat)
             self._report_end(self._trial(repeat))
+        if repeat.phase == "race":
+            self._throttle(self.show_race)
 
         reason = f" ({cause})" if cause else ""
         self.say(f"repeat {self._label(repeat)} {status}{reason}: {self._scores(repeat)}")

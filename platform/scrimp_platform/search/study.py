@@ -1,13 +1,15 @@
-"""The sweep's Optuna study: its trials and their results, in a journal that optuna-dashboard opens.
+"""The sweep's Optuna studies: its trials and their results, in a journal that optuna-dashboard opens.
 
-Only the driver writes it, and nothing is decided by it: the trials on disk are what counts. A journal that is lost,
-damaged or does not match them is rebuilt from them.
+The first is what samplers learn from: the scores of the search. The second shows what the sweep has found: its values
+are means over fresh seeds. Only the driver writes them, and nothing is decided by the journal: the trials on disk are
+what counts. A journal that is lost, damaged or does not match them is rebuilt from them.
 """
 
 import math
 import os
+import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from scrimp_platform import store
-from scrimp_platform.search import searched_values
+from scrimp_platform.search import posterior, records, searched_values
 from scrimp_platform.search.order import excesses
 from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.stats import Summary
+from scrimp_platform.search.verdict import Verdict, judge, violation
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.metrics_log import MetricsRow
 
@@ -28,6 +32,11 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 STUDY_NAME = "scrimp"
 """In the journal. It does not contain the sweep's name, since the folder may be renamed."""
+RACE_STUDY_NAME = "scrimp-race"
+RACE_STUDY_ABOUT = (
+    "Values are means over fresh seeds, so only trials of the race are complete; all others count as pruned, with the "
+    "score of the search as intermediate value. The attribute `recommended` marks the trial that Scrimp recommends."
+)
 STATES = {
     "running": TrialState.RUNNING,
     "complete": TrialState.COMPLETE,
@@ -68,6 +77,7 @@ class Study:
         self._journal = journal
         self._space = space
         self._say = say
+        self._shown: list[tuple[str, int]] = []
         try:
             self._study = self._open()
         except OSError:
@@ -77,9 +87,14 @@ class Study:
             self._study = self._open()
 
     def _open(self) -> optuna.Study:
+        self._storage = JournalStorage(Journal(self._journal, self._say))
+        self._shown = []
+        return self._create(STUDY_NAME)
+
+    def _create(self, name: str) -> optuna.Study:
         study = optuna.create_study(
-            storage=JournalStorage(Journal(self._journal, self._say)),
-            study_name=STUDY_NAME,
+            storage=self._storage,
+            study_name=name,
             directions=list(self._space.objectives.values()),
             load_if_exists=True,
         )
@@ -89,12 +104,12 @@ class Study:
     def _put_aside(self) -> None:
         self._journal.replace(self._journal.with_name(f"{self._journal.name}.old"))
 
-    def match(self, records: Sequence[Trial]) -> bool:
+    def match(self, trials: Sequence[Trial]) -> bool:
         """Make the study match the trials on disk, numbered without gaps; return whether it had to be rebuilt.
 
         What a killed driver did not write to the journal is written now.
         """
-        expected = [frozen(trial, self._space) for trial in records]
+        expected = [frozen(trial, self._space) for trial in trials]
         if self._holds(expected):
             return False
         if self.trials():
@@ -159,6 +174,26 @@ class Study:
         """Record that the trial failed, so that the sampler does not wait for it."""
         self._study.tell(number, state=TrialState.FAIL)
 
+    def show_race(self, proposals: Sequence[Trial]) -> None:
+        """Rebuild the second study if there is news since the race began: Optuna changes no trial that has ended.
+
+        Each proposal has the number that it has in the first study.
+        """
+        space = self._space
+        kimg = space.budget.rungs_kimg[-1]
+        counted = {trial.number: records.unbiased_repeats(trial, space, kimg) for trial in proposals}
+        shown = [(trial.status, len(counted[trial.number])) for trial in proposals]
+        if not any(counted.values()) or shown == self._shown:
+            return
+
+        if RACE_STUDY_NAME in optuna.get_all_study_names(self._storage):
+            optuna.delete_study(study_name=RACE_STUDY_NAME, storage=self._storage)
+        study = self._create(RACE_STUDY_NAME)
+        study.set_user_attr("about", RACE_STUDY_ABOUT)
+        verdict = judge([trial for trial in proposals if counted[trial.number]], space)
+        study.add_trials([raced(trial, space, counted[trial.number], verdict) for trial in proposals])
+        self._shown = shown
+
     def _trial(self, number: int) -> optuna.trial.Trial:
         return optuna.trial.Trial(self._study, self.trials()[number]._trial_id)
 
@@ -197,6 +232,58 @@ def frozen(trial: Trial, space: Space, paused: TrialState = TrialState.RUNNING) 
         constraints=constraints,
         intermediate_values=_at_rungs(trial.repeats[0], space) if trial.repeats else {},
     )
+
+
+def raced(trial: Trial, space: Space, counted: Sequence[Repeat], verdict: Verdict | None) -> FrozenTrial:
+    """Return a trial as the second study has it: with its means over `counted`, its fresh seeds.
+
+    A trial without any has no value, since that of the search flatters it: if it was trained to the end, it is pruned.
+    """
+    known = frozen(trial, space, paused=TrialState.PRUNED)
+    state = TrialState.PRUNED if known.state is TrialState.COMPLETE else known.state
+    values = constraints = None
+    summaries: dict[str, Summary] = {}
+    if counted:
+        kimg = space.budget.rungs_kimg[-1]
+        own = {name: records.finite_scores(counted, name, kimg) for name in (*space.objectives, *space.constraints)}
+        summaries = {
+            name: posterior.of_scores([own[name]], direction).summaries[0]
+            for name, direction in space.objectives.items()
+        }
+        if verdict:
+            summaries = verdict.summaries.get(trial.number, summaries)
+        state = TrialState.COMPLETE
+        values = [summaries[name].mean for name in space.objectives]
+        means = {name: statistics.fmean(own[name]) if own[name] else math.nan for name in space.constraints}
+        constraints = {name: min(violation(space, name, mean), 1e30) for name, mean in means.items()}
+    return create_trial(
+        state=state,
+        params=known.params,
+        distributions=known.distributions,
+        values=values,
+        constraints=constraints,
+        intermediate_values=known.intermediate_values,
+        user_attrs=_attributes(trial, space, summaries, verdict),
+    )
+
+
+def _attributes(
+    trial: Trial, space: Space, summaries: Mapping[str, Summary], verdict: Verdict | None
+) -> dict[str, Any]:
+    """Return what else is known of a trial, by name; what is not known is left out."""
+    last = trial.repeats[0].last if trial.repeats else None
+    numbers: dict[str, float] = {"device-hours": sum(repeat.device_hours for repeat in trial.repeats)}
+    if last:
+        numbers["kimg"] = last.kimg
+        numbers["parameters"] = last.value("parameters")
+        numbers |= {f"{name} of the search": last.value(name) for name in space.objectives if not space.arms}
+    for name, summary in summaries.items():
+        numbers |= {"seeds": summary.n, f"{name} from": summary.low, f"{name} to": summary.high}
+    if verdict and trial.number in verdict.best:
+        numbers["probability to be the best"] = verdict.best[trial.number]
+        numbers["probability to be within 2% of the best"] = verdict.near[trial.number]
+    known = {name: number for name, number in numbers.items() if math.isfinite(number)}
+    return {"status": trial.status, "recommended": bool(verdict and verdict.recommended == trial.number), **known}
 
 
 def _at_rungs(repeat: Repeat, space: Space) -> dict[int, float]:
