@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up_rows import make_row
 from made_up_sweep import TREE, make_space, train_all, write_sweep
 
-from scrimp_platform.search import curves, warm_start
+from scrimp_platform.search import curves, proposals, warm_start
 from scrimp_platform.search.encoding import Encoding
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.prior import EarlierSweep, Prior
-from scrimp_platform.search.records import read_records
+from scrimp_platform.search.records import Repeat, Trial, read_records
 from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.common.errors import DamagedRecord, UserError
@@ -201,3 +202,48 @@ def test_the_order_of_an_earlier_sweep_shapes_what_the_curve_model_proposes(earl
     means, _, _ = told.model.predict(told.points_at(shares), told.last, told.points[:0])
     expected = told.prior.expectations(shares)[:, 0]
     assert np.corrcoef(means, expected)[0, 1] > 0.7
+
+
+def searched(seed: int, order_of: str) -> float:
+    """Search a bowl with an earlier sweep's order; return how far from its bottom what is learned from scores lies.
+
+    The order is that of a bowl nearby, that of one in the opposite corner, or there is none.
+    """
+    search = {path: span for path, span in TREE["search"].items() if path != "network.channels"}
+    space = make_space(search=search, budget={"trials": 40})
+    encoding = Encoding(space)
+    chance = np.random.default_rng(seed)
+    bottom = chance.uniform(0.2, 0.8, len(search))
+    bowls = {"nearby": bottom + chance.normal(0, 0.08, len(search)), "opposite": 1 - bottom}
+
+    def depth(shares: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+        return ((shares - lowest) ** 2).sum(axis=1)
+
+    sweeps = []
+    if order_of in bowls:
+        pool = chance.random((80, len(search)))
+        ranked = pool[np.argsort(depth(pool, bowls[order_of]))]
+        sweeps = [EarlierSweep("bowl", tuple(search), tuple(encoding.values(row.tolist()) for row in ranked))]
+
+    prior = Prior(space, sweeps)
+    last = space.budget.rungs_kimg[-1]
+    trials: list[Trial] = []
+    distances = []
+    for number in range(20):
+        learned = curves.learn(trials, space, prior=prior)
+        values = proposals.propose(trials, space, seed, curves=learned)
+        distance = float(depth(encoding.shares([values]), bottom)[0])
+        row = make_row(fd_classifier=float(np.exp(distance + 0.02 * chance.normal())))
+        trials.append(
+            Trial(number, values, "complete", [Repeat(number, 0, 0, "search", "finished", rungs={last: row})])
+        )
+        distances.append(distance)
+    return float(np.mean(distances[10:]))
+
+
+def test_a_related_order_brings_proposals_nearer_and_a_misleading_one_costs_little():
+    alone, nearby, opposite = (
+        float(np.mean([searched(seed, order) for seed in range(4)])) for order in ("none", "nearby", "opposite")
+    )
+    assert nearby < 0.6 * alone
+    assert opposite < 1.25 * alone
