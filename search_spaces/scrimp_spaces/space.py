@@ -340,6 +340,7 @@ def parse_space(tree: Any, where: str) -> Space:
     try:
         space = Space.model_validate(tree)
         require_objectives([*space.objectives, *space.constraints], space.scoring)
+        _refuse_selection(space)
         if space.arms:
             return _of_arms(space)
         for path, span in space.search.items():
@@ -375,6 +376,19 @@ def _values_of(recipe: Recipe, path: str) -> list[Any]:
         return [value_of(recipe, path)]
     except UserError:
         return []
+
+
+def _refuse_selection(space: Space) -> None:
+    """Refuse recipes that choose their model by its score: the verdict would take optimistic scores for plain ones."""
+    chosen = [space.base().training.select]
+    if "training.select" in space.search:
+        chosen += space.search["training.select"].extremes()
+    chosen += [recipes.flattened(arm).get("training.select") for arm in space.arms.values()]
+    if "best" in chosen:
+        raise UserError(
+            "training.select: best is not for a sweep, since a score by which a model was chosen is optimistic; take "
+            "last, and train the recommended recipe with best by `scrimp train`"
+        )
 
 
 def _of_arms(space: Space) -> Space:
