@@ -7,6 +7,7 @@ two ranges whose ends contradict each other are refused when the space is loaded
 import importlib.resources
 import itertools
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,6 +66,15 @@ class Range(Section):
         if self.int and any(bound % self.step for bound in self.int):
             raise ValueError(f"the bounds {list(self.int)} are no multiples of {self.step}")
         return self
+
+    def draw(self, chance: random.Random) -> Any:
+        """Return a random value of the range."""
+        if self.choice:
+            return chance.choice(self.choice)
+        if self.int:
+            low, high = self.int
+            return chance.randrange(low, high + 1, self.step)
+        return chance.uniform(*(self.uniform or self.loguniform or (0.0, 0.0)))
 
     def extremes(self) -> list[Any]:
         """Return the values that the field must accept for the whole range to be valid."""
@@ -249,6 +259,14 @@ class Space(Section):
             for path, span in self.search.items()
             if all(values.get(other) in allowed for other, allowed in span.when.items())
         ]
+
+    def draw(self, chance: random.Random) -> dict[str, Any]:
+        """Return random values of the searched fields whose conditions hold."""
+        values: dict[str, Any] = {}
+        for path, span in self.search.items():
+            if path in self.active(values):
+                values[path] = span.draw(chance)
+        return values
 
     def example_with(self, path: str) -> Recipe:
         """Return a recipe in which a searched field is proposed: its conditions hold, and those of their fields.

@@ -49,6 +49,9 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         **_describe_goals(space),
         "runs on": placement.describe(),
     }
+    needed = estimate.needed(space, space.budget.trials or estimate.DRAWS)
+    if needed.proxies:
+        rows["needs"] = _describe_needed(needed, space)
     if speed:
         cost = estimate.estimate_sweep(plan, placement, speed)
         rows["will take"] = (
@@ -57,6 +60,19 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         )
     show_list(rows)
     console.print()
+
+
+def _describe_needed(needed: estimate.Needed, space: Space) -> str:
+    """Describe the references and proxies that are trained before the recipes that need them."""
+    most = "" if space.arms else "up to "
+    parts = [f"{most}{formatting.counted(needed.proxies, 'proxy', 'proxies')}"]
+    if needed.references:
+        parts.insert(0, formatting.counted(needed.references, "reference", "references"))
+    among = "" if space.arms or space.budget.trials else f" for {estimate.DRAWS} trials"
+    return (
+        f"{' and '.join(parts)}{among}, {needed.kimg:,.0f} kimg, each trained once; what it costs\n"
+        "is in the device_hours of every recipe that needs it, in full"
+    )
 
 
 def _describe_dataset(manifest: Manifest) -> str:

@@ -83,8 +83,6 @@ class Session:
     ----------
     prepared
         What the recipe's techniques need, from `precompute.prepare`.
-    alone
-        Train in this process only, even if there is a process group.
     """
 
     def __init__(
@@ -97,7 +95,6 @@ class Session:
         scoring: Scoring | None = None,
         *,
         device: torch.device,
-        alone: bool = False,
     ) -> None:
         self.recipe = recipe
         self.dataset = dataset
@@ -105,7 +102,7 @@ class Session:
         self.prepared = prepared
         self.scoring = scoring
         self.device = device
-        self.rank, self.world = (0, 1) if alone else ranks.rank_and_world()
+        self.rank, self.world = ranks.rank_and_world()
 
         # The clock, all in `time.monotonic`.
         now = time.monotonic()
@@ -317,6 +314,9 @@ class Session:
             seconds=seconds,
             devices=self.world,
         )
+        if self.prepared.class_weights is not None:
+            costs["prepared_device_hours"] = self.prepared.device_hours
+            costs["device_hours"] += self.prepared.device_hours
         self.rate_start = (self.state.images, time.monotonic())
         return replace(row, seconds=seconds, scores=row.scores | values | costs)
 
