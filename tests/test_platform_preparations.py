@@ -322,9 +322,7 @@ def test_the_plan_says_what_is_needed_and_measures_it_without_training_it(scored
     terminal.console.width = 200
     terminal.show_plan(the_plan, place((Node("here", 2, 0),), None), speed)
     printed = " ".join(capsys.readouterr().out.split())
-    assert (
-        "1 reference and up to 1 proxy, 2,000 kimg, each trained once; what it costs is in the device_hours" in printed
-    )
+    assert "1 reference and up to 1 proxy, 2,000 kimg, each trained once; their full cost" in printed
 
 
 def test_what_arms_need_is_exact():

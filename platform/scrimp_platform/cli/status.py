@@ -74,7 +74,7 @@ class SweepStatus:
         if not self.running:
             return None
         kimg = {running.label: running.kimg for running in self.running}
-        seconds = estimate.seconds_left(self.trials, self.space, kimg)
+        seconds = estimate.seconds_left(self.trials, self.space, kimg, self.preparations)
         return seconds and seconds / len(self.running) / 3600
 
 

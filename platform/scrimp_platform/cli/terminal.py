@@ -70,8 +70,8 @@ def _describe_needed(needed: estimate.Needed, space: Space) -> str:
         parts.insert(0, formatting.counted(needed.references, "reference", "references"))
     among = "" if space.arms or space.budget.trials else f" for {estimate.DRAWS} trials"
     return (
-        f"{' and '.join(parts)}{among}, {needed.kimg:,.0f} kimg, each trained once; what it costs\n"
-        "is in the device_hours of every recipe that needs it, in full"
+        f"{' and '.join(parts)}{among}, {needed.kimg:,.0f} kimg, each trained once;\n"
+        "their full cost is in the device_hours of every recipe that needs them"
     )
 
 

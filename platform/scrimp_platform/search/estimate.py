@@ -235,7 +235,9 @@ def measure_repeats(
     return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes), needed_speed)
 
 
-def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, float]) -> float | None:
+def seconds_left(
+    trials: Sequence[Trial], space: Space, running: Mapping[str, float], preparations: Sequence[Preparation] = ()
+) -> float | None:
     """Return the time to the end of a sweep that trains one repeat at a time; none if nothing tells it yet.
 
     The assumptions are those of `estimate_sweep`, at the mean speed so far. `running` holds the kimg of each running
@@ -266,7 +268,7 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
     left = kimg * statistics.fmean(row.seconds / row.kimg for row in scored)
     if budget.max_gpu_hours is None:
         return left
-    device_hours = sum(repeat.device_hours for repeat in repeats)
+    device_hours = sum(each.device_hours for each in [*repeats, *preparations])
     limit = max(0.0, budget.max_gpu_hours - device_hours) / repeats[0].devices * 3600
     return limit if budget.trials is None else min(left, limit)
 
