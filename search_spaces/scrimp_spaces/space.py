@@ -146,6 +146,9 @@ class Budget(Section):
     """Recipes to propose; null: as many as `max_gpu_hours` allows."""
     rungs_kimg: Annotated[tuple[Positive, ...], Field(min_length=1)] = (250.0, 1000.0, 4000.0)
     """Marks, in thousands of images, at which a repeat is scored; the last is the length of the training."""
+    rung_shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
+    """In place of `rungs_kimg`: the marks as shares of `training.kimg` of the recipe with its `override`. From them
+    `rungs_kimg` follows when the space is loaded."""
     reduction: Annotated[float, Field(ge=1)] = 3.0
     """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none."""
     leaders: Count = 3
@@ -163,6 +166,19 @@ class Budget(Section):
     """Share of `max_gpu_hours` that is kept for the race."""
     max_hours: Positive | None = None
     """Hours on the clock, for each run of the sweep's command."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rungs_or_shares(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and "rungs_kimg" in tree and tree.get("rung_shares") is not None:
+            raise ValueError("rungs are in kimg or shares of the training, so set rungs_kimg or rung_shares, not both")
+        return tree
+
+    @model_validator(mode="after")
+    def _shares_rise(self) -> "Budget":
+        if any(low >= high for low, high in itertools.pairwise(self.rung_shares or ())):
+            raise ValueError(f"rung_shares must rise, not {list(self.rung_shares or ())}")
+        return self
 
     @model_validator(mode="after")
     def _rungs_rise(self) -> "Budget":
@@ -356,7 +372,7 @@ def load_space(name: str | Path) -> Space:
 def parse_space(tree: Any, where: str) -> Space:
     """Validate a tree of plain values, and each range against the recipe's fields; `where` names its source."""
     try:
-        space = Space.model_validate(tree)
+        space = _of_shares(Space.model_validate(tree))
         require_objectives([*space.objectives, *space.constraints], space.scoring)
         _refuse_selection(space)
         if space.arms:
@@ -394,6 +410,20 @@ def _values_of(recipe: Recipe, path: str) -> list[Any]:
         return [value_of(recipe, path)]
     except UserError:
         return []
+
+
+def _of_shares(space: Space) -> Space:
+    """Return the space with rungs in kimg where it states them as shares of the recipe's whole training."""
+    shares = space.budget.rung_shares
+    if shares is None:
+        return space
+    whole = recipes.load(space.recipe).replace(space.override).training.kimg
+    rungs = [round(share * whole, 3) for share in shares]
+    budget = space.budget.model_dump() | {"rung_shares": None, "rungs_kimg": rungs}
+    try:
+        return space.model_copy(update={"budget": Budget.model_validate(budget)})
+    except ValidationError as error:
+        raise UserError(f"budget: {explain(error)}") from None
 
 
 def _refuse_selection(space: Space) -> None:
