@@ -1,6 +1,7 @@
 """References and proxies as entries of the ledger: trained once, before the repeats that need them, and charged."""
 
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ from test_platform_ledger import score
 from test_platform_race import make_space
 from trainers_small import small
 
-from scrimp_platform import plan
+from scrimp_platform import plan, store, worker
 from scrimp_platform.cli import status, status_view, terminal
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.plan import SweepOptions
 from scrimp_platform.report import formatting
-from scrimp_platform.search import estimate, records, verdict
+from scrimp_platform.search import estimate, records, tune_loop, verdict
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.search.ledger import MAX_HELD, Ledger
 from scrimp_platform.search.records import Preparation, Repeat
@@ -264,6 +265,56 @@ def test_status_and_report_show_what_was_needed(folder, capsys):
     assert f"{proxy.name}, 1000 kimg: starting, 0 device-hours so far" in printed
     assert "1 proxy running, 1 reference finished: 1 device-hours, shared by all recipes" in printed
     assert formatting.preparations(known.preparations) in printed
+
+
+# --- the worker
+
+
+def test_the_worker_trains_what_the_ledger_hands_out_and_its_repeats_find_it(scored_digits, tmp_path):
+    data = shutil.copytree(scored_digits.folder, tmp_path / "digits", ignore=shutil.ignore_patterns("reweighting-*"))
+    file = tmp_path / "reference.yaml"
+    file.write_text(small("tiny-ddpm", training__batch_size=32, sampler__steps=1).to_yaml())
+    override = {"network.channels": 8, "network.multipliers": [1, 2], "sampler.steps": 2, "conditioning.classes": True}
+    override |= {"reweighting.method": "dro", "reweighting.kimg": 0.2, "reweighting.recipe": str(file)}
+    space = make_space(
+        recipe="tiny-ddpm",
+        override=override,
+        scoring={"extractor": "classifier", "samples": 20},
+        budget={"trials": 1, "rungs_kimg": [0.2], "repeats": 1},
+    )
+    options = SweepOptions(space=space, data=str(data), storage=tmp_path / "runs")
+    the_plan = plan.make_plan(options)
+    store.write_json(the_plan.folder.description, plan.sweep_record(the_plan))
+    ledger = open_ledger(the_plan.folder, the_plan.space)
+    task = {"sweep": str(the_plan.folder.path), "dataset": str(data), "gpus": 0, "fit_nodes": []}
+
+    costs = []
+    for kind in ("reference", "proxy"):
+        preparation = ledger.propose()
+        assert isinstance(preparation, Preparation)
+        assert preparation.kind == kind
+        own = task | {"trial": -1, "repeat": -1, "preparation": preparation.name}
+        reports: list[dict] = []
+        worker.work(worker.Task(**own), reports.append)
+        assert reports[0] == {tune_loop.WORKING: True}
+        hours, now = reports[-1][tune_loop.COST]
+        assert hours > 0
+        assert now
+        worker.work(worker.Task(**own), reports.append)
+        assert reports[-1][tune_loop.COST] == (hours, False)  # it is in the dataset's cache
+        ledger.charge(preparation, hours, now)
+        ledger.finish(preparation)
+        costs.append(hours)
+
+    repeat = ledger.propose()
+    assert isinstance(repeat, Repeat)
+    reports = []
+    own = task | {"trial": repeat.trial, "repeat": repeat.repeat, "preparation": ""}
+    worker.work(worker.Task(**own), reports.append)
+    row = reports[-1][tune_loop.ROW]
+    assert row.value("prepared_device_hours") == pytest.approx(sum(costs))
+    assert row.value("device_hours") == pytest.approx(sum(costs) + row.seconds / 3600)
+    assert len(list((data / "cache").glob("reweighting-*/*.json"))) == 1
 
 
 # --- the plan
