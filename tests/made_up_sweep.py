@@ -11,7 +11,7 @@ from PIL import Image
 
 from scrimp_platform import store
 from scrimp_platform.search.ledger import Ledger
-from scrimp_platform.search.records import Repeat
+from scrimp_platform.search.records import Preparation, Repeat
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
@@ -99,7 +99,7 @@ def write_sweep(
     store.write_json(folder.description, record)
     ledger = Ledger(folder, space, seed, 1, lambda decision: None)
     handed = 0
-    while handed < most and (repeat := ledger.propose()):
+    while handed < most and (repeat := next_repeat(ledger)):
         handed += 1
         failure = fate(repeat) or ("cut off" if handed == most else "")
         _train(ledger, repeat, failure)
@@ -107,9 +107,23 @@ def write_sweep(
     return folder
 
 
+def next_repeat(ledger: Ledger) -> Repeat | None:
+    """Return what a ledger hands out, in a sweep whose recipes need no reference."""
+    work = ledger.propose()
+    assert not isinstance(work, Preparation)
+    return work
+
+
+def next_preparation(ledger: Ledger) -> Preparation:
+    """Return the reference or proxy that a ledger hands out."""
+    work = ledger.propose()
+    assert isinstance(work, Preparation)
+    return work
+
+
 def train_all(ledger: Ledger) -> None:
     """Train whatever a ledger has to do."""
-    while repeat := ledger.propose():
+    while repeat := next_repeat(ledger):
         _train(ledger, repeat, "")
 
 

@@ -84,6 +84,7 @@ LOW_SHOT: dict[str, Any] = LATENT | {
     "training.flip": True,
     "training.precision": "fp16",
     "training.loss_scale": 100.0,
+    "training.select": "best",
     "sampler.steps": 256,
     "sampler.s_churn": 40.0,
     "sampler.s_min": 0.05,

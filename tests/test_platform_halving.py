@@ -136,9 +136,9 @@ def test_the_search_uses_its_share_of_the_hours():
 
     def reduction(hours: float) -> float:
         space = make_space(budget=budget | {"max_gpu_hours": hours})
-        return halving.within_hours(trials, space).budget.reduction
+        return halving.within_hours(trials, space, 10.0).budget.reduction
 
     assert reduction(2 * 9 * 60) == 1  # all of them to the end
     assert reduction(2 * 150) == pytest.approx(3, abs=0.01)  # 90 to the first rung, 30 to the second, 40 to the end
     assert 1 < reduction(2 * 300) < 2
-    assert halving.within_hours(trials, make_space(budget=budget)).budget.reduction == 3
+    assert halving.within_hours(trials, make_space(budget=budget), 10.0).budget.reduction == 3

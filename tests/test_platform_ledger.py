@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from made_up_rows import make_row
+from made_up_sweep import next_repeat
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_platform_race import make_space
@@ -59,7 +60,7 @@ def train(folder, ledger, repeat, stop_before=math.inf) -> bool:
 
 
 def run_all(folder, ledger) -> None:
-    while repeat := ledger.propose():
+    while repeat := next_repeat(ledger):
         train(folder, ledger, repeat)
 
 
@@ -97,7 +98,7 @@ def test_what_halving_stopped_is_pruned_in_optuna_with_its_value_at_the_rung(fol
 
 def test_a_score_that_is_not_a_number_fails_the_trial_and_leaves_nothing_running(folder):
     ledger = open_ledger(folder)
-    repeat = ledger.propose()
+    repeat = next_repeat(ledger)
     assert repeat
     for rung in RUNGS:
         ledger.report(repeat, make_row(rung=rung, kimg=rung, fd_classifier=math.nan))
@@ -130,7 +131,7 @@ def test_the_second_study_has_means_over_fresh_seeds_and_what_else_is_known(fold
     ledger = open_ledger(folder, space)
     while not any(repeat.phase == "race" and repeat.status == "finished" for repeat in ledger.repeats):
         assert not has_race_study(folder)
-        repeat = ledger.propose()
+        repeat = next_repeat(ledger)
         assert repeat
         train(folder, ledger, repeat)
     run_all(folder, ledger)
@@ -208,26 +209,26 @@ def test_a_warm_start_comes_first_and_once_however_often_the_ledger_is_opened(fo
 
 def test_a_failed_repeat_is_tried_again_so_often_and_then_counts_as_failed(folder):
     ledger = open_ledger(folder)
-    first = ledger.propose()
+    first = next_repeat(ledger)
     assert first
     for _ in range(2):
         ledger.finish(first, "the disk was full")
-        assert ledger.propose() is first
+        assert next_repeat(ledger) is first
     ledger.finish(first, "the disk was full")
     assert (first.status, first.attempt, first.cause) == ("failed", 3, "the disk was full")
     assert ledger.trials[0].status == "failed"
-    assert ledger.propose() is not first
+    assert next_repeat(ledger) is not first
 
 
 def test_a_repeat_that_has_not_begun_is_taken_back_and_handed_out_again_as_the_same_attempt(folder):
     ledger = open_ledger(folder)
-    first = ledger.propose()
+    first = next_repeat(ledger)
     assert first
     for _ in range(5):  # more often than it may be tried again
         ledger.withdraw(first)
         assert not ledger.running
         assert json.loads(folder.repeat(0, 0).record.read_text())["status"] == "waiting"
-        assert ledger.propose() is first
+        assert next_repeat(ledger) is first
     assert (first.status, first.attempt, first.cause, first.device_hours) == ("running", 1, "", 0.0)
 
 
@@ -257,13 +258,13 @@ def test_a_space_that_proposes_contradictions_alone_ends_its_search(folder):
     space = make_space()
     only = {"sampler.guidance": {"choice": [2.0, 3.0]}}
     ledger = open_ledger(folder, type(space).model_validate(space.model_dump() | {"search": only}))
-    assert ledger.propose() is None
+    assert next_repeat(ledger) is None
     assert len(study(folder).get_trials()) == 80
 
 
 def test_divergence_is_not_tried_again(folder):
     ledger = open_ledger(folder)
-    repeat = ledger.propose()
+    repeat = next_repeat(ledger)
     assert repeat
     ledger.finish(repeat, "step 3: loss is nan", final=True)
     assert (repeat.status, repeat.attempt) == ("failed", 1)
@@ -271,7 +272,7 @@ def test_divergence_is_not_tried_again(folder):
 
 def test_a_repeat_of_the_race_is_never_stopped_at_a_rung(folder):
     ledger = open_ledger(folder)
-    while (repeat := ledger.propose()) and repeat.phase == "search":
+    while (repeat := next_repeat(ledger)) and repeat.phase == "search":
         train(folder, ledger, repeat)
     assert repeat
     assert ledger.report(repeat, make_row(rung=20.0, kimg=20.0, fd_classifier=1e9))
@@ -314,7 +315,7 @@ def test_a_trial_that_never_reached_the_journal_is_added_to_it(folder, monkeypat
     ledger = open_ledger(folder)
     monkeypatch.setattr(ledger._study, "add", lambda trial: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        ledger.propose()
+        next_repeat(ledger)
     decisions = []
     again = open_ledger(folder, say=decisions.append)
     assert not decisions
@@ -339,7 +340,7 @@ def test_what_is_paused_and_promoted_is_one_repeat_that_goes_on_where_it_stood(f
 
 def test_the_checkpoints_of_what_cannot_be_promoted_any_more_are_deleted(folder):
     ledger = open_ledger(folder)
-    while repeat := ledger.propose():
+    while repeat := next_repeat(ledger):
         checkpoint = folder.repeat(repeat.trial, repeat.repeat).checkpoint
         checkpoint.mkdir(exist_ok=True)
         train(folder, ledger, repeat)
@@ -355,7 +356,7 @@ def test_several_at_a_time_lose_nothing_when_the_driver_is_killed(tmp_path, seed
     ledger = open_ledger(folder, seed=3)
     places = []
     while True:
-        while len(places) < 4 and (repeat := ledger.propose()):
+        while len(places) < 4 and (repeat := next_repeat(ledger)):
             places.append(repeat)
         if not places:
             break
@@ -377,10 +378,10 @@ def test_several_at_a_time_lose_nothing_when_the_driver_is_killed(tmp_path, seed
 
 def test_a_trial_without_its_first_repeat_gets_it(folder):
     ledger = open_ledger(folder)
-    repeat = ledger.propose()
+    repeat = next_repeat(ledger)
     assert repeat
     folder.repeat(repeat.trial, repeat.repeat).record.unlink()
-    again = open_ledger(folder).propose()
+    again = next_repeat(open_ledger(folder))
     assert again
     assert (again.trial, again.repeat, again.seed) == (repeat.trial, repeat.repeat, repeat.seed)
 
@@ -390,7 +391,7 @@ def test_a_journal_cut_in_the_middle_of_a_line_opens(folder):
     content = folder.journal.read_bytes()
     write_atomic(folder.journal, content + b'{"op_code": 4, "worker')
     ledger = open_ledger(folder)
-    assert ledger.propose() is None
+    assert next_repeat(ledger) is None
     assert len(ledger.trials) == 8
 
 
@@ -399,7 +400,7 @@ def test_spent_device_hours_end_the_sweep(folder):
     ledger = open_ledger(folder, make_space(budget=budget))
     assert not ledger.exhausted()
     while not ledger.exhausted():
-        train(folder, ledger, ledger.propose())
+        train(folder, ledger, next_repeat(ledger))
     assert ledger.exhausted() == "max_gpu_hours 0.01 reached"
     assert ledger.device_hours == pytest.approx(0.01, abs=60 / 3600)
 
@@ -407,7 +408,7 @@ def test_spent_device_hours_end_the_sweep(folder):
 def test_gpu_hours_alone_may_limit_a_sweep_and_leave_a_share_to_the_race(folder):
     budget = make_space().budget.model_dump() | {"trials": None, "max_gpu_hours": 1.0, "race_share": 0.4}
     ledger = open_ledger(folder, make_space(budget=budget))
-    while (repeat := ledger.propose()) and repeat.phase == "search":
+    while (repeat := next_repeat(ledger)) and repeat.phase == "search":
         train(folder, ledger, repeat)
     assert 0.6 <= ledger.device_hours < 0.6 + 60 / 3600
     assert repeat
@@ -430,7 +431,7 @@ def clock(monkeypatch):
 
 def test_waiting_for_a_device_or_for_room_is_no_device_time(folder, clock):
     ledger = open_ledger(folder)
-    repeat = ledger.propose()
+    repeat = next_repeat(ledger)
     assert repeat
 
     clock.hours += 5  # until Ray has a place for it
@@ -449,7 +450,7 @@ def test_waiting_for_a_device_or_for_room_is_no_device_time(folder, clock):
 
 def test_what_a_failed_attempt_did_after_its_last_rung_counts(folder, clock):
     ledger = open_ledger(folder)
-    repeat = ledger.propose()
+    repeat = next_repeat(ledger)
     assert repeat
     ledger.clock(repeat, working=True)
     clock.hours += 2
@@ -457,7 +458,7 @@ def test_what_a_failed_attempt_did_after_its_last_rung_counts(folder, clock):
     clock.hours += 9
     assert ledger.device_hours == pytest.approx(2)
 
-    assert ledger.propose() is repeat
+    assert next_repeat(ledger) is repeat
     clock.hours += 3
     ledger.clock(repeat, working=True)
     clock.hours += 1
@@ -468,7 +469,7 @@ def test_what_a_failed_attempt_did_after_its_last_rung_counts(folder, clock):
 
 def test_after_a_killed_driver_its_last_scores_tell_the_device_time(folder, clock):
     ledger = open_ledger(folder)
-    repeat = ledger.propose()
+    repeat = next_repeat(ledger)
     assert repeat
     ledger.clock(repeat, working=True)
     train(folder, ledger, repeat, stop_before=20)
@@ -484,7 +485,7 @@ def test_after_a_killed_driver_its_last_scores_tell_the_device_time(folder, cloc
 
 
 def fail_next(ledger, cause: str) -> None:
-    repeat = ledger.propose()
+    repeat = next_repeat(ledger)
     assert repeat
     ledger.finish(repeat, cause, final=True)
 
@@ -511,7 +512,7 @@ def test_failures_that_are_not_alike_or_not_in_a_row_end_nothing(folder, between
     if between == "another cause":
         fail_next(ledger, "UserError: no weights")
     else:
-        assert train(folder, ledger, ledger.propose())
+        assert train(folder, ledger, next_repeat(ledger))
     fail_next(ledger, "DamagedData: shard 3 is damaged")
     assert ledger.exhausted() == ""
 

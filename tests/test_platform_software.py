@@ -11,6 +11,7 @@ from scrimp_platform.cluster import Node, place
 from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.report import page
 from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.tracking.mirror import MirrorThread
 from scrimp_trainers.data import manifest
@@ -48,6 +49,7 @@ def plan_of(folder: SweepFolder) -> Plan:
         dataset,
         manifest.load_manifest(dataset),
         resumed=True,
+        warm_start=WarmStart(),
     )
 
 

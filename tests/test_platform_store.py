@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_up_sweep import next_repeat
 from test_platform_ledger import RUNGS, open_ledger, score, study
 from test_platform_race import make_space
 
@@ -43,7 +44,7 @@ def tide(small_disk):
 
 
 def run_all(ledger: Ledger) -> list:
-    while repeat := ledger.propose():
+    while repeat := next_repeat(ledger):
         params = next(trial for trial in ledger.trials if trial.number == repeat.trial).params
         metrics = ledger.folder.repeat(repeat.trial, repeat.repeat).metrics
         written = []

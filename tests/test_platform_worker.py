@@ -13,6 +13,7 @@ from process_tree import descendants, title
 from scrimp_platform import cluster, plan, store
 from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.worker import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
@@ -60,7 +61,15 @@ def prepared(scored_digits, tmp_path):
         space = spaces.parse_space(tree, "space")
         options = plan.SweepOptions(storage=tmp_path, data=str(scored_digits.folder))
         the_plan = plan.Plan(
-            options, space, space.base(), storage, folder, scored_digits.folder, scored_digits.manifest, False
+            options,
+            space,
+            space.base(),
+            storage,
+            folder,
+            scored_digits.folder,
+            scored_digits.manifest,
+            False,
+            WarmStart(),
         )
         store.write_json(folder.description, plan.sweep_record(the_plan))
         task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}

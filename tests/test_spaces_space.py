@@ -58,6 +58,10 @@ def test_a_list_of_scorings_has_objectives_that_name_their_extractor():
         ({"objectives": {"beauty": "maximize"}}, "beauty: no such score"),
         ({"constraints": {"memorized_fraction": {}}}, "a constraint needs max, min, max_ratio or min_ratio"),
         ({"budget": {"rungs_kimg": [4, 2]}}, "rungs_kimg must rise"),
+        ({"budget": {"rung_shares": [0.5, 0.25]}}, "rung_shares must rise"),
+        ({"budget": {"rung_shares": [0.5, 2]}}, "budget.rung_shares.1: Input should be less than or equal to 1, not 2"),
+        ({"budget": {"rung_shares": [0.5, 0.50000001]}}, "rungs_kimg must rise"),
+        ({"budget": {"rung_shares": [1], "rungs_kimg": [1]}}, "so set rungs_kimg or rung_shares, not both"),
         ({"recipe": "nonsense"}, "recipe nonsense: no such preset or file"),
         ({"override": {"sampler.kind": "ddim"}}, "sampler.kind: 'ddim' needs a chain of steps"),
         ({"colour": "blue"}, "colour: Extra inputs are not permitted"),
@@ -86,6 +90,24 @@ def test_a_space_that_does_not_hold_is_refused_with_the_reason(changes, complain
     assert str(caught.value).startswith("space lab.yaml: ")
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_rungs_as_shares_are_marks_in_the_whole_training_of_the_recipe():
+    changes = {"override": {"training.kimg": 900}, "budget": {"rung_shares": [0.1, 1 / 3, 1]}}
+    space = spaces.parse_space(GOOD | changes, "space")
+    assert space.budget.rungs_kimg == (90.0, 300.0, 900.0)
+    assert space.base().training.kimg == 900
+    assert spaces.parse_space(yaml.safe_load(space.to_yaml()), "copy") == space
+
+    part = spaces.parse_space(GOOD | changes | {"budget": {"rung_shares": [0.1, 0.5]}}, "space")
+    assert part.base().training.kimg == 450
+
+
+@pytest.mark.parametrize(("name", "kimg"), [("ld-diffusion", 40_000), ("ld-diffusion-ffhq", 20_000)])
+def test_the_spaces_of_ld_diffusion_judge_no_recipe_before_a_ninth_of_the_papers_training(name, kimg):
+    rungs = spaces.load_space(name).budget.rungs_kimg
+    assert rungs[0] == pytest.approx(kimg / 9, rel=0.01)
+    assert rungs[-1] == recipes.load(spaces.load_space(name).recipe).training.kimg == kimg
 
 
 def test_conditions_decide_which_fields_are_searched():

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_trainers import fit
+from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.export import export_model, load_model
@@ -26,6 +26,7 @@ from scrimp_trainers.precompute import reweighting as class_weighting
 from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors, relative_excess, update_class_weights
 from scrimp_trainers.precompute.reweighting import compute_class_weights
 from scrimp_trainers.recipe.techniques import Reweighting
+from scrimp_trainers.run import train_repeat
 
 numbers = st.lists(st.floats(0.01, 3), min_size=2, max_size=8)
 
@@ -204,7 +205,7 @@ def found(dataset: Dataset, reweighting: Reweighting) -> list[float]:
 
 
 def weights(dataset: Dataset, reweighting: Reweighting, seed: int = 0, kept: np.ndarray | None = None) -> list[float]:
-    return compute_class_weights(dataset, reweighting, seed, CPU, kept).tolist()
+    return compute_class_weights(dataset, reweighting, seed, CPU, kept).weights.tolist()
 
 
 def using(reweighting: Reweighting, **values: object) -> Reweighting:
@@ -368,15 +369,58 @@ def test_who_asks_at_the_same_time_waits_for_the_one_that_trains(dataset, reweig
     assert len(trained) == 1
 
 
-def test_one_process_of_a_group_trains_alone(dataset, reweighting, tmp_path, monkeypatch):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        for name in ("all_reduce", "all_gather", "barrier", "broadcast", "new_group"):
-            monkeypatch.setattr(dist, name, lambda *_, **__: pytest.fail("asked the others"))
-        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-        assert len(weights(dataset, using(reweighting, kimg=0.2))) == 10
-    finally:
-        dist.destroy_process_group()
+@pytest.mark.parametrize("method", ["dro", "group_dro"])
+def test_two_ranks_find_the_weights_that_one_finds_and_pay_for_both(digits_dataset, reweighting, tmp_path, method):
+    settings = using(reweighting, method=method, kimg=0.2)
+    for name in ("one", "two"):
+        shutil.copytree(digits_dataset.folder, tmp_path / name, ignore=shutil.ignore_patterns("cache"))
+    script = Path(__file__).with_name("trainers_worker.py")
+    arguments = ("2", tmp_path / "meeting", tmp_path / "two", settings.model_dump_json())
+    processes = [
+        subprocess.Popen([sys.executable, str(script), "weights", str(rank), *map(str, arguments)]) for rank in range(2)
+    ]
+    alone = compute_class_weights(open_dataset(tmp_path / "one"), settings, 0, CPU)
+    assert [process.wait() for process in processes] == [0, 0]
+
+    told = [json.loads((tmp_path / "two" / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    together, device_hours = told[0]
+    assert together == pytest.approx(alone.weights.tolist(), rel=1e-3)
+    assert max(together) > 1.001
+    facts = json.loads(newest(open_dataset(tmp_path / "two")).read_text())
+    assert facts["device_hours"] == pytest.approx(2 * facts["seconds"] / 3600)
+    assert device_hours == pytest.approx(facts["device_hours"] + facts["reference_device_hours"])
+
+
+def test_weights_cost_what_reference_and_proxy_took_whoever_trained_them(dataset, reweighting, found, trained_before):
+    facts = json.loads(newest(dataset).read_text())
+    folder = newest(dataset).parent
+    (row,) = metrics_log.read_rows(folder / "reference" / "metrics.jsonl")
+    assert facts["reference_device_hours"] == row.value("device_hours") == row.seconds / 3600 > 0
+    read = compute_class_weights(dataset, reweighting, 0, CPU)
+    assert read.device_hours == pytest.approx((row.seconds + facts["seconds"]) / 3600)
+
+    given_one = compute_class_weights(dataset, using(reweighting, reference=trained_before), 0, CPU)
+    assert given_one.device_hours == pytest.approx(json.loads(newest(dataset).read_text())["device_hours"])
+
+
+def test_every_rung_of_a_repeat_pays_for_reference_and_proxy(dataset, reweighting, found, tmp_path):
+    recipe = small(**LABELLED, training__batch_size=32, training__kimg=0.064, sampler__steps=1)
+    weighed = recipe.replace({"reweighting": reweighting.model_dump()})
+    shared = compute_class_weights(dataset, reweighting, 0, CPU).device_hours
+    for seed in (1, 2):
+        for row in train_repeat(weighed, dataset, tmp_path / f"{seed}", seed, rungs_kimg=[0.032]):
+            assert row.value("prepared_device_hours") == shared
+            assert row.value("device_hours") == pytest.approx(shared + row.seconds / 3600)
+    for row in train_repeat(recipe, dataset, tmp_path / "plain", 1, rungs_kimg=[]):
+        assert "prepared_device_hours" not in row.scores
+        assert row.value("device_hours") == pytest.approx(row.seconds / 3600)
+
+
+def test_a_reference_that_does_not_say_what_it_cost_is_refused(dataset, reweighting, found, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="does not say what the reference cost; remove "):
+        dro.reference_hours(tmp_path)
 
 
 def test_a_damaged_record_is_made_anew(dataset, reweighting):

@@ -1,6 +1,7 @@
 """What tests run in a process of its own: `python trainers_worker.py killed DATASET FOLDER`, and so on."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -12,10 +13,12 @@ import torch.distributed as dist
 from trainers_small import small
 
 from scrimp_trainers import run
-from scrimp_trainers.common import heartbeat
+from scrimp_trainers.common import heartbeat, ranks
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.diffusion import edm
+from scrimp_trainers.precompute.reweighting import compute_class_weights
 from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.recipe.techniques import Reweighting
 from scrimp_trainers.training import checkpoint, session
 
 
@@ -69,6 +72,18 @@ def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> No
     dist.destroy_process_group()
 
 
+def weights(number: str, world: str, meeting: str, dataset: str, settings: str) -> None:
+    """Find class weights as one of several ranks."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=int(world))
+    reweighting = Reweighting.model_validate_json(settings)
+    found = compute_class_weights(
+        open_dataset(Path(dataset)), reweighting, 0, torch.device("cpu"), group=ranks.patient_group()
+    )
+    told = [found.weights.tolist(), found.device_hours]
+    Path(dataset, f"rank-{number}.json").write_text(json.dumps(told))
+    dist.destroy_process_group()
+
+
 def hangs(dataset: str, folder: str, patience: str) -> None:
     """Stop in the midst of the twentieth step, and hold the interpreter."""
     denoise, calls = edm.EDM.denoise, []
@@ -89,4 +104,4 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"killed": killed, "rank": rank, "hangs": hangs}[sys.argv[1]](*sys.argv[2:])
+    {"killed": killed, "rank": rank, "weights": weights, "hangs": hangs}[sys.argv[1]](*sys.argv[2:])

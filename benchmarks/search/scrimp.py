@@ -37,7 +37,7 @@ class Scrimp:
     def propose(self) -> Task | None:
         """Return what the ledger hands out."""
         repeat = self._ledger.propose()
-        if repeat is None:
+        if not isinstance(repeat, Repeat):  # the recipes of a surface need no reference
             return None
         trial = next(trial for trial in self._ledger.trials if trial.number == repeat.trial)
         return Task((repeat.trial, repeat.repeat), trial.params, repeat.seed, max(repeat.rungs, default=0.0))

@@ -1,6 +1,6 @@
 """Datasets, single training runs and models."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
@@ -158,6 +158,7 @@ def train(
     kimg: float | None = None,
     extractor: str | None = None,
     samples: int = 1000,
+    rungs: Sequence[float] = (),
     device: str | None = None,
 ) -> Iterator[MetricsRow]:
     """Train a model without Ray; training advances while the returned rows are read.
@@ -183,6 +184,8 @@ def train(
         `resnet18`.
     samples
         Number of samples to score.
+    rungs
+        Training lengths in thousands of images at which to score, too. `training.select: best` needs some.
     device
         Such as `cpu` or `cuda:1`; by default the first GPU, or the CPU.
 
@@ -208,7 +211,7 @@ def train(
     scoring = None
     if extractor:
         scoring = operations.make_scoring(manifest.load_manifest(data), extractor=extractor, samples=samples)
-    return operations.train(recipe, data, Path(folder).expanduser(), seed, scoring, device)
+    return operations.train(recipe, data, Path(folder).expanduser(), seed, scoring, device, rungs)
 
 
 def load_parts(*files: str | PathLike[str]) -> None:

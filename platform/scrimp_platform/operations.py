@@ -4,7 +4,7 @@ Nothing here prints. User input is checked before torch is imported, because the
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,26 +84,56 @@ def train(
     seed: int,
     scoring: Scoring | None,
     device: str | None = None,
+    rungs: Sequence[float] = (),
     say: Callable[[str], object] = warnings.warn,
 ) -> Iterator[MetricsRow]:
     """Train one repeat and yield the rows of its metrics; training advances as they are read.
 
     A finished repeat is scored if it has no scores yet, and continued if the recipe is longer now.
 
+    Parameters
+    ----------
+    rungs
+        When to score before the end, in kimg.
+
     Raises
     ------
     UserError
-        If the recipe does not fit the dataset, or `out` holds another repeat or one with other scoring settings.
+        If the recipe does not fit the dataset, a rung lies beyond its end, it is to choose the best model among fewer
+        than two scores, or `out` holds another repeat or one with other scoring settings.
     """
     fit.check_fit(recipe, manifest.load_manifest(data))
     total_kimg = recipe.training.kimg
+    beyond = [rung for rung in rungs if not 0 < rung <= total_kimg]
+    if beyond:
+        raise UserError(f"rung {beyond[0]:g}: training goes from 0 to {total_kimg:g} kimg; name rungs on the way")
+    if recipe.training.select == "best" and not (scoring and any(rung < total_kimg for rung in rungs)):
+        raise UserError(
+            "training.select: best chooses among scores; name an extractor and rungs at which to score, or set it to "
+            "last"
+        )
     if scoring:
         _refuse_second_score(out, data, total_kimg, scoring)
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.run import train_repeat
 
     dataset = open_dataset(data)
-    return train_repeat(recipe, dataset, out, seed, rungs_kimg=[total_kimg], scoring=scoring, device=device, say=say)
+    return train_repeat(
+        recipe,
+        dataset,
+        out,
+        seed,
+        rungs_kimg=[*rungs, total_kimg],
+        scoring=scoring,
+        objective=_chosen_by(scoring) if recipe.training.select == "best" else None,
+        device=device,
+        say=say,
+    )
+
+
+def _chosen_by(scoring: Scoring | None) -> str | None:
+    """Return the score by which the best model is chosen, lower is better: the Fréchet distance."""
+    return names.fidelity_names(scoring.extractor)[0] if scoring else None
 
 
 def _refuse_second_score(out: Path, data: Path, kimg: float, scoring: Scoring) -> None:

@@ -130,22 +130,20 @@ def holder(lock: Path) -> str:
 
 
 @dataclass(frozen=True)
-class RepeatFolder:
-    """The files of one repeat."""
+class WorkFolder:
+    """The files of what a worker does: a repeat, or a training that repeats need before theirs."""
 
     path: Path
-    trial: int
-    repeat: int
 
     @property
     def label(self) -> str:
-        """Name of the repeat in logs: `7.2` is repeat 2 of trial 7."""
-        return f"{self.trial}.{self.repeat}"
+        """Its name in logs."""
+        return self.path.name
 
     @property
     def record(self) -> Path:
-        """`repeat.json`: seed, phase, status, attempts."""
-        return self.path / "repeat.json"
+        """Seed, status, attempts."""
+        return self.path / "preparation.json"
 
     @property
     def lock(self) -> Path:
@@ -164,8 +162,26 @@ class RepeatFolder:
 
     @property
     def recipe(self) -> Path:
-        """The whole recipe."""
+        """The whole recipe; of a preparation that of the repeat for which it was begun."""
         return self.path / "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class RepeatFolder(WorkFolder):
+    """The files of one repeat."""
+
+    trial: int
+    repeat: int
+
+    @property
+    def label(self) -> str:
+        """Name of the repeat in logs: `7.2` is repeat 2 of trial 7."""
+        return f"{self.trial}.{self.repeat}"
+
+    @property
+    def record(self) -> Path:
+        """`repeat.json`: seed, phase, status, attempts."""
+        return self.path / "repeat.json"
 
     @property
     def metrics(self) -> Path:
@@ -282,6 +298,15 @@ class SweepFolder:
     def repeat(self, trial: int, repeat: int) -> RepeatFolder:
         """Folder of one repeat."""
         return RepeatFolder(self.trial(trial) / f"repeat-{repeat}", trial, repeat)
+
+    def preparation(self, name: str) -> WorkFolder:
+        """Folder of a reference or proxy that recipes need; its model and weights are in the dataset's cache."""
+        return WorkFolder(self.path / "preparations" / name)
+
+    def preparations(self) -> list[WorkFolder]:
+        """Return every preparation that has a record, by name."""
+        files = self.path.glob("preparations/*/preparation.json")
+        return [WorkFolder(file.parent) for file in sorted(files)]
 
     def trial_numbers(self) -> list[int]:
         """Return the numbers of all trials that have a record, in order."""

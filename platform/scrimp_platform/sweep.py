@@ -194,7 +194,7 @@ def save_outcome(ledger: Ledger, plan: Plan, placement: Placement, reason: str) 
     """Write why the sweep has ended, and how fast it was, for the next plan."""
     trials = len(ledger.folder.trial_numbers())
     store.write_json(ledger.folder.outcome, {"reason": reason, "ended": time.time(), "trials": trials})
-    speed = estimate.measure_repeats(ledger.folder, ledger.repeats)
+    speed = estimate.measure_repeats(ledger.folder, ledger.repeats, list(ledger.preparations.values()))
     if speed:
         estimate.save_speed(plan, placement.gpus_per_repeat, speed)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, storage_loss, store
-from scrimp_platform.search.tune_loop import FAILURE, NODE, NON_RETRYABLE, NOTE, ROW, WORKING
-from scrimp_platform.store import RepeatFolder, SweepFolder
+from scrimp_platform.search.tune_loop import COST, FAILURE, NODE, NON_RETRYABLE, NOTE, ROW, WORKING
+from scrimp_platform.store import SweepFolder, WorkFolder
 from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.errors import DiskFull, NonRetryable, UserError
 from scrimp_trainers.common.files import is_disk_full
@@ -38,6 +38,8 @@ class Task(TypedDict):
     """Ids of the nodes that may train the repeat."""
     trial: int
     repeat: int
+    preparation: str
+    """The name of a reference or proxy that is to be trained instead of a repeat; empty otherwise."""
 
 
 def tune_repeat(config: dict[str, Any]) -> None:
@@ -148,10 +150,15 @@ def _failures_name_this_node() -> Iterator[None]:
 
 
 def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
-    """Train one repeat in this process, resuming it if it has a checkpoint; report each rung's scores."""
+    """Train one repeat in this process, resuming it if it has a checkpoint; report each rung's scores.
+
+    Or train the reference or proxy that repeats need, and report what it has cost.
+    """
     import torch
 
+    from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.precompute.prepare import train_needed
     from scrimp_trainers.recipe import recipe as recipes
     from scrimp_trainers.recipe.scoring import Scoring
     from scrimp_trainers.run import train_repeat
@@ -173,11 +180,17 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         lock = store.exclusive(folder.lock, f"repeat {folder.label}", LOCK_TIMEOUT_S)
 
+    recipe = recipes.read(folder.recipe)
+    dataset = open_dataset(Path(task["dataset"]))
     with lock, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True})
+        if task["preparation"]:
+            trained = train_needed(record["kind"], recipe, dataset, record["seed"], select_device())
+            report({COST: (trained.device_hours, trained.now)})
+            return
         rows = train_repeat(
-            recipes.read(folder.recipe),
-            open_dataset(Path(task["dataset"])),
+            recipe,
+            dataset,
             folder.path,
             record["seed"],
             rungs_kimg=space["budget"]["rungs_kimg"],
@@ -202,8 +215,11 @@ def _load_own_parts(folder: SweepFolder, sweep: dict[str, Any]) -> None:
     parts.load_files(files)
 
 
-def _folder(task: Task) -> RepeatFolder:
-    return SweepFolder(Path(task["sweep"])).repeat(task["trial"], task["repeat"])
+def _folder(task: Task) -> WorkFolder:
+    sweep = SweepFolder(Path(task["sweep"]))
+    if task["preparation"]:
+        return sweep.preparation(task["preparation"])
+    return sweep.repeat(task["trial"], task["repeat"])
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -7,6 +7,7 @@ two ranges whose ends contradict each other are refused when the space is loaded
 import importlib.resources
 import itertools
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,6 +66,15 @@ class Range(Section):
         if self.int and any(bound % self.step for bound in self.int):
             raise ValueError(f"the bounds {list(self.int)} are no multiples of {self.step}")
         return self
+
+    def draw(self, chance: random.Random) -> Any:
+        """Return a random value of the range."""
+        if self.choice:
+            return chance.choice(self.choice)
+        if self.int:
+            low, high = self.int
+            return chance.randrange(low, high + 1, self.step)
+        return chance.uniform(*(self.uniform or self.loguniform or (0.0, 0.0)))
 
     def extremes(self) -> list[Any]:
         """Return the values that the field must accept for the whole range to be valid."""
@@ -143,6 +153,9 @@ class Budget(Section):
     """Recipes to propose; null: as many as `max_gpu_hours` allows."""
     rungs_kimg: Annotated[tuple[Positive, ...], Field(min_length=1)] = (250.0, 1000.0, 4000.0)
     """Marks, in thousands of images, at which a repeat is scored; the last is the length of the training."""
+    rung_shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
+    """In place of `rungs_kimg`: the marks as shares of `training.kimg` of the recipe with its `override`. From them
+    `rungs_kimg` follows when the space is loaded."""
     reduction: Annotated[float, Field(ge=1)] = 3.0
     """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none. Where `trials` and
     `max_gpu_hours` are both given, more go on if the hours allow it."""
@@ -164,6 +177,19 @@ class Budget(Section):
     as `0.5%`."""
     max_hours: Positive | None = None
     """Hours on the clock, for each run of the sweep's command."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rungs_or_shares(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and "rungs_kimg" in tree and tree.get("rung_shares") is not None:
+            raise ValueError("rungs are in kimg or shares of the training, so set rungs_kimg or rung_shares, not both")
+        return tree
+
+    @model_validator(mode="after")
+    def _shares_rise(self) -> "Budget":
+        if any(low >= high for low, high in itertools.pairwise(self.rung_shares or ())):
+            raise ValueError(f"rung_shares must rise, not {list(self.rung_shares or ())}")
+        return self
 
     @model_validator(mode="after")
     def _rungs_rise(self) -> "Budget":
@@ -267,6 +293,14 @@ class Space(Section):
             if all(values.get(other) in allowed for other, allowed in span.when.items())
         ]
 
+    def draw(self, chance: random.Random) -> dict[str, Any]:
+        """Return random values of the searched fields whose conditions hold."""
+        values: dict[str, Any] = {}
+        for path, span in self.search.items():
+            if path in self.active(values):
+                values[path] = span.draw(chance)
+        return values
+
     def example_with(self, path: str) -> Recipe:
         """Return a recipe in which a searched field is proposed: its conditions hold, and those of their fields.
 
@@ -355,8 +389,9 @@ def load_space(name: str | Path) -> Space:
 def parse_space(tree: Any, where: str) -> Space:
     """Validate a tree of plain values, and each range against the recipe's fields; `where` names its source."""
     try:
-        space = Space.model_validate(tree)
+        space = _of_shares(Space.model_validate(tree))
         require_objectives([*space.objectives, *space.constraints], space.scoring)
+        _refuse_selection(space)
         if space.arms:
             return _of_arms(space)
         for path, span in space.search.items():
@@ -392,6 +427,33 @@ def _values_of(recipe: Recipe, path: str) -> list[Any]:
         return [value_of(recipe, path)]
     except UserError:
         return []
+
+
+def _of_shares(space: Space) -> Space:
+    """Return the space with rungs in kimg where it states them as shares of the recipe's whole training."""
+    shares = space.budget.rung_shares
+    if shares is None:
+        return space
+    whole = recipes.load(space.recipe).replace(space.override).training.kimg
+    rungs = [round(share * whole, 3) for share in shares]
+    budget = space.budget.model_dump() | {"rung_shares": None, "rungs_kimg": rungs}
+    try:
+        return space.model_copy(update={"budget": Budget.model_validate(budget)})
+    except ValidationError as error:
+        raise UserError(f"budget: {explain(error)}") from None
+
+
+def _refuse_selection(space: Space) -> None:
+    """Refuse recipes that choose their model by its score: the verdict would take optimistic scores for plain ones."""
+    chosen = [space.base().training.select]
+    if "training.select" in space.search:
+        chosen += space.search["training.select"].extremes()
+    chosen += [recipes.flattened(arm).get("training.select") for arm in space.arms.values()]
+    if "best" in chosen:
+        raise UserError(
+            "training.select: best is not for a sweep, since a score by which a model was chosen is optimistic; take "
+            "last, and train the recommended recipe with best by `scrimp train`"
+        )
 
 
 def _of_arms(space: Space) -> Space:

@@ -12,6 +12,7 @@ from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import atomic_folder, match_folder_mode
+from scrimp_trainers.common.metrics_log import SELECTED
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.diffusion.samplers.exported import Exported
@@ -160,7 +161,7 @@ Trained by Scrimp; the weights are the exponential moving average of the trainin
 
 ## Scores
 
-| score | value |
+{_selection(scores)}| score | value |
 |---|---|
 {rows}
 
@@ -169,6 +170,17 @@ Trained by Scrimp; the weights are the exponential moving average of the trainin
 ```yaml
 {recipe.to_yaml()}```
 """
+
+
+def _selection(scores: Mapping[str, Any]) -> str:
+    """Say of a model that was chosen by its score that the score is optimistic; nothing of any other."""
+    if SELECTED not in scores:
+        return ""
+    return (
+        f"The model was {scores[SELECTED]}. A score by which a model was chosen is optimistic, and so is what goes "
+        "with it. `scrimp evaluate` with another `--seed` than that of the training scores this model by samples that "
+        "had no part in the choice.\n\n"
+    )
 
 
 def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:

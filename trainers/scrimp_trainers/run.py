@@ -9,6 +9,7 @@ import torch
 
 from scrimp_trainers.common import ranks
 from scrimp_trainers.common.device import select_device
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.precompute.prepare import prepare_techniques
@@ -49,7 +50,7 @@ def train_repeat(
     rungs_kimg
         When the model is scored. The end of the recipe's training is always a rung.
     objective, direction
-        The score that decides which checkpoint is `checkpoint/best`.
+        The score that decides which checkpoint is `checkpoint/best`, which is exported with `training.select: best`.
     checkpoint_seconds
         Time between checkpoints, in addition to those at rungs.
     say
@@ -62,6 +63,9 @@ def train_repeat(
     Diverged
         If the loss is not finite or has exploded.
     """
+    if recipe.training.select == "best" and not (scoring and objective):
+        raise UserError("training.select: best chooses among scores; name an extractor, or set it to last")
+
     # Prepare what the recipe's techniques need: coreset, codec, class weights.
     device = select_device(device)
     prepared = prepare_techniques(recipe, dataset, seed, device, *ranks.rank_and_world())
@@ -98,4 +102,8 @@ def train_repeat(
         with session.pause():
             yield row
 
-    session.export(rows[-1])
+    # Export the last model, or on request that of the best rung.
+    if recipe.training.select == "best":
+        session.export(session.load_best(str(objective)))
+    else:
+        session.export(rows[-1])

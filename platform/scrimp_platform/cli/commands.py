@@ -45,7 +45,14 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
 
 
 def train(
-    recipe_name: str, data: Path, out: Path, kimg: float | None, seed: int, extractor: str | None, samples: int
+    recipe_name: str,
+    data: Path,
+    out: Path,
+    kimg: float | None,
+    seed: int,
+    extractor: str | None,
+    samples: int,
+    rungs: tuple[float, ...] | None = None,
 ) -> None:
     """Train one repeat without Ray. A finished one is scored, or continued if it is to be longer."""
     recipe = recipes.load(recipe_name)
@@ -58,7 +65,7 @@ def train(
 
     # Train, and show the progress.
     earlier = metrics_log.read_rows(out / "metrics.jsonl")
-    rows = operations.train(recipe, data, out, seed, scoring, say=terminal.say)
+    rows = operations.train(recipe, data, out, seed, scoring, rungs=rungs or (), say=terminal.say)
     values: Mapping[str, Any] = {}
     with terminal.progress("kimg") as progress:
         for row in rows:
@@ -72,7 +79,14 @@ def train(
         with (out / "layers.csv").open(newline="") as file:
             terminal.show_layers(csv.DictReader(file))
     terminal.show_values(values)
-    terminal.say(f"model in {out / 'model'}")
+    selected = values.get(metrics_log.SELECTED)
+    if selected:
+        terminal.say(
+            f"model in {out / 'model'}, {selected}; that score is optimistic, "
+            f"`scrimp evaluate {out / 'model'} {data} --seed {seed + 1}` scores it by other samples"
+        )
+    else:
+        terminal.say(f"model in {out / 'model'}")
 
 
 def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int) -> None:

@@ -184,6 +184,7 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
 @click.option("--extractor", help="Score the result with this feature extractor.")
 @click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Number of samples to score.")
+@click.option("--rungs", metavar="KIMG,..", callback=_parse_rungs, help="Training lengths at which to score, too.")
 def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
     """Train RECIPE (a preset or a YAML file) on DATA and write the files to OUT.
 

@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scrimp_platform import store
 from scrimp_platform.search import estimate, records
-from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.records import Preparation, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
@@ -45,6 +45,8 @@ class SweepStatus:
     """Why its last driver ended; empty if that is not recorded."""
     problems: list[str]
     """A line for each damaged or missing record."""
+    preparations: list[Preparation] = field(default_factory=list)
+    """References and proxies that its recipes need."""
 
     @property
     def repeats(self) -> list[Repeat]:
@@ -59,7 +61,7 @@ class SweepStatus:
     @property
     def device_hours(self) -> float:
         """Device-hours spent so far."""
-        return sum(repeat.device_hours for repeat in self.repeats)
+        return sum(work.device_hours for work in [*self.repeats, *self.preparations])
 
     @property
     def failures(self) -> Counter[str]:
@@ -72,7 +74,7 @@ class SweepStatus:
         if not self.running:
             return None
         kimg = {running.label: running.kimg for running in self.running}
-        seconds = estimate.seconds_left(self.trials, self.space, kimg)
+        seconds = estimate.seconds_left(self.trials, self.space, kimg, self.preparations)
         return seconds and seconds / len(self.running) / 3600
 
 
@@ -118,7 +120,9 @@ def _read_sweep(folder: SweepFolder, description: dict[str, Any], node: str, rea
         if repeat.status == "running"
     ]
     space = records.space_of(folder)
-    return SweepStatus(folder, description, space, known.trials, running, node, reason, known.problems)
+    return SweepStatus(
+        folder, description, space, known.trials, running, node, reason, known.problems, known.preparations
+    )
 
 
 def _read_running(repeat: Repeat, files: RepeatFolder) -> RunningRepeat:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scrimp_platform.cli import terminal
-from scrimp_platform.cli.status import SweepStatus
+from scrimp_platform.cli.status import SweepStatus, lock_node
 from scrimp_platform.report import formatting, leaderboard
 from scrimp_platform.search import estimate, gain
 from scrimp_platform.search.records import RepeatStatus
@@ -34,6 +34,7 @@ def show_sweep(sweep: SweepStatus) -> None:
         "of": f"space {description.get('space_name', '')}, dataset {description['dataset']['name']}, since {started}",
         "trials": _trials(sweep),
         "repeats": _repeats(sweep),
+        "needs": _preparations(sweep),
         "best": leaderboard.verdict(leaderboard.rank(sweep.trials, sweep.space), sweep.space),
         "spent": _spent(sweep),
     }
@@ -74,6 +75,20 @@ def _repeats(sweep: SweepStatus) -> str:
     if to_come > 0:
         text += f"; in the race at most {to_come} more"
     return text
+
+
+def _preparations(sweep: SweepStatus) -> str:
+    """Say of each reference and proxy that runs where it does, and of the others how many there are."""
+    lines = []
+    for preparation in sweep.preparations:
+        if preparation.status == "running":
+            node = lock_node(sweep.folder.preparation(preparation.name).lock)
+            where = f"running on {node}" if node else "starting"
+            hours = formatting.number(preparation.device_hours)
+            lines.append(f"{preparation.name}, {preparation.kimg:g} kimg: {where}, {hours} device-hours so far")
+    if sweep.preparations:
+        lines.append(formatting.preparations(sweep.preparations))
+    return "\n".join(lines)
 
 
 def _spent(sweep: SweepStatus) -> str:

@@ -52,6 +52,9 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "race tells": _describe_resolution(plan),
         "runs on": placement.describe(),
     }
+    needed = estimate.needed(space, space.budget.trials or estimate.DRAWS)
+    if needed.proxies:
+        rows["needs"] = _describe_needed(needed, space)
     if speed:
         cost = estimate.estimate_sweep(plan, placement, speed)
         rows["will take"] = (
@@ -74,6 +77,19 @@ def _describe_resolution(plan: Plan) -> str:
     return (
         f"differences of {gap * noise.share:.1%} and more, with {seeds} fresh seeds each, in 4 of 5 cases:\n"
         f"seeds differ by {noise.share:.1%} in sweep {noise.sweep}"
+    )
+
+
+def _describe_needed(needed: estimate.Needed, space: Space) -> str:
+    """Describe the references and proxies that are trained before the recipes that need them."""
+    most = "" if space.arms else "up to "
+    parts = [f"{most}{formatting.counted(needed.proxies, 'proxy', 'proxies')}"]
+    if needed.references:
+        parts.insert(0, formatting.counted(needed.references, "reference", "references"))
+    among = "" if space.arms or space.budget.trials else f" for {estimate.DRAWS} trials"
+    return (
+        f"{' and '.join(parts)}{among}, {needed.kimg:,.0f} kimg, each trained once;\n"
+        "their full cost is in the device_hours of every recipe that needs them"
     )
 
 

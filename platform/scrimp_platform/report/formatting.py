@@ -1,9 +1,11 @@
 """Numbers, intervals and lists as text for people."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from scrimp_platform.search.records import Preparation
 from scrimp_platform.search.stats import Summary
 from scrimp_spaces.space import Bound
 
@@ -37,6 +39,20 @@ def bound(limits: Bound) -> str:
         elif value is not None:
             parts.append(f"{words} {value:.4g}")
     return " and ".join(parts)
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """Format how many there are of something: `1 reference`, `3 proxies`."""
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def preparations(done: Sequence[Preparation]) -> str:
+    """Format how many references and proxies there are, and what they have cost."""
+    statuses = Counter((own.kind, own.status) for own in done)
+    names = {"reference": "references", "proxy": "proxies"}
+    parts = [f"{counted(n, kind, names[kind])} {status}" for (kind, status), n in statuses.items()]
+    hours = sum(own.device_hours for own in done)
+    return f"{', '.join(parts)}: {number(hours)} device-hours, shared by all recipes that need them"
 
 
 def count(value: float) -> str:

@@ -22,7 +22,7 @@ from scrimp_platform.report import classwise, dependence, formatting, importance
 from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.ranking import MEANINGS, TrialRow
 from scrimp_platform.search import gain, records
-from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.search.verdict import MARGIN
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
@@ -67,7 +67,7 @@ def write_report(folder: SweepFolder) -> None:
         outlook=gain.of_more_trials(known.trials, space, folder),
         ending=_ending(folder),
         problems=known.problems,
-        facts=_facts(sweep, space, known.repeats, rows),
+        facts=_facts(sweep, space, known, rows),
         space=space,
         rows=rows,
         score_text=leaderboard.score_text,
@@ -115,7 +115,7 @@ def _ending(folder: SweepFolder) -> str:
     return f"Ended early, {ended}: {outcome['reason']}"
 
 
-def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows: Sequence[TrialRow]) -> dict[str, str]:
+def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[TrialRow]) -> dict[str, str]:
     """Return the entries of the summary at the top of the page, by heading."""
     objectives = [f"{direction} {name}" for name, direction in space.objectives.items()]
     constraints = [f"{name} {formatting.bound(bound)}" for name, bound in space.constraints.items()]
@@ -126,18 +126,22 @@ def _facts(sweep: dict[str, Any], space: Space, repeats: Sequence[Repeat], rows:
     if rows:
         trials += f": {_status_counts(rows)}"
 
-    device_time = formatting.duration(sum(repeat.device_hours for repeat in repeats)) or "0 s"
+    works = [*known.repeats, *known.preparations]
+    device_time = formatting.duration(sum(work.device_hours for work in works)) or "0 s"
     if space.budget.max_gpu_hours:
         device_time += f" of {formatting.duration(space.budget.max_gpu_hours)}"
 
-    return {
+    facts = {
         "Dataset": _dataset(sweep),
         "Objective": ", ".join(objectives + constraints),
         "Scored by": f"{space.scoring.samples:,} samples, extractor {space.scoring.extractors}",
         "Trials": trials,
-        "Repeats": _status_counts(repeats) or "none",
+        "Repeats": _status_counts(known.repeats) or "none",
         "Device time": device_time,
     }
+    if known.preparations:
+        facts["Needed first"] = formatting.preparations(known.preparations)
+    return facts
 
 
 def _status_counts(items: Sequence[TrialRow] | Sequence[Repeat]) -> str:

@@ -1,21 +1,33 @@
 """How long a sweep will take and how much disk: from the last similar one on this machine, or a short measurement."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
+import random
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scrimp_platform import store
 from scrimp_platform.cluster import Placement
 from scrimp_platform.plan import Plan
 from scrimp_platform.search import halving
-from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.records import Preparation, Repeat, Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
+from scrimp_trainers.common import metrics_log
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe.needs import needs, work
+from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
+
+DRAWS = 100
+"""Recipes that are drawn to see what they need."""
+ROUNDS = 10
+"""Draws of all trials, of which the one that needs most is counted."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,8 @@ class Speed:
     seconds_per_kimg: float
     seconds_per_score: float
     bytes: int
+    seconds_per_needed_kimg: float | None = None
+    """Of a reference, which may have another recipe; None if it was not measured."""
 
 
 def _key(plan: Plan, gpus: int) -> str:
@@ -48,10 +62,12 @@ def save_speed(plan: Plan, gpus: int, speed: Speed) -> None:
 
 
 def measure_base_recipe(plan: Plan) -> Speed:
-    """Measure a very short repeat of the base recipe in this process."""
+    """Measure a very short repeat of the base recipe in this process, and as short a reference where one is needed."""
     import torch
 
+    from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.precompute import dro
     from scrimp_trainers.run import train_repeat
 
     if not torch.cuda.is_available():
@@ -61,7 +77,7 @@ def measure_base_recipe(plan: Plan) -> Speed:
     samples = min(plan.space.scoring.samples, 64)
     with tempfile.TemporaryDirectory() as folder:
         rows = train_repeat(
-            plan.base.replace({"training.kimg": kimg}),
+            plan.base.replace({"training.kimg": kimg, "reweighting.method": "none"}),
             open_dataset(plan.dataset),
             Path(folder),
             plan.options.seed,
@@ -73,7 +89,20 @@ def measure_base_recipe(plan: Plan) -> Speed:
 
     training = kimg * 1000 / row.images_per_second
     scoring = (row.seconds - training) * plan.space.scoring.samples / samples
-    return Speed(training / kimg, scoring, size)
+    speed = Speed(training / kimg, scoring, size)
+    chance = random.Random(0)
+    drawn = list(plan.space.arms.values()) or [plan.space.draw(chance) for _ in range(DRAWS)]
+    weighed = next((recipe for recipe in _recipes(plan.space, drawn) if recipe.reweighting.on), None)
+    if weighed is None:
+        return speed
+
+    with tempfile.TemporaryDirectory() as folder:
+        reference = reference_recipe(weighed.reweighting)
+        kimg = max(16 * reference.training.batch_size, 1000) / 1000
+        reference = reference.replace({"training.kimg": kimg})
+        dro.train_reference(reference, open_dataset(plan.dataset), Path(folder), select_device())
+        row = metrics_log.read_rows(Path(folder) / "metrics.jsonl")[-1]
+    return dataclasses.replace(speed, seconds_per_needed_kimg=1000 / row.images_per_second)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -91,6 +120,56 @@ class Estimate:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Needed:
+    """The references and proxies that the trials of a search need, each once."""
+
+    references: int
+    proxies: int
+    kimg: float
+    """The length of all of them."""
+    work: float
+    """The same in the kimg of a reference, of which a proxy's take longer."""
+
+
+NOTHING = Needed(references=0, proxies=0, kimg=0.0, work=0.0)
+
+
+def needed(space: Space, trials: int) -> Needed:
+    """Return what so many trials need: of arms exactly, else the most in some random draws from the space."""
+    if space.arms:
+        return _needed_by(_recipes(space, list(space.arms.values())))
+    if not _may_weigh(space):
+        return NOTHING
+    chance = random.Random(0)
+    draws = [[space.draw(chance) for _ in range(trials)] for _ in range(ROUNDS)]
+    return max((_needed_by(_recipes(space, values)) for values in draws), key=lambda each: each.work)
+
+
+def _may_weigh(space: Space) -> bool:
+    return space.base().reweighting.on or any(path.startswith("reweighting.") for path in space.search)
+
+
+def _recipes(space: Space, drawn: Sequence[Mapping[str, Any]]) -> Iterator[Recipe]:
+    """Yield the distinct recipes of these values, as far as it matters to what they need."""
+    base = space.base()
+    seen: list[dict[str, Any]] = []
+    for values in drawn:
+        relevant = {path: value for path, value in values.items() if path.startswith(("reweighting.", "coreset."))}
+        if relevant not in seen:
+            seen.append(relevant)
+            with contextlib.suppress(UserError):  # a contradiction, which is not trained
+                yield base.replace(relevant)
+
+
+def _needed_by(recipes: Iterable[Recipe]) -> Needed:
+    found = {need.name: need for recipe in recipes for need in needs(recipe, seed=0)}
+    references = sum(need.kind == "reference" for need in found.values())
+    kimg = math.fsum(need.kimg for need in found.values())
+    total = math.fsum(work(need.kind, need.kimg) for need in found.values())
+    return Needed(references, len(found) - references, kimg, total)
+
+
 def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
     """Assume that no trial fails, and that the race eliminates none, unless `max_gpu_hours` ends it before."""
     budget = plan.space.budget
@@ -98,20 +177,23 @@ def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
     if budget.max_gpu_hours is not None:
         limit = budget.max_gpu_hours / placement.devices * 3600
 
+    needed_speed = speed.seconds_per_needed_kimg or speed.seconds_per_kimg
     trials = budget.trials
     if trials is None:
         many = 1000
         seconds_each = _seconds(*halving.search_work(many, budget), speed) / many
+        seconds_each += needed(plan.space, DRAWS).work * needed_speed / DRAWS
         trials = max(1, int((1 - budget.race_share) * limit / seconds_each))
-    elif budget.max_gpu_hours is not None and not plan.space.arms:
-        for_search = (1 - budget.race_share) * limit
+    before = needed(plan.space, trials).work * needed_speed
+    if budget.trials is not None and budget.max_gpu_hours is not None and not plan.space.arms:
+        for_search = (1 - budget.race_share) * limit - before
         budget = halving.widened(budget, lambda own: _seconds(*halving.search_work(trials, own), speed) <= for_search)
     kimg, scores = halving.search_work(trials, budget)
 
     race = min(budget.leaders, trials) * (budget.repeats - 1)
     kimg += race * budget.rungs_kimg[-1]
     scores += race * len(budget.rungs_kimg)
-    seconds = min(limit, _seconds(kimg, scores, speed))
+    seconds = min(limit, before + _seconds(kimg, scores, speed))
     return Estimate(trials, race, kimg, seconds / placement.places / 3600, (trials + race) * speed.bytes)
 
 
@@ -119,8 +201,10 @@ def _seconds(kimg: float, scores: float, speed: Speed) -> float:
     return kimg * speed.seconds_per_kimg + scores * speed.seconds_per_score
 
 
-def measure_repeats(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | None:
-    """Return what the finished repeats cost; none if there are none."""
+def measure_repeats(
+    folder: SweepFolder, repeats: Sequence[Repeat], preparations: Sequence[Preparation] = ()
+) -> Speed | None:
+    """Return what the finished repeats, and the references and proxies, cost; none if no repeat has finished."""
     finished = [(repeat, repeat.last) for repeat in repeats if repeat.status == "finished" and repeat.last]
     if not finished:
         return None
@@ -133,10 +217,17 @@ def measure_repeats(folder: SweepFolder, repeats: Sequence[Repeat]) -> Speed | N
         training.append(seconds_per_kimg)
         scoring.append(max(0.0, row.seconds - seconds_per_kimg * row.kimg) / len(repeat.rungs))
         sizes.append(_bytes_in(folder.repeat(repeat.trial, repeat.repeat).path))
-    return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes))
+    # What was found in the dataset's cache has cost nothing, and says nothing.
+    trained = [own for own in preparations if own.status == "finished" and own.cost]
+    seconds = math.fsum(own.cost * 3600 / own.devices for own in trained)
+    total = math.fsum(work(own.kind, own.kimg) for own in trained)
+    needed_speed = seconds / total if trained else None
+    return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes), needed_speed)
 
 
-def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, float]) -> float | None:
+def seconds_left(
+    trials: Sequence[Trial], space: Space, running: Mapping[str, float], preparations: Sequence[Preparation] = ()
+) -> float | None:
     """Return the time to the end of a sweep that trains one repeat at a time; none if nothing tells it yet.
 
     The assumptions are those of `estimate_sweep`, at the mean speed so far. `running` holds the kimg of each running
@@ -150,7 +241,8 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
         return None
 
     # Of the search: what has still to reach each rung, and what is on its way to one.
-    widened = halving.within_hours(trials, space)
+    spent = sum(each.device_hours for each in [*repeats, *preparations])
+    widened = halving.within_hours(trials, space, spent)
     to_come = max(0, (budget.trials or 0) - len(trials))
     kimg = to_come * marks[0]
     for rung, following in zip(halving.rungs(trials, widened, to_come, None), marks[1:], strict=True):
@@ -168,8 +260,7 @@ def seconds_left(trials: Sequence[Trial], space: Space, running: Mapping[str, fl
     left = kimg * statistics.fmean(row.seconds / row.kimg for row in scored)
     if budget.max_gpu_hours is None:
         return left
-    device_hours = sum(repeat.device_hours for repeat in repeats)
-    limit = max(0.0, budget.max_gpu_hours - device_hours) / repeats[0].devices * 3600
+    limit = max(0.0, budget.max_gpu_hours - spent) / repeats[0].devices * 3600
     return limit if budget.trials is None else min(left, limit)
 
 

@@ -79,19 +79,19 @@ def search_work(trials: int, budget: Budget) -> tuple[float, int]:
     return kimg, scores
 
 
-def search_hours_left(trials: Sequence[Trial], space: Space) -> float:
+def search_hours_left(space: Space, spent: float) -> float:
     """Return the device-hours left to the search; arms have no race that some were kept for."""
     budget = space.budget
     if budget.max_gpu_hours is None or space.arms:
         return math.inf
-    spent = sum(repeat.device_hours for trial in trials for repeat in trial.repeats)
     return (1 - budget.race_share) * budget.max_gpu_hours - spent
 
 
-def within_hours(trials: Sequence[Trial], space: Space) -> Space:
+def within_hours(trials: Sequence[Trial], space: Space, spent: float) -> Space:
     """Return the space with a reduction so small that the search uses its hours, if these and its trials are limited.
 
-    More trials continue then than the space asks for, never fewer. What a kimg costs is the mean over the trials.
+    More trials continue then than the space asks for, never fewer. What a kimg costs is the mean over the trials, and
+    `spent` are the device-hours that the sweep has spent.
     """
     budget = space.budget
     scored = [(trial.repeats[0], trial.repeats[0].last) for trial in trials if trial.repeats]
@@ -102,7 +102,7 @@ def within_hours(trials: Sequence[Trial], space: Space) -> Space:
     hours = sum(row.seconds * repeat.devices / 3600 for repeat, row in rows)
     if not hours:
         return space
-    affordable = kimg + max(0.0, search_hours_left(trials, space)) * kimg / hours
+    affordable = kimg + max(0.0, search_hours_left(space, spent)) * kimg / hours
     return space.model_copy(
         update={"budget": widened(budget, lambda own: search_work(budget.trials or 0, own)[0] <= affordable)}
     )

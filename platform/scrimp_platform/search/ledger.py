@@ -15,15 +15,16 @@ from typing import Any
 from scrimp_platform import storage_loss, store
 from scrimp_platform.search import curves, gain, halving, proposals, race, records
 from scrimp_platform.search.prior import Prior
-from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.records import Preparation, Repeat, Trial
 from scrimp_platform.search.study import Study
 from scrimp_platform.search.warm_start import WarmStart
-from scrimp_platform.store import SweepFolder, write_atomic
+from scrimp_platform.store import SweepFolder, WorkFolder, write_atomic
 from scrimp_platform.throttle import Throttle
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
+from scrimp_trainers.recipe.needs import Need, needs
 
 Say = Callable[[str], None]
 
@@ -31,6 +32,8 @@ MAX_SAME_FAILURES = 3
 """Trials in a row that fail for good with the same cause before the sweep ends: their recipes are not the cause."""
 MIN_TRIALS_TO_COME = 10
 """At the begin of a sweep that only GPU-hours limit."""
+MAX_HELD = 10
+"""Repeats that wait for a reference or proxy while others are looked for: what is proposed now knows little."""
 MAX_PROPOSALS_PER_TRIAL = 10
 """The search ends early if nearly all proposals of a space contradict themselves."""
 
@@ -79,6 +82,8 @@ class Ledger:
 
         known = records.read_records(folder)
         self.trials = known.trials
+        self.preparations = {preparation.name: preparation for preparation in known.preparations}
+        self._needs: dict[tuple[int, int], list[Need]] = {}
         self._proposals = sorted([*known.trials, *known.skipped], key=lambda trial: trial.number)
         for problem in known.problems:
             say(problem)
@@ -98,7 +103,7 @@ class Ledger:
     @property
     def device_hours(self) -> float:
         """Device-hours that the sweep has spent so far."""
-        return sum(repeat.device_hours for repeat in self.repeats)
+        return sum(work.device_hours for work in [*self.repeats, *self.preparations.values()])
 
     @property
     def in_vain(self) -> bool:
@@ -115,19 +120,72 @@ class Ledger:
             return f"{len(self._same_failures)} trials in a row failed with the same error ({cause})"
         return ""
 
-    def propose(self) -> Repeat | None:
+    def propose(self) -> Repeat | Preparation | None:
         """Decide on the next repeat and hand it out: an interrupted one, a promoted one, a new trial's, or the race's.
 
-        None means that nothing can be decided now; if `running` is empty too, the sweep is complete.
+        A reference or proxy that it needs is handed out in its place, once for all repeats that need it; meanwhile
+        these are held, and others handed out. None means that nothing can be decided now; if nothing runs either, the
+        sweep is complete.
         """
-        repeat = self._interrupted() or self._search() or self._race()
-        if repeat:
-            repeat.status = "running"
-            repeat.started = time.time()
-            repeat.began = None
-            self._save(repeat)
-            self._update_status(repeat)
+        work = self._next()
+        if work:
+            work.status = "running"
+            work.started = time.time()
+            work.began = None
+            self._save(work)
+        if isinstance(work, Repeat):
+            self._update_status(work)
+        return work
+
+    def _next(self) -> Repeat | Preparation | None:
+        held = 0
+        for repeat in self._unfinished():
+            work = self._first_for(repeat)
+            if work is repeat:
+                self.say(f"{'resuming' if repeat.started else 'training'} repeat {self._label(repeat)}")
+            if work:
+                return work
+            held += repeat.open
+
+        while held < MAX_HELD:
+            repeat = self._search() or self._race()
+            work = self._first_for(repeat) if repeat else None
+            if work or not repeat or self.exhausted():
+                return work
+            held += repeat.open
+        return None
+
+    def _first_for(self, repeat: Repeat) -> Repeat | Preparation | None:
+        """Return what is to be handed out for a repeat: itself, or the first training that it needs and lacks.
+
+        None if that one runs; or if it failed, and with it the repeat.
+        """
+        for need in self._needs_of(repeat):
+            preparation = self.preparations.get(need.name) or self._prepare(need, repeat)
+            if preparation.status == "waiting":
+                return preparation
+            if preparation.status == "running":
+                return None
+            if preparation.status == "failed":
+                self._close(repeat, "failed", f"{need.name} failed: {preparation.cause}")
+                return None
         return repeat
+
+    def _needs_of(self, repeat: Repeat) -> list[Need]:
+        numbers = repeat.trial, repeat.repeat
+        if numbers not in self._needs:
+            self._needs[numbers] = needs(self._base.replace(self._trial(repeat).params), repeat.seed)
+        return self._needs[numbers]
+
+    def _prepare(self, need: Need, repeat: Repeat) -> Preparation:
+        """Record a training that a repeat needs."""
+        preparation = Preparation(need.name, need.kind, need.kimg, repeat.seed, devices=self._devices)
+        recipe = self._base.replace(self._trial(repeat).params).to_yaml()
+        self._write(partial(write_atomic, self.folder.preparation(need.name).recipe, recipe))
+        self._save(preparation)
+        self.preparations[need.name] = preparation
+        self.say(f"starting {need.name} of {need.kimg:g} kimg, which repeat {self._label(repeat)} needs")
+        return preparation
 
     def report(self, repeat: Repeat, row: MetricsRow) -> bool:
         """Record a repeat's scores at a rung and decide whether it continues; a second report changes nothing."""
@@ -148,47 +206,79 @@ class Ledger:
         self._pause(repeat, rung)
         return False
 
-    def clock(self, repeat: Repeat, working: bool) -> None:
-        """Record that a repeat's devices start to work for it, or that it waits."""
+    def clock(self, work: Repeat | Preparation, working: bool) -> None:
+        """Record that the devices start to work for what was handed out, or that it waits."""
         if working:
-            repeat.start_clock()
-            self._save(repeat)
+            work.start_clock()
+            self._save(work)
         else:  # perhaps for disk space, so this may not fit on the disk either
-            repeat.stop_clock()
+            work.stop_clock()
 
-    def withdraw(self, repeat: Repeat) -> None:
-        """Withdraw a waiting repeat, so that it is handed out again; this does not count as an attempt."""
-        repeat.status = "waiting"
-        self._save(repeat)
-        self.say(f"withdrawing repeat {self._label(repeat)}, which was waiting: the fit nodes have changed")
+    def charge(self, preparation: Preparation, device_hours: float, now: bool) -> None:
+        """Record what a preparation has cost, unless this sweep only found it in the dataset's cache."""
+        if now or preparation.resumed or preparation.attempt > 1:
+            preparation.cost = device_hours
+            self._save(preparation)
 
-    def finish(self, repeat: Repeat, failure: str = "", final: bool = False) -> None:
-        """Record that a repeat has ended, successfully or with a failure, which is retried unless it is `final`."""
-        if not repeat.open:
+    def withdraw(self, work: Repeat | Preparation) -> None:
+        """Withdraw what waits, so that it is handed out again; this does not count as an attempt."""
+        work.status = "waiting"
+        self._save(work)
+        self.say(f"withdrawing {self._name(work)}, which was waiting: the fit nodes have changed")
+
+    def finish(self, work: Repeat | Preparation, failure: str = "", final: bool = False) -> None:
+        """Record that something has ended, successfully or with a failure, which is retried unless it is `final`."""
+        if not work.open:
             return  # halving has paused or stopped it
-        if not failure and not self._scored(repeat, self.space.budget.rungs_kimg[-1]):
+        if isinstance(work, Repeat) and not failure and not self._scored(work, self.space.budget.rungs_kimg[-1]):
             failure = "its scores at the last rung are missing or not finite"
             final = True
-        if failure and not final and repeat.attempt <= self.space.budget.retries:
-            repeat.status = "waiting"
-            repeat.cause = failure
-            repeat.attempt += 1
-            repeat.stop_clock()
-            self._save(repeat)
-            self.say(f"repeat {self._label(repeat)} failed ({failure}); starting attempt {repeat.attempt}")
-            return
-        self._close(repeat, "failed" if failure else "finished", failure)
+        if failure and not final and work.attempt <= self.space.budget.retries:
+            work.status = "waiting"
+            work.cause = failure
+            work.attempt += 1
+            work.stop_clock()
+            self._save(work)
+            self.say(f"{self._name(work)} failed ({failure}); starting attempt {work.attempt}")
+        elif isinstance(work, Repeat):
+            self._close(work, "failed" if failure else "finished", failure)
+        else:
+            self._end(work, failure)
 
-    def note(self, repeat: Repeat, text: str) -> None:
-        """Print a message from a repeat."""
-        self.say(f"repeat {self._label(repeat)}: {text}")
+    def _end(self, preparation: Preparation, failure: str) -> None:
+        preparation.stop_clock()
+        preparation.status = "failed" if failure else "finished"
+        preparation.cause = failure
+        preparation.ended = time.time()
+        self._save(preparation)
+        ending = f"failed ({failure})" if failure else "finished"
+        self.say(f"{preparation.name} {ending}: {_short(preparation.device_hours)} device-hours")
+
+    def note(self, work: Repeat | Preparation, text: str) -> None:
+        """Print a message from a worker."""
+        self.say(f"{self._name(work)}: {text}")
+
+    def files(self, work: Repeat | Preparation) -> WorkFolder:
+        """Return the files of what was handed out."""
+        if isinstance(work, Preparation):
+            return self.folder.preparation(work.name)
+        return self.folder.repeat(work.trial, work.repeat)
 
     def show_race(self) -> None:
         """Bring the second study of the journal up to date; while the race runs, that is done now and then."""
         self._study.show_race(self._proposals)
 
     def _recover(self) -> None:
-        """Reopen what a killed driver had handed out, and retrain what is damaged."""
+        """Reopen what a killed driver had handed out, and retrain what is damaged.
+
+        A reference or proxy that failed is tried again: trials to come may need it.
+        """
+        for preparation in self.preparations.values():
+            preparation.resumed |= preparation.status == "running" and preparation.began is not None
+            if preparation.status != "finished":
+                preparation.status = "waiting"
+                preparation.attempt = 1
+                self._save(preparation)
         for trial in self.trials:
             if trial.status in ("running", "paused", "complete"):
                 self._reopen(trial)
@@ -218,20 +308,17 @@ class Ledger:
         if trial.repeats:
             self._update_status(trial.repeats[0])
 
-    def _interrupted(self) -> Repeat | None:
+    def _unfinished(self) -> list[Repeat]:
+        """Return the repeats that were begun and wait to be handed out."""
         # A trial without a repeat: the driver was killed between the two.
         for trial in self.trials:
             if trial.status == "running" and not trial.repeats:
-                return self._add(trial, "search")
-        for repeat in self.repeats:
-            if repeat.status == "waiting":
-                self.say(f"resuming repeat {self._label(repeat)}")
-                return repeat
-        return None
+                self._add(trial, "search")
+        return [repeat for repeat in self.repeats if repeat.status == "waiting"]
 
     def _search(self) -> Repeat | None:
         self._stop_hopeless()
-        if halving.search_hours_left(self.trials, self.space) <= 0:
+        if halving.search_hours_left(self.space, self.device_hours) <= 0:
             return None
         for rung in reversed(self._rungs()):
             trial = rung.promotable()
@@ -307,7 +394,7 @@ class Ledger:
         return learned.expected if learned else None
 
     def _rungs(self) -> list[halving.Rung]:
-        space = halving.within_hours(self.trials, self.space)
+        space = halving.within_hours(self.trials, self.space, self.device_hours)
         return halving.rungs(self._sound(), space, self._trials_to_come(), self._expected())
 
     def _promotable(self, kimg: float) -> Repeat | None:
@@ -332,7 +419,9 @@ class Ledger:
     def _stop_hopeless(self) -> None:
         """Stop the paused repeats whose places others will take, and delete their checkpoints."""
         for rung in self._rungs():
-            for trial in rung.hopeless(rung.places if halving.search_hours_left(self.trials, self.space) > 0 else 0):
+            for trial in rung.hopeless(
+                rung.places if halving.search_hours_left(self.space, self.device_hours) > 0 else 0
+            ):
                 files = self.folder.repeat(trial.number, 0)
                 self._close(trial.repeats[0], "stopped", f"not among the best at {rung.kimg:g} kimg")
                 shutil.rmtree(files.checkpoint, ignore_errors=True)
@@ -435,8 +524,11 @@ class Ledger:
     def _scored(self, repeat: Repeat, kimg: float) -> bool:
         return all(math.isfinite(repeat.score(name, kimg)) for name in self.space.objectives)
 
-    def _save(self, repeat: Repeat) -> None:
-        self._write(partial(repeat.save, self.folder.repeat(repeat.trial, repeat.repeat)))
+    def _save(self, work: Repeat | Preparation) -> None:
+        if isinstance(work, Preparation):
+            self._write(partial(work.save, self.folder.preparation(work.name)))
+        else:
+            self._write(partial(work.save, self.folder.repeat(work.trial, work.repeat)))
 
     def _write(self, write: Callable[[], None]) -> None:
         def write_if_storage_exists() -> None:
@@ -447,6 +539,9 @@ class Ledger:
 
     def _label(self, repeat: Repeat) -> str:
         return self.folder.repeat(repeat.trial, repeat.repeat).label
+
+    def _name(self, work: Repeat | Preparation) -> str:
+        return work.name if isinstance(work, Preparation) else f"repeat {self._label(work)}"
 
 
 def _status(trial: Trial) -> records.TrialStatus:

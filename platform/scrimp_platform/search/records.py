@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scrimp_platform import store
-from scrimp_platform.store import RepeatFolder, SweepFolder
+from scrimp_platform.store import RepeatFolder, SweepFolder, WorkFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums, metrics_log
 from scrimp_trainers.common.errors import DamagedRecord, UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
+from scrimp_trainers.recipe.needs import Kind
 
 Phase = Literal["search", "race"]
 RepeatStatus = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "damaged"]
@@ -23,8 +24,46 @@ REQUIRED = {"name", "id", "space", "space_name", "dataset", "seed", "started", "
 """What `sweep.json` always has."""
 
 
+class _Timed:
+    """What has a status, and devices that work for it."""
+
+    status: Any
+    began: float | None
+    spent: float
+    devices: int
+
+    @property
+    def open(self) -> bool:
+        """Whether it is being trained, or is to be handed out."""
+        return self.status in ("waiting", "running")
+
+    @property
+    def device_hours(self) -> float:
+        """Hours for which its devices have worked for it so far, times devices."""
+        seconds = self.spent
+        if self.began and self.status == "running":
+            seconds += time.time() - self.began
+        return max(seconds, self._measured_seconds) * self.devices / 3600
+
+    @property
+    def _measured_seconds(self) -> float:
+        """Time that its worker says it has taken."""
+        raise NotImplementedError
+
+    def start_clock(self) -> None:
+        """Start counting the time of its devices; what a killed driver could not write is taken from its worker."""
+        self.spent = max(self.spent, self._measured_seconds)
+        self.began = time.time()
+
+    def stop_clock(self) -> None:
+        """Stop counting the time of its devices."""
+        if self.began:
+            self.spent += time.time() - self.began
+        self.began = None
+
+
 @dataclass
-class Repeat:
+class Repeat(_Timed):
     """One training of a trial with one seed.
 
     `paused` means that it waits at a rung and may continue, `stopped` that successive halving ended it, `failed` that
@@ -51,11 +90,6 @@ class Repeat:
     rungs: dict[float, MetricsRow] = field(default_factory=dict)
 
     @property
-    def open(self) -> bool:
-        """Whether it is being trained, or is to be handed out."""
-        return self.status in ("waiting", "running")
-
-    @property
     def last(self) -> MetricsRow | None:
         """The row of the highest rung reached; None before the first."""
         if not self.rungs:
@@ -63,15 +97,13 @@ class Repeat:
         return self.rungs[max(self.rungs)]
 
     @property
-    def device_hours(self) -> float:
-        """Hours for which its devices have worked for it so far, times devices."""
-        seconds = self.spent
-        if self.began and self.status == "running":
-            seconds += time.time() - self.began
-        return max(seconds, self._scored_seconds) * self.devices / 3600
+    def recipe_hours(self) -> float:
+        """Device-hours of this repeat and, in full, of its reference and proxy: who trains it alone has to pay them."""
+        prepared = self.last.value("prepared_device_hours") if self.last else math.nan
+        return self.device_hours + (prepared if math.isfinite(prepared) else 0.0)
 
     @property
-    def _scored_seconds(self) -> float:
+    def _measured_seconds(self) -> float:
         """Time that it had taken at the highest rung reached."""
         return self.last.seconds if self.last else 0.0
 
@@ -80,20 +112,43 @@ class Repeat:
         row = self.rungs.get(kimg)
         return row.value(name) if row else math.nan
 
-    def start_clock(self) -> None:
-        """Start counting the time of its devices; what a killed driver could not write is taken from the scores."""
-        self.spent = max(self.spent, self._scored_seconds)
-        self.began = time.time()
-
-    def stop_clock(self) -> None:
-        """Stop counting the time of its devices."""
-        if self.began:
-            self.spent += time.time() - self.began
-        self.began = None
-
     def save(self, folder: RepeatFolder) -> None:
         """Write `repeat.json`; the scores stand in `metrics.jsonl`, where the worker wrote them."""
         store.write_json(folder.record, vars(self) | {"rungs": sorted(self.rungs)})
+
+
+@dataclass
+class Preparation(_Timed):
+    """A training that comes before those of repeats: a reference or a proxy, once for all repeats that need it.
+
+    `name`, `kind` and `kimg` are those of the need (`recipe/needs.py`); `seed` is that of the repeat for which it was
+    begun. `cost` is the device-hours that it took, of all attempts; 0 if it was found in the dataset's cache. `resumed`
+    means that a driver was gone while it was trained. The other fields are as in `Repeat`.
+    """
+
+    name: str
+    kind: Kind
+    kimg: float
+    seed: int
+    status: Literal["waiting", "running", "finished", "failed"] = "waiting"
+    attempt: int = 1
+    cause: str = ""
+    started: float | None = None
+    ended: float | None = None
+    began: float | None = None
+    spent: float = 0.0
+    devices: int = 1
+    cost: float = 0.0
+    resumed: bool = False
+
+    @property
+    def _measured_seconds(self) -> float:
+        """Time that it has taken, as the dataset's cache says."""
+        return self.cost * 3600 / self.devices
+
+    def save(self, folder: WorkFolder) -> None:
+        """Write `preparation.json`."""
+        store.write_json(folder.record, vars(self))
 
 
 @dataclass
@@ -145,6 +200,8 @@ class Records:
     """Proposals that were not trained."""
     problems: list[str]
     """A line for each record that is damaged or missing; it begins with the file."""
+    preparations: list[Preparation] = field(default_factory=list)
+    """References and proxies that repeats need."""
 
     @property
     def repeats(self) -> list[Repeat]:
@@ -223,6 +280,10 @@ def read_records(folder: SweepFolder, earlier: Records | None = None) -> Records
         trial = _read_trial(folder, number, ended, problems)
         group = records.skipped if trial.status == "skipped" else records.trials
         group.append(trial)
+    for files in folder.preparations():
+        preparation = _read_preparation(files, problems)
+        if preparation:
+            records.preparations.append(preparation)
     return records
 
 
@@ -230,9 +291,9 @@ def read_as_observer(folder: SweepFolder) -> Records:
     """Read every trial, for a process other than the driver: if no driver runs, no repeat is running either."""
     records = read_records(folder)
     if not store.holder(folder.lock):
-        for repeat in records.repeats:
-            if repeat.status == "running":
-                repeat.status = "waiting"
+        for work in [*records.repeats, *records.preparations]:
+            if work.status == "running":
+                work.status = "waiting"
     return records
 
 
@@ -286,6 +347,15 @@ def _read_repeat(files: RepeatFolder, problems: list[str]) -> Repeat:
     return repeat
 
 
+def _read_preparation(files: WorkFolder, problems: list[str]) -> Preparation | None:
+    """Read a preparation. If its record is damaged, it is begun anew, and finds in the cache what was trained."""
+    try:
+        return Preparation(**_load(files.record, name=files.path.name))
+    except (DamagedRecord, KeyError, TypeError) as damage:
+        problems.append(f"{_reason(files.record, damage)}; the device-hours of {files.path.name} are left out")
+        return None
+
+
 def _scan(files: RepeatFolder, rungs: Sequence[float]) -> tuple[dict[float, MetricsRow], list[str]]:
     """Return the rows by rung, and what is wrong with `metrics.jsonl`, which should contain those of `rungs`."""
     try:
@@ -302,7 +372,7 @@ def _scan(files: RepeatFolder, rungs: Sequence[float]) -> tuple[dict[float, Metr
     return by_rung, []
 
 
-def _load(file: Path, **numbers: int) -> dict[str, Any]:
+def _load(file: Path, **numbers: int | str) -> dict[str, Any]:
     record = store.read_json(file)
     if record is None:
         raise DamagedRecord(f"{file}: missing")

@@ -23,7 +23,7 @@ from ray.tune.stopper import Stopper
 
 from scrimp_platform import cluster, interrupt
 from scrimp_platform.search.ledger import Ledger
-from scrimp_platform.search.records import Repeat
+from scrimp_platform.search.records import Preparation, Repeat
 from scrimp_trainers.common import heartbeat
 
 # Keys of what a Tune function reports (see worker.py).
@@ -33,6 +33,7 @@ NON_RETRYABLE = "final"
 NOTE = "note"
 NODE = "node"
 WORKING = "working"
+COST = "cost"
 
 Decision = TypeVar("Decision")
 
@@ -68,7 +69,7 @@ class RepeatSearcher(Searcher):
         self._fit_nodes = fit_nodes
         self._record_failure = record_failure
         self._fail = fail
-        self._repeats: dict[str, Repeat] = {}
+        self._repeats: dict[str, Repeat | Preparation] = {}
         self._ending: set[str] = set()
         self._tune_trials: dict[str, Any] = {}
 
@@ -82,7 +83,11 @@ class RepeatSearcher(Searcher):
         if repeat is None:
             return None if self._repeats or self._ending else Searcher.FINISHED
         self._repeats[trial_id] = repeat
-        return {"trial": repeat.trial, "repeat": repeat.repeat, "fit_nodes": self._fit_nodes()}
+        if isinstance(repeat, Preparation):
+            numbers = {"trial": -1, "repeat": -1, "preparation": repeat.name}
+        else:
+            numbers = {"trial": repeat.trial, "repeat": repeat.repeat, "preparation": ""}
+        return numbers | {"fit_nodes": self._fit_nodes()}
 
     def watch(self, trial: Any) -> None:
         """Remember the Tune trial of a repeat that was handed out."""
@@ -123,14 +128,18 @@ class RepeatSearcher(Searcher):
         return self._decide(lambda: self._handle(trial_id, result), False)
 
     def _handle(self, trial_id: str, result: dict[str, Any]) -> bool:
+        repeat = self._repeats[trial_id]
         if NOTE in result:
-            self._ledger.note(self._repeats[trial_id], result[NOTE])
+            self._ledger.note(repeat, result[NOTE])
         if WORKING in result:
-            self._ledger.clock(self._repeats[trial_id], result[WORKING])
+            self._ledger.clock(repeat, result[WORKING])
             if not result[WORKING] and self._outdated(self._tune_trials[trial_id]):
                 self._withdraw(self._tune_trials[trial_id])
                 return False
-        if ROW in result and not self._ledger.report(self._repeats[trial_id], result[ROW]):
+        if isinstance(repeat, Preparation):
+            if COST in result:
+                self._ledger.charge(repeat, *result[COST])
+        elif ROW in result and not self._ledger.report(repeat, result[ROW]):
             # Paused: the repeat may continue as another Tune trial, so nothing that comes from this one concerns it.
             del self._repeats[trial_id]
             self._ending.add(trial_id)
@@ -157,7 +166,7 @@ class RepeatSearcher(Searcher):
         failure = result.get(FAILURE, "")
         final = bool(result.get(NON_RETRYABLE))
         if error:
-            files = self._ledger.folder.repeat(repeat.trial, repeat.repeat)
+            files = self._ledger.files(repeat)
             died = f"its process died, or Ray killed it to free memory; see {files.path}"
             failure = heartbeat.timeout_message(files.stacks) or died
         self._decide(lambda: self._ledger.finish(repeat, failure, final=final), None)

@@ -114,8 +114,8 @@ def cheapest(costs: Mapping[int, Cost]) -> list[int]:
 
 
 def cost(repeats: Sequence[Repeat], kimg: float) -> Cost:
-    """Return what these repeats have cost, each up to this rung."""
-    hours = [repeat.device_hours for repeat in repeats]
+    """Return what these repeats have cost, each up to this rung and with all of the reference and proxy it needs."""
+    hours = [repeat.recipe_hours for repeat in repeats]
     return Cost(
         hours=stats.summarize([value for value in hours if value]).mean,
         parameters=stats.summarize(records.finite_scores(repeats, "parameters", kimg)).mean,

@@ -17,6 +17,8 @@ from scrimp_trainers.common.files import write_atomic
 
 EXTRACTOR = "extractor"
 """The entry of `scores` that names their feature extractor."""
+SELECTED = "selected"
+"""That which says of how many evaluations a model was chosen as the best; none of a last model."""
 
 
 @dataclass(frozen=True, kw_only=True)

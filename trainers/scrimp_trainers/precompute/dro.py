@@ -3,14 +3,16 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from scrimp_trainers.common import heartbeat, metrics_log, ranks
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
@@ -51,19 +53,39 @@ class ClassWeightState:
     """Time spent, over all attempts."""
 
 
-def train_reference(recipe: Recipe, dataset: Dataset, folder: Path, device: torch.device) -> Denoiser:
-    """Train the reference like any repeat, in this process alone, or resume it; return its averaged network."""
-    if not (folder / "model").exists():
-        session = Session(recipe, dataset, folder, REFERENCE_SEED, device=device, alone=True)
+def train_reference(
+    recipe: Recipe, dataset: Dataset, folder: Path, device: torch.device, group: dist.ProcessGroup | None = None
+) -> Denoiser:
+    """Train the reference like any repeat, on all ranks, or resume it; return its averaged network."""
+    if ranks.agreed(not (folder / "model").exists(), group):
+        session = Session(recipe, dataset, folder, REFERENCE_SEED, device=device)
         session.resume()
         steps = session.steps()
         for images, _ in session.due_rows():
             session.train_to(images, steps, CHECKPOINT_SECONDS)
             session.write_row(session.metrics_row())
+
+        last = session.progress.lines[-1]
+        session.replace_last_row(replace(last, scores={"device_hours": last.seconds * session.world / 3600}))
         session.save("last")
         session.export(session.progress.lines[-1])
     network, _ = load_model(folder / "model", device)
     return network.requires_grad_(False)
+
+
+def reference_hours(folder: Path) -> float:
+    """Return the device-hours that a reference in the dataset's cache has taken.
+
+    Raises
+    ------
+    UserError
+        If its rows do not say so.
+    """
+    rows = metrics_log.read_rows(folder / "metrics.jsonl")
+    hours = rows[-1].value("device_hours") if rows else math.nan
+    if not math.isfinite(hours):
+        raise UserError(f"{folder / 'metrics.jsonl'}: does not say what the reference cost; remove {folder}")
+    return hours
 
 
 def open_reference(folder: Path, recipe: Recipe, dataset: Dataset, device: torch.device) -> Denoiser:
@@ -98,8 +120,11 @@ def train_proxy(
     device: torch.device,
     kept: np.ndarray | None,
     reference: Denoiser | None,
+    group: dist.ProcessGroup | None = None,
 ) -> ClassWeightState:
     """Train the proxy and update the class weights at every step, or resume it from its checkpoint in the folder.
+
+    All ranks train it together.
 
     Raises
     ------
@@ -108,6 +133,7 @@ def train_proxy(
     """
     manifest = dataset.manifest
     training = recipe.training
+    rank, world = ranks.rank_and_world()
     classes = len(manifest.classes or [])
     state = initial_state(
         recipe,
@@ -126,6 +152,9 @@ def train_proxy(
     saved_state, damage = checkpoint.restore([last, previous], state, identity)
     if saved_state:
         weights = _from_json(saved_state, device)
+    # Rank 0 must not write the next checkpoint before all ranks have read this one.
+    if ranks.agreed(state.step, group) != state.step:
+        raise RuntimeError("the ranks read different checkpoints")
 
     # Train.
     started = time.monotonic()
@@ -139,9 +168,12 @@ def train_proxy(
         flip=training.flip,
         start=state.step,
         kept=kept,
+        rank=rank,
+        world=world,
     )
     steps = count_steps(training)
     path_interval = max(1, steps // PATH_POINTS)
+    heartbeat.beat()
     for step in train_steps(recipe, state, proxy_batches, weights, reference, settings, device):
         if step.step % path_interval == 0:
             weights.path.append([step.step, *weights.alpha.tolist()])
@@ -149,13 +181,15 @@ def train_proxy(
         if step.step % CHECK_INTERVAL_STEPS == 0 or step.step == steps:
             if not math.isfinite(float(weights.alpha.sum())):
                 raise Diverged(f"reweighting's proxy, step {step.step}: its loss is not finite")
+            heartbeat.beat()
             weights.seconds = seconds_before + time.monotonic() - started
-            if time.monotonic() - last_save > CHECKPOINT_SECONDS:
+            if rank == 0 and time.monotonic() - last_save > CHECKPOINT_SECONDS:
                 # A damaged last checkpoint must not replace the intact one before it.
                 keep_replaced = None if damage else previous
                 checkpoint.save(last, state, identity, _to_json(weights), keep_replaced)
                 last_save = time.monotonic()
                 damage = ""
+    heartbeat.pause()
     return weights
 
 
@@ -178,18 +212,30 @@ def train_steps(
 
     Proxy and reference see the same images, noise levels, noise and conditions. Without a reference this is group DRO.
     """
+    rank, world = ranks.rank_and_world()
     eta = settings.eta / count_steps(recipe.training)
     updated = weights.last, weights.alpha
+    gathered: tuple[int, list[Tensor]] | None = None
+
+    def of_all_ranks(*own: Tensor) -> list[Tensor]:
+        """Return the values of all ranks' images, gathered once a step: a rank may repeat a step without the others."""
+        nonlocal gathered
+        if world == 1:
+            return list(own)
+        if gathered is None or gathered[0] != state.step:
+            gathered = state.step, [_gather(values, world) for values in own]
+        return gathered[1]
 
     def weigh(step_losses: StepLosses) -> Tensor:
         # A step may call this again after it ran out of memory, so `weights` changes only once the step is done.
         nonlocal updated
         losses = step_losses.losses
-        labels = cast(Tensor, step_losses.labels)
         reference_losses = torch.zeros_like(losses)
         if reference is not None:
             with torch.no_grad():
                 reference_losses = step_losses.of_network(reference)
+        count = len(losses)
+        losses, reference_losses, labels = of_all_ranks(losses, reference_losses, cast(Tensor, step_losses.labels))
 
         last = weights.last
         if state.step == 0:  # until a class appears in a batch, it counts as an average one
@@ -200,12 +246,20 @@ def train_steps(
         updated = last, alpha
 
         factors = loss_factors(alpha, labels, grouped=reference is None)
-        return factors * len(labels)  # the loop divides by the number of images
+        # The loop divides by the number of images.
+        return factors[rank * count : (rank + 1) * count] * len(labels)
 
-    for step in train(recipe, state, proxy_batches, device=device, weigh=weigh):
+    for step in train(recipe, state, proxy_batches, device=device, rank=rank, world=world, weigh=weigh):
         weights.last, weights.alpha = updated
         weights.total += weights.alpha
         yield step
+
+
+def _gather(values: Tensor, world: int) -> Tensor:
+    """Return the values [b] of each rank's images, those of all in the order of the ranks."""
+    parts = [torch.empty_like(values) for _ in range(world)]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
 
 
 def _to_json(weights: ClassWeightState) -> dict[str, Any]:

@@ -362,4 +362,9 @@ def reference_recipe(settings: Reweighting) -> Recipe:
             f"reweighting.recipe {settings.recipe}: has {', '.join(techniques)}; reference and proxy are trained "
             "without techniques, name a recipe without them"
         )
+    if recipe.training.select == "best":
+        raise UserError(
+            f"reweighting.recipe {settings.recipe}: training.select is best, but reference and proxy are not scored; "
+            "set it to last"
+        )
     return recipe.replace({"about": "", "training.kimg": settings.kimg})

@@ -140,3 +140,6 @@ class Training(Section):
     weights of the diffusion process."""
     compile: bool = False
     """Compile the network with `torch.compile`."""
+    select: Literal["last", "best"] = "last"
+    """Which model `scrimp train` exports: the last one, or that of the rung with the best score. A score by which a
+    model was chosen is optimistic, so a sweep refuses `best`."""

@@ -303,3 +303,13 @@ class Reweighting(Section):
     def on(self) -> bool:
         """Whether classes are weighed."""
         return self.method != "none"
+
+    @property
+    def family(self) -> Literal["dro", "group-dro"]:
+        """Which proxy's weights the method starts from."""
+        return "group-dro" if self.method == "group_dro" else "dro"
+
+    @property
+    def trains_reference(self) -> bool:
+        """Whether a reference has to be trained."""
+        return self.on and self.family == "dro" and self.reference is None

@@ -29,6 +29,8 @@ class Prepared:
     """The class weights on the training device, if they are factors on the losses."""
     sampling_weights: np.ndarray | None = None
     """[N or the number of kept images], proportional to the probability with which each image is drawn."""
+    device_hours: float = 0.0
+    """What reference and proxy have cost, which whoever trains this recipe alone has to pay."""
     files: tuple[Path, ...] = ()
     """Files of the dataset's cache to copy into the repeat's folder: the coreset's list and picture."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from scrimp_trainers.common import checksums, environment, heartbeat, metrics_log, parts, ranks
 from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.common.files import write_atomic
-from scrimp_trainers.common.metrics_log import MetricsRow
+from scrimp_trainers.common.metrics_log import SELECTED, MetricsRow
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.export import export_model, is_current
@@ -52,6 +52,8 @@ class Progress:
     """Lowest mean loss of any row."""
     best: float | None = None
     """Best value of the objective."""
+    best_kimg: float = 0.0
+    """Where it was measured."""
     loss_sum: float = 0.0
     """Sum of the losses since the last row."""
     loss_steps: int = 0
@@ -81,8 +83,6 @@ class Session:
     ----------
     prepared
         What the recipe's techniques need, from `precompute.prepare`.
-    alone
-        Train in this process only, even if there is a process group.
     """
 
     def __init__(
@@ -95,7 +95,6 @@ class Session:
         scoring: Scoring | None = None,
         *,
         device: torch.device,
-        alone: bool = False,
     ) -> None:
         self.recipe = recipe
         self.dataset = dataset
@@ -103,7 +102,7 @@ class Session:
         self.prepared = prepared
         self.scoring = scoring
         self.device = device
-        self.rank, self.world = (0, 1) if alone else ranks.rank_and_world()
+        self.rank, self.world = ranks.rank_and_world()
 
         # The clock, all in `time.monotonic`.
         now = time.monotonic()
@@ -138,12 +137,19 @@ class Session:
 
         Returns a message for the user: what was damaged, and whether code or libraries have changed; empty if neither.
         """
+        best = self._restore_best() if self.recipe.training.select == "best" else None
         checkpoints = [self.folder / "checkpoint" / name for name in ("last", "previous", "best")]
         saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
         self.last_is_intact = not damage
         self._refuse_if_trained_longer()
         if saved:
             self.progress = Progress.from_json(saved)
+        if best:
+            # Its rung may lie after the checkpoint from which training resumes.
+            self.progress.best = best.best
+            self.progress.best_kimg = best.best_kimg
+        elif self.recipe.training.select == "best" and self.progress.best is not None:
+            raise UserError(f"{self._best}: missing, so the best model is lost; remove {self.folder} to train it again")
 
         # Time spent after the checkpoint counts too.
         written, damaged_rows = metrics_log.scan_rows(self._metrics)
@@ -308,6 +314,9 @@ class Session:
             seconds=seconds,
             devices=self.world,
         )
+        if self.prepared.class_weights is not None:
+            costs["prepared_device_hours"] = self.prepared.device_hours
+            costs["device_hours"] += self.prepared.device_hours
         self.rate_start = (self.state.images, time.monotonic())
         return replace(row, seconds=seconds, scores=row.scores | values | costs)
 
@@ -329,20 +338,53 @@ class Session:
         A recipe's result is the score of its last model: to take the best of many snapshots is to choose by the score.
         """
         value = row.value(objective) if objective else math.nan
-        if not math.isfinite(value):
-            return row
+        best = self.progress.best
+        best_kimg = self.progress.best_kimg
+        better_of = {"minimize": min, "maximize": max}[direction]
+        if math.isfinite(value) and (best is None or better_of(best, value) != best):
+            best = value
+            best_kimg = row.kimg
 
-        best = value
-        if self.progress.best is not None:
-            better_of = {"minimize": min, "maximize": max}[direction]
-            best = better_of(self.progress.best, value)
-        return replace(row, scores=row.scores | {f"{objective}_best": best})
+        scores: dict[str, float | str] = {}
+        if best is not None and math.isfinite(value):
+            scores[f"{objective}_best"] = best
+        if best is not None and self.recipe.training.select == "best":
+            count = sum(math.isfinite(each.value(str(objective))) for each in [*self.progress.lines, row])
+            scores[SELECTED] = f"chosen as the best of {count} evaluations by {objective}, at {best_kimg:g} kimg"
+        return replace(row, scores=row.scores | scores)
+
+    def load_best(self, objective: str) -> MetricsRow:
+        """Load `checkpoint/best`, and return its row, which says of how many evaluations it was chosen as the best.
+
+        The costs are those of the whole training, without which nothing could have been chosen.
+
+        Raises
+        ------
+        UserError
+            If it is damaged, or no rung has a score.
+        """
+        best = self._restore_best()
+        if best is None:
+            raise UserError(f"{self.folder}: no rung has a finite {objective}, so training.select: best has no choice")
+
+        chosen = best.lines[-1]
+        last = self.progress.lines[-1]
+        whole = {name: last.scores[name] for name in ("device_hours", SELECTED)}
+        return replace(chosen, seconds=last.seconds, train_flops=last.train_flops, scores=chosen.scores | whole)
+
+    def _restore_best(self) -> Progress | None:
+        """Load `checkpoint/best`; return what is stored with it, or None if there is none."""
+        saved, damage = checkpoint.restore([self._best], self.state, self._identity())
+        if damage:
+            raise UserError(f"{damage.partition('; ')[0]}; the best model is lost, remove {self.folder} to train again")
+        return Progress.from_json(saved) if saved else None
 
     def save_if_best(self, row: MetricsRow, objective: str | None) -> None:
         """Write `checkpoint/best` if this rung is the best so far."""
         best = row.value(f"{objective}_best")
         if math.isfinite(best) and best != self.progress.best:
             self.progress.best = best
+            self.progress.best_kimg = row.kimg
             self.save("best")
 
     def save(self, name: Literal["last", "best"]) -> None:
@@ -385,6 +427,10 @@ class Session:
         if self.world > 1:
             dist.barrier()  # all files exist when this method returns on any rank
         heartbeat.pause()
+
+    @property
+    def _best(self) -> Path:
+        return self.folder / "checkpoint" / "best"
 
     @property
     def _metrics(self) -> Path:
