@@ -57,7 +57,16 @@ def make_codec(kind: str | None, encoder: str | None) -> Autoencoder:
 
 
 def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -> None:
-    """Encode a dataset's images into its cache of latents."""
+    """Encode a dataset's images into its cache of latents.
+
+    Raises
+    ------
+    UserError
+        If the dataset has no images.
+    """
+    facts = manifest.load_manifest(folder)
+    if facts.modality != codec.modality:
+        raise UserError(f"--codec: encodes {codec.modality}, but dataset {facts.name} is of {facts.modality}")
     from scrimp_trainers.codecs.cache import open_latents
     from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset

@@ -50,7 +50,13 @@ class Items:
 
 
 class Modality(Protocol):
-    """A kind of item. One that has a method `mirror(values, flipped)` can be trained on with `training.flip`."""
+    """A kind of item, which may have more than the methods below.
+
+    With `mirror(values, flipped)` it can be trained on with `training.flip`. With `picture_shape`, the shape [C, H, W]
+    of what `render` draws, its datasets may have a classifier. `renderer` names how it draws, if that can be changed:
+    scores state it. `statistics(items)` gives numbers [B, n] of each item, for scores that are not about pictures.
+    `svg(item)` gives the text of an SVG file.
+    """
 
     @property
     def suffix(self) -> str:
@@ -98,6 +104,17 @@ def open_modality(kind: str, *, size: int, channels: int) -> Modality:
 def modality_of(manifest: Manifest) -> Modality:
     """Return the modality of a dataset; raises as `open_modality` does."""
     return open_modality(manifest.modality, size=manifest.size, channels=manifest.channels)
+
+
+def picture_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """Return the shape [C, H, W] of the pictures of a dataset of Scrimp's own modalities; raises as `modality_of`."""
+    modality: Any = modality_of(manifest)
+    return modality.picture_shape
+
+
+def renderer(modality: Modality) -> str:
+    """Name how items are drawn; empty where they are pictures already."""
+    return getattr(modality, "renderer", "")
 
 
 def has_mirror(modality: Modality) -> bool:
