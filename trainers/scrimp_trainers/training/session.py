@@ -125,7 +125,11 @@ class Session:
             seed=seed,
             device=self.device,
         )
-        self.dense_flops, self.flops, self.layers = expected_cost.network_flops(recipe, self.state.network)
+        for network in (self.state.network, self.state.ema):
+            network.tell_lengths(manifest.lengths)
+        self.dense_flops, self.flops, self.layers = expected_cost.network_flops(
+            recipe, self.state.network, manifest.mean_length
+        )
 
         self.scorer = None
         if scoring:

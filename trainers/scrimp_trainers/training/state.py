@@ -87,6 +87,7 @@ def build_network(recipe: Recipe, image_size: int, channels: int, classes: int, 
             classes=classes if recipe.conditioning.classes else 0,
             augment_labels=mafp.LABELS if recipe.mafp.p1 > 0 else 0,
             coordinates=recipe.patches.on or recipe.patches.coordinates,
+            **recipe.network.options(recipe),
         )
 
 
