@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_batches_are_alike_in_length_and_draw_everything_once():
 
 
 def test_ranks_share_a_batch_and_resuming_draws_the_same(dataset):
-    def drawn(**options: int) -> list[Tensor]:
+    def drawn(**options: Any) -> list[Tensor]:
         sequence = batches(dataset, batch_size=8, seed=0, device=CPU, **options)
         return [batch.index for batch in itertools.islice(sequence, 20)]
 
@@ -171,10 +172,12 @@ def trained(recipe: Recipe, dataset: Dataset, count: int = 64, mangle: bool = Fa
     state = initial_state(recipe, image_size=values.shape[-1], channels=3, classes=0, seed=0, device=CPU)
     size = recipe.training.batch_size
 
+    masks = items.mask
+
     def endless():
         for start in itertools.cycle(range(0, count, size)):
             part = slice(start, start + size)
-            yield Batch(values[part], None, torch.arange(count)[part], torch.zeros(size).bool(), items.mask[part])
+            yield Batch(values[part], None, torch.arange(count)[part], torch.zeros(size).bool(), masks[part])
 
     codec = StrokeCodec(recipe.codec.form, 0.8)  # type: ignore[union-attr]
     steps = list(train(recipe, state, endless(), Prepared(codec=codec), device=CPU))

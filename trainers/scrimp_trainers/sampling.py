@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
-from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality
+from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality, statistics_of
 from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
@@ -36,9 +37,20 @@ def generate(
     Tensor
         uint8 [b, C, H, W] on the network's device, b at most `batch_size`.
     """
-    modality = modality_for(network, recipe, codec)
-    for items in generate_items(network, recipe, count, seed=seed, codec=codec, **options):
-        yield modality.render(items)
+    items = generate_items(network, recipe, count, seed=seed, codec=codec, **options)
+    return rendered(items, modality_for(network, recipe, codec), [])
+
+
+def rendered(items: Iterable[Items], modality: Modality, statistics: list[Tensor]) -> Iterator[Tensor]:
+    """Yield the pictures of items, uint8 [b, C, H, W], and add to a list what their modality measures of them, if any.
+
+    The list is complete once all pictures have been taken.
+    """
+    for part in items:
+        measured = statistics_of(modality, part)
+        if measured is not None:
+            statistics.append(measured)
+        yield modality.render(part)
 
 
 def modality_for(network: Denoiser, recipe: Recipe, codec: Codec) -> Modality:
@@ -121,15 +133,50 @@ def save_images(batches: Iterable[Tensor], folder: Path) -> None:
     UserError
         If the folder exists or cannot be written.
     """
+    with atomic_folder(folder) as part:
+        _write_images(batches, part)
+
+
+def save_items(batches: Iterable[Items], modality: Any, folder: Path) -> None:
+    """Write pictures of items as `save_images` does, and each as an SVG file in `svg/` if their modality has such.
+
+    Raises
+    ------
+    UserError
+        If the folder exists or cannot be written.
+    """
+    texts: list[str] = []
+
+    def pictures() -> Iterator[Tensor]:
+        for items in batches:
+            if hasattr(modality, "svg"):
+                texts.extend(modality.svg(item) for item in _unpadded(items))
+            yield modality.render(items)
+
+    with atomic_folder(folder) as part:
+        _write_images(pictures(), part)
+        if texts:
+            (part / "svg").mkdir()
+        for number, text in enumerate(texts):
+            (part / "svg" / f"{number:06d}.svg").write_text(text)
+
+
+def _write_images(batches: Iterable[Tensor], folder: Path) -> None:
     number = 0
     shown: list[Tensor] = []
-    with atomic_folder(folder) as part:
-        for batch in batches:
-            shown.append(batch[: max(0, GRID_IMAGES - number)].cpu())
-            for image in batch:
-                to_pil(image).save(part / f"{number:06d}.png")
-                number += 1
-        image_grid(torch.cat(shown)).save(part / "grid.png")
+    for batch in batches:
+        shown.append(batch[: max(0, GRID_IMAGES - number)].cpu())
+        for image in batch:
+            to_pil(image).save(folder / f"{number:06d}.png")
+            number += 1
+    image_grid(torch.cat(shown)).save(folder / "grid.png")
+
+
+def _unpadded(items: Items) -> Iterator[np.ndarray]:
+    """Yield each item [points, channels] without its padding."""
+    for row, values in enumerate(items.values.cpu()):
+        there = slice(None) if items.mask is None else items.mask[row, 0].cpu()
+        yield values[:, there].T.numpy()
 
 
 def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], Tensor]:

@@ -84,6 +84,11 @@ class Denoiser(nn.Module):
         """Return the code that asks diffusers' class for its output, given those of its images and labels."""
         raise NotImplementedError
 
+    @property
+    def code(self) -> str:
+        """Code in torch alone that reads this network from an exported model, where diffusers has no class for it."""
+        return ""
+
 
 def load_library_network(library_class: Any, folder: Path) -> Any:
     """Read a network of diffusers that `save` wrote. Its own loading would leave missing tensors at random values.

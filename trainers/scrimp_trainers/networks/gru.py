@@ -22,6 +22,33 @@ TIME_SCALE = 4.0
 """Standard deviation of the random frequencies, in turns over the whole chain."""
 
 
+CODE = """class Network(nn.Module):
+    def __init__(self, size, width, layers, time_features, timesteps, form):
+        super().__init__()
+        self.timesteps = timesteps
+        self.gru = nn.GRU(5 + time_features, width, layers, batch_first=True, bidirectional=True)
+        self.hidden = nn.Linear(2 * width, width)
+        self.output = nn.Linear(width + time_features, 3)
+        self.register_buffer("frequencies", torch.zeros(time_features // 2))
+        self.register_buffer("lengths", torch.zeros(size + 1, dtype=torch.int64))
+
+    def forward(self, x, t, lengths):
+        angles = 2 * torch.pi * self.frequencies * t / self.timesteps
+        time = torch.cat([angles.sin(), angles.cos()]).expand(len(x), x.shape[-1], -1)
+        step = {step}
+        points = torch.cat([{position}, step], 1).transpose(1, 2)
+        packed = pack_padded_sequence(torch.cat([points, time], -1), lengths, batch_first=True, enforce_sorted=False)
+        hidden = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[-1])[0]
+        return self.output(torch.cat([self.hidden(hidden), time], -1)).transpose(1, 2)
+
+
+network = Network(**json.loads(Path("network/config.json").read_text()))
+network.load_state_dict(load_file("network/diffusion_pytorch_model.safetensors"))
+lengths = torch.multinomial(network.lengths.double(), 16, replacement=True)
+"""
+"""What a model card says of the network: the same, without Scrimp."""
+
+
 class GRU(Denoiser):
     """Three numbers a point in and out, x and the noise in it: [B, 3, points].
 
@@ -73,6 +100,19 @@ class GRU(Denoiser):
 
         hidden = self._along(torch.cat([seen.transpose(1, 2), time], -1), conditions.mask)
         return self.output(torch.cat([self.hidden(hidden), time], -1)).transpose(1, 2)
+
+    def call(self, images: str, labels: str | None) -> str:
+        """Return the code that asks the network in `code`."""
+        return f"network({images}, t, lengths)"
+
+    @property
+    def code(self) -> str:
+        """Return the network in torch alone, and how it is read."""
+        position = "x[:, :2].cumsum(-1)" if self.form == "delta" else "x[:, :2]"
+        step = "x"
+        if self.form == "absolute":
+            step = "torch.cat([torch.diff(x[:, :2], dim=-1, prepend=torch.zeros_like(x[:, :2, :1])), x[:, 2:]], 1)"
+        return CODE.format(position=position, step=step)
 
     def _time(self, t: Tensor) -> Tensor:
         """Return the features [B, time_features] of steps of the chain."""

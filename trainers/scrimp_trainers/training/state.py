@@ -38,7 +38,7 @@ def initial_state(
 ) -> State:
     """Return the state before the first step: the same weights for the same seed on every rank and machine."""
     network = build_network(recipe, image_size, channels, classes, seed).to(device)
-    ema = copy.deepcopy(network).eval().requires_grad_(False)
+    ema = copy.deepcopy(network).to(device).eval().requires_grad_(False)  # `to` lays recurrent weights out anew
     optimizer = _new_optimizer(recipe.optimizer, network)
 
     masks = None

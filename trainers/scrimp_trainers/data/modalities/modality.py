@@ -112,9 +112,14 @@ def picture_shape(manifest: Manifest) -> tuple[int, int, int]:
     return modality.picture_shape
 
 
-def renderer(modality: Modality) -> str:
-    """Name how items are drawn; empty where they are pictures already."""
-    return getattr(modality, "renderer", "")
+def renderer(manifest: Manifest) -> str:
+    """Name how a dataset's items are drawn; empty where they are pictures already. Raises as `modality_of`."""
+    return getattr(modality_of(manifest), "renderer", "")
+
+
+def statistics_of(modality: Any, items: Items) -> "Tensor | None":
+    """Return what a modality measures of items, [B, k]; None if it measures nothing."""
+    return modality.statistics(items) if hasattr(modality, "statistics") else None
 
 
 def has_mirror(modality: Modality) -> bool:
