@@ -142,6 +142,31 @@ SPARSE: dict[str, Any] = {
     "sampler.steps": 200,
     "sampler.eta": 1.0,
 }
+CHIRODIFF: dict[str, Any] = {
+    "diffusion.kind": "ddpm",
+    "diffusion.timesteps": 1000,
+    "diffusion.betas": "linear",
+    "diffusion.beta_start": 1e-4,
+    "diffusion.beta_end": 0.02,
+    "diffusion.prediction": "epsilon",
+    "codec.kind": "strokes",
+    "codec.pen_threshold": 0.8,
+    "network.kind": "gru",
+    "network.width": 96,
+    "network.layers": 3,
+    "network.time_features": 8,
+    "optimizer.kind": "adamw",
+    "optimizer.lr": 1e-3,
+    "optimizer.warmup_kimg": 0.0,
+    "optimizer.weight_decay": 0.01,
+    "ema.halflife_kimg": 887.2,  # 0.9999 a step of 128 drawings
+    "ema.rampup_ratio": None,
+    "training.batch_size": 128,
+    "sampler.kind": "ancestral",
+    "sampler.steps": 1000,
+    "sampler.variance": "fixed_small",
+}
+"""Of the sparse paper's summary, and where it says nothing of ChiroDiff's code."""
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ambient-cifar10": AMBIENT | {"training.kimg": 30_000.0, "training.batch_size": 256},
     "ambient-ffhq": AMBIENT
@@ -154,6 +179,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "training.batch_size": 256,
     },
     "ambient-tinyimagenet": AMBIENT | {"training.kimg": 80_000.0, "training.batch_size": 512},
+    "chirodiff-kanjivg": CHIRODIFF,
+    "chirodiff-kanjivg-magran": CHIRODIFF | {"sparsity.method": "magran"},
+    "chirodiff-kanjivg-rigl": CHIRODIFF | {"sparsity.method": "rigl"},
+    "chirodiff-kanjivg-static": CHIRODIFF | {"sparsity.method": "static"},
+    "chirodiff-quickdraw": CHIRODIFF,
+    "chirodiff-quickdraw-magran": CHIRODIFF | {"sparsity.method": "magran"},
+    "chirodiff-quickdraw-rigl": CHIRODIFF | {"sparsity.method": "rigl"},
+    "chirodiff-quickdraw-static": CHIRODIFF | {"sparsity.method": "static"},
+    "chirodiff-vmnist": CHIRODIFF,
+    "chirodiff-vmnist-magran": CHIRODIFF | {"sparsity.method": "magran"},
+    "chirodiff-vmnist-rigl": CHIRODIFF | {"sparsity.method": "rigl"},
+    "chirodiff-vmnist-static": CHIRODIFF | {"sparsity.method": "static"},
     "ddpm": DDPM | {"optimizer.warmup_kimg": 640.0},
     "edm": EDM
     | {
@@ -184,6 +221,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 PUBLISHED_SPACES: dict[str, dict[str, Any]] = {
     "ambient": {"scoring.samples": 50_000, "budget.rungs_kimg": 30_000.0},
+    "chirodiff": {"budget.rungs_kimg": 51_000.0, "sampler.kind": "ancestral", "sampler.steps": 1000},
     "ld-diffusion": {
         "scoring.samples": 5000,
         "budget.repeats": 10,
@@ -230,7 +268,7 @@ def value_of(sections: Any, path: str) -> Any:
 
 
 def network_of(preset: str, items: str) -> Denoiser:
-    channels, size, _ = map(int, items.split("x"))
+    channels, size = map(int, items.split("x")[:2])
     recipe = recipes.load(preset)
     with torch.device("meta"):
         return build_network(recipe, size, channels, 10 if recipe.conditioning.classes else 0, seed=0)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scrimp_trainers.codecs.codec import Codec
+    from scrimp_trainers.data.modalities.modality import Items, Modality
     from scrimp_trainers.networks.denoiser import Denoiser
 
 
@@ -75,6 +76,13 @@ class Model:
 
     def batches(self, n: int, *, seed: int = 0, steps: int | None = None, batch_size: int = 256) -> "Iterator[Tensor]":
         """Yield the same images as `sample` in batches, uint8 [b, C, H, W], on the model's device."""
+        from scrimp_trainers import sampling
+
+        items = self.items(n, seed=seed, steps=steps, batch_size=batch_size)
+        return sampling.rendered(items, self.modality, [])
+
+    def items(self, n: int, *, seed: int = 0, steps: int | None = None, batch_size: int = 256) -> "Iterator[Items]":
+        """Yield in batches what `sample` draws, before it is rendered: of drawings their points, with a mask."""
         for name, value in {"n": n, "batch_size": batch_size}.items():
             if value < 1:
                 raise UserError(f"{name}: must be at least 1, not {value}")
@@ -83,7 +91,14 @@ class Model:
         recipe = self.recipe
         if steps is not None:
             recipe = recipe.replace({"sampler.steps": steps})
-        return sampling.generate(self.network, recipe, n, seed=seed, batch_size=batch_size, codec=self.codec)
+        return sampling.generate_items(self.network, recipe, n, seed=seed, batch_size=batch_size, codec=self.codec)
+
+    @property
+    def modality(self) -> "Modality":
+        """What the items are."""
+        from scrimp_trainers import sampling
+
+        return sampling.modality_for(self.network, self.recipe, self.codec)
 
 
 def require_model(folder: Path) -> None:

@@ -4,9 +4,9 @@ Nothing here prints. User input is checked before torch is imported, because the
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from scrimp_trainers.metrics.score import Scores
 
+Batch = TypeVar("Batch", bound=Sized)
 Progress = Callable[[float, float], None]
 """Called with the amount done and the total."""
 
@@ -57,7 +58,16 @@ def make_codec(kind: str | None, encoder: str | None) -> Autoencoder:
 
 
 def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -> None:
-    """Encode a dataset's images into its cache of latents."""
+    """Encode a dataset's images into its cache of latents.
+
+    Raises
+    ------
+    UserError
+        If the dataset has no images.
+    """
+    facts = manifest.load_manifest(folder)
+    if facts.modality != codec.modality:
+        raise UserError(f"--codec: encodes {codec.modality}, but dataset {facts.name} is of {facts.modality}")
     from scrimp_trainers.codecs.cache import open_latents
     from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset
@@ -164,13 +174,16 @@ def evaluate(
     from scrimp_trainers.export import require_same_shape
     from scrimp_trainers.metrics import cost
     from scrimp_trainers.metrics.score import Scorer
+    from scrimp_trainers.sampling import rendered
 
     network = model.network
     require_same_shape(model.folder, network, model.recipe, model.codec, manifest.load_manifest(data))
     scorer = Scorer(open_dataset(data), scoring, network.device)
-    images = model.batches(scoring.samples, seed=seed, batch_size=scoring.batch_size)
+    statistics: list[Tensor] = []
+    items = model.items(scoring.samples, seed=seed, batch_size=scoring.batch_size)
+    images = rendered(items, model.modality, statistics)
     images = report_progress(images, scoring.samples, progress)
-    scores = scorer.score(images, classes=network.classes)
+    scores = scorer.score(images, network.classes, statistics)
 
     costs = {
         "parameters": cost.parameters(network),
@@ -196,7 +209,7 @@ def make_scoring(facts: Manifest, **values: Any) -> Scoring:
     return scoring
 
 
-def report_progress(batches: "Iterable[Tensor]", total: int, progress: Progress | None) -> "Iterator[Tensor]":
+def report_progress(batches: Iterable[Batch], total: int, progress: Progress | None) -> Iterator[Batch]:
     """Yield the batches of images, and report after each how many images have passed."""
     done = 0
     for batch in batches:

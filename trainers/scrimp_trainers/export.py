@@ -20,6 +20,16 @@ from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 
+OWN_IMPORTS = """import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+"""
+"""What the code of a network that diffusers does not have imports."""
+
 
 def export_model(
     folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]
@@ -186,7 +196,7 @@ def _selection(scores: Mapping[str, Any]) -> str:
 def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
     """Say how to sample: with diffusers alone, or with Scrimp where diffusers has no class for a part."""
     exported = _sampler(recipe)
-    if not exported or not decoding or not network.library_class:
+    if not exported or not decoding or not (network.library_class or network.code):
         files = ", ".join(f'"{file.name}"' for file in recipe.parts)
         own = f"scrimp.load_parts({files})\n" if files else ""
         return f"With Scrimp:\n\n```python\nimport scrimp\n\n{own}images = scrimp.load_model('.').sample(16)\n```"
@@ -195,6 +205,8 @@ def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
     if recipe.sampler.guidance != 1:
         note += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
     code = _code(network, exported, decoding)
+    if network.code:
+        return f"With torch, and the scheduler of diffusers, in this folder; {note}:\n\n```python\n{code}```"
     return f"With diffusers alone, in this folder; {note}:\n\n```python\n{code}```"
 
 
@@ -215,11 +227,12 @@ def _code(network: Denoiser, exported: Exported, decoding: Decoding) -> str:
         network_input = f"torch.cat([{network_input}, frame], 1)"
 
     shape = ", ".join(str(side) for side in network.shape)
-    return f"""import torch
-from diffusers import {decoding.imports}{scheduler}, {network.library_class}
-
-{network.folder} = {network.library_class}.from_pretrained("{network.folder}")
-scheduler = {scheduler}.from_pretrained("scheduler")
+    imports = f"import torch\nfrom diffusers import {decoding.imports}{scheduler}, {network.library_class}\n\n"
+    loading = f'{network.folder} = {network.library_class}.from_pretrained("{network.folder}")\n'
+    if network.code:
+        imports = f"{OWN_IMPORTS}from diffusers import {scheduler}\n\n\n"
+        loading = network.code
+    return f"""{imports}{loading}scheduler = {scheduler}.from_pretrained("scheduler")
 scheduler.set_timesteps({exported.steps})
 {decoding.loading}{conditions}x = torch.randn(16, {shape}) * scheduler.init_noise_sigma
 with torch.no_grad():
@@ -227,8 +240,7 @@ with torch.no_grad():
         output = {network.call(network_input, labels)}
         step = scheduler.step(output, t, x{exported.arguments})
         x = step.prev_sample
-{exported.result}{decoding.lines}images = ((x + 1) * 127.5).round().clamp(0, 255).byte()
-"""
+{exported.result}{decoding.lines}{decoding.result}"""
 
 
 def _format_score(value: object) -> str:

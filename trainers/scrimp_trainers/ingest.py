@@ -1,4 +1,4 @@
-"""`scrimp prepare`: make a dataset of images in any supported form.
+"""`scrimp prepare`: make a dataset of images, or of drawings, in any supported form.
 
 Start reading at `prepare`. Everything is written to `OUT.part`, which is renamed to `OUT` once it is complete.
 """
@@ -21,7 +21,6 @@ from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName, Summary
-from scrimp_trainers.data.modalities.images import Images, channels_first
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.pixels import pixel_limit
@@ -32,6 +31,10 @@ from scrimp_trainers.data.sources.source import Layout, Source
 from scrimp_trainers.data.subsets import choose_subsets
 
 CLASSIFIER_FILE = "classifier.safetensors"
+CONTACT_SHEET = "contact_sheet.png"
+"""The first training drawings, as they are rendered."""
+IMAGE_OPTIONS = ("depth16", "background", "max_pixels")
+"""Options that drawings do not have."""
 MAX_SIZES = 20
 """Number of image sizes that the summary lists."""
 SIGNIFICANCE = 0.05
@@ -66,6 +69,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         sources: dict[SplitName, Source] = {"train": open_source(source, scratch, layout, options.reader)}
         if options.reference is not None:
             sources["reference"] = open_source(options.reference, scratch, layout, options.reader)
+        _validate_for(sources["train"], options)
         usable = read_images(sources, scratch, options, progress)
 
         # Choose the images of each split, and write them to shards.
@@ -80,8 +84,10 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         manifest = Manifest(
             name=options.name or _default_name(out),
             content_hash=content_hash,
-            size=images.pixels.shape[1],
-            channels=3 if images.pixels.ndim == 4 else 1,
+            modality=images.source.modality,
+            size=images.modality.shape[-1],
+            channels=images.modality.shape[0],
+            lengths=_lengths(images, chosen["train"]),
             classes=images.source.classes,
             splits=splits,
             reference="reference" if "reference" in usable else "train",
@@ -91,6 +97,8 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         if options.classifier is not False and manifest.classes is not None and len(manifest.classes) > 1:
             classifier = _train_classifier(folder, manifest, len(manifest.classes), options)
             manifest = manifest.model_copy(update={"classifier": classifier})
+        if manifest.modality != "images":
+            _write_contact_sheet(folder, manifest)
         _write_file(folder / manifests.MANIFEST_FILE, manifest.to_json().encode())
     return manifest
 
@@ -113,6 +121,15 @@ def _validate(options: Options) -> None:
     holdout = options.holdout
     if holdout is not None and (holdout < 0 or (holdout >= 1 and holdout != int(holdout))):
         raise UserError(f"holdout: must be a whole number of images or a share below 1, not {holdout}")
+
+
+def _validate_for(source: Source, options: Options) -> None:
+    """Refuse options that are about images if the source has none."""
+    if source.modality == "images":
+        return
+    for name in IMAGE_OPTIONS:
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is for images, but the source has {source.modality}")
 
 
 def _validate_background(colour: str) -> None:
@@ -154,19 +171,18 @@ def _write_splits(
 ) -> tuple[str, dict[SplitName, Split]]:
     """Write the shards of all splits. Return the content hash, and the splits for the manifest."""
     classes = usable["train"].source.classes
-    size = usable["train"].pixels.shape[1]
-    channels = 3 if usable["train"].pixels.ndim == 4 else 1
-    modality = Images(size, channels)
-    content = hashlib.sha256(json.dumps([size, channels, classes]).encode())
+    modality = usable["train"].modality
+    kind = [] if usable["train"].source.modality == "images" else [usable["train"].source.modality]
+    content = hashlib.sha256(json.dumps([*kind, modality.shape[-1], modality.shape[0], classes]).encode())
     splits: dict[SplitName, Split] = {}
 
-    def encode(pixels: np.ndarray) -> tuple[bytes, str]:
-        """Return an image's file, and the hash of its pixels."""
-        return modality.encode(channels_first(pixels)), hashlib.sha256(pixels.tobytes()).hexdigest()
+    def encode(images: UsableImages, row: int) -> tuple[bytes, str]:
+        """Return an item's file, and the hash of its content."""
+        return modality.encode(images.item(row)), hashlib.sha256(images.content(row)).hexdigest()
 
     def samples(split: SplitName, images: UsableImages, labels: np.ndarray | None) -> Iterator[Sample]:
         rows = chosen[split]
-        encoded = map_in_order(lambda row: encode(images.pixels[row]), rows, options.workers)
+        encoded = map_in_order(lambda row: encode(images, row), rows, options.workers)
         for row, (data, digest) in zip(rows, encoded, strict=True):
             key = f"{images.numbers[row]:08d}"
             label = None if labels is None else int(labels[row])
@@ -185,6 +201,25 @@ def _write_splits(
                 per_class = np.bincount(labels[rows], minlength=len(classes)).tolist()
             splits[split] = Split(count=len(rows), per_class=per_class, shards=shards)
     return content.hexdigest(), splits
+
+
+def _lengths(images: UsableImages, rows: np.ndarray) -> list[int] | None:
+    """Count the training items of each length; None for images, which have none."""
+    if images.source.modality == "images":
+        return None
+    lengths = [len(images.item(row)) for row in rows]
+    return np.bincount(lengths, minlength=images.modality.shape[-1] + 1).tolist()
+
+
+def _write_contact_sheet(folder: Path, manifest: Manifest) -> None:
+    """Draw the first training items on a sheet, to see that they were read as they were meant."""
+    from scrimp_trainers.sampling import GRID_IMAGES, image_grid
+
+    first = manifest.splits["train"].shards[:1]
+    split = Split(count=first[0].count, per_class=None, shards=first)
+    dataset = Dataset(folder, manifest.model_copy(update={"splits": {"train": split}}))
+    items, _, _ = dataset.items("train")
+    image_grid(dataset.modality.render(items[:GRID_IMAGES])).save(folder / CONTACT_SHEET)
 
 
 def _summary(

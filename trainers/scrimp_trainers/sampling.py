@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,7 +18,7 @@ from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
-from scrimp_trainers.data.modalities.modality import open_modality
+from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality, statistics_of
 from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
@@ -25,8 +27,40 @@ GRID_IMAGES = 64
 """Largest number of images in a grid."""
 
 
-@torch.no_grad()
 def generate(
+    network: Denoiser, recipe: Recipe, count: int, *, seed: int, codec: Codec = PIXEL_CODEC, **options: Any
+) -> Iterator[Tensor]:
+    """Draw items as `generate_items` does, with the same options, and render them as images.
+
+    Yields
+    ------
+    Tensor
+        uint8 [b, C, H, W] on the network's device, b at most `batch_size`.
+    """
+    items = generate_items(network, recipe, count, seed=seed, codec=codec, **options)
+    return rendered(items, modality_for(network, recipe, codec), [])
+
+
+def rendered(items: Iterable[Items], modality: Modality, statistics: list[Tensor]) -> Iterator[Tensor]:
+    """Yield the pictures of items, uint8 [b, C, H, W], and add to a list what their modality measures of them, if any.
+
+    The list is complete once all pictures have been taken.
+    """
+    for part in items:
+        measured = statistics_of(modality, part)
+        if measured is not None:
+            statistics.append(measured)
+        yield modality.render(part)
+
+
+def modality_for(network: Denoiser, recipe: Recipe, codec: Codec) -> Modality:
+    """Return the modality of what a network draws."""
+    channels, *_, size = codec.item_shape(tuple(network.shape))
+    return open_modality(recipe.codec.modality, size=size, channels=channels)
+
+
+@torch.no_grad()
+def generate_items(
     network: Denoiser,
     recipe: Recipe,
     count: int,
@@ -36,32 +70,26 @@ def generate(
     rank: int = 0,
     world: int = 1,
     codec: Codec = PIXEL_CODEC,
-) -> Iterator[Tensor]:
-    """Draw items with the recipe's sampler, on the network's device, and render them as images.
-
-    Rank r draws images r, r + world, ...
+) -> Iterator[Items]:
+    """Draw items with the recipe's sampler, on the network's device. Rank r draws images r, r + world, ...
 
     Image i depends only on the network, the seed and i (up to rounding: sums in a larger batch may be computed in
-    another order). A class-conditional network draws its classes in turn. The `codec` is that of the recipe.
-
-    Yields
-    ------
-    Tensor
-        uint8 [b, C, H, W] on the network's device, b at most `batch_size`.
+    another order). A class-conditional network draws its classes in turn; one for items of several lengths draws each
+    item's length from those of the training items. The `codec` is that of the recipe.
     """
     network.eval()
     numbers_of_rank = range(rank, count, world)
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
-    channels, *_, size = codec.item_shape(tuple(network.shape))
-    modality = open_modality(recipe.codec.modality, size=size, channels=channels)
 
     for first in range(0, len(numbers_of_rank), batch_size):
         numbers = numbers_of_rank[first : first + batch_size]
         noise = _noise_source(network, numbers, seed)
-        predict = _guided_denoiser(network, process, recipe, numbers)
+        mask = _drawn_mask(network, numbers, seed)
+        predict = _guided_denoiser(network, process, recipe, numbers, mask)
         x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
-        yield modality.render(codec.decode(x))
+        items = codec.decode(x)
+        yield items if mask is None else Items(items.values, mask)
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Image.Image:
@@ -105,15 +133,50 @@ def save_images(batches: Iterable[Tensor], folder: Path) -> None:
     UserError
         If the folder exists or cannot be written.
     """
+    with atomic_folder(folder) as part:
+        _write_images(batches, part)
+
+
+def save_items(batches: Iterable[Items], modality: Any, folder: Path) -> None:
+    """Write pictures of items as `save_images` does, and each as an SVG file in `svg/` if their modality has such.
+
+    Raises
+    ------
+    UserError
+        If the folder exists or cannot be written.
+    """
+    texts: list[str] = []
+
+    def pictures() -> Iterator[Tensor]:
+        for items in batches:
+            if hasattr(modality, "svg"):
+                texts.extend(modality.svg(item) for item in _unpadded(items))
+            yield modality.render(items)
+
+    with atomic_folder(folder) as part:
+        _write_images(pictures(), part)
+        if texts:
+            (part / "svg").mkdir()
+        for number, text in enumerate(texts):
+            (part / "svg" / f"{number:06d}.svg").write_text(text)
+
+
+def _write_images(batches: Iterable[Tensor], folder: Path) -> None:
     number = 0
     shown: list[Tensor] = []
-    with atomic_folder(folder) as part:
-        for batch in batches:
-            shown.append(batch[: max(0, GRID_IMAGES - number)].cpu())
-            for image in batch:
-                to_pil(image).save(part / f"{number:06d}.png")
-                number += 1
-        image_grid(torch.cat(shown)).save(part / "grid.png")
+    for batch in batches:
+        shown.append(batch[: max(0, GRID_IMAGES - number)].cpu())
+        for image in batch:
+            to_pil(image).save(folder / f"{number:06d}.png")
+            number += 1
+    image_grid(torch.cat(shown)).save(folder / "grid.png")
+
+
+def _unpadded(items: Items) -> Iterator[np.ndarray]:
+    """Yield each item [points, channels] without its padding."""
+    for row, values in enumerate(items.values.cpu()):
+        there = slice(None) if items.mask is None else items.mask[row, 0].cpu()
+        yield values[:, there].T.numpy()
 
 
 def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], Tensor]:
@@ -130,14 +193,30 @@ def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], 
     return noise
 
 
-def _guided_denoiser(network: Denoiser, process: Process, recipe: Recipe, numbers: range) -> Predict:
+def _drawn_mask(network: Denoiser, numbers: range, seed: int) -> Tensor | None:
+    """Draw each item's length as often as training items have it; return a mask [b, 1, size], None without lengths."""
+    if network.lengths is None:
+        return None
+    counts = network.lengths.double().cpu()
+    drawn = [
+        torch.multinomial(counts, 1, generator=torch.Generator().manual_seed(seed_of("length", seed, i)))
+        for i in numbers
+    ]
+    mask = torch.arange(network.shape[-1]) < torch.stack(drawn)[..., None]
+    return mask.to(network.device)
+
+
+def _guided_denoiser(
+    network: Denoiser, process: Process, recipe: Recipe, numbers: range, mask: Tensor | None
+) -> Predict:
     """Return the denoiser that the sampler calls, with classifier-free guidance (Ho and Salimans 2022)."""
     guidance = recipe.sampler.guidance
     device = network.device
-    conditions = NOTHING
+    unconditioned = NOTHING if mask is None else Conditions(mask=mask)
+    conditions = unconditioned
     conditioner = conditioner_for(network.classes)
     if conditioner:
-        conditions = Conditions(labels=conditioner.for_samples(numbers, device))
+        conditions = Conditions(labels=conditioner.for_samples(numbers, device), mask=mask)
 
     def predict(x: Tensor, levels: Tensor) -> Tensor:
         heartbeat.beat()
@@ -145,7 +224,7 @@ def _guided_denoiser(network: Denoiser, process: Process, recipe: Recipe, number
             conditional = process.denoise(network, x, levels, conditions)
             if guidance == 1:
                 return conditional
-            unconditional = process.denoise(network, x, levels, NOTHING)
+            unconditional = process.denoise(network, x, levels, unconditioned)
             return torch.lerp(unconditional, conditional, guidance)
 
     return predict

@@ -96,9 +96,10 @@ def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, ba
         raise UserError(f"{out}: exists already; choose another folder")
     from scrimp_trainers import sampling
 
-    images = Model.load(model).batches(number, seed=seed, steps=steps, batch_size=batch_size)
+    loaded = Model.load(model)
+    items = loaded.items(number, seed=seed, steps=steps, batch_size=batch_size)
     with terminal.progress() as progress:
-        sampling.save_images(operations.report_progress(images, number, progress), out)
+        sampling.save_items(operations.report_progress(items, number, progress), loaded.modality, out)
     terminal.say(f"{number} images and grid.png in {out}")
 
 

@@ -94,12 +94,14 @@ def _describe_needed(needed: estimate.Needed, space: Space) -> str:
 
 
 def _describe_dataset(manifest: Manifest) -> str:
-    colours = ("grey", "RGB")[manifest.channels // 3]
     classes = len(manifest.classes or ())
-    return (
-        f"{manifest.name}: {manifest.splits['train'].count} images of {manifest.size}x{manifest.size}, "
-        f"{colours}, {classes} classes, content {manifest.content_hash[:12]}"
-    )
+    count = manifest.splits["train"].count
+    if manifest.modality == "images":
+        colours = ("grey", "RGB")[manifest.channels // 3]
+        items = f"{count} images of {manifest.size}x{manifest.size}, {colours}"
+    else:
+        items = f"{count} {manifest.modality} of up to {manifest.size} points"
+    return f"{manifest.name}: {items}, {classes} classes, content {manifest.content_hash[:12]}"
 
 
 def _describe_search(space: Space) -> str:
@@ -339,10 +341,17 @@ def show_dataset(folder: Path, manifest: Manifest) -> None:
     """Print a summary of a prepared dataset."""
     splits = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no classes"
-    say(f"{folder}: {splits}; {manifest.size}x{manifest.size}x{manifest.channels}, {classes}")
+    say(f"{folder}: {splits}; {_shape(manifest)}, {classes}")
     for line in dataset.summary_lines(manifest):
         say(line)
     say(f"content {manifest.content_hash}")
+
+
+def _shape(manifest: Manifest) -> str:
+    """Say how large a dataset's items are."""
+    if manifest.modality == "images":
+        return f"{manifest.size}x{manifest.size}x{manifest.channels}"
+    return f"{manifest.modality} of up to {manifest.size} points"
 
 
 def show_coreset(scored: "ScoredImages") -> None:

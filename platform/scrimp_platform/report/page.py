@@ -161,9 +161,11 @@ def _dataset(sweep: dict[str, Any]) -> str:
     facts = _manifest(sweep)
     if facts is None:
         return name
-    colours = "grey" if facts.channels == 1 else "RGB"
+    items = f"images, {facts.size}×{facts.size} {'grey' if facts.channels == 1 else 'RGB'}"
+    if facts.modality != "images":
+        items = f"{facts.modality} of up to {facts.size} points"
     classes = f", {len(facts.classes)} classes" if facts.classes else ""
-    return f"{name}: {facts.splits['train'].count:,} images, {facts.size}×{facts.size} {colours}{classes}"
+    return f"{name}: {facts.splits['train'].count:,} {items}{classes}"
 
 
 def _means(rows: Sequence[TrialRow], space: Space) -> str:

@@ -54,3 +54,5 @@ class Decoding:
     """Loads the decoder."""
     lines: str = ""
     """Decodes `x`, inside of `torch.no_grad()`."""
+    result: str = "images = ((x + 1) * 127.5).round().clamp(0, 255).byte()\n"
+    """Makes of that what is wanted."""

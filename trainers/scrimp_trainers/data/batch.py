@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+WINDOW = 32
+"""Batches whose items are sorted by length together."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -46,6 +49,34 @@ def draw_epoch(count: int, seed: int, epoch: int, flip: bool, sampling_weights: 
     if flip:
         flips = random.random(count) < 0.5
     return Epoch(order, flips)
+
+
+def alike_in_length(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, first: int, seed: int, epoch: int
+) -> np.ndarray:
+    """Return an epoch's order in which the items of a batch have about the same length, so that little is padding.
+
+    `WINDOW` batches at a time are sorted by length, and come in a random order. Every item is drawn as often as before.
+
+    Parameters
+    ----------
+    order
+        int64 [N], an epoch's items in the order drawn.
+    lengths
+        int64 [N], the length of each item.
+    first
+        Position of the epoch in the sequence of all epochs. Its first and last items are in batches with items of the
+        epochs beside it, and stay where they are.
+    """
+    random = np.random.default_rng((seed, epoch, 2))
+    order = order.copy()
+    begin = -first % batch_size
+    end = begin + (len(order) - begin) // batch_size * batch_size
+    for start in range(begin, end, WINDOW * batch_size):
+        window = order[start : min(start + WINDOW * batch_size, end)]
+        by_length = window[np.argsort(lengths[window], kind="stable")].reshape(-1, batch_size)
+        window[:] = random.permutation(by_length).ravel()
+    return order
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

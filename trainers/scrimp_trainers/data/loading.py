@@ -1,7 +1,8 @@
 """Endless batches of a dataset's training images. Start reading at `batches`.
 
 The global sequence is one seeded permutation of the images per epoch, or, with sampling weights, as many weighted draws
-with replacement. Step `s` takes positions [s * batch_size, (s + 1) * batch_size) of it; each rank takes an equal slice.
+with replacement. Items of several lengths are then moved so that those of a batch have about the same length. Step `s`
+takes positions [s * batch_size, (s + 1) * batch_size) of it; each rank takes an equal slice.
 """
 
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.batch import Batch, draw_epoch, to_device
+from scrimp_trainers.data.batch import Batch, alike_in_length, draw_epoch, to_device
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import RESIDENT
-from scrimp_trainers.data.modalities.modality import mirrored, train_bytes
+from scrimp_trainers.data.modalities.modality import Items, mirrored, train_bytes
 
 
 def batches(
@@ -64,6 +65,7 @@ def batches(
     manifest = dataset.manifest
 
     if train_bytes(manifest) <= resident_bytes:
+        items, labels, _ = dataset.items("train")
         indices = draw_indices(
             manifest.splits["train"].count,
             batch_size,
@@ -75,8 +77,9 @@ def batches(
             start=start,
             kept=kept,
             sampling_weights=sampling_weights,
+            lengths=_lengths(items),
         )
-        return _resident_batches(dataset, indices, device, flip)
+        return _resident_batches(dataset, items, labels, indices, device, flip)
 
     if sampling_weights is not None:
         raise UserError(f"reweighting.enters: {dataset.folder} is too large to draw its images by weight; use `loss`")
@@ -97,14 +100,17 @@ def draw_indices(
     start: int = 0,
     kept: np.ndarray | None = None,
     sampling_weights: np.ndarray | None = None,
+    lengths: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw, without end, the images of this rank's batches: their positions, int64 [b], and mirroring, bool [b].
 
-    See `batches` for the parameters; `count` is the number of images in the training split.
+    See `batches` for the parameters; `count` is the number of images in the training split. With their `lengths`,
+    int64 [count], the images of a batch have about the same one.
     """
     rank_batch = batch_size // world
     kept_on_device = None if kept is None else to_device(kept, device)
     epoch_length = count if kept is None else len(kept)
+    kept_lengths = lengths if lengths is None or kept is None else lengths[kept]
 
     current_epoch = -1
     order = torch.empty(0)
@@ -119,7 +125,10 @@ def draw_indices(
             epoch, first = divmod(position, epoch_length)
             if epoch != current_epoch:
                 drawn = draw_epoch(epoch_length, seed, epoch, flip, sampling_weights)
-                order = to_device(drawn.order, device)
+                numbers = drawn.order
+                if kept_lengths is not None:
+                    numbers = alike_in_length(numbers, kept_lengths, batch_size, epoch * epoch_length, seed, epoch)
+                order = to_device(numbers, device)
                 flips = to_device(drawn.flips, device)
                 current_epoch = epoch
 
@@ -136,12 +145,21 @@ def draw_indices(
         batch_start += batch_size
 
 
+def _lengths(items: Items) -> np.ndarray | None:
+    """Return the length of each item, int64 [N]: how much of it is not padding; None for items of one size."""
+    return None if items.mask is None else items.mask.flatten(1).sum(1).numpy()
+
+
 def _resident_batches(
-    dataset: Dataset, indices: Iterator[tuple[Tensor, Tensor]], device: torch.device, flip: bool
+    dataset: Dataset,
+    items: Items,
+    all_labels: np.ndarray | None,
+    indices: Iterator[tuple[Tensor, Tensor]],
+    device: torch.device,
+    flip: bool,
 ) -> Iterator[Batch]:
     """Keep all items on the device, and take batches from there."""
-    all_items, all_labels, _ = dataset.items("train")
-    items = all_items.to(device)
+    items = items.to(device)
     labels = None if all_labels is None else torch.from_numpy(all_labels).to(device)
 
     for index, flipped in indices:

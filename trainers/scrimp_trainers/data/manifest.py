@@ -112,9 +112,11 @@ class Manifest(ManifestModel):
     content_hash: str
     """SHA-256 over every split's keys, classes and pixels: equal hashes mean equal data."""
     size: int = Field(ge=1, le=MAX_SIZE)
-    """Height and width of the images, in pixels."""
+    """Height and width of the images, in pixels; of drawings, the points of the longest after its first."""
     channels: int = Field(ge=1)
-    """1 for grey images, 3 for RGB."""
+    """1 for grey images, 3 for RGB and for the points of drawings."""
+    lengths: list[Annotated[int, Field(ge=0)]] | None = None
+    """How many training items have 0, 1, ... and up to `size` points; None for items of one size."""
     classes: list[str] | None
     """Names of the classes 0, 1, ...; None without labels."""
     splits: dict[SplitName, Split]
@@ -127,6 +129,13 @@ class Manifest(ManifestModel):
     """What `scrimp prepare` read from the sources."""
     provenance: dict[str, str | int | float | bool | None]
     """Source and options from which the dataset was made."""
+
+    @property
+    def mean_length(self) -> float | None:
+        """Mean length of the training items; None for items of one size."""
+        if self.lengths is None:
+            return None
+        return sum(length * count for length, count in enumerate(self.lengths)) / sum(self.lengths)
 
     def to_json(self) -> str:
         """Return the text of `dataset.json`."""
@@ -167,6 +176,10 @@ def _contradiction(manifest: Manifest) -> str | None:
     for name in ("train", manifest.reference):
         if name not in manifest.splits:
             return f"splits: there is no split {name}"
+
+    lengths = manifest.lengths
+    if lengths is not None and (len(lengths) != manifest.size + 1 or sum(lengths) != manifest.splits["train"].count):
+        return "lengths: are not those of the training items"
 
     classes = len(manifest.classes or [])
     for name, split in manifest.splits.items():

@@ -1,10 +1,13 @@
-"""Read the images of sources as pixels of one size, in scratch files, and collect the images that cannot be used."""
+"""Read the images of sources as pixels of one size, in scratch files, and collect the images that cannot be used.
+
+Drawings are read as items of `strokes`, and their pictures take the place of pixels.
+"""
 
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -12,7 +15,11 @@ import numpy as np
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import explain_disk_full
+from scrimp_trainers.data.drawing import MOST_POINTS, UnusableDrawingError, to_item
 from scrimp_trainers.data.manifest import SplitName
+from scrimp_trainers.data.modalities.images import Images, channels_first
+from scrimp_trainers.data.modalities.modality import Modality
+from scrimp_trainers.data.modalities.strokes import SIDE, Strokes
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.pixels import Conversion, crop_and_resize, exceeds_8_bits, to_8_bit
 from scrimp_trainers.data.sources.source import Source
@@ -45,6 +52,42 @@ class UsableImages:
     """Original widths and heights of the images."""
     brightest: int | None
     """Largest value after scaling 16 bits to 8; None if no image had 16 bits."""
+
+    @property
+    def modality(self) -> Modality:
+        """What the items are."""
+        return Images(self.pixels.shape[1], 3 if self.pixels.ndim == 4 else 1)
+
+    def item(self, row: int) -> np.ndarray:
+        """Return an item as the modality has it."""
+        return channels_first(self.pixels[row])
+
+    def content(self, row: int) -> bytes:
+        """Return the bytes that tell an item from others."""
+        return self.pixels[row].tobytes()
+
+
+@dataclass(frozen=True)
+class UsableDrawings(UsableImages):
+    """The usable drawings of a source. Their `pixels` are their pictures."""
+
+    items: list[np.ndarray]
+    """float32 [points, 3] each."""
+    most_points: int
+    """Of the longest drawing of all sources."""
+
+    @property
+    def modality(self) -> Modality:
+        """What the items are."""
+        return Strokes(self.most_points)
+
+    def item(self, row: int) -> np.ndarray:
+        """Return a drawing."""
+        return self.items[row]
+
+    def content(self, row: int) -> bytes:
+        """Return the bytes of its points."""
+        return self.items[row].tobytes()
 
 
 @dataclass(frozen=True)
@@ -80,11 +123,13 @@ def read_images(
     UserError
         If images cannot be used and `skip_bad` is not set; the message lists them.
     """
-    size = options.size or _common_size(sources["train"], options)
-    try:
-        usable = _read_all(sources, scratch, size, 1, options, progress)
-    except _ColourError:  # one colour image makes the dataset RGB, so read all images again
-        usable = _read_all(sources, scratch, size, 3, options, progress)
+    modalities = {source.modality for source in sources.values()}
+    if len(modalities) > 1:
+        raise UserError(f"reference: the source has {sources['train'].modality}, its reference set others")
+    if modalities == {"strokes"}:
+        usable = _read_all_drawings(sources, scratch, options, progress)
+    else:
+        usable = _read_all_images(sources, scratch, options, progress)
 
     unusable = [image for images in usable.values() for image in images.unusable]
     if unusable and not options.skip_bad:
@@ -95,6 +140,73 @@ def read_images(
             problems = _list_unusable(images.unusable, images.source.count, hint="no image can be used")
             raise UserError(f"{name}: {problems}")
     return usable
+
+
+def _read_all_images(
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+) -> dict[SplitName, UsableImages]:
+    size = options.size or _common_size(sources["train"], options)
+    try:
+        return _read_all(sources, scratch, size, 1, options, progress)
+    except _ColourError:  # one colour image makes the dataset RGB, so read all images again
+        return _read_all(sources, scratch, size, 3, options, progress)
+
+
+def _read_all_drawings(
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+) -> dict[SplitName, UsableImages]:
+    """Read all drawings. Those that have no line, or too many points or strokes, are left out and counted."""
+    total = sum(source.count for source in sources.values())
+    done = 0
+    read: dict[SplitName, tuple[Source, list[int], list[np.ndarray], list[UnusableImage]]] = {}
+    for name, source in sources.items():
+        numbers: list[int] = []
+        items: list[np.ndarray] = []
+        unusable: list[UnusableImage] = []
+        left_out: Counter[str] = Counter()
+        for i in range(source.count):
+            try:
+                items.append(to_item(source.load(i), options.size or MOST_POINTS))
+                numbers.append(i)
+            except UnusableDrawingError as reason:
+                left_out[str(reason)] += 1
+            except UserError as error:
+                where = source.where(i)
+                unusable.append(UnusableImage(where, str(error).removeprefix(f"{where}: ")))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        skipped = {**source.skipped, **{f"a drawing that {reason}": count for reason, count in left_out.items()}}
+        read[name] = replace(source, skipped=skipped), numbers, items, unusable
+        if not items and not unusable:
+            raise UserError(f"{name}: no drawing can be used: {dict(left_out)}")
+
+    most_points = max((len(item) for _, _, items, _ in read.values() for item in items), default=1)
+    with explain_disk_full(scratch.parent.parent, total * (SIDE * SIDE + TAR_BYTES)):
+        return {
+            name: UsableDrawings(
+                source=source,
+                numbers=np.array(numbers, dtype=np.int64),
+                pixels=_pictures(items, Strokes(most_points), scratch / f"{name}.pixels"),
+                labels=select(source.labels, np.array(numbers, dtype=np.int64)),
+                unusable=unusable,
+                sizes=Counter(),
+                brightest=None,
+                items=items,
+                most_points=most_points,
+            )
+            for name, (source, numbers, items, unusable) in read.items()
+        }
+
+
+def _pictures(items: list[np.ndarray], modality: Strokes, path: Path) -> np.ndarray:
+    """Render drawings to a file of uint8 [n, 64, 64], and open it."""
+    with path.open("wb") as file:
+        for start in range(0, len(items), BLOCK):
+            rendered = modality.render(modality.collate(items[start : start + BLOCK]))
+            file.write(rendered.numpy().tobytes())
+    shape = (len(items), SIDE, SIDE)
+    return np.memmap(path, np.uint8, "r", shape=shape) if items else np.empty(shape, dtype=np.uint8)
 
 
 def _read_all(

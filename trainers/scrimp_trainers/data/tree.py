@@ -1,4 +1,4 @@
-"""Read the files of a source: a folder, a zip, a tar(.gz) or a single file.
+"""Read the files of a source: a folder, a zip, a tar(.gz or .xz) or a single file.
 
 Nothing is ever extracted to a path that an archive chooses, and a member's size is checked before it is read.
 """
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from scrimp_trainers.common.errors import UserError
 
@@ -25,6 +25,8 @@ Member = TypeVar("Member")
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 """What reading raises if an archive is damaged or compressed by a method that Python does not support."""
 
+PACKED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open}
+"""What opens a packed tar, by the bytes with which it begins."""
 MAX_BYTES = 2**28
 """Largest image file, label file or batch of images."""
 MAX_DEPTH = 100
@@ -98,7 +100,7 @@ def refuse_bomb(size: int, packed: int, where: str) -> None:
 
 
 def open_tree(path: Path, scratch: Path) -> Tree:
-    """Open a folder, zip, tar, gzipped tar or single file.
+    """Open a folder, zip, tar, packed tar (gzip or xz) or single file.
 
     Parameters
     ----------
@@ -118,11 +120,12 @@ def open_tree(path: Path, scratch: Path) -> Tree:
         return _zip(path, scratch)
 
     with path.open("rb") as file:
-        is_gzipped = file.read(2) == b"\x1f\x8b"
+        head = file.read(6)
     if _is_tar(path):
-        plain_tar = _gunzip(path, scratch) if is_gzipped else path
+        unpack = next((unpack for magic, unpack in PACKED.items() if head.startswith(magic)), None)
+        plain_tar = _unpacked(path, scratch, unpack) if unpack else path
         return _tar(path, plain_tar, scratch)
-    if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+    if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")):
         raise UserError(f"{path}: not a {path.suffix[1:]} archive, or cut short")
     return Tree(path, [path.name], lambda _: path.open("rb"), scratch)
 
@@ -226,18 +229,18 @@ def _is_tar(path: Path) -> bool:
         return False
 
 
-def _gunzip(path: Path, scratch: Path) -> Path:
-    """Unpack a gzipped tar to a plain one, whose members can be read in any order."""
+def _unpacked(path: Path, scratch: Path, unpack: Callable[[Path], Any]) -> Path:
+    """Unpack a packed tar to a plain one, whose members can be read in any order."""
     handle, name = tempfile.mkstemp(dir=scratch, suffix=".tar")
     packed = path.stat().st_size
     size = 0
-    with os.fdopen(handle, "wb") as target, gzip.open(path) as source:
+    with os.fdopen(handle, "wb") as target, unpack(path) as source:
         try:
             while block := source.read(2**20):
                 size += len(block)
                 refuse_bomb(size, packed, str(path))
                 target.write(block)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: cut short or damaged ({error})") from None
     return Path(name)
 

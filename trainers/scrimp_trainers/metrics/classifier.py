@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.modalities.modality import picture_shape
 
 WIDTH = 64
 """Features an image: few enough that the covariance of about a thousand samples has full rank."""
@@ -149,6 +150,7 @@ def load_classifier(folder: Path, manifest: Manifest) -> Classifier:
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != manifest.classifier.sha256:
         raise UserError(f"{path}: is missing or not the file that the manifest names; prepare the dataset again")
-    network = Classifier(manifest.channels, manifest.size, len(manifest.classes))
+    channels, side, _ = picture_shape(manifest)
+    network = Classifier(channels, side, len(manifest.classes))
     weights.load_weights(network, safetensors.torch.load(data), path)
     return network.requires_grad_(False).eval()

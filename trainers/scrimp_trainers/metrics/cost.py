@@ -6,6 +6,7 @@ of weights. A masked layer counts in proportion to its density. They are counted
 nothing is computed or allocated. What kernels for dense weights save of it in time is nothing.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -41,14 +42,22 @@ def forward_flops(network: nn.Module, *inputs: Tensor | Conditions) -> int:
 
 
 def layer_flops(network: nn.Module, *inputs: Tensor | Conditions) -> dict[str, int]:
-    """Count the FLOPs of one forward pass that each convolution and linear layer takes, by the name of its weight.
+    """Count the FLOPs of one forward pass that each weight of `sparsity.layer_weights` takes, by its name.
 
-    What is missing from `forward_flops` is matrix products of activations: attention.
+    What is missing from `forward_flops` is matrix products of activations: attention. A recurrent layer uses each of
+    its weights once at every point, so their sizes share its FLOPs.
     """
     counts = _count(network, inputs).get_flop_counts()
     root = type(network).__name__
-    within = {name: f"{root}.{name}".removesuffix("weight").rstrip(".") for name in sparsity.layer_weights(network)}
-    return {name: sum(counts[module].values()) if module in counts else 0 for name, module in within.items()}
+    weights = sparsity.layer_weights(network)
+    modules = {name: f"{root}.{name}".rpartition(".")[0] for name in weights}
+    sizes = Counter[str]()
+    for name, module in modules.items():
+        sizes[module] += weights[name].numel()
+    return {
+        name: sum(counts[module].values()) * weights[name].numel() // sizes[module] if module in counts else 0
+        for name, module in modules.items()
+    }
 
 
 def sparse_flops(flops: int, layers: Mapping[str, int], densities: Mapping[str, float]) -> int:

@@ -57,6 +57,10 @@ class Compared:
     """float32 [t, d] of the training images."""
     holdout: Tensor | None = None
     """float32 [h, d] of the held-out images; none if there are none."""
+    statistics: Tensor | None = None
+    """float32 [n, k] of the samples, what their modality measures of items; none if it measures nothing."""
+    reference_statistics: Tensor | None = None
+    """float32 [m, k] of the reference set."""
 
 
 def scores(compared: Compared) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.metrics import families
 from scrimp_trainers.recipe.scoring import SMALLEST, Builtin, Extractor, Scoring
 
@@ -169,6 +170,8 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
             raise UserError(
                 f"scoring.also {kind}: dataset {manifest.name} has no held-out images; prepare it with --holdout"
             )
+        if getattr(family(kind), "NEEDS_STATISTICS", False) and not hasattr(modality_of(manifest), "statistics"):
+            raise UserError(f"scoring.also {kind}: is not for {manifest.modality} as in dataset {manifest.name}")
     count = manifest.splits[manifest.reference].count
     if count < SMALLEST:
         raise UserError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scrimp_trainers.common.files import atomic_file
 from scrimp_trainers.data.manifest import Manifest, SplitName
+from scrimp_trainers.data.modalities.modality import renderer
 from scrimp_trainers.metrics.extractors import FeatureExtractor
 
 Tensors = dict[str, Tensor]
@@ -28,7 +29,8 @@ def cache_file(folder: Path, manifest: Manifest, extractor: FeatureExtractor, sp
     """Name the file for the features or statistics of a split."""
     count = manifest.splits[split].count
     weights = [extractor.name, extractor.weights[:16], extractor.layer]
-    parts = [manifest.content_hash[:16], *weights, split, count, kind, f"v{FORMAT}"]
+    drawn = [renderer(manifest)] if renderer(manifest) else []
+    parts = [manifest.content_hash[:16], *drawn, *weights, split, count, kind, f"v{FORMAT}"]
     return folder / "cache" / ("-".join(str(part) for part in parts) + ".safetensors")
 
 

@@ -1,6 +1,6 @@
 """Score samples against a dataset: fidelity to its reference set, memorisation of its training set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from scrimp_trainers.common.ranks import rank_0_first
 from scrimp_trainers.conditioning.classes import Classes
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
+from scrimp_trainers.data.modalities.modality import renderer, statistics_of
 from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors import open_extractor
 from scrimp_trainers.metrics.fidelity import Compared
 from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise, family, in_full
 from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
 
-OF_ALL = ("samples", "reference", "reference_samples", EXTRACTOR)
+OF_ALL = ("samples", "reference", "reference_samples", "renderer", EXTRACTOR)
 """What is said of the scores of all extractors together."""
 
 
@@ -70,7 +71,7 @@ class Scorer:
             self._look_at_the_dataset()
         self.further = [Scorer(dataset, other, device, rank, world) for other in scoring.further]
 
-    def score(self, samples: Iterable[Tensor], classes: int = 0) -> Scores:
+    def score(self, samples: Iterable[Tensor], classes: int = 0, statistics: Sequence[Tensor] = ()) -> Scores:
         """Score this rank's share of the samples, together with the other ranks'.
 
         Parameters
@@ -79,6 +80,8 @@ class Scorer:
             uint8 [b, C, H, W], at least one image a rank. Sample i of the whole is rank `i % world`'s.
         classes
             Number of classes that the model was told, those of `Classes.for_samples`. 0 for none.
+        statistics
+            What `sampling.rendered` has collected once it has yielded all samples, [b, k] of each batch.
 
         Returns
         -------
@@ -86,30 +89,44 @@ class Scorer:
             The same values on every rank.
         """
         images = torch.cat([part.to(self.device) for part in samples])
-        found = self._score(images, classes)
+        numbers = (
+            torch.cat(list(statistics)).to(self.device) if statistics else images.new_empty(len(images), 0).float()
+        )
+        found = self._score(images, classes, numbers)
         if not self.further:
             return found
 
         values: dict[str, float | str] = {}
         for scorer in (self, *self.further):
-            own = found.values if scorer is self else scorer._score(images, classes).values
+            own = found.values if scorer is self else scorer._score(images, classes, numbers).values
             values |= {_in_full(name, scorer.extractor.name): value for name, value in own.items()}
         return replace(found, values=values | {EXTRACTOR: self.scoring.extractors})
 
-    def _score(self, images: Tensor, classes: int) -> Scores:
-        """Score this rank's images with the first extractor."""
+    def _score(self, images: Tensor, classes: int, statistics: Tensor) -> Scores:
+        """Score this rank's images with the first extractor. `statistics` are [b, k], k may be 0."""
         features, logits = self._extract(images)
         similarity, position = memorisation.nearest(features, self.training_features)
         ratio = memorisation.pixel_ratio(images, self.training)
-        columns = [features, similarity[:, None], ratio[:, None].float()] + ([] if logits is None else [logits])
+        columns = [features, similarity[:, None], ratio[:, None].float(), statistics]
+        columns += [] if logits is None else [logits]
         rows = gather(torch.cat(columns, dim=1), self.world)
         if len(rows) < SMALLEST:
             raise UserError(f"{len(rows)} samples are too few to score; {SMALLEST} are needed")
         width = features.shape[1]
         features, similarity, ratio = rows[:, :width], rows[:, width], rows[:, width + 1]
-        logits = None if logits is None else rows[:, width + 2 :].cpu()
+        first_logit = width + 2 + statistics.shape[1]
+        statistics = rows[:, width + 2 : first_logit]
+        logits = None if logits is None else rows[:, first_logit:].cpu()
         compared = Compared(
-            self.extractor.name, features, logits, self.reference, self.known, self.training_features, self.holdout
+            self.extractor.name,
+            features,
+            logits,
+            self.reference,
+            self.known,
+            self.training_features,
+            self.holdout,
+            statistics,
+            self.reference_statistics,
         )
         values: dict[str, float | str] = {
             **fidelity.scores(compared),
@@ -123,6 +140,8 @@ class Scorer:
             "reference": self.dataset.manifest.reference,
             "reference_samples": float(len(self.reference)),
         }
+        if renderer(self.dataset.manifest):
+            values["renderer"] = renderer(self.dataset.manifest)
         for kind in self.scoring.also:
             values |= family(kind).scores(compared)
         shown = min(self.scoring.neighbours, len(images))
@@ -137,6 +156,7 @@ class Scorer:
         own = dataset.manifest.reference == "train"
         self.reference = features if own else self._features("reference")
         self.known = self._statistics(self.reference)
+        self.reference_statistics = self._reference_statistics()
         labels = dataset.entries(dataset.manifest.reference)[1] if class_wise(scoring, dataset.manifest) else None
         self.labels = None if labels is None else torch.from_numpy(labels).to(self.device)
         kept = torch.from_numpy(memorisation.distinct(images.numpy()))
@@ -174,6 +194,13 @@ class Scorer:
         path = self._cache_file(self.dataset.manifest.reference, "statistics")
         known = references.cached(path, lambda: fidelity.statistics(features))
         return known | {"radii": known["radii"].to(self.device)}
+
+    def _reference_statistics(self) -> Tensor | None:
+        """Return what the modality measures of the reference items, [m, k], if a further score needs it."""
+        if not any(getattr(family(kind), "NEEDS_STATISTICS", False) for kind in self.scoring.also):
+            return None
+        items, _, _ = self.dataset.items(self.dataset.manifest.reference)
+        return statistics_of(self.dataset.modality, items)
 
     def _cache_file(self, split: SplitName, kind: str) -> Path:
         return references.cache_file(self.dataset.folder, self.dataset.manifest, self.extractor, split, kind)

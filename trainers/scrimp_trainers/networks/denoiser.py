@@ -1,7 +1,7 @@
 """What every denoising network is to the rest: a module that is told a noise level and conditions."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -30,12 +30,19 @@ class Denoiser(nn.Module):
     """Shape [C, H, W] of an image."""
     classes: int
     """Number of classes that the network can be told, 0 for none."""
+    lengths: Tensor | None
+    """int64 [size + 1], how many items of each length it was trained on, a buffer; samples have lengths drawn from
+    them. None for items of one size."""
     coordinates: bool = False
     """Whether it is told which part of the whole image it sees."""
     folder: ClassVar[str] = "network"
     """Where it lies in the folder of an exported model."""
     library_class: ClassVar[str] = ""
     """The class of diffusers that reads it; empty if none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("lengths", None)
 
     @property
     def device(self) -> torch.device:
@@ -50,6 +57,11 @@ class Denoiser(nn.Module):
     def takes_only_images_and_levels(self) -> bool:
         """Whether diffusers' own pipelines, which give their network no more than that, can sample with it."""
         return not (self.classes or self.coordinates)
+
+    def tell_lengths(self, counts: Sequence[int] | None) -> None:
+        """Keep how many training items there are of each length; without effect on a network for items of one size."""
+        if self.lengths is not None and counts is not None:
+            self.lengths.copy_(torch.tensor(counts))
 
     def save(self, folder: Path) -> None:
         """Write the network: in diffusers' own form, if it has a class there."""
@@ -71,6 +83,11 @@ class Denoiser(nn.Module):
     def call(self, images: str, labels: str | None) -> str:
         """Return the code that asks diffusers' class for its output, given those of its images and labels."""
         raise NotImplementedError
+
+    @property
+    def code(self) -> str:
+        """Code in torch alone that reads this network from an exported model, where diffusers has no class for it."""
+        return ""
 
 
 def load_library_network(library_class: Any, folder: Path) -> Any:

@@ -18,6 +18,10 @@ class Network(Section):
         """What the side of an image must be a multiple of."""
         return 1
 
+    def options(self, recipe: Any) -> dict[str, Any]:
+        """Return what `build` gets out of other sections of the recipe, besides what every network gets."""
+        return {}
+
 
 class UNet(Network):
     """A U-Net of diffusers (`UNet2DModel`)."""
@@ -89,9 +93,33 @@ class DiT(Network):
         return self.patch_size
 
 
+class GRU(Network):
+    """ChiroDiff's bidirectional GRU along the points of pen drawings (Das et al. 2023), with its released widths."""
+
+    kind: Literal["gru"] = "gru"
+    """Which network."""
+
+    width: Count = 96
+    """Numbers of a layer's state in each direction."""
+    layers: Count = 3
+    """Layers."""
+    time_features: Annotated[int, Field(ge=2, multiple_of=2)] = 8
+    """Sines and cosines of random frequencies that say the step of the chain."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """It goes from point to point, and its features of time are those of a chain."""
+        return frozenset({"pen strokes", "a chain of steps"})
+
+    def options(self, recipe: Any) -> dict[str, Any]:
+        """Return the length of the chain, and whether x holds positions or the steps between them."""
+        return {"timesteps": recipe.diffusion.timesteps, "form": recipe.codec.form}
+
+
 AnyNetwork = Annotated[
     Annotated[UNet, Tag("unet")]
     | Annotated[DiT, Tag("dit")]
+    | Annotated[GRU, Tag("gru")]
     | Annotated[SerializeAsAny[Network], own_section(Network), Tag(OWN)],
     by_kind("unet"),
 ]

@@ -56,12 +56,14 @@ def by_kind(default: str) -> Discriminator:
     return Discriminator(choose)
 
 
-def own_or(tag: str) -> Discriminator:
-    """Return what chooses between a user's own section and the one other of a union, which has several kinds."""
+def own_or(tag: str, *others: str) -> Discriminator:
+    """Return what chooses between a user's own section, some of one kind, and one that has all other kinds."""
 
     def choose(value: Any) -> str:
         kind = value.get("kind", tag) if isinstance(value, Mapping) else value.kind
-        return OWN if parts.is_own(str(kind)) else tag
+        if parts.is_own(str(kind)):
+            return OWN
+        return kind if kind in others else tag
 
     return Discriminator(choose)
 

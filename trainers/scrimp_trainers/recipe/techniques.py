@@ -101,9 +101,34 @@ class Autoencoder(Codec):
         return self.on
 
 
+StrokeForm = Literal["delta", "absolute"]
+"""Whether x holds the steps between points, or the points."""
+
+
+class Strokes(Codec):
+    """Pen drawings as ChiroDiff is trained on them (Das et al. 2023)."""
+
+    modality: ClassVar[str] = "strokes"
+    offers: ClassVar[frozenset[str]] = frozenset({"pen strokes"})
+
+    kind: Literal["strokes"] = "strokes"
+    """Pen drawings."""
+    form: StrokeForm = "delta"
+    """`delta`: the steps from point to point, with 1 at the step that ends a stroke. `absolute`: the points."""
+    pen_threshold: float = 0.8
+    """Where a sample's third number is above it, a stroke ends."""
+
+    @property
+    def on(self) -> bool:
+        """No: nothing takes the place of the points."""
+        return False
+
+
 AnyCodec = Annotated[
-    Annotated[Autoencoder, Tag("none")] | Annotated[SerializeAsAny[Codec], own_section(Codec), Tag(OWN)],
-    own_or("none"),
+    Annotated[Autoencoder, Tag("none")]
+    | Annotated[Strokes, Tag("strokes")]
+    | Annotated[SerializeAsAny[Codec], own_section(Codec), Tag(OWN)],
+    own_or("none", "strokes"),
 ]
 
 

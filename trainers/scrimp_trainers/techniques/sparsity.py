@@ -45,10 +45,19 @@ class LayerRow:
 
 
 def layer_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of all convolutions and linear layers by name, without biases, norms and embeddings."""
+    """Return the weights of all convolutions, linear and recurrent layers, without biases, norms and embeddings.
+
+    A recurrent layer has several: for what comes in and for its state, a layer and a direction.
+    """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    modules = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
-    return {f"{name}.weight".lstrip("."): module.weight for name, module in modules.items()}
+    weights: dict[str, Tensor] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, kinds):
+            weights[f"{name}.weight".lstrip(".")] = module.weight
+        elif isinstance(module, nn.RNNBase):
+            own = dict(module.named_parameters(recurse=False))
+            weights |= {f"{name}.{each}".lstrip("."): own[each] for each in own if each.startswith("weight_")}
+    return weights
 
 
 def maskable(settings: Sparsity, network: nn.Module) -> dict[str, Tensor]:

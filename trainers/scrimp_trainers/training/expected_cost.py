@@ -18,15 +18,26 @@ COUNTED_SCORES = ("parameters", "nonzero_parameters", "train_flops", "sample_flo
 """Scores that are computed exactly before training."""
 
 
-def network_flops(recipe: Recipe, network: Denoiser) -> tuple[int, int, list[LayerRow]]:
-    """Return the FLOPs of a forward pass on one whole image, without and with masks, and the table of masked layers."""
+def network_flops(
+    recipe: Recipe, network: Denoiser, mean_length: float | None = None
+) -> tuple[int, int, list[LayerRow]]:
+    """Return the FLOPs of a forward pass on one whole image, without and with masks, and the table of masked layers.
+
+    A network for items of several lengths does the same at each of their points, and skips padding: there it is the
+    FLOPs of an item of `mean_length`, by default of the longest.
+    """
     conditions = Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
-    inputs = (torch.zeros(1, *network.shape), torch.zeros(1), conditions)
-    dense = cost.forward_flops(network, *inputs)
+    shape = network.shape
+    points = 1.0
+    if network.lengths is not None:
+        shape = (*shape[:-1], 1)
+        points = mean_length or network.shape[-1]
+    inputs = (torch.zeros(1, *shape), torch.zeros(1), conditions)
+    dense = round(cost.forward_flops(network, *inputs) * points)
     if not recipe.sparsity.on:
         return dense, dense, []
 
-    layers = cost.layer_flops(network, *inputs)
+    layers = {name: round(flops * points) for name, flops in cost.layer_flops(network, *inputs).items()}
     sparse = cost.sparse_flops(dense, layers, sparsity.densities(recipe.sparsity, network))
     return dense, sparse, sparsity.layer_table(recipe.sparsity, network, layers)
 
@@ -55,7 +66,7 @@ def expected_costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str
     with torch.device("meta"):
         network = build_network(recipe, shape[-1], shape[0], len(manifest.classes or []), seed=0)
 
-    dense, sparse, _ = network_flops(recipe, network)
+    dense, sparse, _ = network_flops(recipe, network, manifest.mean_length)
     parameters = cost.parameters(network)
     return {
         "parameters": float(parameters),

@@ -26,7 +26,7 @@ from scrimp_trainers.export import export_model, is_current
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.sampling import GRID_IMAGES, generate, image_grid, neighbour_grid
+from scrimp_trainers.sampling import GRID_IMAGES, generate_items, image_grid, neighbour_grid, rendered
 from scrimp_trainers.techniques import sparsity
 from scrimp_trainers.training import checkpoint, expected_cost, memory
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, write_artifacts
@@ -124,7 +124,11 @@ class Session:
             seed=seed,
             device=self.device,
         )
-        self.dense_flops, self.flops, self.layers = expected_cost.network_flops(recipe, self.state.network)
+        for network in (self.state.network, self.state.ema):
+            network.tell_lengths(manifest.lengths)
+        self.dense_flops, self.flops, self.layers = expected_cost.network_flops(
+            recipe, self.state.network, manifest.mean_length
+        )
 
         self.scorer = None
         if scoring:
@@ -276,7 +280,8 @@ class Session:
         """
         count = self.scoring.samples if self.scoring else GRID_IMAGES
         shown: list[Tensor] = []
-        samples = generate(
+        statistics: list[Tensor] = []
+        items = generate_items(
             self.state.ema,
             self.recipe,
             count,
@@ -286,10 +291,11 @@ class Session:
             world=self.world,
             codec=self.prepared.codec,
         )
+        samples = rendered(items, self.dataset.modality, statistics)
         values: dict[str, float | str] = {}
         if self.scorer:
             try:
-                scores = self.scorer.score(_keep_first(samples, shown), classes=self.state.ema.classes)
+                scores = self.scorer.score(_keep_first(samples, shown), self.state.ema.classes, statistics)
             except torch.OutOfMemoryError as error:
                 size = self.scorer.scoring.batch_size
                 raise DeviceOutOfMemory(

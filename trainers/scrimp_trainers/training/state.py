@@ -38,7 +38,7 @@ def initial_state(
 ) -> State:
     """Return the state before the first step: the same weights for the same seed on every rank and machine."""
     network = build_network(recipe, image_size, channels, classes, seed).to(device)
-    ema = copy.deepcopy(network).eval().requires_grad_(False)
+    ema = copy.deepcopy(network).to(device).eval().requires_grad_(False)  # `to` lays recurrent weights out anew
     optimizer = _new_optimizer(recipe.optimizer, network)
 
     masks = None
@@ -87,6 +87,7 @@ def build_network(recipe: Recipe, image_size: int, channels: int, classes: int, 
             classes=classes if recipe.conditioning.classes else 0,
             augment_labels=mafp.LABELS if recipe.mafp.p1 > 0 else 0,
             coordinates=recipe.patches.on or recipe.patches.coordinates,
+            **recipe.network.options(recipe),
         )
 
 

@@ -32,6 +32,11 @@ class Images:
         return self.channels, self.size, self.size
 
     @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """They are pictures."""
+        return self.shape
+
+    @property
     def item_bytes(self) -> int:
         """A byte for each channel of each pixel."""
         return self.channels * self.size**2

@@ -50,7 +50,13 @@ class Items:
 
 
 class Modality(Protocol):
-    """A kind of item. One that has a method `mirror(values, flipped)` can be trained on with `training.flip`."""
+    """A kind of item, which may have more than the methods below.
+
+    With `mirror(values, flipped)` it can be trained on with `training.flip`. With `picture_shape`, the shape [C, H, W]
+    of what `render` draws, its datasets may have a classifier. `renderer` names how it draws, if that can be changed:
+    scores state it. `statistics(items)` gives numbers [B, n] of each item, for scores that are not about pictures.
+    `svg(item)` gives the text of an SVG file.
+    """
 
     @property
     def suffix(self) -> str:
@@ -98,6 +104,22 @@ def open_modality(kind: str, *, size: int, channels: int) -> Modality:
 def modality_of(manifest: Manifest) -> Modality:
     """Return the modality of a dataset; raises as `open_modality` does."""
     return open_modality(manifest.modality, size=manifest.size, channels=manifest.channels)
+
+
+def picture_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """Return the shape [C, H, W] of the pictures of a dataset of Scrimp's own modalities; raises as `modality_of`."""
+    modality: Any = modality_of(manifest)
+    return modality.picture_shape
+
+
+def renderer(manifest: Manifest) -> str:
+    """Name how a dataset's items are drawn; empty where they are pictures already. Raises as `modality_of`."""
+    return getattr(modality_of(manifest), "renderer", "")
+
+
+def statistics_of(modality: Any, items: Items) -> "Tensor | None":
+    """Return what a modality measures of items, [B, k]; None if it measures nothing."""
+    return modality.statistics(items) if hasattr(modality, "statistics") else None
 
 
 def has_mirror(modality: Modality) -> bool:

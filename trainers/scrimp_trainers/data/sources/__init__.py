@@ -22,7 +22,7 @@ from scrimp_trainers.data.tree import Tree, open_tree
 
 DIGITS = "digits"
 HELPERS = ("source", "labels", "folders")
-ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".npz"})
+ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".xz", ".npz"})
 MAX_SUFFIXES = 5
 """Number of file suffixes that the error message for a source without images lists."""
 

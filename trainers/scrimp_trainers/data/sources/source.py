@@ -1,10 +1,10 @@
-"""The result of every reader: numbered images that are decoded one by one."""
+"""The result of every reader: numbered images, or other items, that are decoded one by one."""
 
 import bisect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,7 @@ AS_FOUND = Layout()
 
 @dataclass(frozen=True)
 class Source:
-    """Images in a fixed order, with their classes if they have any.
+    """Images, or drawings, in a fixed order, with their classes if they have any.
 
     `load` and `where` may be called from several threads at once.
     """
@@ -36,8 +36,9 @@ class Source:
     """Name of the reader."""
     count: int
     """Number of images."""
-    load: Callable[[int], Image.Image]
-    """Decode the image with this number, in the mode in which it is stored."""
+    load: Callable[[int], Any]
+    """Decode the image with this number, in the mode in which it is stored; or return a drawing's strokes, each [n, 2].
+    """
     where: Callable[[int], str]
     """Return the location of the image with this number, for error messages."""
     labels: np.ndarray | None = None
@@ -50,6 +51,8 @@ class Source:
     """How many files were not read as images, by reason."""
     notes: list[str] = field(default_factory=list)
     """Other remarks of the reader, one line each."""
+    modality: Literal["images", "strokes"] = "images"
+    """What `load` gives."""
 
 
 def source_from_arrays(

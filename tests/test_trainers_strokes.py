@@ -1,0 +1,339 @@
+"""ChiroDiff's GRU is trained, made sparse, resumed and sampled on pen drawings."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drawings_small import small_drawings
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from trainers_small import CPU, small
+
+from scrimp_trainers import fit
+from scrimp_trainers.codecs.strokes import StrokeCodec
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.conditioning.conditions import Conditions
+from scrimp_trainers.data.batch import Batch, alike_in_length
+from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.data.loading import batches
+from scrimp_trainers.data.manifest import load_manifest
+from scrimp_trainers.metrics import cost
+from scrimp_trainers.networks.gru import GRU
+from scrimp_trainers.precompute.prepare import prepare_techniques
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.sampling import generate, generate_items
+from scrimp_trainers.techniques import sparsity
+from scrimp_trainers.training import expected_cost
+from scrimp_trainers.training.inputs import Prepared
+from scrimp_trainers.training.loop import read_losses, train
+from scrimp_trainers.training.session import Session
+from scrimp_trainers.training.state import build_network, initial_state
+
+SMALL = {
+    "codec": {"kind": "strokes"},
+    "network": {"kind": "gru", "width": 16, "layers": 2},
+    "diffusion": {"kind": "ddpm", "timesteps": 50, "beta_start": 0.002, "beta_end": 0.4},
+    "optimizer": {"kind": "adamw", "lr": 5e-3, "warmup_kimg": 0, "weight_decay": 0.01},
+    "ema": {"halflife_kimg": 0},
+    "training": {"kimg": 0.08, "batch_size": 16},
+    "sampler": {"kind": "ancestral", "steps": 10},
+}
+
+
+PAPER = {"diffusion__timesteps": 1000, "diffusion__beta_start": 1e-4, "diffusion__beta_end": 0.02}
+
+
+def recipe_of(**values: object) -> Recipe:
+    return Recipe.model_validate(SMALL).replace({name.replace("__", "."): value for name, value in values.items()})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    folder = tmp_path_factory.mktemp("strokes")
+    small_drawings(folder, holdout=16)
+    return open_dataset(folder / "data")
+
+
+def session(recipe: Recipe, dataset: Dataset, folder: Path) -> Session:
+    fit.check_fit(recipe, dataset.manifest)
+    return Session(recipe, dataset, folder, 3, prepare_techniques(recipe, dataset, 3, CPU), device=CPU)
+
+
+def points(count: int, size: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, size, generator=torch.Generator().manual_seed(seed))
+
+
+def network_of(recipe: Recipe, size: int = 40) -> GRU:
+    network = build_network(recipe, size, 3, 0, seed=0)
+    assert isinstance(network, GRU)
+    return network
+
+
+# --- the network
+
+
+def test_the_network_has_as_many_parameters_as_chirodiffs():
+    network = network_of(recipe_of(network__width=96, network__layers=3))
+    assert cost.parameters(network) == 416_859
+    assert sum(weight.numel() for weight in network.gru.parameters()) == 398_016
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.sampled_from(["delta", "absolute"]))
+def test_what_is_beside_a_drawing_does_not_matter(lengths, form):
+    """Neither what stands at its padding nor the drawings it is with: packed, it is as if it were alone."""
+    network = network_of(recipe_of(codec__form=form), size=12)
+    x = points(len(lengths), 12)
+    t = torch.arange(len(lengths)) * 7
+    mask = torch.arange(12) < torch.tensor(lengths)[:, None, None]
+    with torch.no_grad():
+        together = network(x, t, Conditions(mask=mask))
+        with_junk = network(torch.where(mask, x, 1e4), t, Conditions(mask=mask))
+        assert torch.equal(together.masked_select(mask), with_junk.masked_select(mask))
+        for row, length in enumerate(lengths):
+            alone = network(x[row : row + 1, :, :length], t[row : row + 1])
+            torch.testing.assert_close(together[row : row + 1, :, :length], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_both_forms_show_the_network_the_same():
+    absolute, delta = (network_of(recipe_of(codec__form=form)) for form in ("absolute", "delta"))
+    items = points(4, 40)
+    x = StrokeCodec("delta", 0.8).encode(items, lambda shape: torch.zeros(*shape))
+    t = torch.tensor([0, 10, 20, 49])
+    torch.testing.assert_close(absolute(items, t), delta(x, t), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["delta", "absolute"])
+def test_a_codec_gives_back_the_drawings(form, dataset):
+    items, _, _ = dataset.items("train")
+    codec = StrokeCodec(form, 0.8)
+    decoded = codec.decode(codec.encode(items.values, lambda shape: torch.zeros(*shape)))
+    assert items.mask is not None
+    torch.testing.assert_close(decoded.values * items.mask, items.values, rtol=0, atol=1e-4)
+
+
+def test_a_step_is_told_apart_from_the_next_and_its_features_repeat_after_a_reload(tmp_path):
+    network = network_of(recipe_of())
+    features = network._time(torch.arange(50))
+    assert features.shape == (50, 8)
+    assert (features.square().reshape(50, 2, 4).sum(1) - 1).abs().max() < 1e-5
+    assert torch.pdist(features).min() > 1e-3
+    network.save(tmp_path / "network")
+    assert torch.equal(GRU.from_folder(tmp_path)._time(torch.arange(50)), features)
+
+
+# --- batches
+
+
+def test_batches_are_alike_in_length_and_draw_everything_once():
+    lengths = np.random.default_rng(0).integers(1, 300, 1003)
+    order = np.random.default_rng(1).permutation(1003)
+    for epoch, first in ((0, 0), (1, 1003)):
+        moved = alike_in_length(order, lengths, 10, first, 5, epoch)
+        assert sorted(moved) == list(range(1003))
+        begin = -first % 10
+        whole = moved[begin : begin + (1003 - begin) // 10 * 10].reshape(-1, 10)
+        spread = np.ptp(lengths[whole], axis=1)
+        assert np.median(spread) < 15
+        assert np.array_equal(alike_in_length(order, lengths, 10, first, 5, epoch), moved)
+    assert not np.array_equal(
+        alike_in_length(order, lengths, 10, 0, 6, 0), alike_in_length(order, lengths, 10, 0, 5, 0)
+    )
+
+
+def test_ranks_share_a_batch_and_resuming_draws_the_same(dataset):
+    def drawn(**options: Any) -> list[Tensor]:
+        sequence = batches(dataset, batch_size=8, seed=0, device=CPU, **options)
+        return [batch.index for batch in itertools.islice(sequence, 20)]
+
+    whole = drawn()
+    ranks = [torch.cat(pair) for pair in zip(drawn(rank=0, world=2), drawn(rank=1, world=2), strict=True)]
+    assert all(map(torch.equal, whole, ranks))
+    assert all(map(torch.equal, whole[7:], drawn(start=7)))
+    epoch = torch.cat(whole)[: dataset.manifest.splits["train"].count]
+    assert len(epoch.unique()) == len(epoch)
+
+
+# --- training
+
+
+def trained(recipe: Recipe, dataset: Dataset, count: int = 64, mangle: bool = False) -> tuple[list[float], Tensor]:
+    """Train on the first items; return the losses and all weights."""
+    items, _, _ = dataset.items("train")
+    items = items[:count]
+    values = items.values
+    assert items.mask is not None
+    if mangle:
+        values = torch.where(items.mask, values, 5.0)
+    state = initial_state(recipe, image_size=values.shape[-1], channels=3, classes=0, seed=0, device=CPU)
+    size = recipe.training.batch_size
+
+    masks = items.mask
+
+    def endless():
+        for start in itertools.cycle(range(0, count, size)):
+            part = slice(start, start + size)
+            yield Batch(values[part], None, torch.arange(count)[part], torch.zeros(size).bool(), masks[part])
+
+    codec = StrokeCodec(recipe.codec.form, 0.8)  # type: ignore[union-attr]
+    steps = list(train(recipe, state, endless(), Prepared(codec=codec), device=CPU))
+    return read_losses(steps), torch.cat([weight.flatten() for weight in state.network.parameters()])
+
+
+@pytest.mark.parametrize("form", ["delta", "absolute"])
+def test_the_loss_falls(form, dataset):
+    losses, _ = trained(recipe_of(codec__form=form, training__kimg=1.6), dataset)
+    assert np.mean(losses[-25:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_the_loss_is_of_what_is_no_padding(dataset):
+    recipe = recipe_of()
+    losses, weights = trained(recipe, dataset)
+    same_losses, same_weights = trained(recipe, dataset, mangle=True)
+    assert losses == same_losses
+    assert torch.equal(weights, same_weights)
+
+
+@pytest.mark.parametrize("method", ["dense", "rigl"])
+def test_an_interrupted_training_ends_with_the_same_weights(method, dataset, tmp_path):
+    recipe = recipe_of(sparsity__method=method, sparsity__interval=1, sparsity__end=1)
+    whole, rest = (session(recipe, dataset, tmp_path / "run") for _ in range(2))
+    steps = whole.steps()
+    whole.train_to(48, steps, 1e9)
+    whole.save("last")
+    whole.train_to(80, steps, 1e9)
+
+    rest.resume()
+    assert rest.state.step == 3
+    rest.train_to(80, rest.steps(), 1e9)
+    expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    assert resumed["lengths"].tolist() == dataset.manifest.lengths
+
+
+@pytest.mark.parametrize("method", ["static", "rigl", "magran"])
+def test_sparse_methods_act_on_the_recurrent_matrices(method, dataset, tmp_path):
+    recipe = recipe_of(sparsity__method=method, sparsity__level=0.75, sparsity__interval=1, sparsity__end=1)
+    run = session(recipe, dataset, tmp_path)
+    masks = run.state.masks
+    assert masks is not None
+    before = {name: mask.clone() for name, mask in masks.masks.items()}
+    run.train_to(80, run.steps(), 1e9)
+
+    recurrent = [name for name in masks.masks if name.startswith("gru.weight_")]
+    assert len(recurrent) == 8
+    weights = dict(run.state.network.named_parameters())
+    for name in recurrent:
+        assert int(masks.masks[name].sum()) == masks.active[name]
+        assert int(weights[name].count_nonzero()) <= masks.active[name] < weights[name].numel()
+        assert not run.state.ema.get_parameter(name)[masks.masks[name] == 0].any()
+        assert torch.equal(masks.masks[name], before[name]) == (method == "static")
+    assert not any("bias" in name for name in masks.masks)
+    total = sum(weight.numel() for weight in sparsity.layer_weights(run.state.network).values())
+    assert sum(masks.active.values()) == round(0.25 * total)
+
+
+# --- cost
+
+
+def test_flops_are_two_for_each_weight_and_point(dataset):
+    recipe = recipe_of(network__width=96, network__layers=3)
+    network = network_of(recipe, size=50)
+    weights = sum(weight.numel() for weight in sparsity.layer_weights(network).values())
+    dense, _, _ = expected_cost.network_flops(recipe, network)
+    assert dense == 2 * 50 * weights
+    half, _, _ = expected_cost.network_flops(recipe, network, 25)
+    assert half == 50 * weights
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_a_uniformly_sparse_gru_costs_its_share(level):
+    recipe = recipe_of(sparsity__method="static", sparsity__level=level, sparsity__distribution="uniform")
+    dense, sparse, layers = expected_cost.network_flops(recipe, network_of(recipe))
+    assert sparse == pytest.approx((1 - level) * dense, rel=2e-3)
+    assert sum(row.flops_share for row in layers) == pytest.approx(1)
+
+
+def test_what_is_expected_to_be_spent_is_what_is_counted(dataset, tmp_path):
+    recipe = recipe_of(sparsity__method="rigl", sparsity__interval=1)
+    run = session(recipe, dataset, tmp_path)
+    run.train_to(80, run.steps(), 1e9)
+    expected = expected_cost.expected_costs(recipe, dataset.manifest, samples=10)
+    assert expected is not None
+    assert run.metrics_row(0.08).train_flops == pytest.approx(expected["train_flops"])
+
+
+# --- samples
+
+
+@pytest.mark.parametrize(
+    ("values", "evaluations"),
+    [
+        (PAPER | {"sampler__steps": 1000}, 1000),
+        ({"diffusion__timesteps": 35, "sampler__steps": 35}, 35),
+        ({"sampler__kind": "ddim", "sampler__steps": 7}, 7),
+    ],
+    ids=["1000", "35", "ddim"],
+)
+def test_a_sample_depends_on_its_number_alone(values, evaluations, dataset, tmp_path):
+    recipe = recipe_of(network__width=4, network__layers=1, **values)
+    assert recipe.nfe == evaluations
+    run = session(recipe, dataset, tmp_path)
+    codec = run.prepared.codec
+    together = torch.cat([part.values for part in generate_items(run.state.ema, recipe, 3, seed=0, codec=codec)])
+    options = {"seed": 0, "batch_size": 1, "codec": codec}
+    alone = torch.cat([part.values for part in generate_items(run.state.ema, recipe, 3, **options)])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_samples_have_the_lengths_of_training_items(dataset, tmp_path):
+    recipe = recipe_of(network__width=4, sampler__steps=1)
+    run = session(recipe, dataset, tmp_path)
+    items = next(generate_items(run.state.ema, recipe, 256, seed=0, codec=run.prepared.codec))
+    assert items.mask is not None
+    counts = np.bincount(items.mask.sum(-1).flatten().tolist(), minlength=dataset.manifest.size + 1)
+    known = np.array(dataset.manifest.lengths)
+    assert not counts[known == 0].any()
+    expected = known / known.sum() * 256
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
+    pictures = next(generate(run.state.ema, recipe, 4, seed=0, codec=run.prepared.codec))
+    assert pictures.shape == (4, 1, 64, 64)
+
+
+# --- what does not go together
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"codec.kind": "none"}, r"network.kind: 'gru' needs pen strokes; use codec.kind strokes"),
+        ({"network.kind": "unet"}, r"network.kind: 'unet' needs a grid"),
+        ({"network.kind": "dit"}, r"network.kind: 'dit' needs a grid"),
+        ({"mafp.p1": 0.1}, r"mafp needs a grid|mafp needs augmentation labels"),
+        ({"mafp.p2": 0.1}, r"mafp needs a grid"),
+        ({"patches.real_p": 0.5}, r"patches needs a grid"),
+        ({"ood.weight": 1.0}, r"ood needs a grid"),
+        ({"diffusion.kind": "edm", "sampler.kind": "heun"}, r"network.kind: 'gru' needs a chain of steps"),
+    ],
+)
+def test_parts_that_need_images_say_so(values, complaint):
+    with pytest.raises(UserError, match=complaint):
+        recipe_of().replace(values)
+
+
+def test_what_the_dataset_cannot_be_trained_with_is_refused(dataset):
+    with pytest.raises(UserError, match=r"codec.kind: 'none' is for images, but dataset data is of strokes"):
+        fit.check_fit(small(), dataset.manifest)
+    with pytest.raises(UserError, match=r"training.flip: strokes of dataset data have no mirror images"):
+        fit.check_fit(recipe_of(training__flip=True), dataset.manifest)
+    with pytest.raises(UserError, match=r"network.kind 'gru' is told no classes"):
+        initial_state(recipe_of(conditioning__classes=True), image_size=9, channels=3, classes=2, seed=0, device=CPU)
+
+
+def test_drawings_do_not_go_to_image_datasets(digits_dataset):
+    with pytest.raises(UserError, match=r"codec.kind: 'strokes' is for strokes, but dataset digits is of images"):
+        fit.check_fit(recipe_of(), load_manifest(digits_dataset.folder))

@@ -1,0 +1,136 @@
+"""Pen drawings are scored by their pictures and by what they are, exported, and read without Scrimp."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drawings_small import small_drawings
+from scipy.stats import wasserstein_distance
+from test_trainers_strokes import recipe_of
+
+import scrimp
+from scrimp_platform.cli import main
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.conditioning.conditions import Conditions
+from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.data.manifest import load_manifest
+from scrimp_trainers.data.modalities.modality import Items
+from scrimp_trainers.data.modalities.strokes import RENDERER
+from scrimp_trainers.export import load_model
+from scrimp_trainers.metrics import names
+from scrimp_trainers.metrics.score import Scorer
+from scrimp_trainers.recipe.scoring import Scoring
+
+NAMES = ["wasserstein_points", "wasserstein_strokes", "wasserstein_curvature"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    folder = tmp_path_factory.mktemp("labelled")
+    small_drawings(folder, count=200, holdout=40, classifier=True)
+    return open_dataset(folder / "data")
+
+
+def scoring(**values: Any) -> Scoring:
+    return Scoring(extractor="classifier", also=("strokes",), samples=40, **values)
+
+
+def scores_of(dataset: Dataset, items: Items) -> dict[str, Any]:
+    measured = dataset.modality.statistics(items)  # type: ignore[attr-defined]
+    return Scorer(dataset, scoring(), "cpu").score([dataset.modality.render(items)], 0, [measured]).values
+
+
+def test_the_training_drawings_themselves_have_a_distance_of_zero(dataset):
+    items, _, _ = dataset.items("train")
+    scores = scores_of(dataset, items)
+    assert [scores[name] for name in NAMES] == [0, 0, 0]
+    assert scores["fd_classifier"] == pytest.approx(0, abs=1e-3)
+    assert scores["pixel_copied_fraction"] == 1
+    assert scores["renderer"] == RENDERER == "64px-line2-margin4-antialiased"
+
+
+def test_the_distances_are_scipys(dataset):
+    items, _, _ = dataset.items("train")
+    measured = dataset.modality.statistics(items).double().numpy()
+    scores = scores_of(dataset, items[:50])
+    for column, name in enumerate(NAMES):
+        expected = wasserstein_distance(measured[:50, column], measured[:, column])
+        assert scores[name] == pytest.approx(expected)
+
+
+def test_such_scores_are_known_by_name_and_not_for_images(dataset, digits_dataset):
+    assert set(NAMES) <= set(names.score_names(scoring()))
+    names.require_objectives(["wasserstein_points", "fd_classifier"], scoring())
+    names.check(scoring(), dataset.manifest)
+    others = Scoring(extractor="inception", also=("strokes",))
+    with pytest.raises(UserError, match=r"scoring.also strokes: is not for images as in dataset digits"):
+        names.check(others, load_manifest(digits_dataset.folder))
+
+
+def test_a_pictures_classifier_knows_the_drawings(dataset):
+    assert dataset.manifest.classifier is not None
+    assert dataset.manifest.classifier.accuracy > 0.8
+
+
+# --- models
+
+
+@pytest.fixture(scope="module", params=["delta", "absolute"])
+def trained(request, dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "out"
+    recipe = recipe_of(codec__form=request.param, sampler__kind="ddim", sampler__steps=5)
+    *_, last = scrimp.train(recipe, dataset.folder, folder, seed=1, extractor="classifier", samples=40)
+    assert np.isfinite(last.value("fd_classifier"))
+    return folder
+
+
+def test_a_model_is_scored_and_sampled_like_one_of_images(trained, dataset):
+    assert (trained / "samples.png").exists()
+    assert (trained / "neighbours.png").exists()
+    model = scrimp.load_model(trained / "model")
+    pictures = model.sample(5, seed=2)
+    assert pictures.shape == (5, 1, 64, 64)
+    assert np.array_equal(pictures[:2], model.sample(2, seed=2))
+    items = next(model.items(5, seed=2))
+    assert items.mask is not None
+    assert np.array_equal(model.modality.render(items).numpy(), pictures)
+    scores = scrimp.evaluate(model, dataset, extractor="classifier", samples=40)
+    assert scores["renderer"] == RENDERER
+
+
+def test_samples_are_written_as_pictures_and_as_svg(trained, tmp_path):
+    main.main(["sample", str(trained / "model"), str(tmp_path / "samples"), "-n", "3", "--steps", "2"])
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 4
+    drawn = sorted((tmp_path / "samples" / "svg").iterdir())
+    assert [file.name for file in drawn] == ["000000.svg", "000001.svg", "000002.svg"]
+    assert drawn[0].read_text().startswith("<svg ")
+
+
+def test_the_code_on_the_card_draws_without_scrimp_what_the_network_draws(trained, monkeypatch):
+    card = (trained / "model" / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
+    assert "scrimp" not in code
+    monkeypatch.chdir(trained / "model")
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "card", "exec"), namespace)  # noqa: S102
+    assert len(namespace["drawings"]) == 16
+    for drawing, length in zip(namespace["drawings"], namespace["lengths"], strict=True):
+        assert drawing.shape == (length, 3)
+        assert set(drawing[:, 2].unique().tolist()) <= {0, 1}
+
+    network, recipe = load_model(trained / "model", "cpu")
+    x = torch.randn(16, *network.shape)
+    mask = torch.arange(network.shape[-1]) < namespace["lengths"][:, None, None]
+    with torch.no_grad():
+        theirs = namespace["network"](x, torch.tensor(17), namespace["lengths"])
+        ours = network(x, torch.full((16,), 17), Conditions(mask=mask))
+    torch.testing.assert_close(theirs * mask, ours * mask)
+    assert recipe.codec.kind == "strokes"
+
+
+def test_a_model_of_drawings_is_not_evaluated_on_images(trained, digits_dataset):
+    with pytest.raises(UserError, match="draws strokes, but dataset digits is of images"):
+        scrimp.evaluate(scrimp.load_model(trained / "model"), digits_dataset.folder, samples=40)

@@ -1,0 +1,170 @@
+"""ChiroDiff's network: a bidirectional GRU along the points of a drawing (Das et al. 2023).
+
+It sees each point's position and the step that leads there, whichever of the two x is: the other follows from it.
+"""
+
+import math
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from scrimp_trainers.codecs.strokes import steps
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
+from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.recipe import networks
+from scrimp_trainers.recipe.techniques import StrokeForm
+
+TIME_SCALE = 4.0
+"""Standard deviation of the random frequencies, in turns over the whole chain."""
+
+
+CODE = """class Network(nn.Module):
+    def __init__(self, size, width, layers, time_features, timesteps, form):
+        super().__init__()
+        self.timesteps = timesteps
+        self.gru = nn.GRU(5 + time_features, width, layers, batch_first=True, bidirectional=True)
+        self.hidden = nn.Linear(2 * width, width)
+        self.output = nn.Linear(width + time_features, 3)
+        self.register_buffer("frequencies", torch.zeros(time_features // 2))
+        self.register_buffer("lengths", torch.zeros(size + 1, dtype=torch.int64))
+
+    def forward(self, x, t, lengths):
+        angles = 2 * torch.pi * self.frequencies * t / self.timesteps
+        time = torch.cat([angles.sin(), angles.cos()]).expand(len(x), x.shape[-1], -1)
+        step = {step}
+        points = torch.cat([{position}, step], 1).transpose(1, 2)
+        packed = pack_padded_sequence(torch.cat([points, time], -1), lengths, batch_first=True, enforce_sorted=False)
+        hidden = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[-1])[0]
+        return self.output(torch.cat([self.hidden(hidden), time], -1)).transpose(1, 2)
+
+
+network = Network(**json.loads(Path("network/config.json").read_text()))
+network.load_state_dict(load_file("network/diffusion_pytorch_model.safetensors"))
+lengths = torch.multinomial(network.lengths.double(), 16, replacement=True)
+"""
+"""What a model card says of the network: the same, without Scrimp."""
+
+
+class GRU(Denoiser):
+    """Three numbers a point in and out, x and the noise in it: [B, 3, points].
+
+    Parameters
+    ----------
+    size
+        Most points of a drawing.
+    width, layers
+        Of the GRU: numbers a direction, and layers.
+    time_features
+        Sines and cosines that say the step of the chain, in even number.
+    timesteps
+        Length of the chain.
+    form
+        Whether x holds positions or the steps between them.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self, *, size: int, width: int, layers: int, time_features: int, timesteps: int, form: StrokeForm
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "size": size,
+            "width": width,
+            "layers": layers,
+            "time_features": time_features,
+            "timesteps": timesteps,
+            "form": form,
+        }
+        self.shape = torch.Size((3, size))
+        self.classes = 0
+        self.timesteps = timesteps
+        self.form = form
+        self.gru = nn.GRU(5 + time_features, width, layers, batch_first=True, bidirectional=True)
+        self.hidden = nn.Linear(2 * width, width)
+        self.output = nn.Linear(width + time_features, 3)
+        self.register_buffer("frequencies", TIME_SCALE * torch.randn(time_features // 2))
+        self.register_buffer("lengths", torch.zeros(size + 1, dtype=torch.int64))
+
+    def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
+        """Return the noise in x [B, 3, n] at steps t [B] of the chain. What stands at padding does not matter."""
+        time = self._time(levels).to(images.dtype)[:, None].expand(-1, images.shape[-1], -1)
+        if self.form == "delta":
+            seen = torch.cat([images[:, :2].cumsum(-1), images], 1)
+        else:
+            seen = torch.cat([images[:, :2], steps(images)], 1)
+
+        hidden = self._along(torch.cat([seen.transpose(1, 2), time], -1), conditions.mask)
+        return self.output(torch.cat([self.hidden(hidden), time], -1)).transpose(1, 2)
+
+    def call(self, images: str, labels: str | None) -> str:
+        """Return the code that asks the network in `code`."""
+        return f"network({images}, t, lengths)"
+
+    @property
+    def code(self) -> str:
+        """Return the network in torch alone, and how it is read."""
+        position = "x[:, :2].cumsum(-1)" if self.form == "delta" else "x[:, :2]"
+        step = "x"
+        if self.form == "absolute":
+            step = "torch.cat([torch.diff(x[:, :2], dim=-1, prepend=torch.zeros_like(x[:, :2, :1])), x[:, 2:]], 1)"
+        return CODE.format(position=position, step=step)
+
+    def _time(self, t: Tensor) -> Tensor:
+        """Return the features [B, time_features] of steps of the chain."""
+        angles = 2 * math.pi * self.frequencies * (t.float() / self.timesteps)[:, None]
+        return torch.cat([angles.sin(), angles.cos()], -1)
+
+    def _along(self, points: Tensor, mask: Tensor | None) -> Tensor:
+        """Run the GRU over points [B, n, d], without padding: packed, the way back begins at a drawing's end."""
+        if mask is None:
+            return self.gru(points)[0]
+
+        # Packing needs the lengths on the host. A step waits for the device here, and nowhere else.
+        lengths = mask.flatten(1).sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(points, lengths, batch_first=True, enforce_sorted=False)
+        hidden = cast(PackedSequence, self.gru(packed)[0])
+        return pad_packed_sequence(hidden, batch_first=True, total_length=points.shape[1])[0]
+
+
+def build(
+    section: networks.GRU,
+    *,
+    image_size: int,
+    channels: int,
+    classes: int = 0,
+    augment_labels: int = 0,
+    coordinates: bool = False,
+    timesteps: int,
+    form: StrokeForm,
+) -> GRU:
+    """Make a new network for drawings of at most `image_size` points. The weights are from torch's global generator.
+
+    Raises
+    ------
+    UserError
+        If it is to be told classes.
+    ValueError
+        If it is to take what its section does not offer.
+    """
+    if classes:
+        raise UserError("conditioning.classes: network.kind 'gru' is told no classes; turn it off")
+    if channels != 3 or augment_labels or coordinates:
+        raise ValueError("a GRU takes points of three numbers, and neither augmentation labels nor coordinates")
+    return GRU(
+        size=image_size,
+        width=section.width,
+        layers=section.layers,
+        time_features=section.time_features,
+        timesteps=timesteps,
+        form=form,
+    )
+
+
+def load(folder: Path) -> GRU:
+    """Read the network of an exported model; raises as `Denoiser.from_folder` does."""
+    return GRU.from_folder(folder)
