@@ -164,7 +164,7 @@ def test_a_model_is_not_compared_with_images_of_another_kind(tmp_path, digits_da
 def test_an_unfit_extractor_and_a_grid_without_a_folder_are_refused_before_sampling(
     model, digits_dataset, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sampling, "generate", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr(sampling, "generate_items", lambda *_, **__: pytest.fail("sampled"))
     torch.save(models.resnet18().state_dict(), tmp_path / "weights.pth")
     scoring = {"extractor": "vgg16", "weights": tmp_path / "weights.pth"}
     refused(lambda: commands.evaluate(model, digits_dataset.folder, 0, None, **scoring), "weights.pth", "vgg16")
