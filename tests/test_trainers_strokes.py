@@ -284,10 +284,14 @@ def test_a_sample_depends_on_its_number_alone(values, evaluations, dataset, tmp_
     assert recipe.nfe == evaluations
     run = session(recipe, dataset, tmp_path)
     codec = run.prepared.codec
-    together = torch.cat([part.values for part in generate_items(run.state.ema, recipe, 3, seed=0, codec=codec)])
-    options = {"seed": 0, "batch_size": 1, "codec": codec}
-    alone = torch.cat([part.values for part in generate_items(run.state.ema, recipe, 3, **options)])
-    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+    options = {"seed": 0, "codec": codec}
+    together = next(generate_items(run.state.ema, recipe, 3, **options))
+    for number, item in enumerate(generate_items(run.state.ema, recipe, 3, batch_size=1, **options)):
+        assert together.mask is not None
+        assert item.mask is not None
+        mask = together.mask[number]
+        assert torch.equal(mask, item.mask[0])
+        torch.testing.assert_close(together.values[number] * mask, item.values[0] * mask, rtol=1e-3, atol=1e-3)
 
 
 def test_samples_have_the_lengths_of_training_items(dataset, tmp_path):
