@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from drawings_small import small_drawings
 from techniques_small import autoencoder, plain_recipe
 
 from scrimp_platform.cli import commands
@@ -10,36 +11,49 @@ from scrimp_trainers.data.options import Options
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.recipe import recipe as recipes
 
+NARROW = {
+    "unet": {"network.channels": 8, "network.blocks": 1},
+    "gru": {"network.width": 8, "network.layers": 1},
+}
 EVERY = pytest.mark.parametrize("name", recipes.presets())
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Where the dataset lies and what else a preset names."""
+    """Where a dataset of each modality lies, and what else a preset names."""
     folder = tmp_path_factory.mktemp("presets")
+    small_drawings(folder, 64)
     prepare("digits", folder / "digits", Options(size=32, limit=96, classifier=False))
     return folder
 
 
 def without_downloads(name, files, **values):
     """Return a preset that asks for no weights of others and for a short sampler."""
-    codec = autoencoder(files)
+    recipe = recipes.load(name)
     stand_ins = {
-        "codec.encoder": codec,
-        "codec.decoder": codec,
         "coreset.score": "random",
         "reweighting.recipe": plain_recipe(files),
         "reweighting.kimg": 0.02,
         "sampler.steps": 2,
         "training.batch_size": 8,
     }
-    return recipes.load(name).replace(stand_ins | {path.replace("__", "."): value for path, value in values.items()})
+    if recipe.codec.modality == "images":
+        codec = autoencoder(files)
+        stand_ins |= {"codec.encoder": codec, "codec.decoder": codec}
+    return recipe.replace(stand_ins | {path.replace("__", "."): value for path, value in values.items()})
+
+
+def narrowed(name, files, **values):
+    """Return such a preset with a small network."""
+    recipe = without_downloads(name, files, **values)
+    return recipe.replace(NARROW[recipe.network.kind])
 
 
 def trained(recipe, files, folder, kimg=None):
     """Train as `scrimp train` does, and return the lines that were written."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    commands.train(str(folder / "recipe.yaml"), files / "digits", folder / "out", kimg, 0, None, 1000)
+    data = files / {"images": "digits", "strokes": "data"}[recipe.codec.modality]
+    commands.train(str(folder / "recipe.yaml"), data, folder / "out", kimg, 0, None, 1000)
     return metrics_log.read_rows(folder / "out" / "metrics.jsonl")
 
 
@@ -52,13 +66,12 @@ def test_a_preset_says_what_it_is_and_survives_a_round_trip(name):
 
 @EVERY
 def test_a_preset_trains_with_a_narrow_network(name, files, tmp_path):
-    recipe = without_downloads(name, files, network__channels=8, network__blocks=1, training__kimg=0.08)
+    recipe = narrowed(name, files, training__kimg=0.08)
     check(recipe, trained(recipe, files, tmp_path), kimg=0.08)
 
 
 def test_cutting_a_preset_short_cuts_its_reference_short_too(files, tmp_path):
-    narrow = {"network__channels": 8, "network__blocks": 1}
-    recipe = without_downloads("prune-reweight-cifar10", files, reweighting__kimg=0.04, **narrow)
+    recipe = narrowed("prune-reweight-cifar10", files, reweighting__kimg=0.04)
     check(recipe, trained(recipe, files, tmp_path, kimg=0.016), kimg=0.016)
     assert recipes.load(tmp_path / "out" / "recipe.yaml").reweighting.kimg == 0.016
 
