@@ -246,7 +246,7 @@ def _search_plots(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Spac
     if isinstance(importances, str):
         result.append(Plot(title, importances, None))
     else:
-        caption = "Optuna's PED-ANOVA over the trials trained to the end. With few trials it is only a hint."
+        caption = "Optuna's PED-ANOVA over all trials that have a score. With few trials it is only a hint."
         result.append(_plot(title, caption, plots.importance_bars(importances), missing))
         result += _dependence_plots(trials, space, list(importances))
 
