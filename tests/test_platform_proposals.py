@@ -156,3 +156,19 @@ def test_a_model_is_fitted_again_only_if_there_are_new_scores():
     later = curves.learn(search.trials, search.space, again)
     assert later
     assert later.model is not learned.model
+
+
+@pytest.mark.parametrize("kind", ["curves", "qmc"])
+def test_a_point_of_the_sequence_that_was_tried_is_passed_over(kind):
+    """As after a warm start from a sweep of the same seed: its best trials are points of the same sequence."""
+    other = Search(kind)
+    points = [other.propose() for _ in range(4)]
+    search = Search(kind)
+    search.add(points[2], "finished", "complete", search.space.budget.rungs_kimg[-1], 1.0)
+    assert [search.propose() for _ in range(2)] == [points[1], points[3]]
+
+
+def test_a_space_of_few_recipes_proposes_one_again():
+    space = make_space(proposals="qmc", search={"mafp.p1": {"choice": [0.0, 0.1]}})
+    trials = [Trial(number, {"mafp.p1": value}, "complete", []) for number, value in enumerate([0.0, 0.1])]
+    assert proposals.propose(trials, space, 0)["mafp.p1"] in (0.0, 0.1)

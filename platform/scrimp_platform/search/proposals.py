@@ -7,6 +7,7 @@ uninterrupted one.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optuna import Study
 from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomSampler, TPESampler
 
 from scrimp_platform.search import curve_proposals, searched_values, study
@@ -18,6 +19,9 @@ from scrimp_trainers.common import parts
 
 MIN_STARTUP_TRIALS = 4
 MAX_STARTUP_TRIALS = 10
+MAX_SAME_POINTS = 10
+"""Points of a sequence that are passed over because they were tried, as by an earlier sweep of the same seed, with whose
+best trials this one began. A space of few recipes may have no others."""
 
 
 def propose(
@@ -47,17 +51,28 @@ def propose(
         return curve_proposals.propose(curves, _own_seed(seed, number))
 
     past = study.in_memory(trials, space)
-    past.sampler = _sampler(space, seed, number)
+    tried = [trial.params for trial in trials]
+    values: dict[str, Any] = {}
+    for place in range(number, number + MAX_SAME_POINTS):
+        values = _ask(past, _sampler(space, seed, place), space, fixed or {})
+        if fixed or values not in tried or space.proposals not in ("curves", "qmc"):
+            break
+    return values
+
+
+def _ask(past: Study, sampler: BaseSampler, space: Space, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a sampler suggests for the fields that are not fixed, given a study of the trials so far."""
+    past.sampler = sampler
     if fixed:
         values = {path: searched_values.to_optuna(space.search[path], value) for path, value in fixed.items()}
-        past.sampler = PartialFixedSampler(values, past.sampler)
+        past.sampler = PartialFixedSampler(values, sampler)
 
     trial = past.ask()
-    values = {}
+    suggested: dict[str, Any] = {}
     for path, span in space.search.items():
-        if path in space.active(values):
-            values[path] = searched_values.suggest(trial, path, span)
-    return values
+        if path in space.active(suggested):
+            suggested[path] = searched_values.suggest(trial, path, span)
+    return suggested
 
 
 def startup_trials(space: Space) -> int:
