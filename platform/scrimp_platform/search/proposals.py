@@ -20,8 +20,8 @@ from scrimp_trainers.common import parts
 MIN_STARTUP_TRIALS = 4
 MAX_STARTUP_TRIALS = 10
 MAX_SAME_POINTS = 10
-"""Points of a sequence that are passed over because they were tried, as by an earlier sweep of the same seed, with whose
-best trials this one began. A space of few recipes may have no others."""
+"""Points of a sequence that are passed over because they were tried: an earlier sweep of the same seed, with whose best
+trials this one began, had the same. A space of few recipes may have no others."""
 
 
 def propose(
