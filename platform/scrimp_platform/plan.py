@@ -168,10 +168,10 @@ def resolve_space(options: SweepOptions) -> Space:
 
 def _absolute_files(space: Space) -> dict[str, str]:
     """Return the recipe's fields that name an existing file by a relative path, made absolute for the workers."""
-    base = space.base()
+    fields = recipes.flattened(space.base().model_dump(mode="json"))
     absolute = {}
     for field in FILE_FIELDS:
-        name = spaces.value_of(base, field)
+        name = fields.get(field)
         if name and Path(name).exists() and not Path(name).is_absolute():
             absolute[field] = str(Path(name).absolute())
     return absolute
