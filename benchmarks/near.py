@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.measure import console, machine
 from scrimp_trainers.data.duplicates import find_duplicates
-from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.options import NEAR_IMAGES, Options
 from scrimp_trainers.data.reading import read_images
 from scrimp_trainers.data.sources import open_source
 from scrimp_trainers.data.subsets import choose_subsets
@@ -305,7 +305,7 @@ def show_costs(costs: list[Cost]) -> None:
 @click.option("--most", default=10_000, show_default=True, help="Images of each, drawn at random.")
 @click.option("--time", "timed", is_flag=True, help="Time the search among made-up images, too.")
 @click.option("--count", default=TIMED, show_default=True, help="How many of these.")
-@click.option("--near", default=Options.near, show_default=True, help="For the timing.")
+@click.option("--near", default=NEAR_IMAGES, show_default=True, help="For the timing.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers to this file, too.")
 def main(
     sources: tuple[str, ...], size: int | None, most: int, timed: bool, count: int, near: float, out: Path | None

@@ -453,3 +453,11 @@ def test_a_real_file_is_read(file, size, classes, tmp_path):
         assert np.linalg.norm(item[:, :2], axis=1).max() == pytest.approx(10, rel=1e-5)
         assert size is None or len(item) <= size
     assert usable > 250
+
+
+def test_of_drawings_only_equal_ones_count_as_near_unless_asked_otherwise(tmp_path):
+    """Pictures of lines are mostly background: different drawings differ little on average."""
+    (tmp_path / "by default").mkdir()
+    (tmp_path / "asked").mkdir()
+    assert small_drawings(tmp_path / "by default", near=None).summary.near_limit == 0
+    assert small_drawings(tmp_path / "asked", near=3.0).summary.near_limit == 3

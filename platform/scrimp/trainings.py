@@ -30,7 +30,7 @@ def prepare(
     frames: Literal["first", "all"] = "first",
     reference: str | None = None,
     name: str | None = None,
-    near: float = 8.0,
+    near: float | None = None,
     depth16: Literal["scale"] | None = None,
     background: str | None = None,
     max_pixels: int | None = None,
@@ -68,7 +68,7 @@ def prepare(
         Name shown in reports; by default that of the new folder.
     near
         Images whose mean difference is at most this, on a scale of 255, stay on one side of the split; with 0 only
-        equal images do.
+        equal images do. By default 8, and 0 for drawings.
     depth16
         Scale 16-bit images to 8 bits; by default they are refused.
     background

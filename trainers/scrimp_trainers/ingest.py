@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
 from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName, Summary
 from scrimp_trainers.data.modalities.modality import modality_of
-from scrimp_trainers.data.options import Options
+from scrimp_trainers.data.options import NEAR_IMAGES, Options
 from scrimp_trainers.data.pixels import pixel_limit
 from scrimp_trainers.data.reading import TAR_BYTES, Progress, UsableImages, map_in_order, read_images, select
 from scrimp_trainers.data.shards import Sample, write_shards
@@ -70,11 +70,12 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         if options.reference is not None:
             sources["reference"] = open_source(options.reference, scratch, layout, options.reader)
         _validate_for(sources["train"], options)
+        options = replace(options, near=_near(sources["train"], options))
         usable = read_images(sources, scratch, options, progress)
 
         # Choose the images of each split, and write them to shards.
         images = usable["train"]
-        duplicates = find_duplicates(images.pixels, options.near, select(images.source.test, images.numbers))
+        duplicates = find_duplicates(images.pixels, options.near or 0.0, select(images.source.test, images.numbers))
         chosen = _choose_splits(usable, duplicates, options)
         content_hash, splits = _write_splits(usable, chosen, folder, options)
         shutil.rmtree(scratch)
@@ -112,7 +113,7 @@ def _validate(options: Options) -> None:
         raise UserError(f"size: must be at most {manifests.MAX_SIZE}, not {options.size}")
     if options.name is not None and not 1 <= len(options.name) <= manifests.MAX_NAME_LENGTH:
         raise UserError(f"name: must have 1 to {manifests.MAX_NAME_LENGTH} characters, not {len(options.name)}")
-    if not 0 <= options.near <= 255:
+    if options.near is not None and not 0 <= options.near <= 255:
         raise UserError(f"near: must be a difference from 0 to 255, not {options.near}")
     if options.background is not None:
         _validate_background(options.background)
@@ -130,6 +131,13 @@ def _validate_for(source: Source, options: Options) -> None:
     for name in IMAGE_OPTIONS:
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for images, but the source has {source.modality}")
+
+
+def _near(source: Source, options: Options) -> float:
+    """Return the largest difference between images that count as near."""
+    if options.near is not None:
+        return options.near
+    return NEAR_IMAGES if source.modality == "images" else 0.0
 
 
 def _validate_background(colour: str) -> None:
@@ -251,7 +259,7 @@ def _summary(
         brightest_of_16_bits=max(
             (images.brightest for images in source_images if images.brightest is not None), default=None
         ),
-        near_limit=options.near,
+        near_limit=options.near or 0.0,
         equal=duplicates.equal,
         largest_group=duplicates.largest,
         near=duplicates.near,

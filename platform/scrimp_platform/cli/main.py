@@ -144,9 +144,8 @@ OWN_PARTS = click.option(
 @click.option(
     "--near",
     type=_Number(0, 255),
-    default=8,
-    show_default=True,
-    help="Keep images on one side of the split if their mean difference is at most this, of 255; 0: only equal ones.",
+    help="Keep images on one side of the split if their mean difference is at most this, of 255; 0: only equal ones.  "
+    "[default: 8; drawings 0]",
 )
 @click.option("--depth16", type=click.Choice(["scale"]), help="Scale 16-bit images to 8 bits: 65,535 becomes 255.")
 @click.option("--background", metavar="COLOUR", help="Background of transparent images: a name or #rrggbb.")

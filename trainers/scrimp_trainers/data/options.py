@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+NEAR_IMAGES = 8.0
+"""The default of `near` for images."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -25,8 +28,9 @@ class Options:
     """Name in reports; by default that of the new folder."""
     classifier: bool | None = None
     """Train a classifier on the labels, if there are any. True: use it even if it is no better than chance."""
-    near: float = 8.0
-    """Largest mean absolute difference, of 255, between images that count as near; 0: equal images only."""
+    near: float | None = None
+    """Largest mean absolute difference, of 255, between images that count as near; 0: equal images only. None: 8 for
+    images; equal ones only for drawings, whose pictures are mostly background, so that different ones are near."""
     depth16: Literal["scale"] | None = None
     """Scale 16-bit images to 8 bits; None rejects them."""
     background: str | None = None
