@@ -1,6 +1,5 @@
 """Successive halving: who continues after a rung, on scores made up so that the right answer is known."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_rows import make_row
@@ -111,34 +110,3 @@ def test_a_failure_on_the_way_leaves_a_place_for_another():
     trials[0].status = "failed"
     first, second = halving.rungs(trials, space, 0, None)
     assert (first.places, first.promoted, second.most) == (2, 2, 0)
-
-
-@given(st.integers(1, 200), st.floats(1, 5), st.floats(0, 5000))
-def test_hours_that_are_left_let_more_continue_and_never_fewer(trials, reduction, affordable):
-    budget = space_of(trials, reduction=reduction, leaders=3).budget
-
-    def is_affordable(own) -> bool:
-        return halving.search_work(trials, own)[0] <= affordable
-
-    widened = halving.widened(budget, is_affordable)
-    assert 1 <= widened.reduction <= reduction
-    assert is_affordable(widened) or widened.reduction == reduction
-    if widened.reduction > 1:  # a little less would be too much
-        closer = budget.model_copy(update={"reduction": max(1.0, widened.reduction - 0.005)})
-        assert not is_affordable(closer) or widened.reduction <= 1.005
-
-
-def test_the_search_uses_its_share_of_the_hours():
-    """Nine trials of one hour per kimg; half of the hours are kept for the race."""
-    budget = {"trials": 9, "rungs_kimg": RUNGS, "reduction": 3, "leaders": 1, "repeats": 4, "race_share": 0.5}
-    row = make_row(kimg=10.0, seconds=36_000.0, fd_classifier=1.0)
-    trials = [Trial(0, {}, "paused", [Repeat(0, 0, 0, "search", "paused", rungs={10.0: row})])]
-
-    def reduction(hours: float) -> float:
-        space = make_space(budget=budget | {"max_gpu_hours": hours})
-        return halving.within_hours(trials, space, 10.0).budget.reduction
-
-    assert reduction(2 * 9 * 60) == 1  # all of them to the end
-    assert reduction(2 * 150) == pytest.approx(3, abs=0.01)  # 90 to the first rung, 30 to the second, 40 to the end
-    assert 1 < reduction(2 * 300) < 2
-    assert halving.within_hours(trials, make_space(budget=budget), 10.0).budget.reduction == 3

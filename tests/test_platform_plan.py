@@ -150,13 +150,6 @@ def test_gpu_hours_alone_tell_how_many_trials_they_allow(options, tmp_path):
     assert cost.hours == pytest.approx((6 + 9 * 30 / 3600) / 2, rel=0.01)
 
 
-def test_hours_to_spare_let_all_trials_continue(options):
-    the_plan = plan.make_plan(change(options, trials=9, repeats=3, rungs=(10.0, 30.0), max_gpu_hours=10))
-    placement = place((Node("here", 2, 0),), None)
-    cost = estimate.estimate_sweep(the_plan, placement, Speed(seconds_per_kimg=1.0, seconds_per_score=0.0, bytes=100))
-    assert cost.kimg == 9 * 30 + 6 * 30
-
-
 def test_a_measured_speed_is_found_again_for_the_same_plan_and_no_other(options):
     the_plan = plan.make_plan(options)
     placement = place((Node("here", 2, 0),), None)

@@ -157,8 +157,7 @@ class Budget(Section):
     """In place of `rungs_kimg`: the marks as shares of `training.kimg` of the recipe with its `override`. From them
     `rungs_kimg` follows when the space is loaded."""
     reduction: Annotated[float, Field(ge=1)] = 3.0
-    """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none. Where `trials` and
-    `max_gpu_hours` are both given, more go on if the hours allow it."""
+    """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none."""
     leaders: Count = 3
     """Trials that enter the race."""
     repeats: Count = 5

@@ -185,9 +185,6 @@ def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
         seconds_each += needed(plan.space, DRAWS).work * needed_speed / DRAWS
         trials = max(1, int((1 - budget.race_share) * limit / seconds_each))
     before = needed(plan.space, trials).work * needed_speed
-    if budget.trials is not None and budget.max_gpu_hours is not None and not plan.space.arms:
-        for_search = (1 - budget.race_share) * limit - before
-        budget = halving.widened(budget, lambda own: _seconds(*halving.search_work(trials, own), speed) <= for_search)
     kimg, scores = halving.search_work(trials, budget)
 
     race = min(budget.leaders, trials) * (budget.repeats - 1)
@@ -241,11 +238,9 @@ def seconds_left(
         return None
 
     # Of the search: what has still to reach each rung, and what is on its way to one.
-    spent = sum(each.device_hours for each in [*repeats, *preparations])
-    widened = halving.within_hours(trials, space, spent)
     to_come = max(0, (budget.trials or 0) - len(trials))
     kimg = to_come * marks[0]
-    for rung, following in zip(halving.rungs(trials, widened, to_come, None), marks[1:], strict=True):
+    for rung, following in zip(halving.rungs(trials, space, to_come, None), marks[1:], strict=True):
         kimg += max(0, rung.places - rung.promoted) * (following - rung.kimg)
     for repeat in repeats:
         if repeat.open:
@@ -260,6 +255,7 @@ def seconds_left(
     left = kimg * statistics.fmean(row.seconds / row.kimg for row in scored)
     if budget.max_gpu_hours is None:
         return left
+    spent = sum(each.device_hours for each in [*repeats, *preparations])
     limit = max(0.0, budget.max_gpu_hours - spent) / repeats[0].devices * 3600
     return limit if budget.trials is None else min(left, limit)
 

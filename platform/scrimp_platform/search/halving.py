@@ -3,11 +3,11 @@
 Every trial is paused at a rung, and promoted when it is among the best 1/reduction of all that have reached the rung
 (ASHA, Li et al. 2020, "A system for massively parallel hyperparameter tuning"). ASHA promotes as many as ever were
 among the best, which with better and better proposals are more than 1/reduction; here that share is kept, but at least
-as many continue as enter the race, and more where the sweep's hours allow it.
+as many continue as enter the race.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scrimp_platform.search.order import order, total_excess
@@ -85,42 +85,6 @@ def search_hours_left(space: Space, spent: float) -> float:
     if budget.max_gpu_hours is None or space.arms:
         return math.inf
     return (1 - budget.race_share) * budget.max_gpu_hours - spent
-
-
-def within_hours(trials: Sequence[Trial], space: Space, spent: float) -> Space:
-    """Return the space with a reduction so small that the search uses its hours, if these and its trials are limited.
-
-    More trials continue then than the space asks for, never fewer. What a kimg costs is the mean over the trials, and
-    `spent` are the device-hours that the sweep has spent.
-    """
-    budget = space.budget
-    scored = [(trial.repeats[0], trial.repeats[0].last) for trial in trials if trial.repeats]
-    rows = [(repeat, row) for repeat, row in scored if row]
-    if budget.max_gpu_hours is None or budget.trials is None or space.arms or not rows:
-        return space
-    kimg = sum(row.kimg for _, row in rows)
-    hours = sum(row.seconds * repeat.devices / 3600 for repeat, row in rows)
-    if not hours:
-        return space
-    affordable = kimg + max(0.0, search_hours_left(space, spent)) * kimg / hours
-    return space.model_copy(
-        update={"budget": widened(budget, lambda own: search_work(budget.trials or 0, own)[0] <= affordable)}
-    )
-
-
-def widened(budget: Budget, is_affordable: Callable[[Budget], bool]) -> Budget:
-    """Return the budget with the smallest reduction that is affordable; its own if none is."""
-    low = 1.0
-    high = budget.reduction
-    if is_affordable(budget.model_copy(update={"reduction": low})):
-        return budget.model_copy(update={"reduction": low})
-    for _ in range(12):
-        middle = (low + high) / 2
-        if is_affordable(budget.model_copy(update={"reduction": middle})):
-            high = middle
-        else:
-            low = middle
-    return budget.model_copy(update={"reduction": high})
 
 
 def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping[int, float] | None) -> list[Rung]:

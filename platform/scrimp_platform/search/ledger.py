@@ -394,8 +394,7 @@ class Ledger:
         return learned.expected if learned else None
 
     def _rungs(self) -> list[halving.Rung]:
-        space = halving.within_hours(self.trials, self.space, self.device_hours)
-        return halving.rungs(self._sound(), space, self._trials_to_come(), self._expected())
+        return halving.rungs(self._sound(), self.space, self._trials_to_come(), self._expected())
 
     def _promotable(self, kimg: float) -> Repeat | None:
         """Return the repeat that may continue after this rung now."""
