@@ -5,7 +5,6 @@ names.
 """
 
 import io
-import pickle
 import re
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.sources.source import Source, source_from_arrays
 from scrimp_trainers.data.tree import Tree
+from scrimp_trainers.data.unpickling import ArrayUnpickler, ForbiddenError
 
 BATCH = re.compile(r"data_batch_\d+$")
 SIDE = 32
@@ -90,10 +90,10 @@ def _text(name: object) -> str:
 def _unpickle(tree: Tree, name: str) -> dict[str, Any]:
     where = tree.where(name)
     try:
-        content = _Unpickler(io.BytesIO(tree.read(name)), encoding="latin1").load()
+        content = ArrayUnpickler(io.BytesIO(tree.read(name)), _Array, _Type).load()
     except UserError:
         raise
-    except _ForbiddenError as error:
+    except ForbiddenError as error:
         raise UserError(
             f"{where}: contains {error}, which no batch of CIFAR-10 needs; it is not safe to read"
         ) from None
@@ -104,16 +104,12 @@ def _unpickle(tree: Tree, name: str) -> dict[str, Any]:
     return {_text(key): value for key, value in content.items()}
 
 
-class _ForbiddenError(Exception):
-    """A pickle contains something other than plain containers and arrays of bytes."""
-
-
 class _Type:
     """Stands in for `numpy.dtype`; only uint8 is accepted."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name != "u1":
-            raise _ForbiddenError(f"numbers of type {name!r}")
+            raise ForbiddenError(f"numbers of type {name!r}")
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -128,32 +124,6 @@ class _Array:
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Type, bool, bytes | str]) -> None:
         _, shape, kind, by_columns, data = state
         if not isinstance(kind, _Type) or by_columns:
-            raise _ForbiddenError("an array that is not of bytes in row order")
+            raise ForbiddenError("an array that is not of bytes in row order")
         self.shape = shape
         self.data = data.encode("latin1") if isinstance(data, str) else data
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise _ForbiddenError(f"the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that knows four names, and returns a harmless stand-in for each."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        stand_ins = {
-            ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _Type,
-            ("_codecs", "encode"): _encode,
-        }
-        if (module, name) not in stand_ins:
-            raise _ForbiddenError(f"{module}.{name}")
-        return stand_ins[module, name]

@@ -9,7 +9,6 @@ Object arrays are pickles. This reader accepts only arrays of numbers in them, a
 
 import io
 import itertools
-import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,6 +20,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.drawing import Drawing, strokes_of
 from scrimp_trainers.data.sources.source import Source
 from scrimp_trainers.data.tree import DAMAGED, Tree, refuse_bomb
+from scrimp_trainers.data.unpickling import ArrayUnpickler, ForbiddenError
 
 SPLITS = ("train", "valid", "test")
 NUMBERS = ("i1", "u1", "i2", "i4", "i8", "f2", "f4", "f8")
@@ -164,10 +164,10 @@ def _unpickle(data: bytes, where: str) -> list[np.ndarray]:
         _, _, kind = header(file)
         if not kind.hasobject:
             raise UserError(f"{where}: is {kind} without `offsets`, which say where each drawing begins")
-        outer = _Unpickler(file, encoding="latin1").load()
+        outer = ArrayUnpickler(file, _Array, _Type).load()
     except UserError:
         raise
-    except _ForbiddenError as error:
+    except ForbiddenError as error:
         raise UserError(f"{where}: contains {error}, which no drawing needs; it is not safe to read") from None
     except Exception as error:  # a malformed pickle can fail in any way
         raise UserError(f"{where}: damaged ({type(error).__name__})") from None
@@ -184,10 +184,6 @@ def _as_array(item: Any, where: str) -> np.ndarray:
         return numbers.reshape(item.shape[::-1]).T if item.by_columns else numbers.reshape(item.shape)
     except ValueError:
         raise UserError(f"{where}: holds an array that is cut short") from None
-
-
-class _ForbiddenError(Exception):
-    """A pickle contains something other than arrays of numbers and of arrays."""
 
 
 class _Type:
@@ -213,32 +209,6 @@ class _Array:
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Type, bool, Any]) -> None:
         _, self.shape, kind, self.by_columns, data = state
         if not isinstance(kind, _Type) or kind.order not in ("<", ">", "="):
-            raise _ForbiddenError("an array of an unknown type")
+            raise ForbiddenError("an array of an unknown type")
         self.kind, self.order = kind.name, kind.order
         self.data = data.encode("latin1") if isinstance(data, str) else data
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise _ForbiddenError(f"the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that knows four names, and returns a harmless stand-in for each."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        stand_ins = {
-            ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _Type,
-            ("_codecs", "encode"): _encode,
-        }
-        if (module, name) not in stand_ins:
-            raise _ForbiddenError(f"{module}.{name}")
-        return stand_ins[module, name]
