@@ -109,11 +109,11 @@ def test_the_prediction_from_earlier_sweeps_is_the_conditional_normal_distributi
 
 def test_an_earlier_sweep_is_trusted_as_far_as_the_scores_agree_with_it():
     scores = some_scores(recipes=40)
-    told = with_earlier(scores, sweeps=1)
-    shuffled = np.random.default_rng(2).permutation(told.points[:, 2:])
-    misled = replace(told, points=np.concatenate([scores.points, shuffled], axis=1))
+    informed = with_earlier(scores, sweeps=1)
+    shuffled = np.random.default_rng(2).permutation(informed.points[:, 2:])
+    misled = replace(informed, points=np.concatenate([scores.points, shuffled], axis=1))
     assert CurveModel(scores).trust == 0
-    assert CurveModel(told).trust > 3 * CurveModel(misled).trust
+    assert CurveModel(informed).trust > 3 * CurveModel(misled).trust
 
     far = np.array([[0.2, 0.5], [0.9, 0.1]])
     alone, _, _ = CurveModel(scores).predict(far, 2, far)

@@ -19,13 +19,13 @@ def test_four_in_five_races_tell_the_difference_that_is_stated(repeats, trials):
     chance = np.random.default_rng(0)
     noise = 0.05
     means = np.array([0.0, resolution.smallest_gap(space) * noise, *[1.0] * (trials - 2)])
-    told = 0
+    told_apart = 0
     for _ in range(200):
         scores = np.exp(means[:, None] + noise * chance.normal(size=(trials, repeats)))
         judged = verdict.judge([finished(i, *row) for i, row in enumerate(scores.tolist())], space)
         assert judged
-        told += judged.tied == [0]
-    assert 0.68 < told / 200 < 0.92
+        told_apart += judged.tied == [0]
+    assert 0.68 < told_apart / 200 < 0.92
 
 
 def test_of_arms_all_seeds_count_and_without_fresh_seeds_nothing_is_told():

@@ -192,15 +192,15 @@ def test_the_order_of_an_earlier_sweep_shapes_what_the_curve_model_proposes(earl
     space = make_space()
     trials = read_records(earlier).trials[:6]
     start = collected(earlier)
-    told = curves.learn(trials, space, prior=Prior(space, start.sweeps))
+    learned = curves.learn(trials, space, prior=Prior(space, start.sweeps))
     alone = curves.learn(trials, space)
-    assert told
+    assert learned
     assert alone
-    assert told.model.trust > 0
+    assert learned.model.trust > 0
     assert alone.model.trust == 0
     shares = np.random.default_rng(0).uniform(size=(200, len(FIELDS)))
-    means, _, _ = told.model.predict(told.points_at(shares), told.last, told.points[:0])
-    expected = told.prior.expectations(shares)[:, 0]
+    means, _, _ = learned.model.predict(learned.points_at(shares), learned.last, learned.points[:0])
+    expected = learned.prior.expectations(shares)[:, 0]
     assert np.corrcoef(means, expected)[0, 1] > 0.7
 
 

@@ -24,8 +24,6 @@ from scrimp_trainers.data.sources import open_source
 from scrimp_trainers.data.sources.svg import trace
 from scrimp_trainers.ingest import prepare
 
-REAL = Path(os.environ.get("SCRIMP_TEST_DATA", "/work/shared/data"))
-
 # --- one drawing
 
 
@@ -85,8 +83,8 @@ def test_steps_with_pen_states_are_strokes():
 
 
 def items_of(source: Path, scratch: Path) -> list[np.ndarray]:
-    found = open_source(str(source), scratch)
-    return [to_item(found.load(i)) for i in range(found.count)]
+    source_read = open_source(str(source), scratch)
+    return [to_item(source_read.load(i)) for i in range(source_read.count)]
 
 
 def expected_items(count: int) -> list[np.ndarray]:
@@ -103,11 +101,11 @@ def assert_same(read: list[np.ndarray], expected: list[np.ndarray], atol: float 
 def test_quick_draw_is_read_with_its_words_whether_it_has_times_or_not(times, tmp_path):
     source = write_ndjson(tmp_path / "some.ndjson", 9, times=times)
     assert_same(items_of(source, tmp_path), expected_items(9))
-    found = open_source(str(source), tmp_path)
-    assert found.classes == ["circle", "zigzag"]
-    assert found.labels is not None
-    assert found.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
-    assert found.where(3).endswith("some.ndjson, drawing 3")
+    source_read = open_source(str(source), tmp_path)
+    assert source_read.classes == ["circle", "zigzag"]
+    assert source_read.labels is not None
+    assert source_read.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert source_read.where(3).endswith("some.ndjson, drawing 3")
 
 
 def test_quick_draw_is_read_gzipped_and_without_words(tmp_path):
@@ -159,29 +157,29 @@ def test_npz_files_of_steps_are_read_with_their_splits(write, tmp_path):
     steps = [as_steps(strokes) for _, strokes in drawings(7)]
     write(tmp_path / "some.npz", train=steps[:4], valid=steps[4:6], test=steps[6:])
     assert_same(items_of(tmp_path / "some.npz", tmp_path), expected_items(7), atol=1e-3)
-    found = open_source(str(tmp_path / "some.npz"), tmp_path)
-    assert found.test is not None
-    assert found.test.tolist() == [False] * 4 + [True] * 3
-    assert found.where(5).endswith("some.npz, valid 1")
+    source_read = open_source(str(tmp_path / "some.npz"), tmp_path)
+    assert source_read.test is not None
+    assert source_read.test.tolist() == [False] * 4 + [True] * 3
+    assert source_read.where(5).endswith("some.npz, valid 1")
 
 
 def test_labels_in_a_file_are_classes_and_so_are_several_files(tmp_path):
     steps = [as_steps(strokes) for _, strokes in drawings(4)]
     offsets = np.cumsum([0, *map(len, steps)])
     np.savez(tmp_path / "one.npz", train=np.concatenate(steps), train_offsets=offsets, train_labels=[7, 3, 7, 3])
-    found = open_source(str(tmp_path / "one.npz"), tmp_path)
-    assert found.classes == ["3", "7"]
-    assert found.labels is not None
-    assert found.labels.tolist() == [1, 0, 1, 0]
+    source_read = open_source(str(tmp_path / "one.npz"), tmp_path)
+    assert source_read.classes == ["3", "7"]
+    assert source_read.labels is not None
+    assert source_read.labels.tolist() == [1, 0, 1, 0]
 
     folder = tmp_path / "several"
     folder.mkdir()
     write_objects(folder / "cat.npz", train=steps[:1])
     write_objects(folder / "ant.npz", train=steps[1:])
-    found = open_source(str(folder), tmp_path)
-    assert found.classes == ["ant", "cat"]
-    assert found.labels is not None
-    assert found.labels.tolist() == [0, 0, 0, 1]
+    source_read = open_source(str(folder), tmp_path)
+    assert source_read.classes == ["ant", "cat"]
+    assert source_read.labels is not None
+    assert source_read.labels.tolist() == [0, 0, 0, 1]
 
 
 class Harmful:
@@ -436,10 +434,10 @@ def test_a_damaged_item_is_refused():
         ("vmnist/vmnist.npz", None, 10),
     ],
 )
-def test_a_real_file_is_read(file, size, classes, tmp_path):
-    if not (REAL / file).is_file():
+def test_a_real_file_is_read(file, size, classes, real_data, tmp_path):
+    if not (real_data / file).is_file():
         pytest.skip(f"{file} is not here")
-    source = open_source(str(REAL / file), tmp_path)
+    source = open_source(str(real_data / file), tmp_path)
     assert source.modality == "strokes"
     assert len(source.classes or []) == (classes or 0)
     chosen = np.random.default_rng(0).permutation(source.count)[:300]

@@ -163,11 +163,11 @@ def _recipes(space: Space, drawn: Sequence[Mapping[str, Any]]) -> Iterator[Recip
 
 
 def _needed_by(recipes: Iterable[Recipe]) -> Needed:
-    found = {need.name: need for recipe in recipes for need in needs(recipe, seed=0)}
-    references = sum(need.kind == "reference" for need in found.values())
-    kimg = math.fsum(need.kimg for need in found.values())
-    total = math.fsum(work(need.kind, need.kimg) for need in found.values())
-    return Needed(references, len(found) - references, kimg, total)
+    needed_once = {need.name: need for recipe in recipes for need in needs(recipe, seed=0)}
+    references = sum(need.kind == "reference" for need in needed_once.values())
+    kimg = math.fsum(need.kimg for need in needed_once.values())
+    total = math.fsum(work(need.kind, need.kimg) for need in needed_once.values())
+    return Needed(references, len(needed_once) - references, kimg, total)
 
 
 def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
