@@ -147,7 +147,7 @@ def test_every_node_tells_its_facts_and_the_storage_is_left_as_it_was(two_nodes,
 
 @alone
 def test_a_port_that_is_shut_is_named_with_who_does_not_get_through(two_nodes, tmp_path):
-    head, other = two_nodes[2]
+    head, other = sorted(two_nodes[2], key=lambda node: not node.head)
     (fault,) = [
         fault for fault in doctor.examine((head, replace(other, objects=1)), tmp_path).faults if "reach" in fault.what
     ]

@@ -33,6 +33,7 @@ arms:
 objectives: {fd_classifier: minimize}
 scoring: {extractor: classifier, samples: 64}
 budget: {rungs_kimg: [3, 12], repeats: 2, retries: 9}
+prefer: best  # the cheapest would depend on how much time the faults took
 """
 NOWHERE = "http://127.0.0.1:9"
 """An MLflow server that never answers: it would take the cores that train."""

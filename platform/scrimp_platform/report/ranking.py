@@ -54,9 +54,9 @@ class TrialRow:
 
     `chosen_at` holds the score of the search for every trial, by objective: it is shown, but is in no mean of a raced
     trial. `probability` is that of a raced trial to be within 2% of the best of the race, `probability_best` to be the
-    best itself; with several objectives both say that no other trial dominates it. `gpu_hours` is the mean time of a
-    counted repeat in device-hours, with all of the reference and proxy that it needs, `parameters` the size of the
-    network. `excess` sums by how much the constraints' means violate their bounds; it is infinite if one was not
+    best itself; with several objectives both say that no other trial dominates it. `gpu_hours` is the median time of
+    the counted repeats in device-hours, each with all of the reference and proxy that it needs, `parameters` the size
+    of the network. `excess` sums by how much the constraints' means violate their bounds; it is infinite if one was not
     measured.
     """
 

@@ -1,6 +1,7 @@
 """Which of the raced trials is recommended, and how sure that is: by the posterior of their scores over fresh seeds."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,16 @@ from scrimp_spaces.space import Space
 
 MARGIN = 0.02
 """A trial is as good as the best one if its score is worse by at most this share."""
+SAME_HOURS = 0.1
+"""Two trials take the same time if it differs by at most this share: machines and what else runs there make more of a
+difference between repeats of one recipe."""
 SURE = 0.95
 """Probability from which on a trial counts as worse than another, or as good as the best."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a repeat of a trial costs to the end: the mean of its device-hours, and the parameters; nan if not known."""
+    """What a repeat of a trial costs to the end: its device-hours, and the parameters; nan if not known."""
 
     hours: float
     parameters: float
@@ -100,13 +104,13 @@ def judge(trials: Sequence[Trial], space: Space) -> Verdict | None:
 def cheapest(costs: Mapping[int, Cost]) -> list[int]:
     """Return the trials of which no other one is cheaper, in their order.
 
-    A cheaper one takes fewer device-hours. Where they are equal to within 2%, or some are missing, it has fewer
+    A cheaper one takes fewer device-hours. Where they are equal to within 10%, or some are missing, it has fewer
     parameters.
     """
     hours = [own.hours for own in costs.values()]
     candidates = dict(costs)
     if all(map(math.isfinite, hours)):
-        candidates = {number: own for number, own in costs.items() if own.hours <= (1 + MARGIN) * min(hours)}
+        candidates = {number: own for number, own in costs.items() if own.hours <= (1 + SAME_HOURS) * min(hours)}
     sizes = [own.parameters for own in candidates.values()]
     if not all(map(math.isfinite, sizes)):
         return list(candidates)
@@ -114,10 +118,13 @@ def cheapest(costs: Mapping[int, Cost]) -> list[int]:
 
 
 def cost(repeats: Sequence[Repeat], kimg: float) -> Cost:
-    """Return what these repeats have cost, each up to this rung and with all of the reference and proxy it needs."""
-    hours = [repeat.recipe_hours for repeat in repeats]
+    """Return what one of these repeats costs, up to this rung and with all of the reference and proxy it needs.
+
+    The hours are the median: one repeat on a machine that was busy with something else changes nothing.
+    """
+    hours = [repeat.recipe_hours for repeat in repeats if repeat.recipe_hours]
     return Cost(
-        hours=stats.summarize([value for value in hours if value]).mean,
+        hours=statistics.median(hours) if hours else math.nan,
         parameters=stats.summarize(records.finite_scores(repeats, "parameters", kimg)).mean,
     )
 
