@@ -98,12 +98,15 @@ def test_each_gets_two_seeds_before_the_posterior_decides():
     assert race.next_trial(field, make_space()) is field[1]
 
 
-def test_nothing_more_is_handed_out_before_the_first_two_seeds_of_all_have_ended():
+def test_a_third_seed_is_all_that_is_handed_out_before_the_first_two_of_all_have_ended():
     field = [finished(0, 1.0, 1.1, 1.2), finished(1, 1.2, 1.1)]
     field[1].repeats.append(Repeat(1, 2, 2, "race", "running"))
-    assert race.next_trial(field, make_space()) is None
+    assert race.next_trial(field, make_space()) is field[0]
+    for trial in field:
+        trial.repeats.append(Repeat(trial.number, 3, 3, "race", "running"))
+    assert race.next_trial(field, make_space(budget=budget(repeats=9))) is None
     field[1].repeats[2].status = "failed"
-    assert race.next_trial(field, make_space()) is not None
+    assert race.next_trial(field, make_space(budget=budget(repeats=9))) is not None
 
 
 def test_a_repeat_that_runs_counts_as_a_seed():

@@ -45,12 +45,12 @@ def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, float]
 def next_trial(raced: Sequence[Trial], space: Space) -> Trial | None:
     """Return the trial of the race that gets the next seed; none if the race needs no more, or has to wait.
 
-    Each gets two seeds first, and no more is decided before these have ended: what is handed out before anything is
-    known is mostly wasted. From then on a trial that is almost certainly not the best gets none. Of the others that one
-    gets the seed for which p (1 - p) / (n (n + 1)) is largest: p is its probability to be the best, which is least
-    certain at 1/2, and with one more than n seeds the variance of its mean falls by s^2 / (n (n + 1)). Repeats that
-    wait or run count as seeds. Once the recommended trial is within 2% of the best with a probability of 0.95, only its
-    own repeats are completed. Arms are compared, so each gets all repeats.
+    Each gets two seeds first, and nothing is decided before these have ended. Nodes that are free until then train a
+    third seed of each, from the leader on. From then on a trial that is almost certainly not the best gets none. Of the
+    others that one gets the seed for which p (1 - p) / (n (n + 1)) is largest: p is its probability to be the best,
+    which is least certain at 1/2, and with one more than n seeds the variance of its mean falls by s^2 / (n (n + 1)).
+    Repeats that wait or run count as seeds. Once the recommended trial is within 2% of the best with a probability of
+    0.95, only its own repeats are completed. Arms are compared, so each gets all repeats.
     """
     incomplete = [trial for trial in raced if len(trial.repeats) < space.budget.repeats]
     incomplete.sort(key=lambda trial: len(trial.repeats))
@@ -58,7 +58,7 @@ def next_trial(raced: Sequence[Trial], space: Space) -> Trial | None:
     if few:
         return few[0]
     if any(repeat.open for trial in raced for repeat in _seeds(trial)[:FIRST_SEEDS]):
-        return None
+        return next((trial for trial in incomplete if len(_seeds(trial)) == FIRST_SEEDS), None)
 
     verdict = judge(raced, space)
     if verdict is None:  # all break a constraint, perhaps by bad luck

@@ -177,7 +177,7 @@ class Trial:
         return [
             kimg
             for kimg in space.budget.rungs_kimg
-            if all(math.isfinite(first.score(name, kimg)) for name in space.objectives)
+            if kimg in first.rungs and all(math.isfinite(first.score(name, kimg)) for name in space.objectives)
         ]
 
     def finished_repeats(self, kimg: float) -> list[Repeat]:
