@@ -1,0 +1,296 @@
+"""What another method would have done on a finished sweep's curves: its search, replayed without training.
+
+The method proposes as in a sweep; instead of its proposal it gets the nearest recipe that the sweep trained and that it
+has not had yet. It sees the recorded scores, rung by rung, pays the recorded device-hours, and trains one repeat at a
+time. A repeat that it continues beyond the end of the record pays estimated hours and shows no score.
+
+The race is not replayed. Of some recorded trials, the leaders are again the leaders of any search that has trained them
+to the end, and every method would pay the same for a race.
+"""
+
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scrimp_platform.search import curves, halving, proposals, race, recording
+from scrimp_platform.search.curves import Curves
+from scrimp_platform.search.encoding import Encoding
+from scrimp_platform.search.halving import Rung
+from scrimp_platform.search.records import Repeat, Trial
+from scrimp_platform.search.recording import Recording
+from scrimp_platform.search.verdict import judge
+from scrimp_platform.store import SweepFolder
+from scrimp_spaces.space import Space
+from scrimp_trainers.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Method:
+    """Who proposes, as `proposals` of a space names it, and whether halving stops trials at the rungs."""
+
+    proposals: str
+    halves: bool
+
+
+METHODS = {
+    "scrimp": Method("curves", halves=True),
+    "halving": Method("random", halves=True),
+    "random": Method("random", halves=False),
+    "qmc": Method("qmc", halves=False),
+    "tpe": Method("tpe", halves=False),
+    "tpe-halving": Method("tpe", halves=True),
+    "gp": Method("gp", halves=False),
+}
+USUAL = ("scrimp", "halving", "random", "tpe")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of one method.
+
+    Attributes
+    ----------
+    method : str
+        Its name.
+    hours : tuple of float
+        By seed, the device-hours after which it had trained a good recipe to the end; infinite if it never has.
+    trials : tuple of float
+        By seed, how many recipes it had begun by then; infinite if it never has.
+    estimated : float
+        Mean share of what it spent, within the hours of the sweep's own search, that is estimated and not recorded.
+    recommended : dict
+        How many seeds recommend each trial at that time, the most frequent first. The race is that of the recorded
+        fresh seeds; None counts the seeds whose leaders have none.
+    """
+
+    method: str
+    hours: tuple[float, ...]
+    trials: tuple[float, ...]
+    estimated: float
+    recommended: dict[int | None, int]
+
+    def found(self, within: float) -> int:
+        """Return in how many seeds a good recipe was trained to the end within so many device-hours."""
+        return sum(hours <= within for hours in self.hours)
+
+    @property
+    def median_hours(self) -> float:
+        """Median over the seeds of `hours`; infinite if fewer than half have found one."""
+        return statistics.median(self.hours)
+
+    @property
+    def median_trials(self) -> float:
+        """Median over the seeds of `trials`."""
+        return statistics.median(self.trials)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the sweep did, and what each method would have done."""
+
+    recording: Recording
+    methods: tuple[Replayed, ...]
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What this sweep's records cannot tell, a line each."""
+        sweep = self.recording
+        stopped = len(sweep.trials) - sweep.scored
+        lines = ["methods choose among the sweep's own recipes, so what is found sooner here may be luck of the pool"]
+        if sweep.space.proposals not in ("random", "qmc"):
+            lines[0] = (
+                f"methods choose among the recipes that `{sweep.space.proposals}` proposed; with good ones among them, "
+                "random search looks better here than in the whole space"
+            )
+        if stopped:
+            lines.append(
+                f"{stopped} of {len(sweep.trials)} recipes have no score at the last rung; none of them counts as good, "
+                "and the hours of who trains them to the end are estimated"
+            )
+        return tuple(lines)
+
+
+def replay(
+    folder: SweepFolder,
+    methods: Sequence[str] = USUAL,
+    seeds: int = 10,
+    progress: Callable[[float, float], None] = lambda done, total: None,
+) -> Replay:
+    """Replay the search of a finished sweep with each method and each seed from 0 on.
+
+    Raises
+    ------
+    UserError
+        If a method does not exist, or the sweep cannot be replayed.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise UserError(f"--method {name}: no such method; there are {', '.join(METHODS)}")
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: must be at least 1")
+
+    sweep = recording.read(folder)
+    replayed: list[Replayed] = []
+    for place, name in enumerate(methods):
+        searches: list[Search] = []
+        for seed in range(seeds):
+            progress(place * seeds + seed, len(methods) * seeds)
+            searches.append(Search(sweep, METHODS[name], seed))
+            searches[-1].run()
+        replayed.append(_summary(name, searches))
+    return Replay(sweep, tuple(replayed))
+
+
+def _summary(name: str, searches: Sequence["Search"]) -> Replayed:
+    recommended = Counter(search.recommended for search in searches)
+    return Replayed(
+        method=name,
+        hours=tuple(search.found_hours for search in searches),
+        trials=tuple(search.found_trials for search in searches),
+        estimated=statistics.fmean(search.estimated for search in searches),
+        recommended=dict(sorted(recommended.items(), key=lambda item: (-item[1], item[0] is None, item[0] or 0))),
+    )
+
+
+class Search:
+    """One method with one seed on a recording. It decides by the rules of the ledger, one repeat at a time.
+
+    Attributes
+    ----------
+    trials : list of Trial
+        Those that it has begun, in order, with what it knows of them; the numbers are the sweep's.
+    hours : float
+        Device-hours spent so far.
+    found_hours, found_trials : float
+        The hours and the number of trials when a good recipe was first trained to the end; infinite until then.
+    estimated, recommended : float, int or None
+        At the hours of the sweep's own search: the share of the hours that is estimated, and what a race of the leaders
+        over the recorded seeds recommends; None if no leader has any.
+    """
+
+    def __init__(self, sweep: Recording, method: Method, seed: int) -> None:
+        self.trials: list[Trial] = []
+        self.hours = 0.0
+        self.found_hours = self.found_trials = math.inf
+        self.estimated = 0.0
+        self.recommended: int | None = None
+        self._sweep = sweep
+        self._space = _as_searched(sweep.space, method)
+        self._seed = seed
+        self._estimated_hours = 0.0
+        self._is_judged = False
+        self._curves: Curves | None = None
+
+        # Of equally near recipes the first here is taken, so none is preferred for its number.
+        self._unused = list(sweep.trials.values())
+        random.Random(seed).shuffle(self._unused)
+        self._encoding = Encoding(sweep.space)
+
+    def run(self) -> None:
+        """Search until a good recipe is found and the sweep's hours are spent, or nothing is left to train."""
+        while not (self._is_judged and self.found_hours < math.inf):
+            trial = self._promoted() or self._new()
+            if trial is None:
+                break
+            self._train(trial)
+        self._judge()
+
+    def _promoted(self) -> Trial | None:
+        """Return a paused trial that may continue now, from the highest rung on; give up those that never will."""
+        for rung in self._rungs():
+            for trial in rung.hopeless(rung.places):
+                trial.status = "pruned"
+        for rung in reversed(self._rungs()):
+            trial = rung.promotable()
+            if trial and trial.status == "paused":
+                trial.repeats[0].passed = rung.kimg
+                trial.status = "running"
+                return trial
+        return None
+
+    def _new(self) -> Trial | None:
+        """Begin the unused recipe that is nearest to what the method proposes."""
+        if not self._unused:
+            return None
+        proposed = proposals.propose(self.trials, self._space, self._seed, curves=self._learned())
+        shares = self._encoding.shares([proposed, *(trial.params for trial in self._unused)])
+        points = self._encoding.points(shares)
+        distances = np.linalg.norm(points[1:] - points[0], axis=1)
+        recorded = self._unused.pop(int(np.argmin(distances.round(9))))
+
+        repeat = Repeat(recorded.number, 0, recorded.repeats[0].seed, "search")
+        self.trials.append(Trial(recorded.number, recorded.params, "running", [repeat]))
+        return self.trials[-1]
+
+    def _train(self, trial: Trial) -> None:
+        """Train a trial from rung to rung until it ends, or has to wait."""
+        repeat = trial.repeats[0]
+        for kimg in self._space.budget.rungs_kimg:
+            if kimg <= repeat.passed:
+                continue
+            self._reach(trial, kimg)
+            if trial.status != "running":
+                return
+            rung = next(rung for rung in self._rungs() if rung.kimg == kimg)
+            if rung.promotable() is not trial:
+                trial.status = "paused"
+                return
+            repeat.passed = kimg
+
+    def _reach(self, trial: Trial, kimg: float) -> None:
+        """Pay for a trial's training to a rung and show what it scored there; end it where the record does."""
+        repeat = trial.repeats[0]
+        recorded = self._sweep.trials[trial.number]
+        first = recorded.repeats[0]
+        cost = recording.hours(first, kimg)
+        if repeat.passed:
+            cost -= recording.hours(first, repeat.passed)
+        if self.hours + cost > self._sweep.search_hours:
+            self._judge()
+
+        self.hours += cost
+        self._estimated_hours += max(0.0, recording.hours(first, kimg) - first.device_hours)
+        repeat.rungs = {rung: row for rung, row in first.rungs.items() if rung <= kimg}
+        if kimg not in recorded.scored_rungs(self._space):
+            trial.status = "failed" if first.status == "failed" else "pruned"
+        elif kimg == self._space.budget.rungs_kimg[-1]:
+            trial.status = "complete"
+            if trial.number in self._sweep.good and self.found_hours == math.inf:
+                self.found_hours = self.hours
+                self.found_trials = len(self.trials)
+
+    def _judge(self) -> None:
+        """Take what the method recommends now, unless that was done."""
+        if self._is_judged:
+            return
+        self._is_judged = True
+        self.estimated = self._estimated_hours / self.hours if self.hours else 0.0
+        leaders = race.leaders(self.trials, self._space, self._expected())
+        verdict = judge(
+            [self._sweep.trials[trial.number] for trial in leaders if self._sweep.raced(trial.number)], self._space
+        )
+        self.recommended = verdict.recommended if verdict else None
+
+    def _rungs(self) -> list[Rung]:
+        return halving.rungs(self.trials, self._space, len(self._unused), self._expected())
+
+    def _learned(self) -> Curves | None:
+        if self._space.proposals == "curves":
+            self._curves = curves.learn(self.trials, self._space, self._curves)
+        return self._curves
+
+    def _expected(self) -> Mapping[int, float] | None:
+        learned = self._learned()
+        return learned.expected if learned else None
+
+
+def _as_searched(space: Space, method: Method) -> Space:
+    """Return the space as a method searches it; without halving the last rung is the only one."""
+    rungs = space.budget.rungs_kimg if method.halves else space.budget.rungs_kimg[-1:]
+    budget = space.budget.model_copy(update={"rungs_kimg": rungs})
+    return space.model_copy(update={"proposals": method.proposals, "budget": budget})
