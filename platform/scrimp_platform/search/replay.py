@@ -21,8 +21,8 @@ from scrimp_platform.search import curves, halving, proposals, race, recording
 from scrimp_platform.search.curves import Curves
 from scrimp_platform.search.encoding import Encoding
 from scrimp_platform.search.halving import Rung
-from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.recording import Recording
+from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.verdict import judge
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
@@ -46,6 +46,8 @@ METHODS = {
     "tpe-halving": Method("tpe", halves=True),
     "gp": Method("gp", halves=False),
 }
+ROUNDING = 1e-9
+"""Of sums of hours: a search that retraces the sweep spends exactly its hours."""
 USUAL = ("scrimp", "halving", "random", "tpe")
 
 
@@ -57,36 +59,26 @@ class Replayed:
     ----------
     method : str
         Its name.
-    hours : tuple of float
-        By seed, the device-hours after which it had trained a good recipe to the end; infinite if it never has.
-    trials : tuple of float
-        By seed, how many recipes it had begun by then; infinite if it never has.
+    found : int
+        In how many seeds it has trained a good recipe to the end within the device-hours of the sweep's own search.
+    hours, recipes : float
+        Medians over the seeds of the device-hours until then and of the recipes begun; infinite if most never do.
     estimated : float
-        Mean share of what it spent, within the hours of the sweep's own search, that is estimated and not recorded.
+        Mean share of what it spends within the hours of the sweep's own search that is estimated and not recorded.
     recommended : dict
-        How many seeds recommend each trial at that time, the most frequent first. The race is that of the recorded
-        fresh seeds; None counts the seeds whose leaders have none.
+        How many seeds recommend each trial at the end of these hours, the most frequent one first. The race is that of
+        the recorded fresh seeds; None counts the seeds whose leaders have none.
+    hours_by_seed : tuple of float
+        The device-hours of each seed until a good recipe is trained to the end; infinite if it never is.
     """
 
     method: str
-    hours: tuple[float, ...]
-    trials: tuple[float, ...]
+    found: int
+    hours: float
+    recipes: float
     estimated: float
     recommended: dict[int | None, int]
-
-    def found(self, within: float) -> int:
-        """Return in how many seeds a good recipe was trained to the end within so many device-hours."""
-        return sum(hours <= within for hours in self.hours)
-
-    @property
-    def median_hours(self) -> float:
-        """Median over the seeds of `hours`; infinite if fewer than half have found one."""
-        return statistics.median(self.hours)
-
-    @property
-    def median_trials(self) -> float:
-        """Median over the seeds of `trials`."""
-        return statistics.median(self.trials)
+    hours_by_seed: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -100,17 +92,15 @@ class Replay:
     def limits(self) -> tuple[str, ...]:
         """What this sweep's records cannot tell, a line each."""
         sweep = self.recording
+        lines = [
+            "methods choose among the sweep's own recipes, of which some are good: one that proposes at random finds "
+            "these sooner than in the whole space"
+        ]
         stopped = len(sweep.trials) - sweep.scored
-        lines = ["methods choose among the sweep's own recipes, so what is found sooner here may be luck of the pool"]
-        if sweep.space.proposals not in ("random", "qmc"):
-            lines[0] = (
-                f"methods choose among the recipes that `{sweep.space.proposals}` proposed; with good ones among them, "
-                "random search looks better here than in the whole space"
-            )
         if stopped:
             lines.append(
-                f"{stopped} of {len(sweep.trials)} recipes have no score at the last rung; none of them counts as good, "
-                "and the hours of who trains them to the end are estimated"
+                f"{stopped} of {len(sweep.trials)} recipes have no score at the last rung: none of these counts as "
+                "good, and the hours to train them to the end are estimated"
             )
         return tuple(lines)
 
@@ -119,7 +109,7 @@ def replay(
     folder: SweepFolder,
     methods: Sequence[str] = USUAL,
     seeds: int = 10,
-    progress: Callable[[float, float], None] = lambda done, total: None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Replay:
     """Replay the search of a finished sweep with each method and each seed from 0 on.
 
@@ -139,21 +129,25 @@ def replay(
     for place, name in enumerate(methods):
         searches: list[Search] = []
         for seed in range(seeds):
-            progress(place * seeds + seed, len(methods) * seeds)
             searches.append(Search(sweep, METHODS[name], seed))
             searches[-1].run()
+            if progress:
+                progress(place * seeds + seed + 1, len(methods) * seeds)
         replayed.append(_summary(name, searches))
     return Replay(sweep, tuple(replayed))
 
 
 def _summary(name: str, searches: Sequence["Search"]) -> Replayed:
+    hours = tuple(search.found_hours for search in searches)
     recommended = Counter(search.recommended for search in searches)
     return Replayed(
         method=name,
-        hours=tuple(search.found_hours for search in searches),
-        trials=tuple(search.found_trials for search in searches),
+        found=sum(search.in_time for search in searches),
+        hours=statistics.median(hours),
+        recipes=statistics.median(search.found_trials for search in searches),
         estimated=statistics.fmean(search.estimated for search in searches),
-        recommended=dict(sorted(recommended.items(), key=lambda item: (-item[1], item[0] is None, item[0] or 0))),
+        recommended=dict(recommended.most_common()),
+        hours_by_seed=hours,
     )
 
 
@@ -180,7 +174,8 @@ class Search:
         self.estimated = 0.0
         self.recommended: int | None = None
         self._sweep = sweep
-        self._space = _as_searched(sweep.space, method)
+        self._limit = sweep.search_hours * (1 + ROUNDING)
+        self._space = as_searched(sweep.space, method)
         self._seed = seed
         self._estimated_hours = 0.0
         self._is_judged = False
@@ -191,9 +186,14 @@ class Search:
         random.Random(seed).shuffle(self._unused)
         self._encoding = Encoding(sweep.space)
 
+    @property
+    def in_time(self) -> bool:
+        """Whether a good recipe was trained to the end within the hours of the sweep's own search."""
+        return self.found_hours <= self._limit
+
     def run(self) -> None:
         """Search until a good recipe is found and the sweep's hours are spent, or nothing is left to train."""
-        while not (self._is_judged and self.found_hours < math.inf):
+        while self.found_hours == math.inf or self.hours < self._sweep.search_hours:
             trial = self._promoted() or self._new()
             if trial is None:
                 break
@@ -250,7 +250,7 @@ class Search:
         cost = recording.hours(first, kimg)
         if repeat.passed:
             cost -= recording.hours(first, repeat.passed)
-        if self.hours + cost > self._sweep.search_hours:
+        if self.hours + cost > self._limit:
             self._judge()
 
         self.hours += cost
@@ -289,7 +289,7 @@ class Search:
         return learned.expected if learned else None
 
 
-def _as_searched(space: Space, method: Method) -> Space:
+def as_searched(space: Space, method: Method) -> Space:
     """Return the space as a method searches it; without halving the last rung is the only one."""
     rungs = space.budget.rungs_kimg if method.halves else space.budget.rungs_kimg[-1:]
     budget = space.budget.model_copy(update={"rungs_kimg": rungs})
