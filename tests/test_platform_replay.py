@@ -52,7 +52,7 @@ def by_hand() -> Recording:
         recorded(2, 3e-3, {10.0: 20.0, 20.0: 10.0}, raced=11.0),
         recorded(3, 4e-3, {10.0: 60.0}, "stopped"),
     ]
-    return Recording(space, {trial.number: trial for trial in trials}, 2, frozenset({2}), 6.0, 4.0)
+    return Recording(space, 5, {trial.number: trial for trial in trials}, 2, frozenset({2}), 6.0, 4.0)
 
 
 def in_order(monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
@@ -110,6 +110,14 @@ def test_a_recipe_that_failed_costs_what_it_cost_and_is_not_trained_further(monk
     assert (search.found_hours, search.estimated) == (pytest.approx(3.5), 0.0)
 
 
+def test_beyond_its_record_a_repeat_goes_on_as_fast_as_it_trained():
+    first = recorded(0, 1e-3, {10.0: 50.0}, "stopped").repeats[0]
+    first.spent = 1.5 * HOUR  # of which an hour of training, and half of one to start
+    first.devices = 2
+    assert recording.hours(first, 10.0) == pytest.approx(3.0)
+    assert recording.hours(first, 20.0) == pytest.approx(5.0)
+
+
 def test_a_method_gets_the_nearest_recipe_that_it_has_not_had(monkeypatch):
     in_order(monkeypatch, 3e-3, 3e-3, 3e-3, 3e-3)
     search = Search(by_hand(), METHODS["random"], 0)
@@ -146,6 +154,13 @@ def test_good_are_the_recommended_trial_and_those_within_2_percent_of_the_best(f
     assert sweep.good == near | {first.number}
     assert sweep.search_hours + sweep.race_hours == pytest.approx(sum(one.device_hours for one in known.repeats))
     assert sweep.scored == sum(trial.status == "complete" for trial in known.trials)
+
+
+def test_no_search_has_the_seed_of_the_sweep(folder, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(Search, "run", lambda search: seeds.append(search._seed))
+    scrimp.replay(folder.path, methods=["random"], seeds=3)
+    assert seeds == [6, 7, 8]  # that of the sweep is 5
 
 
 def test_the_same_seeds_give_the_same_answer_and_no_file_changes(folder):

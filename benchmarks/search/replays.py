@@ -24,46 +24,42 @@ from scrimp_platform.search.replay import METHODS, USUAL
 from scrimp_platform.search.verdict import MARGIN
 from scrimp_platform.store import SweepFolder
 
-SEEDS = 3
+SEEDS = 2
 """Of each replayed method on each sweep."""
+FIRST = 10
+"""Seed of the first sweep: no replayed method has that of a sweep."""
 LONGEST = 3
 """Horizons of the surface for which a method is run for itself."""
 
 
 class Looking(Scrimp):
-    """A sweep on one node that notes when it has first trained a recipe to the end whose true score is this low."""
+    """A sweep that ends once it has trained a recipe to the end whose true score is low enough."""
 
-    found = math.inf
-
-    def look_for(self, surface: Surface, score: float) -> None:
-        """Look for this score."""
-        self._surface = surface
-        self._score = score
-        self._hours: dict[int, float] = defaultdict(float)
+    surface: Surface
+    enough: float
+    found = False
 
     def propose(self) -> Task | None:
         """Go on until it is found."""
-        return super().propose() if self.found == math.inf else None
+        return None if self.found else super().propose()
 
     def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
-        """Report as a sweep does."""
-        self._hours[task.seed] = hours
-        is_last = kimg == self._space.budget.rungs_kimg[-1]
-        if is_last and self.found == math.inf and self._surface.truth(task.values) <= self._score:
-            self.found = sum(self._hours.values())
+        """Look at what is trained to the end."""
+        if kimg == self._space.budget.rungs_kimg[-1]:
+            self.found |= self.surface.truth(task.values) <= self.enough
         return super().report(task, kimg, score, hours)
 
 
-def run_for_itself(surface: Surface, method: str, seed: int, score: float) -> float:
-    """Return the GPU-hours after which a method on one node has trained a recipe with this true score to the end."""
-    space = replay.as_searched(surface.space, METHODS[method])
+def run_for_itself(surface: Surface, method: str, seed: int, enough: float) -> float:
+    """Return the GPU-hours after which a method on one node has trained a recipe with such a true score to the end."""
     surface = copy.copy(surface)
-    surface.space = space
+    surface.space = replay.as_searched(surface.space, METHODS[method])
     with tempfile.TemporaryDirectory(dir=cells.memory()) as folder, cells.no_disk():
-        sweep = Looking(space, seed, Path(folder))
-        sweep.look_for(surface, score)
-        Simulation(sweep, surface, nodes=1, limit=LONGEST * surface.horizon).run()
-        return sweep.found
+        sweep = Looking(surface.space, seed, Path(folder))
+        sweep.surface = surface
+        sweep.enough = enough
+        outcome = Simulation(sweep, surface, nodes=1, limit=LONGEST * surface.horizon).run()
+    return outcome.spent if sweep.found else math.inf
 
 
 def compare(name: str, seed: int) -> dict[str, list[tuple[bool, float, bool, float]]]:
@@ -74,11 +70,11 @@ def compare(name: str, seed: int) -> dict[str, list[tuple[bool, float, bool, flo
     store.write_json(files.outcome, {"reason": "complete", "trials": len(files.trial_numbers())})
     replayed = replay.replay(files, USUAL, SEEDS)
     sweep = replayed.recording
-    score = (1 + MARGIN) * surface.truth(sweep.trials[sweep.recommended].params)
+    enough = (1 + MARGIN) * surface.truth(sweep.trials[sweep.recommended].params)
 
     compared: dict[str, list[tuple[bool, float, bool, float]]] = {}
     for own in replayed.methods:
-        alone = [run_for_itself(surface, own.method, 1000 * seed + other, score) for other in range(SEEDS)]
+        alone = [run_for_itself(surface, own.method, 1000 * seed + other, enough) for other in range(SEEDS)]
         pairs = zip(own.hours_by_seed, alone, strict=True)
         limit = sweep.search_hours
         compared[own.method] = [(a <= limit, a / limit, b <= limit, b / limit) for a, b in pairs]
@@ -90,9 +86,10 @@ def main(arguments: Sequence[str]) -> None:
     name = arguments[0] if arguments else "synthetic-2"
     sweeps = int(arguments[1]) if len(arguments) > 1 else 5
     rows: dict[str, list[tuple[bool, float, bool, float]]] = defaultdict(list)
-    for seed in range(sweeps):
+    for seed in range(FIRST, FIRST + sweeps):
         for method, own in compare(name, seed).items():
             rows[method] += own
+            print(name, seed, method, own, file=sys.stderr, flush=True)
 
     print(
         f"{name}, {sweeps} sweeps: as good a recipe, in hours of the sweep's own search; {SEEDS} seeds of each method"

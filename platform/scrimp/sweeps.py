@@ -245,7 +245,7 @@ def replay(
     methods
         Any of `scrimp`, `halving`, `random`, `qmc`, `tpe`, `tpe-halving` and `gp`.
     seeds
-        How often each method searches, with seeds from 0 on.
+        How often each method searches; the seeds follow that of the sweep.
 
     Returns
     -------

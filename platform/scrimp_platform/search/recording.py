@@ -26,6 +26,8 @@ class Recording:
     ----------
     space : Space
         What was searched.
+    seed : int
+        The sweep's.
     trials : dict
         Every trial that was trained, by number.
     recommended : int
@@ -37,6 +39,7 @@ class Recording:
     """
 
     space: Space
+    seed: int
     trials: dict[int, Trial]
     recommended: int
     good: frozenset[int]
@@ -79,6 +82,7 @@ def read(folder: SweepFolder) -> Recording:
     good = {number for number, mean in means.items() if abs(mean - best) <= MARGIN * abs(best)}
     return Recording(
         space=space,
+        seed=records.sweep_description(folder)["seed"],
         trials={trial.number: trial for trial in known.trials},
         recommended=verdict.recommended,
         good=frozenset(good | {verdict.recommended}),
@@ -113,10 +117,12 @@ def _obstacle(folder: SweepFolder, space: Space, known: Records) -> str:
 def hours(repeat: Repeat, kimg: float) -> float:
     """Return the device-hours after which a repeat had reached a rung, or had failed before it.
 
-    Beyond the end of the record they are estimated: the repeat is taken to go on as fast as it was.
+    Beyond the end of the record they are estimated: training and scoring are taken to go on as fast as they were.
     """
-    if kimg in repeat.rungs and kimg < max(repeat.rungs):
+    end = max(repeat.rungs, default=0.0)
+    if kimg in repeat.rungs and kimg < end:
         return repeat.rungs[kimg].seconds * repeat.devices / 3600
     if repeat.status == "failed":
         return repeat.device_hours
-    return repeat.device_hours * kimg / max(repeat.rungs)
+    further = repeat.rungs[end].seconds * (kimg / end - 1)
+    return repeat.device_hours + further * repeat.devices / 3600

@@ -111,7 +111,9 @@ def replay(
     seeds: int = 10,
     progress: Callable[[float, float], None] | None = None,
 ) -> Replay:
-    """Replay the search of a finished sweep with each method and each seed from 0 on.
+    """Replay the search of a finished sweep with each method and so many seeds.
+
+    They follow that of the sweep, with which its own method would only repeat what it did.
 
     Raises
     ------
@@ -128,11 +130,11 @@ def replay(
     replayed: list[Replayed] = []
     for place, name in enumerate(methods):
         searches: list[Search] = []
-        for seed in range(seeds):
-            searches.append(Search(sweep, METHODS[name], seed))
+        for count in range(1, seeds + 1):
+            searches.append(Search(sweep, METHODS[name], sweep.seed + count))
             searches[-1].run()
             if progress:
-                progress(place * seeds + seed + 1, len(methods) * seeds)
+                progress(place * seeds + count, len(methods) * seeds)
         replayed.append(_summary(name, searches))
     return Replay(sweep, tuple(replayed))
 
