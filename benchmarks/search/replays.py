@@ -1,8 +1,8 @@
 """How far to trust `scrimp replay`: methods replayed on a sweep of Scrimp, beside the same methods run for themselves.
 
-`python -m benchmarks.search.replays [SURFACE] [SWEEPS]` prints the table. A replayed method has found what the sweep
-calls good; one that is run for itself, on one node, any recipe whose true score is within 2% of that of the recommended
-one.
+`python -m benchmarks.search.replays [SURFACE] [SWEEPS] [METHOD..]` prints the table. A replayed method has found what
+the sweep calls good; one that is run for itself, on one node, any recipe whose true score is within 2% of that of the
+recommended one.
 """
 
 import copy
@@ -62,13 +62,13 @@ def run_for_itself(surface: Surface, method: str, seed: int, enough: float) -> f
     return outcome.spent if sweep.found else math.inf
 
 
-def compare(name: str, seed: int) -> dict[str, list[tuple[bool, float, bool, float]]]:
+def compare(name: str, seed: int, methods: Sequence[str]) -> dict[str, list[tuple[bool, float, bool, float]]]:
     """Return by method whether it found in the sweep's hours, and after how many of these: replayed, and by itself."""
     surface = cells.SURFACES[name](seed)
     _, folder = cells.cold(name, seed)
     files = SweepFolder(Path(folder.name))
     store.write_json(files.outcome, {"reason": "complete", "trials": len(files.trial_numbers())})
-    replayed = replay.replay(files, USUAL, SEEDS)
+    replayed = replay.replay(files, methods, SEEDS)
     sweep = replayed.recording
     enough = (1 + MARGIN) * surface.truth(sweep.trials[sweep.recommended].params)
 
@@ -85,9 +85,10 @@ def main(arguments: Sequence[str]) -> None:
     """Print for each method how often and when it finds as good a recipe."""
     name = arguments[0] if arguments else "synthetic-2"
     sweeps = int(arguments[1]) if len(arguments) > 1 else 5
+    methods = arguments[2:] or USUAL
     rows: dict[str, list[tuple[bool, float, bool, float]]] = defaultdict(list)
     for seed in range(FIRST, FIRST + sweeps):
-        for method, own in compare(name, seed).items():
+        for method, own in compare(name, seed, methods).items():
             rows[method] += own
             print(name, seed, method, own, file=sys.stderr, flush=True)
 
