@@ -93,8 +93,8 @@ class Replay:
         """What this sweep's records cannot tell, a line each."""
         sweep = self.recording
         lines = [
-            "methods choose among the sweep's own recipes, of which some are good: one that proposes at random finds "
-            "these sooner than in the whole space"
+            "every method chooses among the sweep's own recipes, the good ones included: chance meets these sooner "
+            "here than in the whole space"
         ]
         stopped = len(sweep.trials) - sweep.scored
         if stopped:
