@@ -92,15 +92,17 @@ class Replay:
     def limits(self) -> tuple[str, ...]:
         """What this sweep's records cannot tell, a line each."""
         sweep = self.recording
+        raced = sum(map(sweep.raced, sweep.trials))
         lines = [
-            "every method chooses among the sweep's own recipes, the good ones included: chance meets these sooner "
-            "here than in the whole space"
+            "methods choose among the sweep's own recipes, the good ones included: in the whole space they may "
+            "find one later",
+            f"only the {raced} recipes with fresh seeds can count as good: where others are, they may find one sooner",
         ]
         stopped = len(sweep.trials) - sweep.scored
         if stopped:
             lines.append(
-                f"{stopped} of {len(sweep.trials)} recipes have no score at the last rung: none of these counts as "
-                "good, and the hours to train them to the end are estimated"
+                f"{stopped} of {len(sweep.trials)} recipes have no score at the last rung: the hours to train them to "
+                "the end are estimated, and nobody learns what they would score"
             )
         return tuple(lines)
 
