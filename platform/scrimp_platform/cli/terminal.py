@@ -187,7 +187,7 @@ def show_replay(folder: SweepFolder, replay: "Replay") -> None:
     say(f"its race     {formatting.number(sweep.race_hours)} device-hours more; it is not replayed")
     say(f"good         {', '.join([f'{sweep.recommended:04d} (recommended)', *good])}")
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for heading in ("method", "found", "hours", "recipes", "estimated", "recommends"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     table.add_row(
