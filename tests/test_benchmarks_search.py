@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.search import cells, peers, races, report, surfaces, tables, warm
+from benchmarks.search import cells, peers, races, replays, report, surfaces, tables, warm
 from benchmarks.search import statistics as paired_statistics
 from benchmarks.search.__main__ import console
 from benchmarks.search.cells import Cell
@@ -21,7 +21,7 @@ from benchmarks.search.curves import Curve, Values, decay, noisy
 from benchmarks.search.scrimp import Scrimp
 from benchmarks.search.simulate import Decision, Simulation, Statement, Task
 from benchmarks.search.surfaces import RUNGS, Synthetic
-from scrimp_platform.search import records
+from scrimp_platform.search import proposals, records
 from scrimp_platform.search.prior import EarlierSweep
 from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder
@@ -281,6 +281,17 @@ def test_races_of_one_search_compare_the_same_recipes_with_other_seeds():
     assert {truth for truth, _ in one["raced"]} == {truth for truth, _ in other["raced"]}
     assert len(one["raced"]) == 2
     assert one["stated"] != other["stated"]
+
+
+def test_a_method_that_runs_for_itself_is_timed_until_a_recipe_is_good_enough():
+    surface = Synthetic(0, noise=0.02)
+    budget = surface.space.budget.model_copy(update={"trials": 3, "repeats": 1})
+    surface.space = surface.space.model_copy(update={"budget": budget})
+    first = proposals.propose([], surface.space.model_copy(update={"proposals": "random"}), 4)
+    curve = surface.train(first, 0)
+    assert math.isfinite(curve.scores[RUNGS[-1]])
+    assert replays.run_for_itself(surface, "random", 4, math.inf) == pytest.approx(curve.hours_per_kimg * RUNGS[-1])
+    assert replays.run_for_itself(surface, "random", 4, 0.0) == math.inf
 
 
 @pytest.mark.parametrize("method", ["random", "optuna-tpe", "optuna-tpe-halving"])

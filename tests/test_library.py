@@ -19,8 +19,9 @@ import scrimp
 from scrimp import sweeps, trainings
 from scrimp_platform import interrupt, job, plan
 from scrimp_platform import sweep as the_sweep
+from scrimp_platform.cli import main
 from scrimp_platform.report import leaderboard
-from scrimp_platform.search import records
+from scrimp_platform.search import records, replay
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.data.options import Options
 
@@ -67,7 +68,7 @@ def test_the_page_names_every_public_name_and_nothing_else():
     assert sorted(headings) == sorted(scrimp.__all__)
 
 
-@pytest.mark.parametrize("name", ["prepare", "open_dataset", "train", "load_model", "evaluate", "sweep"])
+@pytest.mark.parametrize("name", ["prepare", "open_dataset", "train", "load_model", "evaluate", "sweep", "replay"])
 def test_the_page_names_every_parameter(name):
     section = (ROOT / "docs" / "api.md").read_text().split(f"## `{name}`")[1].split("\n## ")[0]
     signature = section.split("```python\n")[1].split("```")[0]
@@ -90,6 +91,14 @@ def test_sweep_has_the_options_of_the_command_with_its_defaults():
         if option.name != "dry_run":
             default = parameters[option.name].default
             assert (Path(default) if option.name == "storage" else default) == option.default, option.name
+
+
+def test_replay_has_the_options_of_the_command_with_its_defaults():
+    parameters = inspect.signature(scrimp.replay).parameters
+    options = {option.name: option for option in main.replay.params}
+    assert parameters["methods"].default == replay.USUAL
+    assert parameters["seeds"].default == options["seeds"].default
+    assert all(name in str(options["methods"].to_info_dict()["help"]) for name in replay.METHODS)
 
 
 def test_prepare_makes_a_dataset_that_opens(tmp_path):
@@ -167,6 +176,9 @@ MISTAKES = [
     (lambda there: scrimp.sweep(storage=there, gpus_per_repeat=0), "--gpus-per-repeat 0: must be at least 1"),
     (lambda there: scrimp.sweep(storage=there, seed=-1), "--seed -1: must be at least 0"),
     (lambda there: scrimp.Result.load(there), r"not the folder of a sweep \(no sweep\.json\)"),
+    (lambda there: scrimp.replay(there), r"not the folder of a sweep \(no sweep\.json\)"),
+    (lambda there: scrimp.replay(there, methods=["best"]), "--method best: no such method; there are scrimp, halving"),
+    (lambda there: scrimp.replay(there, seeds=0), "--seeds 0: must be at least 1"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scrimp.sweeps import Result, sweep
+    from scrimp.sweeps import Result, replay, sweep
     from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train
     from scrimp_platform.model import Model
     from scrimp_spaces.space import Space
@@ -28,6 +28,7 @@ __all__ = [
     "load_parts",
     "open_dataset",
     "prepare",
+    "replay",
     "sweep",
     "train",
 ]
@@ -45,6 +46,7 @@ _MODULES = {
     "load_parts": "scrimp.trainings",
     "open_dataset": "scrimp.trainings",
     "prepare": "scrimp.trainings",
+    "replay": "scrimp.sweeps",
     "sweep": "scrimp.sweeps",
     "train": "scrimp.trainings",
 }

@@ -24,6 +24,8 @@ from scrimp_trainers.recipe.recipe import Recipe
 if TYPE_CHECKING:
     import pandas
 
+    from scrimp_platform.search.replay import Replay
+
 
 @dataclass(frozen=True)
 class Result:
@@ -226,6 +228,38 @@ def sweep(
     with interrupt.contained():
         ending = run_sweep(options)
     return Result.load(ending.folder.path)
+
+
+def replay(
+    sweep: str | PathLike[str],
+    *,
+    methods: Sequence[str] = ("scrimp", "halving", "random", "tpe"),
+    seeds: int = 10,
+) -> "Replay":
+    """Tell what other methods would have done on a finished sweep's curves. Nothing is trained, and no file changes.
+
+    Parameters
+    ----------
+    sweep
+        Folder of the sweep.
+    methods
+        Any of `scrimp`, `halving`, `random`, `qmc`, `tpe`, `tpe-halving` and `gp`.
+    seeds
+        How often each method searches; the seeds follow that of the sweep.
+
+    Returns
+    -------
+    Replay
+        What the sweep did (`recording`), what came of each method (`methods`), and what that cannot tell (`limits`).
+
+    Raises
+    ------
+    UserError
+        If a method does not exist, or the sweep cannot be replayed.
+    """
+    from scrimp_platform.search import replay
+
+    return replay.replay(SweepFolder(Path(sweep).expanduser().absolute()), methods, seeds)
 
 
 def _require_free_ray() -> None:

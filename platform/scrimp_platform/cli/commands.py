@@ -178,6 +178,16 @@ def rank_by_goals(sweep: Path, objectives: Sequence[str], constraints: Sequence[
     terminal.show_problems(known.problems)
 
 
+def replay(sweep: Path, methods: Sequence[str], seeds: int) -> None:
+    """Print what other methods would have done on a sweep's curves; nothing is trained or written."""
+    from scrimp_platform.search import replay
+
+    folder = SweepFolder(sweep)
+    with terminal.progress("searches") as progress:
+        replayed = replay.replay(folder, methods or replay.USUAL, seeds, progress)
+    terminal.show_replay(folder, replayed)
+
+
 def sync(sweep: Path, tracking_uri: str | None) -> None:
     """Send MLflow everything that it is missing of a sweep that has ended."""
     from scrimp_platform.tracking import mirror

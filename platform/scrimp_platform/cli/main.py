@@ -275,6 +275,28 @@ def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...
 
 @scrimp.command()
 @click.argument("sweep", type=FOLDER)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="scrimp, halving, random, qmc, tpe, tpe-halving or gp; may be repeated.  "
+    "[default: scrimp, halving, random and tpe]",
+)
+@click.option("--seeds", type=click.IntRange(1), default=10, show_default=True, help="Seeds of each method.")
+def replay(sweep: Path, methods: tuple[str, ...], seeds: int) -> None:
+    """Tell what other methods would have done on SWEEP's curves: when they find a recipe as good. Nothing is trained.
+
+    SWEEP must be finished. random, qmc, tpe and gp train every recipe to the end; halving is random recipes, stopped as
+    SWEEP stops them.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.replay(sweep, methods, seeds)
+
+
+@scrimp.command()
+@click.argument("sweep", type=FOLDER)
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: that of SWEEP's storage]")
 def sync(sweep: Path, tracking_uri: str | None) -> None:
     """Send MLflow everything that it is missing of SWEEP, which must have ended."""
