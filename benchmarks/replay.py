@@ -119,7 +119,7 @@ class TuneStandIn:
         repeat = trial.repeats[config["repeat"]]
         return Task((name, repeat), trial.params, repeat.seed)
 
-    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
+    def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
         """Write the lines that a worker has written by this rung, and pass on the last of them."""
         from scrimp_platform.search.tune_loop import ROW  # it imports Ray
 
@@ -142,6 +142,10 @@ class TuneStandIn:
 
     def recommend(self) -> None:
         """Recommend nothing."""
+
+    def front(self) -> list[Values]:
+        """Recommend nothing."""
+        return []
 
     def statement(self) -> None:
         """Say nothing."""

@@ -76,7 +76,7 @@ class Script:
     def propose(self) -> Task | None:
         return self.tasks.pop(0) if self.tasks else None
 
-    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
+    def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
         self.heard.append((task.key, kimg, score, hours))
         return self.decisions.pop(task.key, "continue")
 
@@ -86,6 +86,9 @@ class Script:
     def recommend(self) -> Values | None:
         finals = [entry[2] for entry in self.heard if len(entry) == 4 and entry[1] == 3]
         return {"hours": min(finals)} if finals else None
+
+    def front(self) -> list[Values]:
+        return []
 
     def statement(self) -> Statement | None:
         return None

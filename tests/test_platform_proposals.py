@@ -140,6 +140,58 @@ def test_curves_learns_from_low_rungs_and_avoids_what_fails():
     assert np.mean(np.array(rates[15:]) > 2e-3) < 0.2  # by chance 0.35
 
 
+class Limited(Search):
+    """The score falls, and what is limited grows, with the learning rate; it doubles from each rung to the next."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__("curves", seed)
+        limits = {"memorized_fraction": {"max": 0.1}}
+        self.space = make_space(proposals="curves", search=SEARCH, constraints=limits)
+
+    def score(self, values: dict, reached: int, status: Any) -> None:
+        """Record the rungs that a trial has reached."""
+        rate = values["optimizer.lr"]
+        growth = 2.0 ** -len(self.space.budget.rungs_kimg)
+        rungs = {}
+        for kimg in self.space.budget.rungs_kimg[:reached]:
+            growth *= 2
+            rungs[kimg] = make_row(fd_classifier=(1e-3 / rate) ** 0.5, memorized_fraction=growth * 100 * rate)
+        number = len(self.trials)
+        end = "finished" if status == "complete" else status
+        self.trials.append(Trial(number, values, status, [Repeat(number, 0, 0, "search", end, rungs=rungs)]))
+
+
+def test_curves_avoids_what_breaks_a_constraint_although_no_such_trial_was_trained_to_the_end():
+    """The limit is at a learning rate of 1e-3; below it all are trained to the end, above it none is."""
+    search = Limited()
+    rates = []
+    for _ in range(30):
+        values = search.next()
+        rates.append(values["optimizer.lr"])
+        kept = rates[-1] < 1e-3
+        search.score(values, len(search.space.budget.rungs_kimg) if kept else 1, "complete" if kept else "pruned")
+    later = np.log10(rates[15:])
+    assert np.mean(later > -2.9) < 0.25  # by chance 0.45, and without the constraint nearly all
+    assert np.mean(later > -3.5) > 0.6  # but as near to the limit as is worth it
+
+
+def test_what_will_break_a_constraint_at_the_last_rung_ranks_behind_what_will_not():
+    search = Limited()
+    rungs = len(search.space.budget.rungs_kimg)
+    for rate in np.geomspace(1e-4, 9e-4, 8):
+        values = search.next() | {"optimizer.lr": float(rate)}
+        search.score(values, rungs, "complete")
+    for rate in (5e-4, 2e-3):  # at their rung both keep the limit, and the second has the better score
+        search.score(search.next() | {"optimizer.lr": rate}, 1, "paused")
+        assert search.trials[-1].repeats[0].score("memorized_fraction", search.space.budget.rungs_kimg[0]) < 0.1
+    learned = curves.learn(search.trials, search.space)
+    assert learned
+    keeps, breaks = learned.ranks[8], learned.ranks[9]
+    assert keeps[0] == 0.0 < 0.5 < breaks[0]
+    assert keeps[1] > breaks[1]
+    assert keeps < breaks
+
+
 def test_a_model_is_fitted_again_only_if_there_are_new_scores():
     search = Search("curves")
     for _ in range(12):

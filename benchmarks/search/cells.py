@@ -18,6 +18,7 @@ from unittest import mock
 
 from benchmarks.search import peers, tables, warm
 from benchmarks.search.curves import Surface
+from benchmarks.search.goals import ConstrainedSynthetic, TwoObjectives
 from benchmarks.search.scrimp import Scrimp
 from benchmarks.search.simulate import Method, Outcome, Simulation
 from benchmarks.search.surfaces import Synthetic
@@ -35,6 +36,8 @@ SURFACES: Mapping[str, Callable[[int], Surface]] = {
     "synthetic-2": partial(Synthetic, noise=0.02),
     "synthetic-5": partial(Synthetic, noise=0.05),
     "synthetic-10": partial(Synthetic, noise=0.10),
+    "synthetic-2-constrained": partial(ConstrainedSynthetic, noise=0.02),
+    "synthetic-2-two-objectives": partial(TwoObjectives, noise=0.02),
     **{name: partial(tables.Table, name, folder=TABLES) for name in tables.SOURCES},
 }
 """From a seed."""
@@ -58,12 +61,14 @@ PEERS: Mapping[str, Callable[[Surface, int], Method]] = {
     "optuna-tpe": partial(peers.Optuna, sampler="TPESampler"),
     "optuna-tpe-halving": partial(peers.Optuna, sampler="TPESampler", pruned=True),
     "optuna-gp": partial(peers.Optuna, sampler="GPSampler"),
+    "optuna-nsga2": partial(peers.Optuna, sampler="NSGAIISampler"),
     "ray-optuna-asha": peers.Ray,
     "syne-tune-asha": partial(peers.SyneTune, scheduler="ASHA"),
     "syne-tune-bohb": partial(peers.SyneTune, scheduler="BOHB"),
     "syne-tune-mobster": partial(peers.SyneTune, scheduler="MOBSTER"),
     "smac": peers.Smac,
 }
+OF_SEVERAL_GOALS = ("violations", "volumes", "infeasible")
 METHODS = (*SWEEPS, WARM, MISLED, BEFORE, *PEERS)
 
 
@@ -162,6 +167,9 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     """Return what is kept of an outcome."""
     record = dataclasses.asdict(outcome)
     record.pop("hours")
+    for name in OF_SEVERAL_GOALS:
+        if not record[name]:  # the surface has neither constraints nor several objectives
+            record.pop(name)
     return {name: short(value) for name, value in record.items()}
 
 

@@ -4,8 +4,8 @@ import math
 import random
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from scrimp_spaces.space import Space
 
@@ -15,11 +15,15 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: `scores` by kimg, nan from where it has diverged; `fails_at` is where its process ends early."""
+    """One training: `scores` by kimg, nan from where it has diverged; `fails_at` is where its process ends early.
+
+    `others` are what else is measured at the rungs: by name, then by kimg.
+    """
 
     hours_per_kimg: float
     scores: Mapping[float, float]
     fails_at: float = math.inf
+    others: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
 
 class Surface(Protocol):
@@ -39,6 +43,33 @@ class Surface(Protocol):
     def train(self, values: Values, seed: int) -> Curve:
         """Return what a repeat with this seed shows."""
         ...
+
+
+@runtime_checkable
+class Constrained(Surface, Protocol):
+    """A surface whose space has constraints; `best` is that of the recipes that keep them."""
+
+    def violation(self, values: Values) -> float:
+        """Return by which share of the limits a recipe truly breaks the constraints in all; 0 if it keeps them."""
+        ...
+
+
+@runtime_checkable
+class SeveralObjectives(Surface, Protocol):
+    """A surface whose space has several objectives."""
+
+    def volume(self, front: Sequence[Values]) -> float:
+        """Return the hypervolume of the true values of these recipes, as a share of that of the true Pareto front."""
+        ...
+
+
+def excess(space: Space, numbers: Mapping[str, float]) -> float:
+    """Return by which share of the limits these numbers break the constraints of a space in all; 0 if they keep them.
+
+    All limits are maxima.
+    """
+    limits = {name: bound.max or math.nan for name, bound in space.constraints.items()}
+    return sum(max(0.0, numbers[name] / limit - 1) for name, limit in limits.items())
 
 
 def regret(surface: Surface, values: Values | None) -> float:

@@ -1,7 +1,8 @@
 """Scrimp's peers as methods of the simulator, each through its own classes.
 
-All recommend the recipe with the best score at the highest rung that any repeat has reached, and train each recipe
-once. Halving gets the rungs as steps 1, 3, 9, so that each lets a third continue, as in the searched spaces.
+All recommend the recipe with the best score at the highest rung that any repeat has reached, of those that keep the
+constraints; of several objectives, the Pareto front there. They train each recipe once. Halving gets the rungs as steps
+1, 3, 9, so that each lets a third continue, as in the searched spaces.
 """
 
 import logging
@@ -9,24 +10,44 @@ import math
 import random
 import tempfile
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.search.curves import Surface, Values
+from benchmarks.search.curves import OBJECTIVE, Surface, Values, excess
 from benchmarks.search.simulate import Decision, Statement, Task
+from scrimp_platform.search import stats
 from scrimp_spaces.space import Range, Space
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a repeat has shown at a rung; `excess` is by how much it breaks the constraints."""
+
+    excess: float
+    score: float
+    seed: int
+    values: Values
+    numbers: Mapping[str, float]
+    """The score and all others by name."""
 
 
 class Peer:
     """What the peers share: each recipe is trained once, and the best score is recommended."""
 
+    plain = False
+    """Whether it takes one objective and no constraints, as it is set up here."""
+
     def __init__(self, surface: Surface, seed: int) -> None:
         self.space = surface.space
+        if self.plain and (self.space.constraints or len(self.space.objectives) > 1):
+            raise NotImplementedError("takes one objective and no constraints, as it is set up here")
         self.seed = seed
         self.started = 0
         rungs = self.space.budget.rungs_kimg
         self.steps = {kimg: round(self.space.budget.reduction) ** i for i, kimg in enumerate(rungs)}
-        self._scores: dict[float, list[tuple[float, int, Values]]] = {kimg: [] for kimg in rungs}
+        self._measured: dict[float, list[Measured]] = {kimg: [] for kimg in rungs}
 
     def propose(self) -> Task | None:
         """Return a repeat of a new recipe while the budget has trials left."""
@@ -36,18 +57,27 @@ class Peer:
         self.started += 1
         return Task(key, values, self.task_seed(key))
 
-    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
-        """Keep the score, and ask the peer whether the repeat continues."""
+    def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
+        """Keep the numbers, and ask the peer whether the repeat continues."""
         del hours
-        self._scores[kimg].append((score, task.seed, task.values))
-        return "continue" if self.continues(task, kimg, score) else "stop"
+        numbers = {OBJECTIVE: score, **others}
+        self._measured[kimg].append(Measured(excess(self.space, numbers), score, task.seed, task.values, numbers))
+        return "continue" if self.continues(task, kimg, score, numbers) else "stop"
 
     def recommend(self) -> Values | None:
-        """Return the recipe with the best score at the highest rung reached."""
-        for scores in reversed(self._scores.values()):
-            if scores:
-                return min(scores, key=lambda score: score[:2])[2]
-        return None
+        """Return the recipe with the best score at the highest rung reached; if all break constraints, the nearest."""
+        measured = self._highest()
+        return min(measured, key=lambda one: (one.excess, one.score, one.seed)).values if measured else None
+
+    def front(self) -> list[Values]:
+        """Return the recipes at the highest rung reached that no other dominates there."""
+        measured = self._highest()
+        fronts = stats.fronts([one.numbers for one in measured], self.space.objectives)
+        return [one.values for one, front in zip(measured, fronts, strict=True) if front == 0]
+
+    def _highest(self) -> list[Measured]:
+        """Return what was measured at the highest rung that any repeat has reached."""
+        return next((measured for measured in reversed(self._measured.values()) if measured), [])
 
     def statement(self) -> Statement | None:
         """Say nothing: none of them gives an interval."""
@@ -61,8 +91,8 @@ class Peer:
         """Return a new recipe, and under which key it is known."""
         raise NotImplementedError
 
-    def continues(self, task: Task, kimg: float, score: float) -> bool:
-        """Take a score; return whether the repeat continues."""
+    def continues(self, task: Task, kimg: float, score: float, numbers: Mapping[str, float]) -> bool:
+        """Take a score, and all numbers by name; return whether the repeat continues."""
         return True
 
     def end(self, task: Task, failure: str) -> None:
@@ -106,8 +136,12 @@ class Optuna(Peer):
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._failed = optuna.trial.TrialState.FAIL
         self._pruned = optuna.trial.TrialState.PRUNED
+        if pruned and len(self.space.objectives) > 1:
+            raise NotImplementedError("Optuna prunes no trials of several objectives")
+        self._is_pruned = pruned
         halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
         self._study = optuna.create_study(
+            directions=list(self.space.objectives.values()),
             sampler=getattr(optuna.samplers, sampler)(seed=seed),
             pruner=halving if pruned else optuna.pruners.NopPruner(),
         )
@@ -117,14 +151,17 @@ class Optuna(Peer):
         trial = self._study.ask()
         return trial, define(self.space, trial)
 
-    def continues(self, task: Task, kimg: float, score: float) -> bool:
-        """Report a rung to the pruner, and the last one to the study."""
+    def continues(self, task: Task, kimg: float, score: float, numbers: Mapping[str, float]) -> bool:
+        """Report a rung to the pruner, and the last one to the study: the objectives and the excesses."""
         trial = task.key
-        trial.report(score, self.steps[kimg])
+        if len(self.space.objectives) == 1:  # Optuna prunes no trials of several objectives
+            trial.report(score, self.steps[kimg])
         if kimg == self.space.budget.rungs_kimg[-1]:
-            self._study.tell(trial, score)
+            for name, bound in self.space.constraints.items():
+                trial.set_constraint(name, bound.excess(numbers[name]))
+            self._study.tell(trial, [numbers[name] for name in self.space.objectives])
             return True
-        if trial.should_prune():
+        if self._is_pruned and trial.should_prune():
             self._study.tell(trial, state=self._pruned)
             return False
         return True
@@ -156,6 +193,8 @@ def define(space: Space, trial: Any) -> dict[str, Any]:
 class Ray(Peer):
     """Ray Tune's OptunaSearch under its ASHA scheduler."""
 
+    plain = True
+
     def __init__(self, surface: Surface, seed: int) -> None:
         super().__init__(surface, seed)
         from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -175,7 +214,7 @@ class Ray(Peer):
         self._scheduler.on_trial_add(None, trial)  # pyright: ignore[reportArgumentType]
         return trial, in_steps(self.space, self._searcher._ot_trials[trial.trial_id].params)
 
-    def continues(self, task: Task, kimg: float, score: float) -> bool:
+    def continues(self, task: Task, kimg: float, score: float, numbers: Mapping[str, float]) -> bool:
         """Report a rung to both; what is stopped counts as complete, as it does in Tune."""
         trial = task.key
         result = {"score": score, "step": self.steps[kimg], "training_iteration": self.steps[kimg]}
@@ -195,6 +234,8 @@ class Ray(Peer):
 
 class SyneTune(Peer):
     """A scheduler of Syne Tune. It knows no conditions: it proposes every field, and what has no effect is dropped."""
+
+    plain = True
 
     def __init__(self, surface: Surface, seed: int, scheduler: str) -> None:
         super().__init__(surface, seed)
@@ -238,7 +279,7 @@ class SyneTune(Peer):
         self._scheduler.on_trial_add(trial)
         return trial, in_steps(self.space, config)
 
-    def continues(self, task: Task, kimg: float, score: float) -> bool:
+    def continues(self, task: Task, kimg: float, score: float, numbers: Mapping[str, float]) -> bool:
         """Report a rung."""
         result = {"score": score, "step": self.steps[kimg]}
         goes_on = self._scheduler.on_trial_result(task.key, result) == "CONTINUE"
@@ -254,6 +295,8 @@ class SyneTune(Peer):
 
 class Smac(Peer):
     """SMAC3 for hyperparameters: a random forest, and an intensifier that gives good recipes up to three seeds."""
+
+    plain = True
 
     def __init__(self, surface: Surface, seed: int) -> None:
         super().__init__(surface, seed)
@@ -303,7 +346,7 @@ class Smac(Peer):
         """Return the seed that SMAC has chosen."""
         return key.seed
 
-    def continues(self, task: Task, kimg: float, score: float) -> bool:
+    def continues(self, task: Task, kimg: float, score: float, numbers: Mapping[str, float]) -> bool:
         """Tell the facade the last score."""
         if kimg == self.space.budget.rungs_kimg[-1]:
             self._facade.tell(task.key, self._value(cost=score), save=False)
@@ -312,7 +355,7 @@ class Smac(Peer):
     def end(self, task: Task, failure: str) -> None:
         """Tell the facade of a failure."""
         if failure:  # a cost that is not finite would end SMAC's forest
-            scores = [score for at_rung in self._scores.values() for score, _, _ in at_rung]
+            scores = [one.score for at_rung in self._measured.values() for one in at_rung]
             value = self._value(cost=2 * max(scores, default=1.0), status=self._crashed)
             self._facade.tell(task.key, value, save=False)
 

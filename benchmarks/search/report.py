@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ MARGIN = 0.02
 """A recommended recipe is as good as the best of the raced if it is worse by at most this share."""
 JUDGED = {SYNTHETIC_HORIZON: (400.0, SYNTHETIC_HORIZON), TABLE_HORIZON: (800.0, TABLE_HORIZON)}
 """GPU-hours after which regrets are compared, by the surface's horizon."""
+SPENT = {
+    "GPU-h": "spent",
+    "idle, %": "idle",
+    "recipes": "trials",
+    "to the end": "finished",
+    "driver s": "driver_seconds",
+}
+"""What the tables of several goals say of what was spent, and its name in the records."""
 
 
 def show(
@@ -32,8 +40,9 @@ def show(
     """Print a table for each surface that has cells."""
     for surface in surfaces:
         records = {method: cells.load(surface, method, seeds, results) for method in methods}
-        if any(records.values()):
-            console.print(table(surface, records, results), "")
+        some = next((record for own in records.values() for record in own.values()), None)
+        if some is not None:
+            console.print(table_of(some)(surface, records, results), "")
     console.print(verdicts(surfaces, seeds, results), "")
 
 
@@ -62,6 +71,107 @@ def table(surface: str, records: Mapping[str, Mapping[int, Record]], results: Pa
         p = f"{corrected[method]:.3f}" if method in corrected else ""
         layout.add_row(method, *regret_cells(own.values(), early, late), *gaps, p, *other_cells(own.values(), late))
     return layout
+
+
+def table_of(record: Record) -> Callable[[str, Mapping[str, Mapping[int, Record]], Path], Table]:
+    """Return what makes the table of a surface, by one of its records."""
+    if "volumes" in record:
+        return table_of_fronts
+    return table_of_constraints if "violations" in record else table
+
+
+def table_of_constraints(surface: str, records: Mapping[str, Mapping[int, Record]], results: Path) -> Table:
+    """Return the table of a surface with constraints: also how often what is recommended truly breaks them."""
+    early, late = JUDGED[SYNTHETIC_HORIZON]
+    layout = Table(
+        title=f"{surface}: mean true regret, %, of the recommendations that keep the constraints; in brackets 95% "
+        "intervals; broken: share of recommendations that truly break them",
+        title_justify="left",
+    )
+    layout.add_column("method")
+    titles = ["seeds", f"broken at {early:g} GPU-h", f"at {late:g}", f"regret at {early:g}", f"at {late:g}"]
+    titles += [f"Scrimp minus it at {late:g} where both keep", "infeasible GPU-h, %", *SPENT]
+    for title in titles:
+        layout.add_column(title, justify="right")
+
+    scrimp = records.get(cells.SCRIMP, {})
+    for method, own in records.items():
+        if not own:
+            layout.add_row(f"{method}: {reason(results, surface, method)}")
+            continue
+        rows = own.values()
+        broken = [share([breaks(record, hours) for record in rows]) for hours in (early, late)]
+        regrets = [mean_regret_of_kept(rows, hours) for hours in (early, late)]
+        gap = "" if method == cells.SCRIMP else gap_of_kept(scrimp, own, late)
+        infeasible = percent(record["infeasible"] / record["spent"] for record in rows)
+        layout.add_row(method, str(len(own)), *broken, *regrets, gap, infeasible, *spent_cells(rows))
+    return layout
+
+
+def gap_of_kept(scrimp: Mapping[int, Record], peer: Mapping[int, Record], hours: float) -> str:
+    """Compare Scrimp's regrets with a peer's on the seeds on which what both recommend keeps the constraints."""
+    kept = [{seed: record for seed, record in own.items() if not breaks(record, hours)} for own in (scrimp, peer)]
+    seeds = kept[0].keys() & kept[1].keys()
+    return f"{signed(difference(kept[0], kept[1], hours))}, {len(seeds)} seeds" if len(seeds) > 1 else ""
+
+
+def breaks(record: Record, hours: float) -> bool:
+    """Whether what is recommended after so many GPU-hours truly breaks a constraint, or there is none."""
+    broken = record["violations"][round(hours / STEP) - 1]
+    return broken is None or broken > 0
+
+
+def mean_regret_of_kept(records: Iterable[Record], hours: float) -> str:
+    """Return the mean regret in percent after so many GPU-hours of the recommendations that keep the constraints."""
+    kept = [regret_at(record, hours) for record in records if not breaks(record, hours)]
+    return percent(kept) if kept else ""
+
+
+def table_of_fronts(surface: str, records: Mapping[str, Mapping[int, Record]], results: Path) -> Table:
+    """Return the table of a surface with several objectives: the true hypervolumes of the recommended fronts."""
+    early, late = JUDGED[SYNTHETIC_HORIZON]
+    layout = Table(
+        title=f"{surface}: mean hypervolume of the recommended front, % of that of the true one; in brackets 95% "
+        "intervals",
+        title_justify="left",
+    )
+    layout.add_column("method")
+    titles = ["seeds", f"at {early:g} GPU-h", f"at {late:g}", f"Scrimp minus it at {early:g}", f"at {late:g}", *SPENT]
+    for title in titles:
+        layout.add_column(title, justify="right")
+
+    scrimp = records.get(cells.SCRIMP, {})
+    for method, own in records.items():
+        if not own:
+            layout.add_row(f"{method}: {reason(results, surface, method)}")
+            continue
+        means = [percent(volume_at(record, hours) for record in own.values()) for hours in (early, late)]
+        seeds = sorted(scrimp.keys() & own.keys())
+        gaps = ["", ""]
+        if method != cells.SCRIMP and len(seeds) > 1:
+            gaps = [
+                signed(paired(*([volume_at(rows[seed], hours) for seed in seeds] for rows in (scrimp, own))))
+                for hours in (early, late)
+            ]
+        layout.add_row(method, str(len(own)), *means, *gaps, *spent_cells(own.values()))
+    return layout
+
+
+def volume_at(record: Record, hours: float) -> float:
+    """Return the hypervolume of the front that is recommended after so many GPU-hours."""
+    return record["volumes"][round(hours / STEP) - 1]
+
+
+def spent_cells(records: Iterable[Record]) -> list[str]:
+    """Return means of what was spent: GPU-hours, idle nodes, recipes, repeats to the end, the driver's seconds."""
+    means = {name: statistics.fmean(record[name] for record in records) for name in SPENT.values()}
+    return [
+        f"{means['spent']:.0f}",
+        f"{100 * means['idle']:.1f}",
+        f"{means['trials']:.0f}",
+        f"{means['finished']:.0f}",
+        f"{means['driver_seconds']:.1f}",
+    ]
 
 
 def reason(results: Path, surface: str, method: str) -> str:

@@ -42,9 +42,9 @@ class Scrimp:
         trial = next(trial for trial in self._ledger.trials if trial.number == repeat.trial)
         return Task((repeat.trial, repeat.repeat), trial.params, repeat.seed, max(repeat.rungs, default=0.0))
 
-    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
+    def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
         """Write a rung's line as a worker does, and report it as Tune does."""
-        scores: dict[str, float | str] = {OBJECTIVE: score}
+        scores: dict[str, float | str] = {OBJECTIVE: score, **others}
         line = MetricsRow(**NOT_SIMULATED, kimg=kimg, rung=kimg, seconds=3600 * hours, scores=scores)
         with self._ledger.folder.repeat(*task.key).metrics.open("a") as file:
             file.write(metrics_log.row_text(line))
@@ -59,6 +59,10 @@ class Scrimp:
         """Return the recipe at the head of the leaderboard."""
         rows = self._rows()
         return rows[0].trial.params if rows else None
+
+    def front(self) -> list[Values]:
+        """Return the recipes that share the first place of the leaderboard."""
+        return [row.trial.params for row in self._rows() if row.rank == 1]
 
     def statement(self) -> Statement | None:
         """Return what the leaderboard says of the first trial: the mean over fresh seeds, and how good it is."""

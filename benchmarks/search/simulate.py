@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from benchmarks.search.curves import Curve, Surface, Values, regret
+from benchmarks.search.curves import Constrained, Curve, SeveralObjectives, Surface, Values, regret
 
 NODES = 10
 STEP = 20.0
@@ -56,8 +56,11 @@ class Method(Protocol):
         """Return a repeat for a free node; none if there is nothing to train now."""
         ...
 
-    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
-        """Take a score at a rung, and the GPU-hours that the repeat has cost; decide whether it continues."""
+    def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
+        """Take a score at a rung, and the GPU-hours that the repeat has cost; decide whether it continues.
+
+        `others` are the numbers of further objectives and of constraints.
+        """
         ...
 
     def end(self, task: Task, failure: str) -> None:
@@ -66,6 +69,10 @@ class Method(Protocol):
 
     def recommend(self) -> Values | None:
         """Return the recipe that it would recommend now."""
+        ...
+
+    def front(self) -> Sequence[Values]:
+        """Return the Pareto front that it would recommend now, of several objectives."""
         ...
 
     def statement(self) -> Statement | None:
@@ -80,6 +87,11 @@ class Outcome:
     hours: list[float] = field(default_factory=list)
     regrets: list[float] = field(default_factory=list)
     """True regret of what was recommended after these GPU-hours."""
+    violations: list[float] = field(default_factory=list)
+    """By which share of the limits what was recommended then truly breaks the constraints."""
+    volumes: list[float] = field(default_factory=list)
+    """Of several objectives, in place of regrets: the true hypervolume of the recommended front, as a share of the
+    best."""
     stated: tuple[float, float, float] | None = None
     """Mean, low and high end of the interval that the method states for what it recommends in the end."""
     best: float | None = None
@@ -100,6 +112,8 @@ class Outcome:
     """Simulated hours."""
     spent: float = 0.0
     """GPU-hours."""
+    infeasible: float | None = None
+    """GPU-hours of recipes that truly break the constraints."""
     idle: float = 0.0
     """Share of the nodes' time in which they had nothing to do, until the last repeat began."""
     driver_seconds: float = 0.0
@@ -144,6 +158,8 @@ class Simulation:
         self._recipes: set[str] = set()
         self._now = 0.0
         self._idle = 0.0
+        self._in_vain = 0
+        """Nodes that train recipes that break the constraints."""
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -155,6 +171,8 @@ class Simulation:
                 break
             if self._pass_mark(running, kimg):
                 self._push_next_mark(running)
+            else:
+                self._in_vain -= self._breaks_constraints(running.task.values)
             self._fill_nodes()
         else:
             self._advance(math.inf, busy=1)  # nothing changes any more
@@ -175,6 +193,7 @@ class Simulation:
         hours = self._paused.pop((task.recipe, task.seed), 0.0)
         outcome.repeats += task.trained == 0
         self._recipes.add(task.recipe)
+        self._in_vain += self._breaks_constraints(task.values)
         curve = self._surface.train(task.values, task.seed)
         rungs = iter([rung for rung in self._rungs if rung > task.trained])
         self._push_next_mark(_Running(task, curve, rungs, task.trained, self._now, hours))
@@ -189,14 +208,16 @@ class Simulation:
         """Tell the method what a repeat has reached; return whether it continues."""
         outcome = self.outcome
         running.trained = kimg
-        score = running.curve.scores.get(kimg, math.nan)
+        curve = running.curve
+        score = curve.scores.get(kimg, math.nan)
         if math.isnan(score):
             outcome.failed += 1
             self._timed(self._method.end, running.task, "Diverged: the loss is not finite")
             return False
 
         hours = running.hours + self._now - running.began
-        decision = self._timed(self._method.report, running.task, kimg, score, hours)
+        others = {name: numbers[kimg] for name, numbers in curve.others.items()}
+        decision = self._timed(self._method.report, running.task, kimg, score, hours, **others)
         if kimg == self._rungs[-1]:
             outcome.finished += 1
             self._timed(self._method.end, running.task, "")
@@ -212,7 +233,7 @@ class Simulation:
         due = self._step * (len(outcome.hours) + 1)
         while due <= min(spent, self._surface.horizon):
             outcome.hours.append(due)
-            outcome.regrets.append(regret(self._surface, self._timed(self._method.recommend)))
+            self._judge()
             due += self._step
         if math.isinf(when):
             return False
@@ -220,17 +241,37 @@ class Simulation:
         end = min(when, self._now + (self._limit - outcome.spent) / busy)
         self._idle += (self._nodes - busy) * (end - self._now)
         outcome.spent += busy * (end - self._now)
+        if isinstance(self._surface, Constrained):
+            outcome.infeasible = (outcome.infeasible or 0.0) + self._in_vain * (end - self._now)
         self._now = end
         if end < when:
             outcome.idle = self._idle
             outcome.elapsed = end
         return end == when
 
+    def _judge(self) -> None:
+        """Ask for the recommendation, and write down how good it truly is."""
+        outcome = self.outcome
+        if isinstance(self._surface, SeveralObjectives):
+            outcome.volumes.append(self._surface.volume(self._timed(self._method.front)))
+            return
+
+        recommended = self._timed(self._method.recommend)
+        outcome.regrets.append(regret(self._surface, recommended))
+        if isinstance(self._surface, Constrained):
+            broken = math.nan if recommended is None else self._surface.violation(recommended)
+            outcome.violations.append(broken)
+
+    def _breaks_constraints(self, values: Values) -> bool:
+        return isinstance(self._surface, Constrained) and self._surface.violation(values) > 0
+
     def _conclude(self) -> None:
         outcome = self.outcome
         outcome.trials = len(self._recipes)
         outcome.idle /= self._nodes * outcome.elapsed or 1
         outcome.elapsed = self._now
+        if isinstance(self._surface, SeveralObjectives):
+            return
         recommended = self._method.recommend()
         statement = self._method.statement()
         if statement is not None:
@@ -243,8 +284,8 @@ class Simulation:
             outcome.truth = self._surface.truth(recommended)
             outcome.final_regret = regret(self._surface, recommended)
 
-    def _timed(self, ask: Any, *arguments: Any) -> Any:
+    def _timed(self, ask: Any, *arguments: Any, **named: Any) -> Any:
         began = time.process_time()
-        answer = ask(*arguments)
+        answer = ask(*arguments, **named)
         self.outcome.driver_seconds += time.process_time() - began
         return answer

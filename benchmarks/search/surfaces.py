@@ -8,7 +8,7 @@ sums of this kind: recipes that start fast tend to end high, so curves cross.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,22 +123,22 @@ class Synthetic:
         chance = np.random.default_rng([17, seed])
 
         self._quality = _bowl(chance)
-        self._speed = _plane(chance)
-        self._cost = _plane(chance, {"width": 1.0, "depth": 0.7, "family": 0.4, "patch": 0.3})
-        self._stability = _plane(chance, {"rate": 1.0, "momentum": 0.5, "depth": 0.3, "decay": -0.2})
+        self._speed = plane(chance)
+        self._cost = plane(chance, {"width": 1.0, "depth": 0.7, "family": 0.4, "patch": 0.3})
+        self._stability = plane(chance, {"rate": 1.0, "momentum": 0.5, "depth": 0.3, "decay": -0.2})
         self._exponent = chance.uniform(0.3, 0.8)
         self._fall = chance.uniform(0.4, 1.0)
         self._crossing = chance.uniform(0.4, 1.0)
-        self.best = 10 ** chance.uniform(0, 2)
+        self.best = self._lowest_truth = 10 ** chance.uniform(0, 2)
 
         random = sample(chance, 10_000)
         stability = self._stability(random)
         self._threshold = float(np.quantile(stability, 1 - DIVERGING))
         self._edge = EDGE * float(np.ptp(stability))
         self._rise = 3 * float(np.std(self._quality(random)))
-        sound = random[stability <= self._threshold]
+        self._sound = sound = random[stability <= self._threshold]
 
-        self.best_recipe = self._descend(sound, chance)
+        self.best_recipe = self._descend(sound, chance, self._is_sound)
         self._lowest = float(self._badness(self.best_recipe[None])[0])
         badness = self._badness(sound)
         middle = math.log(2) / TRIALS / (1 - DIVERGING)  # the median of the least of so many
@@ -180,7 +180,7 @@ class Synthetic:
         return [truth * decay(kimg, RUNGS[-1], RUNGS[0], excess, self._exponent) for kimg in RUNGS]
 
     def _truths(self, recipes: Array) -> Array:
-        return self.best * np.exp(self._scale * (self._badness(recipes) - self._lowest))
+        return self._lowest_truth * np.exp(self._scale * (self._badness(recipes) - self._lowest))
 
     def _badness(self, recipes: Array) -> Array:
         """Return the logarithm of the truth, unscaled: what the recipe is worth, and the rise before divergence."""
@@ -203,21 +203,30 @@ class Synthetic:
         return min(3.0, max(-3.0, (float(value[0]) - mean) / deviation))
 
     def _hours_per_kimg(self, recipe: Array) -> float:
-        share = (float(self._cost(recipe)[0]) - self._cheap) / (self._dear - self._cheap)
-        return HOURS / RUNGS[-1] * SPREAD ** (min(1.0, max(0.0, share)) - 0.5)
+        return HOURS / RUNGS[-1] * SPREAD ** (float(self._size(recipe)[0]) - 0.5)
 
-    def _descend(self, sound: Array, chance: np.random.Generator) -> Array:
-        """Return the best recipe: local searches from the best random ones of each family."""
-        badness = self._badness(sound)
+    def _size(self, recipes: Array) -> Array:
+        """Return where recipes lie between the cheapest and the dearest, from 0 to 1."""
+        return np.clip((self._cost(recipes) - self._cheap) / (self._dear - self._cheap), 0.0, 1.0)
+
+    def _is_sound(self, recipes: Array) -> NDArray[np.bool_]:
+        """Tell which recipes do not diverge."""
+        return self._stability(recipes) <= self._threshold
+
+    def _descend(
+        self, random: Array, chance: np.random.Generator, allowed: Callable[[Array], NDArray[np.bool_]]
+    ) -> Array:
+        """Return the best recipe that is allowed: local searches from the best random ones of each family."""
+        badness = self._badness(random)
         starts = []
         for family in range(len(FAMILIES)):
-            members = np.flatnonzero(sound[:, 0] == family)
+            members = np.flatnonzero(random[:, 0] == family)
             starts.append(members[np.argsort(badness[members])[:STARTS]])
-        recipes = sound[np.concatenate(starts)]
+        recipes = random[np.concatenate(starts)]
 
         for width in np.geomspace(0.3, 0.003, STEPS):
             near = neighbours(np.repeat(recipes, NEIGHBOURS, axis=0), width, chance)
-            near_badness = np.where(self._stability(near) <= self._threshold, self._badness(near), np.inf)
+            near_badness = np.where(allowed(near), self._badness(near), np.inf)
             places = near_badness.reshape(len(recipes), NEIGHBOURS).argmin(axis=1)
             chosen = np.arange(len(recipes)) * NEIGHBOURS + places
             better = near_badness[chosen] < self._badness(recipes)
@@ -239,7 +248,7 @@ def _bowl(chance: np.random.Generator) -> Sum:
     return Sum(offsets, np.clip(optima, 0.1, 0.9), weights, np.zeros(len(NUMBERS)), absent, 0.02, tuple(pairs))
 
 
-def _plane(chance: np.random.Generator, given: Mapping[str, float] | None = None) -> Sum:
+def plane(chance: np.random.Generator, given: Mapping[str, float] | None = None) -> Sum:
     """Draw a function that rises or falls along each field; by default along any, else along those given."""
     everywhere = dict(zip(FIELDS, chance.normal(0, 1, len(FIELDS)), strict=True))
     strengths = everywhere if given is None else {name: given.get(name, 0.0) for name in FIELDS}

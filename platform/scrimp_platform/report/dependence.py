@@ -56,7 +56,7 @@ def dependences(trials: Sequence[Trial], space: Space, fields: Sequence[str]) ->
     shown = fields[: max(1, MAX_FIELDS // len(space.objectives))]
     found: list[Dependence] = []
     for name, direction in space.objectives.items():
-        own = space.model_copy(update={"objectives": {name: direction}})
+        own = space.model_copy(update={"objectives": {name: direction}, "constraints": {}})
         learned = curves.learn(trials, own)
         if learned:
             found += [_dependence(learned, name, path) for path in shown]

@@ -1,6 +1,7 @@
 """Proposals of the curve model: the recipe from which most is to be gained at the last rung, given all scores so far.
 
-What is running makes its neighbourhood less interesting.
+What is running makes its neighbourhood less interesting. Under constraints a gain counts as far as the recipe is likely
+to keep them (Gardner et al. 2014, "Bayesian optimization with inequality constraints").
 """
 
 import math
@@ -42,6 +43,7 @@ def propose(curves: Curves, seed: int) -> dict[str, Any]:
 def next_points(curves: Curves, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the points of the trials that may be the best so far, and those of the next proposals [count, D].
 
+    Trials that are likely to break a constraint are not the best.
     The proposals are chosen one after the other, each as if those before it were running.
     """
     order = _from_best(curves)
@@ -51,17 +53,20 @@ def next_points(curves: Curves, count: int, seed: int) -> tuple[np.ndarray, np.n
     points = points[np.argsort(-gains)[:SHORTLIST]]
 
     chosen = curves.points[running]
+    kept = curves.kept(points)
     for _ in range(count):
         gains = expected_gains(curves.model, curves.last, points, curves.points[order[0]], chosen)
-        chosen = np.concatenate([chosen, points[[np.argmax(gains)]]])
+        chosen = np.concatenate([chosen, points[[np.argmax(kept * gains)]]])
     known = list(dict.fromkeys([*order[:CONTENDERS], *running]))
+    likely = curves.kept(curves.points[known]) >= 0.5
+    known = [i for i, keeps in zip(known, likely, strict=True) if keeps] or order[:1]
     return curves.points[known], chosen[len(running) :]
 
 
 def _from_best(curves: Curves) -> list[int]:
-    """Return the positions of the trials with scores, from the best expected score on."""
+    """Return the positions of the trials with scores, from the best expected score on; last what breaks constraints."""
     places = {trial.number: place for place, trial in enumerate(curves.trials)}
-    return [places[number] for number in sorted(curves.expected, key=curves.expected.__getitem__)]
+    return [places[number] for number in sorted(curves.ranks, key=curves.ranks.__getitem__)]
 
 
 def _running(curves: Curves, best: int) -> list[int]:
@@ -70,7 +75,8 @@ def _running(curves: Curves, best: int) -> list[int]:
 
 def _gains(curves: Curves, points: np.ndarray, best: int, running: Sequence[int]) -> np.ndarray:
     with threadpool_limits(1):
-        return expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
+        gains = expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
+    return curves.kept(points) * gains
 
 
 def _candidates(curves: Curves, chance: np.random.Generator) -> np.ndarray:

@@ -1,23 +1,49 @@
 """What the curve model says of a sweep's trials, from all scores of the search so far.
 
 It learns from the scores at every rung, those of running, paused and stopped trials, too. A failed trial counts as the
-worst score of the rung that it did not reach, and one that breaks a constraint as the worst at the last.
+worst score of the rung that it did not reach. Each constraint has a model of its own, of the number that it limits,
+which says how likely a recipe is to keep it at the last rung.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search import curve_model
 from scrimp_platform.search.curve_model import CurveModel, Scores
 from scrimp_platform.search.encoding import Encoding
-from scrimp_platform.search.order import total_excess
 from scrimp_platform.search.prior import Prior
 from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What is known of the number that a constraint limits.
+
+    Attributes
+    ----------
+    model : CurveModel
+        Of that number; of its logarithm if all measurements are positive.
+    low, high : float
+        The limits on the scale of the model; infinite where there is none.
+    """
+
+    model: CurveModel
+    low: float
+    high: float
+
+    def kept(self, points: np.ndarray, rung: int) -> np.ndarray:
+        """Return the probability [N] that the number of recipes [N, D + E], over all seeds, is within the limits."""
+        with threadpool_limits(1):
+            mean, variance, _ = self.model.predict(points, rung, points[:1])
+        std = np.sqrt(np.maximum(variance, 1e-12))
+        return ndtr((self.high - mean) / std) - ndtr((self.low - mean) / std)
 
 
 @dataclass(frozen=True)
@@ -40,6 +66,11 @@ class Curves:
         Whether the scale of the model is that of logarithms: all scores are positive.
     prior : Prior
         What earlier sweeps say of recipes.
+    limits : tuple of Limit
+        Of each constraint whose number was measured.
+    ranks : dict
+        By what a trial that has scores is ranked, by number: first the probability that it breaks a constraint, where
+        that is more likely than not and else 0, then `expected`.
     """
 
     space: Space
@@ -51,6 +82,12 @@ class Curves:
     expected: dict[int, float]
     is_log: bool
     prior: Prior
+    limits: tuple[Limit, ...]
+    ranks: dict[int, tuple[float, float]]
+
+    def kept(self, points: np.ndarray) -> np.ndarray:
+        """Return the probability [N] that recipes [N, D + E] keep all constraints, taken as independent."""
+        return np.prod([np.ones(len(points)), *(limit.kept(points, self.last) for limit in self.limits)], axis=0)
 
     def points_at(self, shares: np.ndarray) -> np.ndarray:
         """Return the points [N, D + E] of the model at these shares [N, fields]."""
@@ -90,8 +127,36 @@ def learn(
     model = curve_model.fitted(scores)
     with threadpool_limits(1):
         means = model.means(points[scored], len(scores.log_kimg) - 1)
-    expected = dict(zip([trials[i].number for i in scored], means.tolist(), strict=True))
-    return Curves(space, known_scores, encoding, model, trials, points, expected, _is_log(trials, space), prior)
+    numbers = [trials[i].number for i in scored]
+    expected = dict(zip(numbers, means.tolist(), strict=True))
+    is_log = _is_log(trials, space)
+    limits = _limits(trials, points, encoding.columns, space)
+    learned = Curves(space, known_scores, encoding, model, trials, points, expected, is_log, prior, limits, {})
+    broken = 1 - learned.kept(points[scored])
+    ranks = zip(np.where(broken > 0.5, broken, 0.0).tolist(), means.tolist(), strict=True)
+    return dataclasses.replace(learned, ranks=dict(zip(numbers, ranks, strict=True)))
+
+
+def _limits(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, space: Space) -> tuple[Limit, ...]:
+    """Fit a model to the number of each constraint, as far as the rungs of the search have it."""
+    rungs = space.budget.rungs_kimg
+    limits = []
+    for name, bound in space.constraints.items():
+        entries: list[tuple[int, int, float]] = []
+        for i, trial in enumerate(trials):
+            numbers = [(i, rungs.index(rung), trial.repeats[0].score(name, rung)) for rung in trial.scored_rungs(space)]
+            entries += [entry for entry in numbers if math.isfinite(entry[2])]
+        if len(entries) < 2:
+            continue
+
+        recipe, rung, number = (np.array(column) for column in zip(*entries, strict=True))
+        low, high = (-math.inf if bound.min is None else bound.min, math.inf if bound.max is None else bound.max)
+        if (number > 0).all():
+            number = np.log(number)
+            low, high = (math.log(limit) if limit > 0 else -math.inf for limit in (low, high))
+        model = curve_model.fitted(Scores(points, columns, np.log(rungs), recipe, recipe, rung, number))
+        limits.append(Limit(model, low, high))
+    return tuple(limits)
 
 
 def as_scores(learned: Curves, values: np.ndarray) -> np.ndarray:
@@ -108,8 +173,13 @@ def expected_scores(trials: Sequence[Trial], space: Space) -> dict[int, float] |
     """
     if space.proposals != "curves" or space.arms:
         return None
-    learned = learn(trials, space)
+    learned = learn(trials, without_constraints(space))
     return learned.expected if learned else None
+
+
+def without_constraints(space: Space) -> Space:
+    """Return the space for whoever asks what scores are expected, and not which recipes keep the constraints."""
+    return space.model_copy(update={"constraints": {}})
 
 
 def _scores_known(trials: Sequence[Trial], reached: Sequence[int]) -> tuple[tuple[int, str, int], ...]:
@@ -137,8 +207,6 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
         entries += [(i, rungs.index(rung), trial.repeats[0].score(name, rung)) for rung in reached]
         if trial.status == "failed" and len(reached) < len(rungs):
             worst.append((i, len(reached)))
-        if trial.status == "complete" and _violates(trial, space):
-            worst.append((i, len(rungs) - 1))
 
     recipe, rung, score = (np.array(column) for column in zip(*entries, strict=True))
     if _is_log(trials, space):
@@ -162,8 +230,3 @@ def _is_log(trials: Sequence[Trial], space: Space) -> bool:
     """Whether all scores at rungs are positive."""
     name = next(iter(space.objectives))
     return all(trial.repeats[0].score(name, rung) > 0 for trial in trials for rung in trial.scored_rungs(space))
-
-
-def _violates(trial: Trial, space: Space) -> bool:
-    last = trial.repeats[0].last
-    return last is not None and total_excess(last, space) > 0

@@ -90,7 +90,9 @@ def expected_gain(learned: "Curves") -> Gain | None:
         mean, _, covariance = learned.model.predict(recipes, learned.last, recipes)
         draws = np.random.default_rng(seed).multivariate_normal(mean, covariance, DRAWS, method="eigh")
     so_far = draws[:, : len(known)].min(axis=1)
-    gains = np.maximum(0.0, so_far - draws[:, len(known) :].min(axis=1))
+    keeps = np.random.default_rng(seed).random((DRAWS, AHEAD)) < learned.kept(coming)
+    best_to_come = np.where(keeps, draws[:, len(known) :], np.inf).min(axis=1)
+    gains = np.maximum(0.0, so_far - best_to_come)
 
     shares = _shares(gains, so_far, learned)
     hours = float(np.mean([trial.repeats[0].device_hours for trial in scored]))

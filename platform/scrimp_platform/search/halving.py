@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scrimp_platform.search.order import order, total_excess
+from scrimp_platform.search.order import Rank, order, total_excess
 from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Budget, Space
 
@@ -87,7 +87,7 @@ def search_hours_left(space: Space, spent: float) -> float:
     return (1 - budget.race_share) * budget.max_gpu_hours - spent
 
 
-def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping[int, float] | None) -> list[Rung]:
+def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping[int, Rank] | None) -> list[Rung]:
     """Return the rungs before the last, in order.
 
     Parameters
@@ -97,8 +97,8 @@ def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping
     to_come : int
         How many more the search will propose.
     expected : mapping, optional
-        The score at the last rung that each trial is expected to have, by number; lower is better. Without it trials
-        are ranked by their scores at the rung.
+        How good a model expects each trial to be at the last rung, by number; lower is better. Without it trials are
+        ranked by their scores at the rung.
     """
     marks = space.budget.rungs_kimg[:-1]
     started = [trial for trial in trials if trial.repeats]
@@ -123,7 +123,7 @@ def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping
     return known
 
 
-def _ranking(trials: list[Trial], space: Space, kimg: float, expected: Mapping[int, float] | None) -> list[Trial]:
+def _ranking(trials: list[Trial], space: Space, kimg: float, expected: Mapping[int, Rank] | None) -> list[Trial]:
     rows = [trial.repeats[0].rungs[kimg] for trial in trials]
     if not expected:
         return [trials[i] for i in order(rows, space)]

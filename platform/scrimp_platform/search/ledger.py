@@ -14,6 +14,7 @@ from typing import Any
 
 from scrimp_platform import storage_loss, store
 from scrimp_platform.search import curves, gain, halving, proposals, race, records
+from scrimp_platform.search.order import Rank
 from scrimp_platform.search.prior import Prior
 from scrimp_platform.search.records import Preparation, Repeat, Trial
 from scrimp_platform.search.study import Study
@@ -389,12 +390,12 @@ class Ledger:
             self._curves = curves.learn(self._proposals, self.space, self._curves, self._prior)
         return self._curves
 
-    def _expected(self) -> Mapping[int, float] | None:
+    def _ranks(self) -> Mapping[int, Rank] | None:
         learned = self._learned()
-        return learned.expected if learned else None
+        return learned.ranks if learned else None
 
     def _rungs(self) -> list[halving.Rung]:
-        return halving.rungs(self._sound(), self.space, self._trials_to_come(), self._expected())
+        return halving.rungs(self._sound(), self.space, self._trials_to_come(), self._ranks())
 
     def _promotable(self, kimg: float) -> Repeat | None:
         """Return the repeat that may continue after this rung now."""
@@ -437,7 +438,7 @@ class Ledger:
         complete = sum(trial.status == "complete" for trial in self.trials)
         if complete < self.space.budget.leaders and any(trial.unfinished for trial in self.trials):
             return None
-        trial = race.next_trial(race.leaders(self.trials, self.space, self._expected()), self.space)
+        trial = race.next_trial(race.leaders(self.trials, self.space, self._ranks()), self.space)
         return self._add(trial, "race") if trial else None
 
     def _add(self, trial: Trial, phase: records.Phase) -> Repeat:

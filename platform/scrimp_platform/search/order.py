@@ -7,6 +7,9 @@ from scrimp_platform.search import stats
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.metrics_log import MetricsRow
 
+Rank = float | tuple[float, ...]
+"""By what a model ranks a trial; lower is better."""
+
 
 def order(rows: Sequence[MetricsRow], space: Space) -> list[int]:
     """Return the positions of `rows` from best to worst.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from scrimp_platform.search.order import order, total_excess
+from scrimp_platform.search.order import Rank, order, total_excess
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.verdict import SURE, Verdict, judge
 from scrimp_spaces.space import Space
@@ -14,7 +14,7 @@ LEAST_CHANCE = 0.03
 seed then drop the truly best trial in at most 5% (`tests/test_platform_race.py`)."""
 
 
-def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, float] | None = None) -> list[Trial]:
+def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, Rank] | None = None) -> list[Trial]:
     """Return the trials that enter the race: the best recipes of the search.
 
     Parameters
@@ -24,8 +24,8 @@ def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, float]
     space
         With the objectives, the constraints and the number of leaders.
     expected
-        The score at the last rung that a model expects of each trial, by number; lower is better. Without it the score
-        of the first repeat counts.
+        How good a model expects each trial to be at the last rung, by number; lower is better. Without it the score of
+        the first repeat counts.
     """
     rung = space.budget.rungs_kimg[-1]
     complete = [trial for trial in trials if trial.status == "complete" and rung in trial.repeats[0].rungs]

@@ -175,7 +175,7 @@ def ranking(trials: Sequence[Trial], space: Space) -> list[Trial]:
     several, those that were trained to the end. Whatever failed is last.
     """
     failed = [trial for trial in trials if trial.status == "failed" and trial.params]
-    learned = curves.learn(trials, space)
+    learned = curves.learn(trials, curves.without_constraints(space))
     if learned:
         sound = [trial for trial in trials if trial.number in learned.expected and trial.status != "failed"]
         return sorted(sound, key=lambda trial: (_excess(trial, space), learned.expected[trial.number])) + failed
