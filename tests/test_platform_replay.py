@@ -127,9 +127,11 @@ def test_a_method_gets_the_nearest_recipe_that_it_has_not_had(monkeypatch):
     assert numbers[3] == 0
 
 
+@pytest.mark.parametrize("constraints", [{}, {"memorized_fraction": {"max": 0.022}}], ids=["free", "limited"])
 @pytest.mark.parametrize("proposals", ["curves", "random", "qmc", "tpe"])
-def test_with_the_sweeps_own_method_and_seed_a_replay_is_the_sweep(tmp_path, proposals):
-    sweep = recording.read(write_sweep(tmp_path / "sweep", make_space(proposals=proposals), seed=5))
+def test_with_the_sweeps_own_method_and_seed_a_replay_is_the_sweep(tmp_path, proposals, constraints):
+    space = make_space(proposals=proposals, constraints=constraints)
+    sweep = recording.read(write_sweep(tmp_path / "sweep", space, seed=5))
     search = Search(sweep, Method(proposals, halves=True), 5)
     while trial := search._promoted() or search._new():
         search._train(trial)

@@ -43,11 +43,11 @@ class Looking(Scrimp):
         """Go on until it is found."""
         return None if self.found else super().propose()
 
-    def report(self, task: Task, kimg: float, score: float, hours: float) -> Decision:
+    def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
         """Look at what is trained to the end."""
         if kimg == self._space.budget.rungs_kimg[-1]:
             self.found |= self.surface.truth(task.values) <= self.enough
-        return super().report(task, kimg, score, hours)
+        return super().report(task, kimg, score, hours, **others)
 
 
 def run_for_itself(surface: Surface, method: str, seed: int, enough: float) -> float:

@@ -21,6 +21,7 @@ from scrimp_platform.search import curves, halving, proposals, race, recording
 from scrimp_platform.search.curves import Curves
 from scrimp_platform.search.encoding import Encoding
 from scrimp_platform.search.halving import Rung
+from scrimp_platform.search.order import Rank
 from scrimp_platform.search.recording import Recording
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.verdict import judge
@@ -274,23 +275,23 @@ class Search:
             return
         self._is_judged = True
         self.estimated = self._estimated_hours / self.hours if self.hours else 0.0
-        leaders = race.leaders(self.trials, self._space, self._expected())
+        leaders = race.leaders(self.trials, self._space, self._ranks())
         verdict = judge(
             [self._sweep.trials[trial.number] for trial in leaders if self._sweep.raced(trial.number)], self._space
         )
         self.recommended = verdict.recommended if verdict else None
 
     def _rungs(self) -> list[Rung]:
-        return halving.rungs(self.trials, self._space, len(self._unused), self._expected())
+        return halving.rungs(self.trials, self._space, len(self._unused), self._ranks())
 
     def _learned(self) -> Curves | None:
         if self._space.proposals == "curves":
             self._curves = curves.learn(self.trials, self._space, self._curves)
         return self._curves
 
-    def _expected(self) -> Mapping[int, float] | None:
+    def _ranks(self) -> Mapping[int, Rank] | None:
         learned = self._learned()
-        return learned.expected if learned else None
+        return learned.ranks if learned else None
 
 
 def as_searched(space: Space, method: Method) -> Space:
