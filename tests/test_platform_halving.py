@@ -102,6 +102,16 @@ def test_what_is_expected_at_the_end_counts_rather_than_the_score_at_the_rung():
     assert [trial.number for trial in rung.ranking] == [1, 0, 2]
 
 
+def test_a_limit_that_is_broken_at_the_rung_counts_only_as_far_as_it_will_be_at_the_end():
+    trials = [paused(0, 1.0), paused(1, 2.0)]
+    for trial, memorized in zip(trials, (0.1, 0.9), strict=True):
+        trial.repeats[0].rungs[RUNGS[0]].scores["memorized_fraction"] = memorized
+    limited = make_space(constraints={"memorized_fraction": {"max": 0.5}}).constraints
+    space = space_of(2).model_copy(update={"constraints": limited})
+    rung = first_rung(trials, space, expected={0: (0.9, 0.5), 1: (0.0, 0.7)})
+    assert [trial.number for trial in rung.ranking] == [1, 0]
+
+
 def test_a_failure_on_the_way_leaves_a_place_for_another():
     """Six trials: two continue to the second rung. One of them fails there, so that a third may be promoted."""
     trials = [paused(number, float(number)) for number in range(6)]

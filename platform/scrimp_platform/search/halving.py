@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scrimp_platform.search.order import Rank, order, total_excess
+from scrimp_platform.search.order import Rank, order
 from scrimp_platform.search.records import Trial
 from scrimp_spaces.space import Budget, Space
 
@@ -124,8 +124,7 @@ def rungs(trials: Sequence[Trial], space: Space, to_come: int, expected: Mapping
 
 
 def _ranking(trials: list[Trial], space: Space, kimg: float, expected: Mapping[int, Rank] | None) -> list[Trial]:
+    if expected:
+        return sorted(trials, key=lambda trial: expected[trial.number])
     rows = [trial.repeats[0].rungs[kimg] for trial in trials]
-    if not expected:
-        return [trials[i] for i in order(rows, space)]
-    keys = [(total_excess(row, space), expected[trial.number]) for row, trial in zip(rows, trials, strict=True)]
-    return [trials[i] for i in sorted(range(len(trials)), key=keys.__getitem__)]
+    return [trials[i] for i in order(rows, space)]
