@@ -9,8 +9,9 @@ HOSTS ?= 3
 demo: $(READY)
 	$(BIN)/python sweep.py
 
+# Half more processes than cores, since some tests wait for processes that they have started.
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $$(( $$(nproc) + ($$(nproc) + 1) / 2 )) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -353,9 +353,10 @@ def test_the_settings_that_differ_are_those_on_the_page():
 
 
 def test_each_space_is_beside_its_preset():
+    recipes = {name: load_space(name).recipe for name in names()}
     for preset, row in PRESETS.items():
         named = [name for name in row[4].split(", ") if name]
-        assert named == [name for name in names() if load_space(name).recipe == preset]
+        assert named == [name for name, recipe in recipes.items() if recipe == preset]
 
 
 def test_the_settings_of_spaces_that_differ_are_those_on_the_page():

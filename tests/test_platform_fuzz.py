@@ -17,7 +17,7 @@ from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 
 SPACE = make_space(proposals="tpe", budget={"trials": 6, "leaders": 2, "repeats": 4, "rungs_kimg": [4, 8]})
-SEED, DAMAGES = 3, 1000
+SEED = 3
 
 Answer = tuple[list[Any], list[str]]
 """What was read, and the lines that name damaged files."""
@@ -75,14 +75,15 @@ def resume_answer(folder: SweepFolder) -> Answer:
     return [(trial.number, trial.params, trial.status, trial.repeats) for trial in ledger.trials], said
 
 
-def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder):
+@pytest.mark.parametrize("damages", [250, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder, damages):
     rng = random.Random(0)
     reads = (status_answer, report_answer, resume_answer)
     expected = [read(folder)[0] for read in reads]
     (recommended,) = recommendations(expected[1])
     whole = contents(folder)
     files = list(whole)
-    for count in range(DAMAGES):
+    for count in range(damages):
         file = rng.choice(files)
         damage(file, whole[file], rng)
         if count % 100 == 0:

@@ -171,6 +171,7 @@ def test_processes_are_kept_for_the_next_repeat(sweep):
     assert len(set(pids)) < len(pids)
 
 
+@pytest.mark.slow
 def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
     def lingers(config: dict) -> None:
         from ray import tune

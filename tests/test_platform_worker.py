@@ -104,6 +104,7 @@ def impatient(monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
 
 
+@pytest.mark.slow
 def test_a_repeat_that_waits_for_gpus_is_handed_out_again_when_other_nodes_are_fit(impatient, two_slots, prepared):
     """What it had asked Ray for is gone then; else its successor would never have its GPUs."""
     ledger, task = prepared(trials=1, rungs_kimg=[0.3])

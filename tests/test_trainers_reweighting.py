@@ -369,7 +369,7 @@ def test_who_asks_at_the_same_time_waits_for_the_one_that_trains(dataset, reweig
     assert len(trained) == 1
 
 
-@pytest.mark.parametrize("method", ["dro", "group_dro"])
+@pytest.mark.parametrize("method", [pytest.param("dro", marks=pytest.mark.slow), "group_dro"])
 def test_two_ranks_find_the_weights_that_one_finds_and_pay_for_both(digits_dataset, reweighting, tmp_path, method):
     settings = using(reweighting, method=method, kimg=0.2)
     for name in ("one", "two"):

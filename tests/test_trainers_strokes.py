@@ -273,7 +273,7 @@ def test_what_is_expected_to_be_spent_is_what_is_counted(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("values", "evaluations"),
     [
-        (PAPER | {"sampler__steps": 1000}, 1000),
+        pytest.param(PAPER | {"sampler__steps": 1000}, 1000, marks=pytest.mark.slow),
         ({"diffusion__timesteps": 35, "sampler__steps": 35}, 35),
         ({"sampler__kind": "ddim", "sampler__steps": 7}, 7),
     ],
