@@ -32,21 +32,21 @@ LONGEST = 3
 """Horizons of the surface for which a method is run for itself."""
 
 
-class Looking(Scrimp):
+class UntilGood(Scrimp):
     """A sweep that ends once it has trained a recipe to the end whose true score is low enough."""
 
     surface: Surface
     enough: float
-    found = False
+    has_found = False
 
     def propose(self) -> Task | None:
         """Go on until it is found."""
-        return None if self.found else super().propose()
+        return None if self.has_found else super().propose()
 
     def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
         """Look at what is trained to the end."""
         if kimg == self._space.budget.rungs_kimg[-1]:
-            self.found |= self.surface.truth(task.values) <= self.enough
+            self.has_found |= self.surface.truth(task.values) <= self.enough
         return super().report(task, kimg, score, hours, **others)
 
 
@@ -55,11 +55,11 @@ def run_for_itself(surface: Surface, method: str, seed: int, enough: float) -> f
     surface = copy.copy(surface)
     surface.space = replay.as_searched(surface.space, METHODS[method])
     with tempfile.TemporaryDirectory(dir=cells.memory()) as folder, cells.no_disk():
-        sweep = Looking(surface.space, seed, Path(folder))
+        sweep = UntilGood(surface.space, seed, Path(folder))
         sweep.surface = surface
         sweep.enough = enough
         outcome = Simulation(sweep, surface, nodes=1, limit=LONGEST * surface.horizon).run()
-    return outcome.spent if sweep.found else math.inf
+    return outcome.spent if sweep.has_found else math.inf
 
 
 def compare(name: str, seed: int, methods: Sequence[str]) -> dict[str, list[tuple[bool, float, bool, float]]]:

@@ -49,12 +49,16 @@ def show(
 def table(surface: str, records: Mapping[str, Mapping[int, Record]], results: Path) -> Table:
     """Return a surface's table: a line a method, and how far Scrimp is from it on the seeds that both have."""
     early, late = judged_at(records)
-    layout = Table(title=f"{surface}: mean true regret, %; in brackets 95% intervals", title_justify="left")
-    layout.add_column("method")
-    titles = ["seeds", f"at {early:g} GPU-h", f"at {late:g}", f"Scrimp minus it at {early:g}", f"at {late:g}", "Holm p"]
-    titles += [f"GPU-h to {100 * WITHIN:g}%", "idle, %", "recipes", "to the end", "driver s"]
-    for title in titles:
-        layout.add_column(title, justify="right")
+    columns = [
+        "seeds",
+        f"at {early:g} GPU-h",
+        f"at {late:g}",
+        f"Scrimp minus it at {early:g}",
+        f"at {late:g}",
+        "Holm p",
+    ]
+    columns += [f"GPU-h to {100 * WITHIN:g}%", "idle, %", "recipes", "to the end", "driver s"]
+    layout = empty_table(f"{surface}: mean true regret, %; in brackets 95% intervals", columns)
 
     scrimp = records.get(cells.SCRIMP, {})
     differences = {
@@ -73,6 +77,15 @@ def table(surface: str, records: Mapping[str, Mapping[int, Record]], results: Pa
     return layout
 
 
+def empty_table(title: str, columns: Sequence[str]) -> Table:
+    """Return a table without rows, whose first column is the method."""
+    layout = Table(title=title, title_justify="left")
+    layout.add_column("method")
+    for column in columns:
+        layout.add_column(column, justify="right")
+    return layout
+
+
 def table_of(record: Record) -> Callable[[str, Mapping[str, Mapping[int, Record]], Path], Table]:
     """Return what makes the table of a surface, by one of its records."""
     if "volumes" in record:
@@ -83,16 +96,13 @@ def table_of(record: Record) -> Callable[[str, Mapping[str, Mapping[int, Record]
 def table_of_constraints(surface: str, records: Mapping[str, Mapping[int, Record]], results: Path) -> Table:
     """Return the table of a surface with constraints: also how often what is recommended truly breaks them."""
     early, late = JUDGED[SYNTHETIC_HORIZON]
-    layout = Table(
-        title=f"{surface}: mean true regret, %, of the recommendations that keep the constraints; in brackets 95% "
-        "intervals; broken: share of recommendations that truly break them",
-        title_justify="left",
+    title = (
+        f"{surface}: mean true regret, %, of the recommendations that keep the constraints; in brackets 95% intervals; "
+        "broken: share of recommendations that truly break them"
     )
-    layout.add_column("method")
-    titles = ["seeds", f"broken at {early:g} GPU-h", f"at {late:g}", f"regret at {early:g}", f"at {late:g}"]
-    titles += [f"Scrimp minus it at {late:g} where both keep", "infeasible GPU-h, %", *SPENT]
-    for title in titles:
-        layout.add_column(title, justify="right")
+    columns = ["seeds", f"broken at {early:g} GPU-h", f"at {late:g}", f"regret at {early:g}", f"at {late:g}"]
+    columns += [f"Scrimp minus it at {late:g} where both keep", "infeasible GPU-h, %", *SPENT]
+    layout = empty_table(title, columns)
 
     scrimp = records.get(cells.SCRIMP, {})
     for method, own in records.items():
@@ -130,15 +140,11 @@ def mean_regret_of_kept(records: Iterable[Record], hours: float) -> str:
 def table_of_fronts(surface: str, records: Mapping[str, Mapping[int, Record]], results: Path) -> Table:
     """Return the table of a surface with several objectives: the true hypervolumes of the recommended fronts."""
     early, late = JUDGED[SYNTHETIC_HORIZON]
-    layout = Table(
-        title=f"{surface}: mean hypervolume of the recommended front, % of that of the true one; in brackets 95% "
-        "intervals",
-        title_justify="left",
+    title = (
+        f"{surface}: mean hypervolume of the recommended front, % of that of the true one; in brackets 95% intervals"
     )
-    layout.add_column("method")
-    titles = ["seeds", f"at {early:g} GPU-h", f"at {late:g}", f"Scrimp minus it at {early:g}", f"at {late:g}", *SPENT]
-    for title in titles:
-        layout.add_column(title, justify="right")
+    columns = ["seeds", f"at {early:g} GPU-h", f"at {late:g}", f"Scrimp minus it at {early:g}", f"at {late:g}", *SPENT]
+    layout = empty_table(title, columns)
 
     scrimp = records.get(cells.SCRIMP, {})
     for method, own in records.items():

@@ -43,8 +43,8 @@ def propose(curves: Curves, seed: int) -> dict[str, Any]:
 def next_points(curves: Curves, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the points of the trials that may be the best so far, and those of the next proposals [count, D].
 
-    Trials that are likely to break a constraint are not the best.
-    The proposals are chosen one after the other, each as if those before it were running.
+    Trials that are likely to break a constraint are not the best. The proposals are chosen one after the other, each as
+    if those before it were running.
     """
     order = _from_best(curves)
     running = _running(curves, order[0])
