@@ -29,10 +29,10 @@ def folder(tmp_path) -> SweepFolder:
     return SweepFolder(tmp_path / "sweep")
 
 
-def open_ledger(folder, space=None, seed=0, say=lambda _: None, first=()) -> Ledger:
+def open_ledger(folder, space=None, seed=0, say=lambda _: None, first=(), known_costs=None) -> Ledger:
     folder.path.mkdir(exist_ok=True)
     warm_start = WarmStart(first=tuple(first))
-    return Ledger(folder, space or make_space(), seed, devices=1, say=say, warm_start=warm_start)
+    return Ledger(folder, space or make_space(), seed, 1, say, warm_start, known_costs)
 
 
 def score(repeat, rung: float, params) -> MetricsRow:
@@ -254,11 +254,74 @@ def test_a_proposal_that_contradicts_itself_is_passed_over_and_trained_by_nobody
     assert open_ledger(folder, space).propose() is None
 
 
+SLIM = {
+    "search": {
+        "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+        "network.channels": {"int": [16, 512], "step": 16},
+        "network.dropout": {"uniform": [0.0, 0.5]},
+    },
+    "constraints": {"parameters": {"max": 160.0**2}},
+}
+
+
+def squared_channels(recipe) -> dict[str, float]:
+    return {"parameters": float(recipe.network.channels**2)}
+
+
+def slim_space(**changes):
+    return make_space(**SLIM, **changes, budget=make_space().budget.model_dump() | {"trials": 24})
+
+
+def test_a_recipe_whose_known_costs_break_a_constraint_is_not_trained(folder):
+    said = []
+    ledger = open_ledger(folder, slim_space(), say=said.append, known_costs=squared_channels)
+    run_all(folder, ledger)
+    assert len(ledger.trials) == 24
+    assert all(trial.params["network.channels"] <= 160 for trial in ledger.trials)
+
+    skipped = records.read_records(folder).skipped
+    assert all(trial.params["network.channels"] > 160 for trial in skipped)
+    assert all(trial.costs == {"parameters": trial.params["network.channels"] ** 2.0} for trial in skipped)
+    for trial in skipped:
+        cost = f"{trial.params['network.channels'] ** 2:.4g}"
+        reason = f"its parameters would be {cost}, and the space asks for at most 2.56e+04"
+        assert f"skipping proposal {trial.number:04d}: {reason}" in said
+
+
+def test_the_curve_model_learns_from_what_was_skipped(folder):
+    """Two thirds of the space break the constraint; once scores are learned from, hardly a proposal does."""
+    ledger = open_ledger(folder, slim_space(), known_costs=squared_channels)
+    run_all(folder, ledger)
+    begun = sorted(ledger.trials, key=lambda trial: trial.number)[8].number  # as many trials are proposed unlearned
+    skipped = [trial.number for trial in records.read_records(folder).skipped]
+    assert sum(number < begun for number in skipped) >= 8
+    assert sum(number > begun for number in skipped) <= 4
+
+
+def test_a_resumed_sweep_skips_what_an_undisturbed_one_skips(tmp_path):
+    undisturbed = SweepFolder(tmp_path / "undisturbed")
+    run_all(undisturbed, open_ledger(undisturbed, slim_space(), known_costs=squared_channels))
+
+    killed = SweepFolder(tmp_path / "killed")
+    while repeat := next_repeat(ledger := open_ledger(killed, slim_space(), known_costs=squared_channels)):
+        train(killed, ledger, repeat)
+    for folder in (undisturbed, killed):
+        assert records.read_records(folder).skipped
+    proposals = [
+        [(trial.number, trial.params) for trial in records.read_records(folder).skipped]
+        for folder in (undisturbed, killed)
+    ]
+    assert proposals[0] == proposals[1]
+
+
 def test_a_space_that_proposes_contradictions_alone_ends_its_search(folder):
     space = make_space()
     only = {"sampler.guidance": {"choice": [2.0, 3.0]}}
-    ledger = open_ledger(folder, type(space).model_validate(space.model_dump() | {"search": only}))
+    said = []
+    ledger = open_ledger(folder, type(space).model_validate(space.model_dump() | {"search": only}), say=said.append)
     assert next_repeat(ledger) is None
+    assert next_repeat(ledger) is None
+    assert said.count("ending the search: too few of 80 proposals could be trained") == 1
     assert len(study(folder).get_trials()) == 80
 
 

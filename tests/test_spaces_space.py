@@ -176,6 +176,12 @@ def test_a_bound_says_by_how_much_it_is_broken():
     assert [bound.excess(value) for value in (0.5, 1.0, 2.0, 3.0, 5.0)] == [0.5, 0.0, -1.0, 0.0, 2.0]
 
 
+def test_a_bound_says_by_which_share_of_the_limit_it_is_broken():
+    bound = spaces.Bound(min=1.0, max=4.0)
+    assert [bound.excess_share(value) for value in (0.5, 1.0, 2.0, 4.0, 5.0)] == [0.5, 0.0, -0.5, 0.0, 0.25]
+    assert spaces.Bound(max=0.0).excess_share(3.0) == 3.0
+
+
 def test_a_section_in_override_keeps_the_recipes_other_fields():
     base = recipes.load("tiny-edm")
     for override in ({"optimizer": {"lr": 0.002}}, {"optimizer.lr": 0.002}):

@@ -18,7 +18,7 @@ from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
 from scrimp_platform.plan import Plan, SweepOptions, check_options, make_plan, software_changes, sweep_record
 from scrimp_platform.report import leaderboard
-from scrimp_platform.search import estimate, records, warm_start
+from scrimp_platform.search import estimate, feasibility, records, warm_start
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.throttle import Throttle
@@ -170,7 +170,8 @@ def open_ledger(plan: Plan, placement: Placement) -> Ledger:
         if ledger and plan.folder.journal.exists():
             leaderboard.write_csv(leaderboard.rank(ledger.trials, plan.space), plan.space, plan.folder)
 
-    ledger = Ledger(plan.folder, plan.space, plan.options.seed, placement.devices, say, plan.warm_start)
+    known_costs = feasibility.KnownCosts(plan.space, plan.manifest)
+    ledger = Ledger(plan.folder, plan.space, plan.options.seed, placement.devices, say, plan.warm_start, known_costs)
     return ledger
 
 

@@ -138,6 +138,12 @@ class Bound(Section):
         below = self.min - value if self.min is not None else float("-inf")
         return max(above, below)
 
+    def excess_share(self, value: float) -> float:
+        """By which share of the limit a value breaks it; 0 or less where it is kept. A limit of 0 counts as 1."""
+        above = (value - self.max) / (abs(self.max) or 1.0) if self.max is not None else float("-inf")
+        below = (self.min - value) / (abs(self.min) or 1.0) if self.min is not None else float("-inf")
+        return max(above, below)
+
 
 def _share(value: Any) -> Any:
     """Read a percentage, `0.5%`, as the share that it is."""

@@ -53,8 +53,8 @@ class Curves:
     Attributes
     ----------
     scores : tuple
-        Of each trial that has scores or has failed its number, its end and how many rungs it has reached: what the
-        model depends on.
+        Of each trial that has scores, has failed or was skipped its number, its end and how many rungs it has reached:
+        what the model depends on.
     trials : sequence of Trial
         Every proposal with its values, in order.
     points : ndarray
@@ -67,7 +67,7 @@ class Curves:
     prior : Prior
         What earlier sweeps say of recipes.
     limits : tuple of Limit
-        Of each constraint whose number was measured.
+        Of each constraint whose number was measured, or is known before training.
     ranks : dict
         By what a trial that has scores is ranked, by number: first the probability that it breaks a constraint, where
         that is more likely than not and else 0, then `expected`.
@@ -138,13 +138,19 @@ def learn(
 
 
 def _limits(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, space: Space) -> tuple[Limit, ...]:
-    """Fit a model to the number of each constraint, as far as the rungs of the search have it."""
+    """Fit a model to the number of each constraint: as the rungs of the search have it, or as it was known before.
+
+    Of what is known before, that of skipped proposals counts, too.
+    """
     rungs = space.budget.rungs_kimg
     limits = []
     for name, bound in space.constraints.items():
         entries: list[tuple[int, int, float]] = []
         for i, trial in enumerate(trials):
-            numbers = [(i, rungs.index(rung), trial.repeats[0].score(name, rung)) for rung in trial.scored_rungs(space)]
+            reached = trial.scored_rungs(space)
+            numbers = [(i, rungs.index(rung), trial.repeats[0].score(name, rung)) for rung in reached]
+            if name in trial.costs and (reached or trial.status == "skipped"):
+                numbers = [(i, len(rungs) - 1, trial.costs[name])]
             entries += [entry for entry in numbers if math.isfinite(entry[2])]
         if len(entries) < 2:
             continue
@@ -185,7 +191,7 @@ def without_constraints(space: Space) -> Space:
 def _scores_known(trials: Sequence[Trial], reached: Sequence[int]) -> tuple[tuple[int, str, int], ...]:
     known = []
     for trial, rungs in zip(trials, reached, strict=True):
-        end = trial.status if trial.status in ("failed", "complete") else ""
+        end = trial.status if trial.status in ("failed", "complete", "skipped") else ""
         if end or rungs:
             known.append((trial.number, end, rungs))
     return tuple(known)

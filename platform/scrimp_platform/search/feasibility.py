@@ -1,6 +1,10 @@
-"""Constraints on costs that are known before training: ratios become numbers, unsatisfiable ones are refused."""
+"""Constraints on costs that are known before training.
 
-from collections.abc import Callable
+Ratios become numbers, and what no recipe of the space can keep is refused before the sweep begins. A proposal that
+breaks one is not trained.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from scrimp_platform.report import formatting
@@ -14,6 +18,42 @@ COST_SECTIONS = ("network", "sparsity", "patches", "codec", "conditioning", "maf
 """Sections of a recipe on which these costs depend."""
 
 Costs = Callable[[Recipe], dict[str, float] | None]
+
+
+class KnownCosts:
+    """What recipes cost on a dataset, as far as it is known before training and the space limits it.
+
+    Parameters
+    ----------
+    space : Space
+        Its constraints say which costs matter.
+    manifest : Manifest
+        The dataset's.
+    """
+
+    def __init__(self, space: Space, manifest: Manifest) -> None:
+        self._names = [name for name in space.constraints if name in EXPECTED_COSTS]
+        self._samples = space.scoring.samples
+        self._manifest = manifest
+
+    def __call__(self, recipe: Recipe) -> dict[str, float]:
+        """Return the costs of a recipe by name; none if its codec is not available here."""
+        if not self._names:
+            return {}
+
+        from scrimp_trainers.training import expected_cost  # it imports torch
+
+        expected = expected_cost.expected_costs(recipe, self._manifest, self._samples) or {}
+        return {name: expected[name] for name in self._names if name in expected}
+
+
+def broken_constraint(space: Space, costs: Mapping[str, float]) -> str:
+    """Return in words which constraint these costs break; empty if they keep all."""
+    for name, cost in costs.items():
+        bound = space.constraints[name]
+        if bound.excess(cost) > 0:
+            return f"its {name} would be {cost:.4g}, and the space asks for {formatting.bound(bound)}"
+    return ""
 
 
 def resolve(space: Space, manifest: Manifest) -> Space:

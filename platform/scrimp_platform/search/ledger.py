@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from scrimp_platform import storage_loss, store
-from scrimp_platform.search import curves, gain, halving, proposals, race, records
+from scrimp_platform.search import curves, feasibility, gain, halving, proposals, race, records
 from scrimp_platform.search.order import Rank
 from scrimp_platform.search.prior import Prior
 from scrimp_platform.search.records import Preparation, Repeat, Trial
@@ -26,6 +26,7 @@ from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.recipe.needs import Need, needs
+from scrimp_trainers.recipe.recipe import Recipe
 
 Say = Callable[[str], None]
 
@@ -36,7 +37,7 @@ MIN_TRIALS_TO_COME = 10
 MAX_HELD = 10
 """Repeats that wait for a reference or proxy while others are looked for: what is proposed now knows little."""
 MAX_PROPOSALS_PER_TRIAL = 10
-"""The search ends early if nearly all proposals of a space contradict themselves."""
+"""The search ends early if nearly all proposals of a space contradict themselves or break a constraint."""
 
 
 class Ledger:
@@ -56,6 +57,8 @@ class Ledger:
         Called with each decision, in one line.
     warm_start : WarmStart, optional
         What the sweep was given of earlier ones: the first trials, and a prior of the curve model.
+    known_costs : Callable, optional
+        Returns those costs of a recipe, by name, that constraints limit and that are known before training.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Ledger:
         devices: int,
         say: Say,
         warm_start: WarmStart | None = None,
+        known_costs: Callable[[Recipe], dict[str, float]] | None = None,
     ) -> None:
         self.folder = folder
         self.space = space
@@ -76,6 +80,8 @@ class Ledger:
         self._throttle = Throttle()
         self._base = space.base()
         self._warm_start = warm_start or WarmStart()
+        self._known_costs = known_costs
+        self._gave_up = False
         self._prior: Prior | None = None
         self._curves: curves.Curves | None = None
         self._looked_ahead: curves.Curves | None = None
@@ -335,21 +341,32 @@ class Ledger:
                 self._proposals, self.space, self._seed, self._fixed_values(number), self._learned()
             )
             trial = Trial(number, values)
+            refusal = self._refusal(trial)
+            trial.status = "skipped" if refusal else "running"
             self._proposals.append(trial)
-            try:
-                self._base.replace(values)
-            except UserError as refusal:  # a contradiction that no condition of the space excludes
-                trial.status = "skipped"
-                self._write(partial(trial.save, self.folder))
-                self._study.add(trial)
+            self._write(partial(trial.save, self.folder))
+            self._study.add(trial)
+            if refusal:
                 self.say(f"skipping proposal {number:04d}: {refusal}")
                 continue
 
-            self._write(partial(trial.save, self.folder))
-            self._study.add(trial)
             self.trials.append(trial)
             return self._add(trial, "search")
+
+        if self._trials_to_come() and not self._gave_up:
+            self._gave_up = True
+            self.say(f"ending the search: too few of {len(self._proposals)} proposals could be trained")
         return None
+
+    def _refusal(self, trial: Trial) -> str:
+        """Return why a proposal is not to be trained; empty if it is. An arm is trained whatever it costs."""
+        try:
+            recipe = self._base.replace(trial.params)
+        except UserError as contradiction:  # one that no condition of the space excludes
+            return str(contradiction)
+        if self._known_costs:
+            trial.costs = self._known_costs(recipe)
+        return "" if self.space.arms else feasibility.broken_constraint(self.space, trial.costs)
 
     def _fixed_values(self, number: int) -> Mapping[str, Any] | None:
         """Return values that the trial of this number has to have: an arm's, or those with which the sweep begins."""

@@ -28,8 +28,12 @@ def order(rows: Sequence[MetricsRow], space: Space) -> list[int]:
 
 
 def total_excess(row: MetricsRow, space: Space) -> float:
-    """Return by how much a row breaks the constraints, in total."""
-    return sum(max(excess, 0.0) for excess in excesses(space, row).values())
+    """Return by how much a row breaks the constraints, in total: each as a share of its limit, since units differ."""
+    total = 0.0
+    for name, bound in space.constraints.items():
+        value = row.value(name)
+        total += max(0.0, bound.excess_share(value)) if math.isfinite(value) else math.inf
+    return total
 
 
 def excesses(space: Space, row: MetricsRow) -> dict[str, float]:

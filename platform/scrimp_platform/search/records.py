@@ -155,14 +155,16 @@ class Preparation(_Timed):
 class Trial:
     """One concrete recipe: its values of the searched fields, and its repeats.
 
-    `skipped` means that the values contradict each other, so that no recipe has them. Of a `damaged` trial only the
-    number is known; this is never written.
+    `skipped` means that it is not trained: its values contradict each other, so that no recipe has them, or its `costs`
+    break a constraint. Of a `damaged` trial only the number is known; this is never written. `costs` are those of its
+    costs on which there are constraints, as far as they are known before training.
     """
 
     number: int
     params: dict[str, Any]
     status: TrialStatus = "running"
     repeats: list[Repeat] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def unfinished(self) -> bool:
@@ -186,7 +188,7 @@ class Trial:
 
     def save(self, folder: SweepFolder) -> None:
         """Write `trial.json`; it contains the number of repeats, which must be on disk before."""
-        record = {"number": self.number, "params": self.params, "status": self.status, "repeats": len(self.repeats)}
+        record = vars(self) | {"repeats": len(self.repeats)}
         store.write_json(folder.trial(self.number) / store.TRIAL_FILE, record)
 
 
