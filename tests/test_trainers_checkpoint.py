@@ -64,6 +64,16 @@ def test_another_runs_checkpoint_is_refused_with_the_difference(tmp_path):
         checkpoint.load(tmp_path / "last", small_state(small()), {"optimizer": {"lr": 0.2}, "seed": 0})
 
 
+def test_a_checkpoint_older_than_a_field_loads_if_the_field_has_its_default(tmp_path):
+    checkpoint.save(tmp_path / "last", small_state(small()), IDENTITY, {})
+    now = {**IDENTITY, "mixup": {"alpha": 0.0}}
+    assert checkpoint.load(tmp_path / "last", small_state(small()), now, {"mixup.alpha"}) == {}
+    with pytest.raises(UserError, match=r"mixup\.alpha is None there and 0\.0 here"):
+        checkpoint.load(tmp_path / "last", small_state(small()), now)
+    with pytest.raises(UserError, match=r"optimizer\.lr is 0\.1 there and 0\.2 here"):  # a default that has changed
+        checkpoint.load(tmp_path / "last", small_state(small()), {**now, "optimizer": {"lr": 0.2}}, {"optimizer.lr"})
+
+
 FILES = ["SHA256SUMS", "state.json", "network.safetensors", "ema.safetensors", "optimizer.safetensors"]
 
 

@@ -62,3 +62,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text):
 @pytest.mark.parametrize(("steps", "nfe"), [(18, 35), (40, 79), (256, 511)])
 def test_heun_evaluates_the_network_twice_a_step_but_once_in_the_last(steps, nfe):
     assert Recipe().replace({"sampler.steps": steps}).nfe == nfe
+
+
+def test_a_recipe_tells_the_fields_that_have_their_defaults():
+    recipe = recipes.load("tiny-edm").replace({"mafp.p1": 0.1, "optimizer.lr": 0.0123})
+    at_default = recipe.fields_at_default
+    assert {"mafp.p2", "ambient.sigma_n"} <= at_default
+    assert not {"mafp.p1", "optimizer.lr"} & at_default
+    assert at_default < recipes.flattened(recipe.model_dump(mode="json")).keys()

@@ -75,8 +75,10 @@ def lines(repeat: Path) -> list[dict[str, Any]]:
 
 
 def host_of(repeat: Path) -> str:
-    """Where its last worker ran."""
-    return (repeat / "worker.lock").read_text().split()[-1]
+    """Where its last worker ran; empty before the first."""
+    lock = repeat / "worker.lock"
+    words = lock.read_text().split() if lock.exists() else []
+    return words[-1] if words else ""
 
 
 def read_json(path: Path) -> Any:

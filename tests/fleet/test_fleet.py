@@ -4,6 +4,7 @@ Each sweep compares the same arms on the same seeds, so each has to end with the
 """
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import workstations
 import yaml
-from sweeps import Before, Sweep, host_of, lines, result, wait_for
+from sweeps import Before, Sweep, host_of, lines, read_json, result, wait_for
 from workstations import ALIVE, CONTROLLER, FREE, RAYLET, WORKER, Fleet
 
 pytestmark = pytest.mark.fleet
@@ -31,14 +32,23 @@ SPACE = {
     "budget": {"trials": HOSTS + 1, "repeats": 1, "rungs_kimg": RUNGS},
 }
 
+SEARCH = {
+    **{name: SPACE[name] for name in ("recipe", "override", "objectives", "scoring")},
+    "search": {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}},
+    "proposals": "qmc",
+    # All but the worst go on. With this seed that is the last one, whose learning rate is the lowest.
+    "budget": {"trials": HOSTS + 1, "reduction": 1.3, "leaders": 1, "repeats": 1, "rungs_kimg": RUNGS},
+}
+SEARCH_SEED = 5
+
 
 def check_cluster(fleet: Fleet, what: str, expression: str, value: str, limit: float) -> None:
     """Wait until an expression has this value on the head."""
     wait_for(what, lambda: fleet.ask(expression) == value, limit, every=10)
 
 
-def command(name: str) -> str:
-    return f"ray submit cluster.yaml sweep.py --space /mnt/arms.yaml --data digits --name {name}"
+def command(name: str, space: str = "arms", seed: int = 0) -> str:
+    return f"ray submit cluster.yaml sweep.py --space /mnt/{space}.yaml --data digits --name {name} --seed {seed}"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +56,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     fleet = workstations.up(HOSTS, tmp_path_factory.mktemp("fleet"))
     try:
         (fleet.folder / "shared" / "arms.yaml").write_text(yaml.safe_dump(SPACE))
+        (fleet.folder / "shared" / "search.yaml").write_text(yaml.safe_dump(SEARCH))
         fleet.laptop.run("ray up --yes cluster.yaml", timeout=LIMIT)
         check_cluster(fleet, "every workstation joins", ALIVE, str(HOSTS), LIMIT)
         yield fleet
@@ -60,13 +71,13 @@ def undisturbed(fleet: Fleet) -> Sweep:
 
 
 @pytest.fixture
-def submitted(fleet: Fleet) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+def submitted(fleet: Fleet) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Submits a sweep and does not wait for it."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def submit(name: str) -> subprocess.Popen[bytes]:
+    def submit(name: str, space: str = "arms", seed: int = 0) -> subprocess.Popen[bytes]:
         with (fleet.folder / f"{name}.log").open("ab") as log:
-            line = fleet.laptop.command(command(name))
+            line = fleet.laptop.command(command(name, space, seed))
             started.append(subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
         return started[-1]
 
@@ -156,6 +167,35 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(fleet, undisturbed, s
     assert submitted("killed").wait(timeout=LIMIT) == 0
     assert "resuming repeat" in sweep.log()
     check(fleet, sweep, before, undisturbed)
+
+
+@few
+def test_a_paused_repeat_goes_on_at_another_workstation(fleet, submitted):
+    """The first to pause waits for a promotion, and its workstation is gone meanwhile. The head's repeat is held back:
+    without the head there is no sweep.
+    """
+    sweep = Sweep(fleet.storage / "moved")
+    head = fleet.hosts[0]
+    submit = submitted("moved", "search", SEARCH_SEED)
+    wait_for(
+        "a repeat is trained on the head", lambda: head.name in map(host_of, sweep.repeats("running").values()), LIMIT
+    )
+    head.signal(WORKER, signal.SIGSTOP)
+    (name, path), *_ = wait_for("a repeat is paused", lambda: list(sweep.repeats("paused").items()), LIMIT)
+    (left,) = [host for host in fleet.hosts[1:] if host.name == host_of(path)]
+    kept = lines(path)
+    left.crash()
+    head.signal(WORKER, signal.SIGCONT)
+    assert submit.wait(timeout=LIMIT) == 0
+    left.boot()
+
+    finished = sweep.done()[name]
+    assert host_of(finished) != left.name
+    assert lines(finished)[: len(kept)] == kept
+    assert [line["rung"] for line in lines(finished) if "rung" in line] == RUNGS
+    assert read_json(finished / "repeat.json")["attempt"] == 1
+    assert len(sweep.done()) == HOSTS
+    check_free(fleet)
 
 
 @many

@@ -149,6 +149,12 @@ class Host:
             _kill(min(found))
         return bool(found)
 
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to all its processes that have this in their command."""
+        for process, command in self.processes().items():
+            if name in command:
+                os.kill(process, number)
+
     def processes(self) -> dict[int, str]:
         """Return the commands of its processes, by this machine's numbers for them."""
         commands = {}

@@ -143,6 +143,13 @@ class Recipe(Section):
         """Return the whole recipe as YAML that `load` reads back unchanged."""
         return yaml_files.to_yaml(self.model_dump(mode="json"))
 
+    @property
+    def fields_at_default(self) -> frozenset[str]:
+        """The dotted paths of the fields that have their default values."""
+        whole = flattened(self.model_dump(mode="json"))
+        chosen = flattened(self.model_dump(mode="json", exclude_defaults=True))
+        return frozenset(whole.keys() - chosen.keys())
+
 
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of fields by dotted path, where a section may stand as a mapping.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,13 @@ def save(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def restore(
+    folders: Sequence[Path], state: State, identity: dict[str, Any], defaults: Collection[str] = ()
+) -> tuple[dict[str, Any] | None, str]:
     """Load the first intact checkpoint among these folders into a new state.
 
-    A kill between the two renames of `save` leaves the checkpoint beside its folder; it is found there.
+    A kill between the two renames of `save` leaves the checkpoint beside its folder; it is found there. `identity` and
+    `defaults` are as in `load`.
 
     Returns
     -------
@@ -82,7 +85,7 @@ def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> 
         if not path.exists():
             continue
         try:
-            extra = load(path, state, identity)
+            extra = load(path, state, identity, defaults)
         except Damaged as error:
             damage.append(str(error))
             continue
@@ -96,8 +99,11 @@ def restore(folders: Sequence[Path], state: State, identity: dict[str, Any]) -> 
     return None, "; ".join(damage)
 
 
-def load(folder: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
+def load(folder: Path, state: State, identity: dict[str, Any], defaults: Collection[str] = ()) -> dict[str, Any]:
     """Load a checkpoint into a new state, and return the `extra` that was saved with it.
+
+    `defaults` are the dotted names of what has its default value in the identity. A checkpoint may lack these: it is
+    older than they are, and by default a new field leaves training as it was.
 
     Raises
     ------
@@ -113,7 +119,7 @@ def load(folder: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]
         raise UserError(
             f"{folder}: checkpoint format {record['format']} is not {FORMAT}; use the version that wrote it"
         )
-    _require_same_identity(folder, _flatten(record["identity"]), _flatten(identity))
+    _require_same_identity(folder, _flatten(record["identity"]), _flatten(identity), defaults)
 
     device = str(next(state.network.parameters()).device)
     for name, network in (("network", state.network), ("ema", state.ema)):
@@ -191,8 +197,11 @@ def _verify(folder: Path) -> None:
         raise Damaged(f"{folder}: damaged, see {', '.join(sorted(files))}")
 
 
-def _require_same_identity(folder: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    names = [name for name in {**current, **saved} if saved.get(name) != current.get(name)]
+def _require_same_identity(
+    folder: Path, saved: dict[str, Any], current: dict[str, Any], defaults: Collection[str]
+) -> None:
+    differing = [name for name in {**current, **saved} if saved.get(name) != current.get(name)]
+    names = [name for name in differing if name in saved or name not in defaults]
     if names:
         changes = "; ".join(f"{name} is {saved.get(name)!r} there and {current.get(name)!r} here" for name in names)
         raise UserError(f"{folder}: the checkpoint of another run ({changes}); name another folder")

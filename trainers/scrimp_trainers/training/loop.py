@@ -1,8 +1,8 @@
 """The training loop, a generator of steps.
 
 `train` updates the state made by `state.initial_state` and yields after every step. It writes and logs nothing; its
-caller does. What a step draws at random depends only on the seed, the step and the rank, so a run that is interrupted
-and resumed from a checkpoint gives the same result as one that was not.
+caller does. What a step draws at random depends only on the seed and the step (a user's own technique draws by rank,
+too), so a run that is interrupted and resumed from a checkpoint gives the same result as one that was not.
 """
 
 import math

@@ -143,7 +143,7 @@ class Session:
         """
         best = self._restore_best() if self.recipe.training.select == "best" else None
         checkpoints = [self.folder / "checkpoint" / name for name in ("last", "previous", "best")]
-        saved, damage = checkpoint.restore(checkpoints, self.state, self._identity())
+        saved, damage = checkpoint.restore(checkpoints, self.state, self._identity(), self.recipe.fields_at_default)
         self.last_is_intact = not damage
         self._refuse_if_trained_longer()
         if saved:
@@ -380,7 +380,7 @@ class Session:
 
     def _restore_best(self) -> Progress | None:
         """Load `checkpoint/best`; return what is stored with it, or None if there is none."""
-        saved, damage = checkpoint.restore([self._best], self.state, self._identity())
+        saved, damage = checkpoint.restore([self._best], self.state, self._identity(), self.recipe.fields_at_default)
         if damage:
             raise UserError(f"{damage.partition('; ')[0]}; the best model is lost, remove {self.folder} to train again")
         return Progress.from_json(saved) if saved else None
