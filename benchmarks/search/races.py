@@ -42,13 +42,14 @@ def race_again(surface: Surface, seed: int, races: int) -> list[dict[str, Any]]:
         searched.mkdir()
         budget = surface.space.budget.model_copy(update={"repeats": 1})
         without_race = surface.space.model_copy(update={"budget": budget})
-        Simulation(Scrimp(without_race, seed, searched), surface, limit=math.inf).run()
+        Simulation(Scrimp(without_race, seed, searched), surface, step=math.inf, limit=math.inf).run()
         return [_race(surface, searched, Path(folder) / "race", FIRST_SEED + race) for race in range(races)]
 
 
 def _race(surface: Surface, searched: Path, folder: Path, seed: int) -> dict[str, Any]:
     shutil.copytree(searched, folder)
-    outcome: Outcome = Simulation(Scrimp(surface.space, seed, folder), surface, limit=math.inf).run()
+    race = Simulation(Scrimp(surface.space, seed, folder), surface, step=math.inf, limit=math.inf)
+    outcome: Outcome = race.run()
     shutil.rmtree(folder)
     record = cells.summary(outcome)
     return {name: record[name] for name in KEPT}

@@ -135,7 +135,7 @@ class Simulation:
     """A method on a surface.
 
     It ends when the method has no more repeats, or `limit` GPU-hours are spent: by default the surface's horizon, up to
-    which recommendations are judged.
+    which recommendations are judged after every `step` GPU-hours.
     """
 
     def __init__(
