@@ -96,7 +96,7 @@ def test_a_sweep_that_is_resumed_on_a_full_disk_waits(small_disk):
     open_ledger(folder).propose()  # what is running now is taken back when the next driver opens the ledger
     small_disk.fill()
     options = SimpleNamespace(seed=0)
-    the_plan: Any = SimpleNamespace(folder=folder, space=make_space(), options=options, warm_start=None)
+    the_plan: Any = SimpleNamespace(folder=folder, space=make_space(), manifest=None, options=options, warm_start=None)
     placement: Any = SimpleNamespace(devices=1)
     with ThreadPoolExecutor(1) as opening:
         opened = opening.submit(sweep.open_ledger, the_plan, placement)

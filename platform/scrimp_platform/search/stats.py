@@ -15,7 +15,7 @@ Direction = Literal["minimize", "maximize"]
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """A sample's mean with its Student interval, which is nan for a single value."""
 
@@ -24,6 +24,13 @@ class Summary:
     std: float
     low: float
     high: float
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all numbers are the same; unlike those of dataclasses, two that are nan are."""
+        return isinstance(other, Summary) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
 
 @functools.cache
