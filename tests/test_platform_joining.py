@@ -1,5 +1,7 @@
 """A second node joins a Ray that runs: what waits goes there once the doctor has found it fit, and not before."""
 
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,17 @@ EXAMINATION_S = 5.0
 
 
 @pytest.fixture
-def one_node():
+def one_node(monkeypatch):
     token.ensure_token()
+    # Ray writes there which cluster runs, and the sweeps of other tests would join it.
+    folder = tempfile.mkdtemp(dir="/tmp")  # the paths of Ray's sockets must be short
+    monkeypatch.setenv("RAY_TMPDIR", folder)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=nodes.address, **cluster.QUIET)
     yield nodes
     ray.shutdown()
     nodes.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class FitNodes:

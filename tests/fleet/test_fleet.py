@@ -1,6 +1,7 @@
 """Sweeps on workstations, started from a laptop: everything that `ray up` and `ray submit` promise, and faults.
 
-Each sweep compares the same arms on the same seeds, so each has to end with the same leaderboard, whatever befalls it.
+All sweeps but one compare the same arms on the same seeds, so these have to end with the same leaderboard, whatever
+befalls them.
 """
 
 import os
