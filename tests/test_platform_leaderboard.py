@@ -246,7 +246,19 @@ def test_what_breaks_a_constraint_comes_after_all_that_keep_it_by_how_much():
     assert [(row.number, row.status) for row in rows] == [
         (1, "leader"), (2, "infeasible"), (0, "infeasible"), (3, "infeasible"), (4, "pruned"),
     ]  # fmt: skip
-    assert [row.excess for row in rows[1:4]] == [pytest.approx(0.1), pytest.approx(0.4), math.inf]
+    assert [row.excess for row in rows[1:4]] == [pytest.approx(1.0), pytest.approx(4.0), math.inf]
+
+
+def test_constraints_of_other_units_count_alike():
+    """Twice the parameters are worse than a copied share that is 1.5 times the limit, although that is 0.05 more."""
+    constraints = {"memorized_fraction": {"max": 0.1}, "parameters": {"max": 1e6}}
+    rows, _ = ranked(
+        trained(0, 1.0, memorized_fraction=0.15, parameters=1e6),
+        trained(1, 1.0, memorized_fraction=0.1, parameters=2e6),
+        trained(2, 1.0, memorized_fraction=0.4, parameters=1e6),
+        constraints=constraints,
+    )
+    assert [row.number for row in rows] == [0, 1, 2]
 
 
 def test_when_all_break_a_constraint_none_is_the_best_and_the_closest_is_named():

@@ -64,12 +64,8 @@ class SeveralObjectives(Surface, Protocol):
 
 
 def excess(space: Space, numbers: Mapping[str, float]) -> float:
-    """Return by which share of the limits these numbers break the constraints of a space in all; 0 if they keep them.
-
-    All limits are maxima.
-    """
-    limits = {name: bound.max or math.nan for name, bound in space.constraints.items()}
-    return sum(max(0.0, numbers[name] / limit - 1) for name, limit in limits.items())
+    """Return by which share of the limits these numbers break the constraints in all; 0 if they keep them."""
+    return sum(max(0.0, bound.excess(numbers[name])) for name, bound in space.constraints.items())
 
 
 def regret(surface: Surface, values: Values | None) -> float:

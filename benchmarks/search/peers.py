@@ -158,7 +158,8 @@ class Optuna(Peer):
             trial.report(score, self.steps[kimg])
         if kimg == self.space.budget.rungs_kimg[-1]:
             for name, bound in self.space.constraints.items():
-                trial.set_constraint(name, bound.excess(numbers[name]))
+                assert bound.max is not None, "the surfaces have upper limits alone"
+                trial.set_constraint(name, numbers[name] - bound.max)  # as Optuna's pages show it
             self._study.tell(trial, [numbers[name] for name in self.space.objectives])
             return True
         if self._is_pruned and trial.should_prune():

@@ -133,15 +133,13 @@ class Bound(Section):
         return self.model_copy(update={side: ratio * cost for side, ratio in limits.items() if ratio is not None})
 
     def excess(self, value: float) -> float:
-        """By how much a value breaks the limit; 0 or less where it is kept."""
-        above = value - self.max if self.max is not None else float("-inf")
-        below = self.min - value if self.min is not None else float("-inf")
-        return max(above, below)
-
-    def excess_share(self, value: float) -> float:
         """By which share of the limit a value breaks it; 0 or less where it is kept. A limit of 0 counts as 1."""
-        above = (value - self.max) / (abs(self.max) or 1.0) if self.max is not None else float("-inf")
-        below = (self.min - value) / (abs(self.min) or 1.0) if self.min is not None else float("-inf")
+        above = float("-inf")
+        below = float("-inf")
+        if self.max is not None:
+            above = (value - self.max) / (abs(self.max) or 1.0)
+        if self.min is not None:
+            below = (self.min - value) / (abs(self.min) or 1.0)
         return max(above, below)
 
 

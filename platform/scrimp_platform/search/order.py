@@ -28,16 +28,12 @@ def order(rows: Sequence[MetricsRow], space: Space) -> list[int]:
 
 
 def total_excess(row: MetricsRow, space: Space) -> float:
-    """Return by how much a row breaks the constraints, in total: each as a share of its limit, since units differ."""
-    total = 0.0
-    for name, bound in space.constraints.items():
-        value = row.value(name)
-        total += max(0.0, bound.excess_share(value)) if math.isfinite(value) else math.inf
-    return total
+    """Return by how much a row breaks the constraints: the sum of the shares of their limits."""
+    return sum(max(excess, 0.0) for excess in excesses(space, row).values())
 
 
 def excesses(space: Space, row: MetricsRow) -> dict[str, float]:
-    """Return by how much each constraint is broken; infinite where its score is missing or not finite."""
+    """Return by which share of its limit each constraint is broken; infinite where its score is not finite."""
     excesses = dict.fromkeys(space.constraints, math.inf)
     for name, bound in space.constraints.items():
         value = row.value(name)

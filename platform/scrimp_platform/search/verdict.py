@@ -130,14 +130,14 @@ def cost(repeats: Sequence[Repeat], kimg: float) -> Cost:
 
 
 def excess(repeats: Sequence[Repeat], space: Space) -> float:
-    """Return by how much the constraints' means over these repeats break their bounds in all, at the last rung."""
+    """Return by which shares of their limits the constraints' means over these repeats break them, in all."""
     kimg = space.budget.rungs_kimg[-1]
     means = {name: stats.summarize(records.finite_scores(repeats, name, kimg)).mean for name in space.constraints}
     return sum(violation(space, name, mean) for name, mean in means.items())
 
 
 def violation(space: Space, name: str, mean: float) -> float:
-    """Return by how much a mean violates a constraint: 0 if it is kept, infinite if the score was not measured."""
+    """Return by which share of its limit a mean violates a constraint; infinite if the score was not measured."""
     if not math.isfinite(mean):
         return math.inf
     return max(0.0, space.constraints[name].excess(mean))
