@@ -33,6 +33,12 @@ def test_one_value_has_a_mean_and_no_interval_and_none_has_nothing():
     assert all(math.isnan(value) for value in (one.std, one.low, one.high, none.mean, none.low, none.high))
 
 
+def test_summaries_of_the_same_values_are_equal_although_nan_is_not():
+    assert stats.Summary(1, 2.0, float("nan"), float("nan"), float("nan")) == stats.summarize([2.0])
+    assert stats.summarize([2.0]) != stats.summarize([3.0])
+    assert stats.summarize([2.0]) != stats.summarize([2.0, 2.0])
+
+
 def test_equal_values_have_an_interval_of_no_width():
     summary = stats.summarize([0.1, 0.1, 0.1])
     assert summary.low == summary.high == summary.mean

@@ -4,6 +4,7 @@ There are few values, so the standard library and scipy's Student distribution a
 """
 
 import bisect
+import dataclasses
 import functools
 import math
 import statistics
@@ -27,10 +28,11 @@ class Summary:
 
     def __eq__(self, other: object) -> bool:
         """Whether all numbers are the same; unlike those of dataclasses, two that are nan are."""
-        return isinstance(other, Summary) and repr(self) == repr(other)
+        return isinstance(other, Summary) and self._comparable == other._comparable
 
-    def __hash__(self) -> int:
-        return hash(repr(self))
+    @property
+    def _comparable(self) -> list[float | None]:
+        return [None if math.isnan(number) else number for number in dataclasses.astuple(self)]
 
 
 @functools.cache
