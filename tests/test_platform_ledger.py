@@ -113,7 +113,7 @@ def test_constraints_reach_optuna(folder):
     run_all(folder, ledger)
     complete = [trial for trial in study(folder).trials if trial.state is TrialState.COMPLETE]
     assert complete
-    assert all(trial.constraints == {"memorized_fraction": -0.25} for trial in complete)
+    assert all(trial.constraints == {"memorized_fraction": -1.0} for trial in complete)
 
 
 def test_several_objectives_can_be_pruned_and_completed(folder):
@@ -268,8 +268,11 @@ def squared_channels(recipe) -> dict[str, float]:
     return {"parameters": float(recipe.network.channels**2)}
 
 
-def slim_space(**changes):
-    return make_space(**SLIM, **changes, budget=make_space().budget.model_dump() | {"trials": 24})
+SLIM_BUDGET = {"trials": 24, "rungs_kimg": [20, 60], "reduction": 3, "leaders": 3, "repeats": 4}
+
+
+def slim_space():
+    return make_space(**SLIM, budget=SLIM_BUDGET)
 
 
 def test_a_recipe_whose_known_costs_break_a_constraint_is_not_trained(folder):
@@ -286,6 +289,20 @@ def test_a_recipe_whose_known_costs_break_a_constraint_is_not_trained(folder):
         cost = f"{trial.params['network.channels'] ** 2:.4g}"
         reason = f"its parameters would be {cost}, and the space asks for at most 2.56e+04"
         assert f"skipping proposal {trial.number:04d}: {reason}" in said
+
+
+def test_a_search_that_finds_too_few_recipes_promotes_and_races_what_it_has(folder):
+    said = []
+    tight = make_space(
+        **SLIM | {"constraints": {"parameters": {"max": 16.0**2}}}, proposals="random", budget=SLIM_BUDGET
+    )
+    ledger = open_ledger(folder, tight, say=said.append, known_costs=squared_channels)
+    run_all(folder, ledger)
+    assert "ending the search: too few of 240 proposals could be trained" in said
+    assert 0 < len(ledger.trials) < 24
+    assert sum(trial.status == "complete" for trial in ledger.trials) >= 3
+    assert any(repeat.phase == "race" for repeat in ledger.repeats)
+    assert open_ledger(folder, tight, known_costs=squared_channels).propose() is None
 
 
 def test_the_curve_model_learns_from_what_was_skipped(folder):

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from scrimp_cluster import doctor
 from scrimp_cluster.doctor import ClusterReport
@@ -170,7 +171,7 @@ def open_ledger(plan: Plan, placement: Placement) -> Ledger:
         if ledger and plan.folder.journal.exists():
             leaderboard.write_csv(leaderboard.rank(ledger.trials, plan.space), plan.space, plan.folder)
 
-    known_costs = feasibility.KnownCosts(plan.space, plan.manifest)
+    known_costs = partial(feasibility.known_costs, plan.space, plan.manifest)
     ledger = Ledger(plan.folder, plan.space, plan.options.seed, placement.devices, say, plan.warm_start, known_costs)
     return ledger
 

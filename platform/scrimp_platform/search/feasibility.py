@@ -20,31 +20,19 @@ COST_SECTIONS = ("network", "sparsity", "patches", "codec", "conditioning", "maf
 Costs = Callable[[Recipe], dict[str, float] | None]
 
 
-class KnownCosts:
-    """What recipes cost on a dataset, as far as it is known before training and the space limits it.
+def known_costs(space: Space, manifest: Manifest, recipe: Recipe) -> dict[str, float]:
+    """Return what a recipe costs on a dataset, by name, as far as the space limits it and it is known before training.
 
-    Parameters
-    ----------
-    space : Space
-        Its constraints say which costs matter.
-    manifest : Manifest
-        The dataset's.
+    Nothing is known if the codec is not available here.
     """
+    names = [name for name in space.constraints if name in EXPECTED_COSTS]
+    if not names:
+        return {}
 
-    def __init__(self, space: Space, manifest: Manifest) -> None:
-        self._names = [name for name in space.constraints if name in EXPECTED_COSTS]
-        self._samples = space.scoring.samples
-        self._manifest = manifest
+    from scrimp_trainers.training import expected_cost  # it imports torch
 
-    def __call__(self, recipe: Recipe) -> dict[str, float]:
-        """Return the costs of a recipe by name; none if its codec is not available here."""
-        if not self._names:
-            return {}
-
-        from scrimp_trainers.training import expected_cost  # it imports torch
-
-        expected = expected_cost.expected_costs(recipe, self._manifest, self._samples) or {}
-        return {name: expected[name] for name in self._names if name in expected}
+    costs = expected_cost.expected_costs(recipe, manifest, space.scoring.samples) or {}
+    return {name: costs[name] for name in names if name in costs}
 
 
 def broken_constraint(space: Space, costs: Mapping[str, float]) -> str:

@@ -327,15 +327,19 @@ class Ledger:
         self._stop_hopeless()
         if halving.search_hours_left(self.space, self.device_hours) <= 0:
             return None
+        # Once no new trial is to come, more of those that wait may continue.
+        return self._promotion() or self._new_trial() or self._promotion()
+
+    def _promotion(self) -> Repeat | None:
+        """Promote a paused repeat that may continue, from the highest rung at which there is one."""
         for rung in reversed(self._rungs()):
             trial = rung.promotable()
             if trial and trial.status == "paused":
                 return self._promote(trial.repeats[0], rung.kimg)
-        return self._new_trial()
+        return None
 
     def _new_trial(self) -> Repeat | None:
-        max_proposals = MAX_PROPOSALS_PER_TRIAL * (len(self._sound()) + self._trials_to_come())
-        while self._trials_to_come() and len(self._proposals) < max_proposals:
+        while self._trials_to_come():
             number = len(self._proposals)
             values = proposals.propose(
                 self._proposals, self.space, self._seed, self._fixed_values(number), self._learned()
@@ -353,7 +357,7 @@ class Ledger:
             self.trials.append(trial)
             return self._add(trial, "search")
 
-        if self._trials_to_come() and not self._gave_up:
+        if self._too_few_sound() and not self._gave_up:
             self._gave_up = True
             self.say(f"ending the search: too few of {len(self._proposals)} proposals could be trained")
         return None
@@ -377,12 +381,20 @@ class Ledger:
 
     def _trials_to_come(self) -> int:
         """Return how many more trials the search will propose; where hours alone limit it, as many as so far."""
-        if self._gains_too_little():
+        if self._gains_too_little() or self._too_few_sound():
             return 0
+        return self._wanted_trials() - len(self._sound())
+
+    def _wanted_trials(self) -> int:
+        """Return how many trials the search is to have in the end."""
         so_far = len(self._sound())
         if self.space.budget.trials is None:
-            return max(so_far, MIN_TRIALS_TO_COME)
-        return max(0, self.space.budget.trials - so_far)
+            return so_far + max(so_far, MIN_TRIALS_TO_COME)
+        return max(so_far, self.space.budget.trials)
+
+    def _too_few_sound(self) -> bool:
+        """Whether so many proposals were refused that no more are made."""
+        return len(self._proposals) >= MAX_PROPOSALS_PER_TRIAL * self._wanted_trials()
 
     def _gains_too_little(self) -> bool:
         """Whether more trials are expected to gain less than the budget asks for, and enough for a race are trained."""
