@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import workstations
 import yaml
-from sweeps import Before, Sweep, host_of, lines, read_json, result, wait_for
+from sweeps import Before, Sweep, host_of, lines, read_json, result, saved, wait_for
 from workstations import ALIVE, CONTROLLER, FREE, RAYLET, WORKER, Fleet
 
 pytestmark = pytest.mark.fleet
@@ -184,13 +184,14 @@ def test_a_paused_repeat_goes_on_at_another_workstation(fleet, submitted):
     head.signal(WORKER, signal.SIGSTOP)
     (name, path), *_ = wait_for("a repeat is paused", lambda: list(sweep.repeats("paused").items()), LIMIT)
     (left,) = [host for host in fleet.hosts[1:] if host.name == host_of(path)]
-    kept = lines(path)
+    kept = saved(path)
     left.crash()
     head.signal(WORKER, signal.SIGCONT)
     assert submit.wait(timeout=LIMIT) == 0
     left.boot()
 
     finished = sweep.done()[name]
+    assert any(line["kimg"] >= 1 for line in kept)
     assert host_of(finished) != left.name
     assert lines(finished)[: len(kept)] == kept
     assert [line["rung"] for line in lines(finished) if "rung" in line] == RUNGS
