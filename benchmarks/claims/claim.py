@@ -83,7 +83,8 @@ class Budget(Section):
     samples: Count = 1000
     """Items that one score takes."""
     minutes: Positive | None = None
-    """What an arm with one seed takes of one core, as `python -m benchmarks.claims time` measures; none: not known."""
+    """What an arm with one seed takes of one core; none: not known. `python -m benchmarks.claims time` has measured
+    `cpu` of prune-score, ld-mafp and sparse-sketches; the others are estimated from these and recorded curves."""
 
     @model_validator(mode="after")
     def _rungs_rise(self) -> "Budget":
