@@ -1,19 +1,32 @@
 """`python -m benchmarks.claims run [NAME]` trains what the claims need; `report` writes docs/claims.md from it."""
 
+import os
 from pathlib import Path
 
 import click
 
+from benchmarks.background import take_idle_time
 from benchmarks.claims import claim as claims
-from benchmarks.claims.claim import Claim, Size, owner
+from benchmarks.claims import power, records, report
+from benchmarks.claims.claim import Claim, device_of, owner
 from scrimp_platform.cli.main import main
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import write_atomic
 
 STORAGE = Path("runs/claims")
 PAGE = Path("docs/claims.md")
+BUDGETS = ("cpu", "cpu-cifar10", "cpu-kanji", "gpu")
+"""All budgets that a claim may have, in the order in which they are run."""
 
 storage_option = click.option(
-    "--storage", type=click.Path(path_type=Path), default=STORAGE, show_default=True, help="Folder of the sweeps."
+    "--storage",
+    type=click.Path(path_type=Path),
+    default=STORAGE,
+    show_default=True,
+    help="Folder of prepared datasets and of trainings under way.",
+)
+budget_option = click.option(
+    "--budget", type=click.Choice(BUDGETS), help="Which budget.  [default: gpu where there is one, else all of the CPU]"
 )
 
 
@@ -24,72 +37,126 @@ def command() -> None:
 
 @command.command("run")
 @click.argument("name", required=False)
-@click.option("--size", type=click.Choice(["cpu", "gpu"]), help="Which budget.  [default: gpu where there is one]")
+@budget_option
 @storage_option
-def run_command(name: str | None, size: Size | None, storage: Path) -> None:
-    """Train the arms of claim NAME, or of all in turn, and write docs/claims.md. The same command resumes."""
-    chosen = [claims.load(one) for one in ([name] if name else claims.names())]
-    for claim in dict.fromkeys(owner(claim).name for claim in chosen if not claim.not_run):
-        run(claims.load(claim), size or _size_here(), storage)
-        write_page(storage)
-    write_page(storage)
+def run_command(name: str | None, budget: str | None, storage: Path) -> None:
+    """Train what claim NAME needs, or all claims in turn, and write docs/claims.md. The same command goes on.
+
+    It takes only the time that nobody else wants of one core.
+    """
+    work_in_background()
+    from benchmarks.claims.run import run
+
+    chosen = _chosen(name, budget)
+    budgets = [budget] if budget else budgets_here()
+    for file in run(chosen, budgets, records.KEPT, storage.absolute()):
+        click.echo(str(file))
+        write_page()
+    write_page()
 
 
 @command.command("report")
+def report_command() -> None:
+    """Write docs/claims.md from the records in docs/claims/."""
+    write_page()
+
+
+@command.command("plan")
+@click.option("--gpu", is_flag=True, help="Of the budgets for GPUs.")
+def plan_command(gpu: bool) -> None:
+    """Say how many seeds each claim needs and has, and what is left to run."""
+    click.echo("\n".join(plan_lines("gpu" if gpu else "cpu")))
+
+
+@command.command("time")
+@click.argument("name")
+@click.argument("budget", type=click.Choice(BUDGETS))
 @storage_option
-def report_command(storage: Path) -> None:
-    """Write docs/claims.md from the sweeps' folders."""
-    write_page(storage)
+def time_command(name: str, budget: str, storage: Path) -> None:
+    """Measure the minutes of one core that one arm with one seed takes, from brief trainings."""
+    use_one_thread()
+    from benchmarks.claims.run import minutes_of
+
+    (claim,) = _chosen(name, budget)
+    click.echo(f"{name}, {budget}: {minutes_of(owner(claim), budget, storage.absolute()):.1f} minutes")
 
 
-def run(claim: Claim, size: Size, storage: Path) -> None:
-    """Train the arms of a claim as an ordinary sweep; nothing is done if all has been.
+def _chosen(name: str | None, budget: str | None) -> list[Claim]:
+    """Return the claims to run.
 
     Raises
     ------
     UserError
-        If the claim has no such size, its data are not there, or the sweep ended early.
+        If the one that is named has no experiment, or not this budget.
     """
-    from benchmarks.claims import outcome
-    from benchmarks.claims.data import dataset
-    from benchmarks.measure import machine
-    from scrimp_platform import store
-    from scrimp_platform.plan import SweepOptions
-    from scrimp_platform.store import Storage
-    from scrimp_platform.sweep import run_command
-
-    if size not in claim.sizes:
-        raise UserError(f"claim {claim.name}: has no size {size}, only {', '.join(claim.sizes)}")
-    places = Storage(storage.absolute())
-    folder = outcome.sweep_folder(claim, size, places)
-    before = outcome.read(claim, size, places)
-    if before and before.complete:
-        return
-    file = places.path / "spaces" / f"{folder.path.name}.yaml"
-    store.write_atomic(file, claim.space(size).to_yaml())
-    images = dataset(claim.sizes[size].data, places.path / "datasets")
-    outcome.note_machine(folder, machine(threads=1))
-    run_command(SweepOptions(space=str(file), data=str(images), name=folder.path.name, storage=places.path))
-    reason = store.read_json(folder.outcome)["reason"]
-    if reason != "complete":
-        raise UserError(f"claim {claim.name}: ended early ({reason}); the same command goes on from here")
-    if complete := outcome.read(claim, size, places):
-        outcome.keep(claim, size, complete)
+    if name is None:
+        return claims.order([claims.load(each) for each in claims.names()])
+    claim = claims.load(name)
+    if claim.not_run:
+        raise UserError(f"claim {name}: is not run: {claim.not_run}")
+    known = claims.budgets_of(claim)
+    if budget and budget not in known:
+        raise UserError(f"claim {name}: has no budget {budget}, only {', '.join(known)}")
+    return [claim]
 
 
-def write_page(storage: Path) -> None:
-    """Write docs/claims.md."""
-    from benchmarks.claims import report
-    from scrimp_platform import store
-    from scrimp_platform.store import Storage
-
-    store.write_atomic(PAGE, report.page(claims.names(), Storage(storage.absolute())))
-
-
-def _size_here() -> Size:
+def budgets_here() -> list[str]:
+    """Return the budgets for this machine."""
     import torch
 
-    return "gpu" if torch.cuda.is_available() else "cpu"
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    return [name for name in BUDGETS if device_of(name) == device]
+
+
+def plan_lines(device: str) -> list[str]:
+    """Return a line for each claim with each budget on one kind of machine, and the sum of what is left."""
+    size, level = power.family_size(device), power.level_of(device)
+    lines = [f"{size} primary comparisons, so Holm's strictest level is {level:.2g}"]
+    for claim, name, budget in claims.runnable():
+        if device_of(name) != device:
+            continue
+        assert claim.primary
+        assert claim.power
+        have = min(claims.seeds_of(budget, arm) for arm in claim.primary.arms)
+        needed, deviation = power.seeds_for(claim, device), power.deviation_of(claim)
+        why = f"needs {needed} for {claim.power.effect:.0%}, deviation {deviation:.3f}" if deviation else "no pilot"
+        lines.append(f"{claim.name}, {name}: {have} seeds; {why}")
+
+    lines.append("")
+    left = 0.0
+    for claim, name, budget in claims.runnable():
+        if claim.experiment or device_of(name) != device:
+            continue
+        arms = claims.arms_of(claim, budget)
+        total = sum(claims.seeds_of(budget, arm) for arm in arms)
+        done = len(records.curves(records.KEPT, claim, name).all)
+        line = f"{claim.name}, {name}: {done} of {total} trainings"
+        if budget.minutes:
+            hours = budget.minutes * (total - done) / 60
+            left += hours
+            line += f", {budget.minutes:g} minutes each, {hours:.1f} hours left"
+        lines.append(line)
+    return [*lines, f"left: {left:.1f} hours"] if left else lines
+
+
+def work_in_background() -> None:
+    """Use only what nobody else wants of a core, and one thread."""
+    take_idle_time()
+    use_one_thread()
+
+
+def use_one_thread() -> None:
+    """Use one thread, which does not spin while it waits."""
+    # Set before torch is imported: the classifiers' two threads would spin while they wait for each other.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def write_page() -> None:
+    """Write docs/claims.md."""
+    write_atomic(PAGE, report.page(records.KEPT))
 
 
 if __name__ == "__main__":
