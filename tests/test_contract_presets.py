@@ -38,7 +38,7 @@ def without_downloads(name, files, **values):
         "training.batch_size": 8,
     }
     if recipe.codec.modality == "images":
-        codec = autoencoder(files)
+        codec = autoencoder(files, "vq" if recipe.codec.kind == "vq" else "kl")
         stand_ins |= {"codec.encoder": codec, "codec.decoder": codec}
     return recipe.replace(stand_ins | {path.replace("__", "."): value for path, value in values.items()})
 

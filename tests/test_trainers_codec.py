@@ -21,6 +21,7 @@ from trainers_small import CPU, small
 from scrimp_trainers import sampling
 from scrimp_trainers.codecs import cache as caching
 from scrimp_trainers.codecs import cache as latents_module
+from scrimp_trainers.codecs import pretrained
 from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, draw_latents, open_codec
 from scrimp_trainers.codecs.autoencoder_files import latent_shape
 from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
@@ -37,7 +38,9 @@ from scrimp_trainers.recipe.networks import UNet
 from scrimp_trainers.recipe.techniques import Autoencoder
 from scrimp_trainers.run import train_repeat
 
-KINDS = ("kl", "tiny")
+KINDS = ("kl", "tiny", "vq")
+LATENTS = {"kl": (4, 8, 8), "tiny": (4, 4, 8), "vq": (3, 3, 4)}
+"""Of each kind: a latent's channels, the numbers that are cached of a cell, and the pixels to a cell."""
 COUNT, SIDE = 21, 32
 
 
@@ -81,13 +84,15 @@ def count_encodings(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_have_the_shape_that_planning_expects(autoencoders, kind):
+    channels, numbers, factor = LATENTS[kind]
+    side = 48 // factor
     settings = settings_of(autoencoders, kind)
     codec = open_codec(settings, CPU, 3)
     moments = codec.moments(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
-    assert latent_shape(settings, 48) == (4, 6) == (codec.channels, 48 // codec.factor)
-    assert moments.shape == (2, 8, 6, 6)
+    assert latent_shape(settings, 48) == (channels, side) == (codec.channels, 48 // codec.factor)
+    assert moments.shape == (2, numbers, side, side)
     latents = codec.encode(moments, torch.randn)
-    assert latents.shape == (2, 4, 6, 6)
+    assert latents.shape == (2, channels, side, side)
     assert codec.decoded(latents).shape == (2, 3, 48, 48)
     assert not any(parameter.requires_grad for parameter in codec.encoder.parameters())
 
@@ -111,6 +116,27 @@ def test_a_tiny_autoencoder_draws_its_one_latent_exactly(autoencoders):
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     latents = encoded_by_diffusers(codec, images).latents
     assert torch.equal(codec.encode(codec.moments(images).half().float(), torch.randn), latents.half().float() * 0.7)
+
+
+def test_latents_of_vq_f4_are_those_before_quantisation_unscaled_and_are_quantised_when_decoded(vq_f4):
+    """With the released weights where SCRIMP_VQ_DIR names their folder."""
+    settings = Autoencoder(kind="vq", encoder=str(vq_f4), decoder=str(vq_f4))
+    codec = open_codec(settings, CPU, 3)
+    network: Any = codec.decoder
+    assert (codec.scale, codec.shift) == (1, 0)
+    assert (codec.channels, codec.factor, network.config["num_vq_embeddings"]) == (3, 4, 8192)
+
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    latents = codec.encode(codec.moments(images), torch.randn)
+    assert torch.equal(latents, encoded_by_diffusers(codec, images).latents)
+
+    codes = network.quantize.embedding.weight
+    nearest = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 3), codes).argmin(1)
+    quantised = codes[nearest].view(2, 8, 8, 3).permute(0, 3, 1, 2)
+    assert not torch.equal(quantised, latents)
+    with torch.no_grad():
+        expected = network.decode(quantised, force_not_quantize=True).sample
+    torch.testing.assert_close(codec.decoded(latents), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_many_images_go_through_in_parts(autoencoders, monkeypatch):
@@ -164,7 +190,8 @@ def test_the_cache_holds_both_flips_of_every_image_in_order(autoencoders, datase
     settings = settings_of(autoencoders, kind)
     codec, moments = open_codec(settings, CPU, 3), open_latents(dataset, settings, CPU).moments
     images = pixels(dataset)
-    assert moments.shape == (COUNT, 2, 8, 4, 4)
+    _, numbers, factor = LATENTS[kind]
+    assert moments.shape == (COUNT, 2, numbers, SIDE // factor, SIDE // factor)
     assert moments.dtype == torch.float16
     torch.testing.assert_close(moments[:, 0].float(), codec.moments(images), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(moments[:, 1].float(), codec.moments(images.flip(3)), rtol=1e-3, atol=1e-3)
@@ -287,55 +314,76 @@ print([name for name in ("torch", "diffusers", "huggingface_hub") if name in sys
 # --- sampling and the exported model
 
 
-@pytest.mark.parametrize(("kind", "channels"), [("kl", 3), ("kl", 1), ("tiny", 3)])
+@pytest.mark.parametrize(("kind", "channels"), [("kl", 3), ("kl", 1), ("tiny", 3), ("vq", 3), ("vq", 1)])
 def test_samples_are_decoded(autoencoders, kind, channels):
     recipe = small(sampler__steps=2, codec__kind=kind)
     assert isinstance(recipe.network, UNet)
-    network = build(recipe.network, image_size=8, channels=4)
+    latent_channels, _, factor = LATENTS[kind]
+    network = build(recipe.network, image_size=8, channels=latent_channels)
     codec = open_codec(settings_of(autoencoders, kind), CPU, channels)
     images = torch.cat(list(sampling.generate(network, recipe, 3, seed=0, batch_size=2, codec=codec)))
-    assert images.shape == (3, channels, 64, 64)
+    assert images.shape == (3, channels, 8 * factor, 8 * factor)
     assert images.dtype == torch.uint8
 
 
-@pytest.mark.parametrize(("preset", "kind", "channels"), [("tiny-ddpm", "kl", 1), ("tiny-edm", "tiny", 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_of_a_models_card_decodes_as_the_codec_does(autoencoders, kind):
+    channels, _, factor = LATENTS[kind]
+    settings = settings_of(autoencoders, kind)
+    latents = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(1))
+    decoding = pretrained.decoding(settings, (3, 4 * factor, 4 * factor))
+    code = f"import torch\nfrom diffusers import {decoding.imports}\n".replace(", \n", "\n") + decoding.loading
+    lines = {"x": latents}
+    exec(f"{code}with torch.no_grad():\n{decoding.lines}{decoding.result}", lines)  # noqa: S102
+    expected = open_codec(settings, CPU, 3).decode(latents).values
+    assert torch.equal(lines["images"], expected)
+    assert expected.float().std() > 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "channels"), [("tiny-ddpm", "kl", 1), ("tiny-edm", "tiny", 3), ("tiny-ddpm", "vq", 3)]
+)
 def test_a_models_card_decodes_and_its_codec_is_read_back(autoencoders, tmp_path, monkeypatch, preset, kind, channels):
     path = str(autoencoders / kind)
+    latent_channels, _, factor = LATENTS[kind]
+    size = 8 * factor
     recipe = small(preset, sampler__steps=2, codec__kind=kind, codec__encoder="/not/needed", codec__decoder=path)
     assert isinstance(recipe.network, UNet)
-    network = build(recipe.network, image_size=8, channels=4)
+    network = build(recipe.network, image_size=8, channels=latent_channels)
     split = Split(count=300, per_class=None, shards=[])
     manifest = Manifest.model_validate(
-        {"name": "dots", "content_hash": "c0ffee", "size": 64, "channels": channels, "classes": None}
+        {"name": "dots", "content_hash": "c0ffee", "size": size, "channels": channels, "classes": None}
         | {"reference": "train", "provenance": {}, "splits": {"train": split}}
     )
     export_model(tmp_path / "model", network, recipe, manifest, {})
     assert not (tmp_path / "model" / "model_index.json").exists()  # a pipeline would show latents as images
     card = (tmp_path / "model" / "README.md").read_text()
-    assert f"300 images of {channels} x 64 x 64" in card
+    assert f"300 images of {channels} x {size} x {size}" in card
     (code,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
     lines = {}
     monkeypatch.chdir(tmp_path / "model")
     exec(code, lines)  # noqa: S102
-    assert lines["images"].shape == (16, channels, 64, 64)
+    assert lines["images"].shape == (16, channels, size, size)
 
     _, read = load_model(tmp_path / "model")
     codec = load_codec(tmp_path / "model", read, CPU)
     assert isinstance(codec, AutoencoderCodec)
     assert isinstance(recipe.codec, Autoencoder)
-    latents = torch.randn(2, 4, 8, 8)
+    latents = torch.randn(2, *network.shape)
     assert torch.equal(codec.decoded(latents), open_codec(recipe.codec, CPU, channels).decoded(latents))
     assert load_codec(tmp_path, small(), CPU) is PIXEL_CODEC
 
 
-def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_path):
-    path = str(autoencoders / "kl")
-    recipe = small(codec__kind="kl", codec__encoder=path, codec__decoder=path, sampler__steps=2, training__flip=True)
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_a_repeat_trains_on_latents_and_shows_pixels(autoencoders, dataset, tmp_path, kind):
+    path = str(autoencoders / kind)
+    channels, _, factor = LATENTS[kind]
+    recipe = small(codec__kind=kind, codec__encoder=path, codec__decoder=path, sampler__steps=2, training__flip=True)
     lines = list(train_repeat(recipe, dataset, tmp_path / "repeat", 0, rungs_kimg=[], device=CPU))
     assert lines[-1].images == 40
     assert np.isfinite(lines[-1].loss)
     network, _ = load_model(tmp_path / "repeat" / "model")
-    assert network.shape == (4, SIDE // 8, SIDE // 8)
+    assert network.shape == (channels, SIDE // factor, SIDE // factor)
     with Image.open(tmp_path / "repeat" / "samples.png") as image:
         assert image.size[0] == 8 * (SIDE + 2) + 2
 

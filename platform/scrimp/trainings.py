@@ -38,7 +38,7 @@ def prepare(
     reader: str | None = None,
     seed: int = 0,
     classifier: bool | None = None,
-    codec: Literal["kl", "tiny"] | None = None,
+    codec: Literal["kl", "tiny", "vq"] | None = None,
     encoder: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:

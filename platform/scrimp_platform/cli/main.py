@@ -158,7 +158,7 @@ OWN_PARTS = click.option(
     default=None,
     help="Train a small CNN on the labels.  [default: train it; scores use it if it is better than chance]",
 )
-@click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Also encode the images, to train on latents.")
+@click.option("--codec", type=click.Choice(["kl", "tiny", "vq"]), help="Also encode the images, to train on latents.")
 @click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Autoencoder of the codec.  [default: sd-vae-ft-mse]")
 @OWN_PARTS
 def prepare(source: str, out: Path, **options: Any) -> None:

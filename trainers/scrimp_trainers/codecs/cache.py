@@ -1,7 +1,8 @@
 """Latents of a dataset's training images, encoded once and kept in the dataset's `cache/` folder.
 
 What is kept is each image's posterior, as it is and mirrored, in half precision; a step draws from it what encoding
-the image anew would have drawn. The file's name holds what its content depends on: the dataset and the encoder.
+the image anew would have drawn. Of an autoencoder without a posterior it is the latents. The file's name holds what its
+content depends on: the dataset and the encoder.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from scrimp_trainers.data.loading import draw_indices
 from scrimp_trainers.data.shards import read_shard
 from scrimp_trainers.recipe.techniques import Autoencoder
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cache. Raise it when latents are computed or kept in another way: they are made again."""
 BLOCK = 64
 """Images that are encoded and written together."""
@@ -38,8 +39,8 @@ class Latents:
     """The posteriors of a dataset's training images."""
 
     moments: Tensor
-    """fp16 [N, 2, 2c, h, w]: mean, then log-variance, of each image as it is and mirrored; on the device where it
-    fits, or else mapped from the file."""
+    """fp16 [N, 2, 2c, h, w]: mean, then log-variance, of each image as it is and mirrored, or [N, 2, c, h, w] without a
+    posterior; on the device where it fits, or else mapped from the file."""
 
 
 def open_latents(
@@ -69,7 +70,7 @@ def open_latents(
     name = f"{manifest.content_hash[:16]}-latents-{settings.kind}-{files.identity()[:16]}-v{FORMAT}.npy"
     path = dataset.folder / "cache" / name
     if not _is_sound(path):
-        shape = (manifest.splits["train"].count, 2, 2 * files.channels, side, side)
+        shape = (manifest.splits["train"].count, 2, files.moments, side, side)
         try:
             with locked(path):
                 if not _is_sound(path):
@@ -129,7 +130,7 @@ def latent_batches(
 def _encoded(
     dataset: Dataset, settings: Autoencoder, device: torch.device, progress: Callable[[int, int], None] | None
 ) -> Iterator[Tensor]:
-    """Encode the training images in their order; yield fp16 [b, 2, 2c, h, w]."""
+    """Encode the training images in their order; yield fp16 [b, 2, 2c or c, h, w]."""
     manifest = dataset.manifest
     codec = open_codec(settings, device, manifest.channels)
     split, done = manifest.splits["train"], 0
