@@ -20,8 +20,7 @@ from trainers_small import CPU, small
 
 from scrimp_trainers import sampling
 from scrimp_trainers.codecs import cache as caching
-from scrimp_trainers.codecs import cache as latents_module
-from scrimp_trainers.codecs import pretrained
+from scrimp_trainers.codecs import cache_file, pretrained
 from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, draw_latents, open_codec
 from scrimp_trainers.codecs.autoencoder_files import latent_shape
 from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
@@ -195,6 +194,7 @@ def test_the_cache_holds_both_flips_of_every_image_in_order(autoencoders, datase
     assert moments.dtype == torch.float16
     torch.testing.assert_close(moments[:, 0].float(), codec.moments(images), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(moments[:, 1].float(), codec.moments(images.flip(3)), rtol=1e-3, atol=1e-3)
+    assert (moments[:, 1] - moments[:, 0].flip(3)).abs().max() > 0.01  # not the mirrored latents
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 1, "world": 2, "start": 3}, {"kept": np.arange(2, 20, 3)}])
@@ -230,7 +230,7 @@ def test_the_cache_is_made_once(autoencoders, dataset, monkeypatch):
 def test_a_cache_of_another_format_is_made_again(autoencoders, dataset, monkeypatch):
     settings = settings_of(autoencoders, "kl")
     open_latents(dataset, settings, CPU)
-    monkeypatch.setattr(latents_module, "FORMAT", latents_module.FORMAT + 1)
+    monkeypatch.setattr(caching, "FORMAT", caching.FORMAT + 1)
     encoded = count_encodings(monkeypatch)
     open_latents(dataset, settings, CPU)
     assert sum(encoded) == 2 * COUNT
@@ -264,19 +264,105 @@ def test_a_damaged_cache_is_made_anew(autoencoders, dataset, harm):
     assert path.read_bytes() == data
 
 
-def test_those_who_want_the_same_latents_at_once_make_them_once(autoencoders, dataset, monkeypatch):
-    both, writes, write = Barrier(2), [], caching._write
+@pytest.fixture
+def several_shards(tmp_path, pictures, monkeypatch) -> Dataset:
+    """Shards of nine images, blocks of four."""
+    monkeypatch.setattr("scrimp_trainers.data.shards.MOST_IMAGES", 9)
+    monkeypatch.setattr(caching, "BLOCK", 4)
+    prepare(str(pictures), tmp_path / "shards", Options(holdout=0, classifier=False))
+    dataset = open_dataset(tmp_path / "shards")
+    assert len(dataset.manifest.splits["train"].shards) == 3
+    return dataset
 
-    def slowly(path, *content):
+
+def interrupted(dataset: Dataset, settings: Autoencoder, after: int) -> None:
+    """Encode until this many blocks are written, as they are and mirrored."""
+    original, calls = AutoencoderCodec.moments, []
+
+    def moments(self: AutoencoderCodec, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        if len(calls) > 2 * after:
+            raise KeyboardInterrupt
+        return original(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoencoderCodec, "moments", moments)
+        with pytest.raises(KeyboardInterrupt):
+            open_latents(dataset, settings, CPU)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+@pytest.mark.parametrize("after", [0, 1, 4, 6])
+def test_an_interrupted_cache_goes_on_where_it_was_and_has_the_same_bytes(
+    autoencoders, several_shards, tmp_path, monkeypatch, kind, after
+):
+    settings = settings_of(autoencoders, kind)
+    shutil.copytree(several_shards.folder, tmp_path / "undisturbed")
+    open_latents(open_dataset(tmp_path / "undisturbed"), settings, CPU)
+    (expected,) = (tmp_path / "undisturbed" / "cache").glob("*.npy")
+
+    interrupted(several_shards, settings, after)
+    assert not list((several_shards.folder / "cache").glob("*.npy"))
+    encoded, told = count_encodings(monkeypatch), []
+    open_latents(several_shards, settings, CPU, progress=lambda *done: told.append(done))
+    blocks = [4, 4, 1, 4, 4, 1, 3]
+    assert sum(encoded) == 2 * sum(blocks[after:])
+    assert told == [(sum(blocks[: i + 1]), COUNT) for i in range(after, len(blocks))]
+
+    (path,) = (several_shards.folder / "cache").glob("*.npy")
+    assert path.read_bytes() == expected.read_bytes()
+    left = {file.name for file in path.parent.iterdir()}
+    assert left == {path.name, f".{path.name}.lock"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "kept"),
+    [
+        (lambda part, listed: part.write_bytes(part.read_bytes()[:-100]), 3),
+        (lambda part, listed: part.write_bytes(part.read_bytes() + b"more"), 4),
+        (lambda part, listed: part.write_bytes(part.read_bytes()[:200] + bytes(100) + part.read_bytes()[300:]), 0),
+        (lambda part, listed: listed.write_bytes(listed.read_bytes()[:-70]), 2),
+        (lambda part, listed: listed.unlink(), 0),
+        (lambda part, listed: part.write_bytes(b""), 0),
+    ],
+)
+def test_blocks_that_a_crash_has_damaged_are_encoded_again(autoencoders, several_shards, monkeypatch, harm, kept):
+    settings = settings_of(autoencoders, "vq")
+    expected = open_latents(several_shards, settings, CPU).moments.clone()
+    (path,) = (several_shards.folder / "cache").glob("*.npy")
+    path.unlink()
+
+    interrupted(several_shards, settings, 4)
+    harm(path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.blocks"))
+    encoded = count_encodings(monkeypatch)
+    assert torch.equal(open_latents(several_shards, settings, CPU).moments, expected)
+    assert sum(encoded) == 2 * sum([4, 4, 1, 4, 4, 1, 3][kept:])
+
+
+def test_where_files_cannot_be_locked_everyone_writes_a_file_of_his_own(autoencoders, dataset, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    settings = settings_of(autoencoders, "vq")
+    interrupted(dataset, settings, 0)
+    assert [file.suffix for file in (dataset.folder / "cache").iterdir()] == [".lock"]
+    assert len(open_latents(dataset, settings, CPU).moments) == COUNT
+
+
+def test_those_who_want_the_same_latents_at_once_make_them_once(autoencoders, dataset, monkeypatch):
+    both, writes, write = Barrier(2), [], cache_file.write
+
+    def slowly(path, *content, **options):
         writes.append(path)
         time.sleep(0.3)  # so that the other one comes to the lock
-        write(path, *content)
+        write(path, *content, **options)
 
     def want(_: int) -> torch.Tensor:
         both.wait()
         return open_latents(dataset, settings_of(autoencoders, "tiny"), CPU).moments
 
-    monkeypatch.setattr(caching, "_write", slowly)
+    monkeypatch.setattr(cache_file, "write", slowly)
     with ThreadPoolExecutor(2) as pool:  # the lock is one between open files, so threads are as good as processes
         one, other = pool.map(want, range(2))
     assert len(writes) == 1
