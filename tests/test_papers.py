@@ -247,6 +247,7 @@ PUBLISHED_SPACES: dict[str, dict[str, Any]] = {
         "optimizer.warmup_kimg": 10_000.0,
         "sampler.steps": 40,
     },
+    "ldm": {"budget.rungs_kimg": 1590.0, "sampler.steps": 200},
     "prune-reweight": {"sampler.kind": "ancestral", "sampler.steps": 1000},
     "scrimp": {"budget.rungs_kimg": 200_000.0, "optimizer.warmup_kimg": 10_000.0},
     "sparse-to-sparse": {"budget.rungs_kimg": 1590.0, "sampler.steps": 200},
