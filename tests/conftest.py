@@ -31,6 +31,12 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture(scope="session")
+def vq_f4(autoencoders: Path) -> Path:
+    """Folder of latent diffusion's VQ-f4 where SCRIMP_VQ_DIR names it, or else of a small VQModel of random weights."""
+    return Path(os.environ.get("SCRIMP_VQ_DIR", autoencoders / "vq"))
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real datasets, which are no part of the project; tests that use one skip where it is missing."""
     return Path(os.environ.get("SCRIMP_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
@@ -62,7 +68,7 @@ def scored_digits(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
 
 @pytest.fixture(scope="session")
 def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of small autoencoders with random weights: kl, other, three and tiny."""
+    """Folder of small autoencoders with random weights: kl, other, three, tiny and vq."""
     from autoencoders_small import save_autoencoders
 
     folder = tmp_path_factory.mktemp("autoencoders")

@@ -73,10 +73,48 @@ def _decoder(parts: Counter[str], widths: Sequence[int], attends: Sequence[bool]
             channels = widths[level]
 
 
-def _block(parts: Counter[str], part: str, channels: int, width: int, *, attends: bool = False) -> None:
+def latent_unet() -> Counter[str]:
+    """Count the parameters of each part of latent diffusion's U-Net for latents of 3x64x64 (Rombach et al. 2022).
+
+    Every level but the first attends after each block; convolutions halve and double the resolution.
+    """
+    base, blocks = 224, 2
+    wide = 4 * base
+    widths = [base * multiplier for multiplier in (1, 2, 3, 4)]
+    parts: Counter[str] = Counter()
+    parts[EMBEDDING] = base * wide + wide + wide * wide + wide
+    parts[FIRST] = _convolution(3, base, 3)
+
+    channels = base
+    skips = [base]
+    for level, width in enumerate(widths):
+        if level:
+            parts[RESAMPLING] += _convolution(channels, channels, 3)
+            skips.append(channels)
+        for _ in range(blocks):
+            _block(parts, ENCODER, channels, width, wide, attends=level > 0)
+            channels = width
+            skips.append(channels)
+
+    for attending in (True, False):
+        _block(parts, MIDDLE, channels, channels, wide, attends=attending)
+
+    for level in reversed(range(len(widths))):
+        for _ in range(blocks + 1):
+            _block(parts, DECODER, channels + skips.pop(), widths[level], wide, attends=level > 0)
+            channels = widths[level]
+        if level:
+            parts[RESAMPLING] += _convolution(channels, channels, 3)
+    parts[LAST] = 2 * base + _convolution(base, 3, 3)
+    return parts
+
+
+def _block(
+    parts: Counter[str], part: str, channels: int, width: int, embedding: int = WIDE, *, attends: bool = False
+) -> None:
     """Count a residual block, which has a convolution on the way around where it changes width or resolution."""
     parts[part] += 2 * channels + _convolution(channels, width, 3)
-    parts[part] += WIDE * width + width
+    parts[part] += embedding * width + width
     parts[part] += 2 * width + _convolution(width, width, 3)
     if channels != width or part == RESAMPLING:
         parts[part] += _convolution(channels, width, 1)

@@ -108,6 +108,16 @@ def edm(labels: bool = True) -> dict[str, bytes]:
     return content | {"dataset.json": json.dumps({"labels": listed}).encode()}
 
 
+def lsun(path: Path, images: list[bytes]) -> Path:
+    """Write a database as LSUN's: keys in the order of the images."""
+    import lmdb
+
+    with lmdb.open(str(path), map_size=2**30) as environment, environment.begin(write=True) as transaction:
+        for i, data in enumerate(images):
+            transaction.put(f"{i:040x}".encode(), data)
+    return path
+
+
 LABELLED: dict[str, Callable[[Path], Path]] = {
     "images: folders": lambda path: make_folder(path, files()),
     "images: zip": lambda path: make_zip(path.with_suffix(".zip"), files()),
@@ -137,6 +147,7 @@ UNLABELLED: dict[str, Callable[[Path], Path]] = {
         path.with_suffix(".zip"), files(False) | {"__MACOSX/._01.png": b"\0\5\x16\7"}
     ),
     "images: EDM's zip": lambda path: make_zip(path.with_suffix(".zip"), edm(labels=False)),
+    "lsun": lambda path: lsun(path, list(files(False).values())),
     "npz": lambda path: make_npz(path.with_suffix(".npz"), images=PIXELS),
     "npz: grey": lambda path: make_npz(path.with_suffix(".npz"), images=PIXELS[..., :1]),
     "idx": lambda path: make_folder(path, {"train-images-idx3-ubyte": mnist()["train-images-idx3-ubyte"]}),

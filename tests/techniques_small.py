@@ -22,16 +22,17 @@ PAIRS = list(itertools.combinations(NAMES, 2))
 
 
 @cache
-def autoencoder(folder: Path) -> str:
+def autoencoder(folder: Path, kind: str = "kl") -> str:
     """Write an autoencoder of random weights that halves images, and return its folder."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
 
     torch.manual_seed(0)
     blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    blocks |= {"block_out_channels": (8, 8)}
-    network = AutoencoderKL(**blocks, layers_per_block=1, norm_num_groups=4)
-    network.save_pretrained(folder / "autoencoder")
-    return str(folder / "autoencoder")
+    blocks |= {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    network = VQModel(**blocks) if kind == "vq" else AutoencoderKL(**blocks)
+    network.save_pretrained(folder / f"autoencoder-{kind}")
+    return str(folder / f"autoencoder-{kind}")
 
 
 @cache
@@ -41,11 +42,11 @@ def plain_recipe(folder: Path) -> str:
     return str(folder / "plain.yaml")
 
 
-def examples(folder: Path) -> dict[str, dict[str, Any]]:
+def examples(folder: Path, codec: str = "kl") -> dict[str, dict[str, Any]]:
     """Return for each technique what turns it on and lets it act within ten steps; its files lie in `folder`."""
-    codec = autoencoder(folder)
+    files = autoencoder(folder, codec)
     return {
-        "codec": {"codec.kind": "kl", "codec.encoder": codec, "codec.decoder": codec},
+        "codec": {"codec.kind": codec, "codec.encoder": files, "codec.decoder": files},
         "mafp": {"mafp.p1": 0.3, "mafp.p2": 0.3},
         "patches": {"patches.real_p": 0.5, "patches.sizes": [0.5]},
         "ood": {"ood.weight": 10.0, "ood.constant": 1.0},
@@ -60,9 +61,11 @@ def examples(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def with_techniques(names: tuple[str, ...], folder: Path, preset: str = "tiny-edm", **values: object) -> Recipe:
+def with_techniques(
+    names: tuple[str, ...], folder: Path, preset: str = "tiny-edm", codec: str = "kl", **values: object
+) -> Recipe:
     """Return a small recipe of ten steps with these techniques on."""
-    on = {path: value for name in names for path, value in examples(folder)[name].items()}
+    on = {path: value for name in names for path, value in examples(folder, codec)[name].items()}
     base = {"training__kimg": 0.08, "training__flip": True, "sampler__steps": 2, "network__attention": []}
     base |= {"conditioning__classes": True, "conditioning__label_drop": 0.2}
     return small(preset, **base | values).replace(on)

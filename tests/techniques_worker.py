@@ -11,6 +11,8 @@ from torch import Tensor
 
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 
+RANKED = [*NAMES, "codec-vq"]
+"""The techniques, and another kind of codec."""
 STEPS = 6
 """The last changes the masks."""
 
@@ -18,7 +20,8 @@ STEPS = 6
 def gradients(name: str, dataset: Dataset, folder: Path, out: Path) -> dict[str, Tensor]:
     """Train some steps with a technique and return the gradients that the optimizer was given, and the masks."""
     size = {"training__batch_size": 16, "training__microbatch": 4, "training__kimg": 0.16}
-    recipe = with_techniques((name,), folder, **size)
+    technique, _, codec = name.partition("-")
+    recipe = with_techniques((technique,), folder, codec=codec or "kl", **size)
     repeat = session(recipe, dataset, out / name)
     seen: dict[str, Tensor] = {}
 
@@ -37,7 +40,7 @@ def gradients(name: str, dataset: Dataset, folder: Path, out: Path) -> dict[str,
 
 def main(rank: int, meeting: str, dataset: Path, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for name in NAMES:
+    for name in RANKED:
         found = gradients(name, open_dataset(dataset), folder, folder / "two")
         save_file(found, folder / f"{name}-{rank}.safetensors")
     dist.destroy_process_group()

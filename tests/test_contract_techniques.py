@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from techniques_small import NAMES, PAIRS, examples, session, with_techniques
-from techniques_worker import gradients
+from techniques_worker import RANKED, gradients
 
 from scrimp_trainers import techniques
 from scrimp_trainers.common.errors import UserError
@@ -71,7 +71,21 @@ def test_techniques_train_resume_bit_exactly_and_sample_together_or_are_refused(
         with pytest.raises(UserError, match=re.escape(REFUSED[preset, names])):
             with_techniques(names, files, preset)
         return
-    recipe = with_techniques(names, files, preset)
+    check_training(with_techniques(names, files, preset), few_digits, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_techniques_train_on_latents_of_a_vq_autoencoder_or_are_refused(name, files, few_digits, tmp_path, monkeypatch):
+    if ("tiny-ddpm", (name,)) in REFUSED:
+        with pytest.raises(UserError, match=re.escape(REFUSED["tiny-ddpm", (name,)])):
+            with_techniques(("codec", name), files, "tiny-ddpm", codec="vq")
+        return
+    recipe = with_techniques(("codec", name), files, "tiny-ddpm", codec="vq")
+    check_training(recipe, few_digits, tmp_path, monkeypatch)
+
+
+def check_training(recipe, few_digits, tmp_path, monkeypatch):
+    """Train ten steps at once and with a resume between, which has to give the same bits, and sample."""
     # Counting takes longer than ten steps.
     monkeypatch.setattr("scrimp_trainers.metrics.cost.forward_flops", lambda *_: 1)
     monkeypatch.setattr(
@@ -107,10 +121,11 @@ def tensors(repeat):
 
 def test_two_ranks_have_the_gradients_of_one_rank_with_twice_the_batch(files, few_digits):
     examples(files)  # the files that both ranks read
+    examples(files, "vq")
     script = Path(__file__).with_name("techniques_worker.py")
     arguments = [str(files / "meeting"), str(few_digits.folder), str(files)]
     ranks = [subprocess.Popen([sys.executable, str(script), str(rank), *arguments]) for rank in range(2)]
-    alone = {name: gradients(name, few_digits, files, files / "one") for name in NAMES}
+    alone = {name: gradients(name, few_digits, files, files / "one") for name in RANKED}
     assert [rank.wait() for rank in ranks] == [0, 0]
     for name, expected in alone.items():
         one, other = (load_file(files / f"{name}-{rank}.safetensors") for rank in range(2))

@@ -164,7 +164,7 @@ MISTAKES = [
     (lambda there: scrimp.Space(**TREE | {"search": {}}), "^a space needs fields to search, or arms to compare$"),  # type: ignore
     (lambda there: scrimp.prepare("nothing", there / "out"), "nothing: no such folder or file"),
     (lambda there: scrimp.prepare("digits", there / "out", encoder="vae"), "--encoder needs --codec"),
-    (lambda there: scrimp.prepare("digits", there / "out", codec="vq"), r"codec\.kind: Input should be"),  # type: ignore
+    (lambda there: scrimp.prepare("digits", there / "out", codec="vqgan"), r"codec\.kind: Input should be"),  # type: ignore
     (lambda there: scrimp.open_dataset(there), r"not a dataset \(no dataset\.json\)"),
     (lambda there: scrimp.train("tiny-edm", there, there / "out"), r"not a dataset \(no dataset\.json\)"),
     (lambda there: scrimp.load_model(there), r"not a model \(no network's config\.json\)"),

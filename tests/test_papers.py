@@ -17,8 +17,10 @@ from published_networks import (
     LAST,
     MIDDLE,
     RESAMPLING,
+    latent_unet,
     song_unet,
 )
+from torch import nn
 
 from scrimp_spaces.space import load_space, names
 from scrimp_trainers.networks.denoiser import Denoiser
@@ -142,6 +144,8 @@ SPARSE: dict[str, Any] = {
     "sampler.steps": 200,
     "sampler.eta": 1.0,
 }
+LDM = {path: value for path, value in SPARSE.items() if path not in ("training.kimg", "sampler.eta")}
+"""What its models of all three sets of images have in common."""
 CHIRODIFF: dict[str, Any] = {
     "diffusion.kind": "ddpm",
     "diffusion.timesteps": 1000,
@@ -209,6 +213,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"patches.real_p": 0.5, "patches.sizes": (0.75,), "training.kimg": 20_000.0, "sampler.steps": 40},
     "ld-diffusion-lowshot": LOW_SHOT,
     "ld-diffusion-lowshot-released": LOW_SHOT,
+    **{
+        name + end: settings | ({"sparsity.method": end[1:]} if end else {})
+        for name, settings in {
+            "ldm-bedrooms": SPARSE,
+            "ldm-celebahq": LDM | {"optimizer.lr": 2e-6, "training.kimg": 1875.0, "sampler.eta": 0.0},
+            "ldm-imagenette": LDM,
+        }.items()
+        for end in ("", "-magran", "-rigl", "-static")
+    },
     "magran-dm": SPARSE | {"sparsity.method": "magran"},
     "prune-reweight-cifar10": DDPM
     | {"optimizer.warmup_kimg": 0.0, "conditioning.classes": True, "conditioning.label_drop": 0.1, "coreset.keep": 0.1},
@@ -234,6 +247,7 @@ PUBLISHED_SPACES: dict[str, dict[str, Any]] = {
         "optimizer.warmup_kimg": 10_000.0,
         "sampler.steps": 40,
     },
+    "ldm": {"budget.rungs_kimg": 1590.0, "sampler.steps": 200},
     "prune-reweight": {"sampler.kind": "ancestral", "sampler.steps": 1000},
     "scrimp": {"budget.rungs_kimg": 200_000.0, "optimizer.warmup_kimg": 10_000.0},
     "sparse-to-sparse": {"budget.rungs_kimg": 1590.0, "sampler.steps": 200},
@@ -244,6 +258,7 @@ NETWORKS = {
     "edm": song_unet(32, (2, 2, 2), inputs=3, outputs=3, ncsnpp=False, augment_labels=0),
     "ambient-ffhq": song_unet(64, (1, 2, 2, 2), inputs=3, outputs=3, ncsnpp=True, augment_labels=9),
     "ld-diffusion-lowshot": song_unet(32, (2, 2, 2), inputs=6, outputs=4, ncsnpp=True, augment_labels=9),
+    "ldm-bedrooms": latent_unet(),
 }
 """The published networks' parameters by part."""
 SINUSOIDS = 1000 * 128
@@ -292,7 +307,8 @@ def test_a_preset_has_the_parameters_that_the_page_states(preset):
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"), [("edm", 55.73), ("ambient-ffhq", 62.76), ("ld-diffusion-lowshot", 56.41)]
+    ("preset", "millions"),
+    [("edm", 55.73), ("ambient-ffhq", 62.76), ("ld-diffusion-lowshot", 56.41), ("ldm-bedrooms", 274.06)],
 )
 def test_the_published_structure_has_the_published_count(preset, millions):
     assert round(NETWORKS[preset].total() / 1e6, 2) == millions
@@ -318,6 +334,14 @@ def part_of(name: str) -> str:
         r"conv_norm_out|conv_out": LAST,
     }
     return next(part for pattern, part in patterns.items() if re.search(pattern, name))
+
+
+@pytest.mark.parametrize("preset", ["ldm-bedrooms", "ldm-celebahq-rigl"])
+def test_latent_diffusions_network_is_normalised_in_32_groups(preset):
+    groups = {
+        module.num_groups for module in network_of(preset, "3x64x64").modules() if isinstance(module, nn.GroupNorm)
+    }
+    assert groups == {32}
 
 
 def test_the_parts_of_networks_that_differ_are_those_on_the_page():

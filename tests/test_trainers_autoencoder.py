@@ -7,13 +7,13 @@ from autoencoders_small import settings_of
 from trainers_small import CPU
 
 from scrimp_trainers.codecs.autoencoder import open_codec
-from scrimp_trainers.codecs.autoencoder_files import WEIGHTS
+from scrimp_trainers.codecs.autoencoder_files import WEIGHTS, latent_shape
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.techniques import Autoencoder
 
 
 def test_an_autoencoder_that_is_not_there_is_named_with_what_to_put_where(tmp_path):
-    with pytest.raises(UserError, match=r"codec.decoder /no/such: no such folder, .*config.json and .*safetensors"):
+    with pytest.raises(UserError, match=r"codec.decoder /no/such: no such folder; .*config.json and .*safetensors"):
         open_codec(Autoencoder(kind="kl", decoder="/no/such"), CPU, 3)
     with pytest.raises(UserError, match=r"has no config.json; name a folder"):
         open_codec(Autoencoder(kind="kl", decoder=str(tmp_path)), CPU, 3)
@@ -33,8 +33,13 @@ def test_without_a_network_the_line_says_what_the_hub_said(monkeypatch):
 
 def test_an_autoencoder_of_another_kind_is_refused(autoencoders):
     settings = settings_of(autoencoders, "kl").model_copy(update={"kind": "tiny"})
-    with pytest.raises(UserError, match=r"is an AutoencoderKL, which codec.kind 'tiny' is not"):
+    with pytest.raises(UserError, match=r"holds the class AutoencoderKL, but codec.kind 'tiny' needs AutoencoderTiny"):
         open_codec(settings, CPU, 3)
+
+
+def test_planning_refuses_a_folder_that_is_not_there():
+    with pytest.raises(UserError, match=r"codec.encoder /no/such: no such folder"):
+        latent_shape(Autoencoder(kind="vq", encoder="/no/such"), 256)
 
 
 def test_damaged_weights_are_refused(autoencoders, tmp_path):

@@ -32,6 +32,8 @@ def test_a_recipe_file_is_read_back_unchanged(tmp_path):
         ({"optimizer.lr.x": 1}, "optimizer.lr.x: a recipe has no such field"),
         ({"network.channels": 12}, "network.channels: Input should be a multiple of 8, not 12"),
         ({"sampler.kind": "ancestral"}, "sampler.kind: 'ancestral' needs a chain of steps; use diffusion.kind ddpm"),
+        ({"codec.kind": "vqgan"}, "codec.kind: there is no 'vqgan'; use none, kl, tiny, vq, strokes, or a part of"),
+        ({"network.kind": "vit"}, "network.kind: there is no 'vit'; use unet, dit, "),
         ({"sampler.guidance": 2.0}, "sampler.guidance needs conditioning.classes"),
     ],
 )

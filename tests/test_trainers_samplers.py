@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scrimp_trainers.common import parts
 from scrimp_trainers.diffusion import ddpm
+from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.diffusion import DDPM, EDM
 from scrimp_trainers.recipe.samplers import DDIM, Ancestral, AnySampler, Heun
 
@@ -27,21 +28,23 @@ class Data:
 
     std: float
     clip: bool
+    channels: int = 1
 
 
 # A pixel of +-1 is four deviations away: 6 of 100,000 draws are clipped, and none of those in these tests.
-DATA = {"pixels": Data(0.25, clip=True), "latents": Data(1.0, clip=False)}
+DATA = {"pixels": Data(0.25, clip=True), "latents": Data(1.0, clip=False), "latents of vq": Data(1.0, False, 3)}
 
 
 class Noise:
     """Standard normal draws, the first of which starts the sampling."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
+        self.shape = (COUNT, channels, 1, 1)
         self.generator = torch.Generator().manual_seed(0)
         self.drawn: list[Tensor] = []
 
     def __call__(self) -> Tensor:
-        self.drawn.append(torch.randn(COUNT, 1, 1, 1, generator=self.generator, dtype=torch.float64))
+        self.drawn.append(torch.randn(self.shape, generator=self.generator, dtype=torch.float64))
         return self.drawn[-1]
 
 
@@ -110,7 +113,7 @@ def predictor(settings: EDM | DDPM, std: float):
 
 def drawn(settings: EDM | DDPM, sampler: AnySampler, data: Data) -> tuple[Tensor, list[float], Noise]:
     """Return samples, the coefficients that they should have, and the noise that they were made of."""
-    noise = Noise()
+    noise = Noise(data.channels)
     predict = predictor(settings, data.std)
     process = parts.build("diffusion", settings)
     part = parts.module("diffusion.samplers", sampler.kind)
@@ -123,6 +126,7 @@ def drawn(settings: EDM | DDPM, sampler: AnySampler, data: Data) -> tuple[Tensor
     return samples, chain(settings, sampler, data.std), noise
 
 
+LATENT = DDPM(kind="ddpm", betas="scaled_linear", beta_start=0.0015, beta_end=0.0195)
 CHURN = Heun(steps=256, s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.0)
 SAMPLERS: dict[str, tuple[EDM | DDPM, AnySampler]] = {
     "heun": (EDM(sigma_data=0.5), Heun(steps=18)),
@@ -135,6 +139,8 @@ SAMPLERS: dict[str, tuple[EDM | DDPM, AnySampler]] = {
     "ddim-v": (DDPM(kind="ddpm", prediction="v"), DDIM(steps=250)),
     "ddim-half": (DDPM(kind="ddpm"), DDIM(steps=1000, eta=0.5)),
     "ddim-full": (DDPM(kind="ddpm"), DDIM(steps=1000, eta=1.0)),
+    "ldm-bedrooms": (LATENT, DDIM(steps=200, eta=1.0)),
+    "ldm-celebahq": (LATENT, DDIM(steps=200)),
 }
 each = pytest.mark.parametrize("name", SAMPLERS)
 both = pytest.mark.parametrize("data", DATA.values(), ids=DATA)
@@ -172,6 +178,13 @@ def test_with_enough_steps_the_deviation_is_the_datas(name, data):
     deviation = math.hypot(*coefficients)
     assert deviation == pytest.approx(data.std, rel=0.01)
     assert samples.std().item() == pytest.approx(deviation, rel=0.08)  # 1,000 samples
+
+
+@pytest.mark.parametrize("preset", ["ldm-bedrooms", "ldm-celebahq", "ldm-imagenette"])
+def test_presets_of_latent_diffusion_sample_without_clipping_by_a_sampler_tested_here(preset):
+    recipe = recipes.load(preset)
+    assert not recipe.codec.bounded
+    assert (recipe.diffusion, recipe.sampler) in SAMPLERS.values()
 
 
 def test_clipping_would_shrink_latents():

@@ -70,7 +70,8 @@ def test_every_form_may_do_without_classes(form: str, tmp_path: Path):
 
 def test_every_reader_there_is_has_its_form_above():
     drawings = {"drawings", "quickdraw", "svg"}  # tests/test_trainers_drawings.py
-    assert set(formats()) == {form.partition(":")[0] for form in LABELLED} | {"digits"} | drawings
+    forms = {form.partition(":")[0] for form in LABELLED | UNLABELLED}
+    assert set(formats()) == forms | {"digits"} | drawings
     for name in formats():
         reader = importlib.import_module(f"scrimp_trainers.data.sources.{name}")
         assert callable(reader.recognises)

@@ -93,10 +93,11 @@ def test_a_model_of_latents_without_the_images_channels_is_refused(model):
 
 
 @each_fault
-def test_a_wrong_tensor_is_refused_in_an_autoencoder(autoencoders, tmp_path, fault):
-    folder = shutil.copytree(autoencoders / "kl", tmp_path / "kl")
-    rewrite(folder / WEIGHTS, fault, "encoder.conv_in.weight")
-    refused(lambda: open_codec(settings_of(tmp_path, "kl"), CPU, 3), str(folder), WEIGHTS, "encoder.conv_in.weight")
+@pytest.mark.parametrize(("kind", "name"), [("kl", "encoder.conv_in.weight"), ("vq", "quantize.embedding.weight")])
+def test_a_wrong_tensor_is_refused_in_an_autoencoder(autoencoders, tmp_path, fault, kind, name):
+    folder = shutil.copytree(autoencoders / kind, tmp_path / kind)
+    rewrite(folder / WEIGHTS, fault, name)
+    refused(lambda: open_codec(settings_of(tmp_path, kind), CPU, 3), str(folder), WEIGHTS, name)
 
 
 @each_fault

@@ -24,6 +24,7 @@ def prepare(
     size: int | None = None,
     limit: int | None = None,
     per_class: int | None = None,
+    first: int | None = None,
     holdout: float | None = None,
     labels: str | None = None,
     flat: bool = False,
@@ -38,7 +39,7 @@ def prepare(
     reader: str | None = None,
     seed: int = 0,
     classifier: bool | None = None,
-    codec: Literal["kl", "tiny"] | None = None,
+    codec: Literal["kl", "tiny", "vq"] | None = None,
     encoder: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -47,13 +48,15 @@ def prepare(
     Parameters
     ----------
     source
-        A folder, zip, tar or npz of images, CIFAR-10, idx or WebDataset shards, or the name `digits`.
+        A folder, zip, tar or npz of images, CIFAR-10, idx, LSUN or WebDataset shards, or the name `digits`.
     out
         The folder to create; it must not exist.
     size
         Height and width of the images: centre crop, then Lanczos. By default they must be squares of one size.
     limit, per_class
         Number of training images to keep, in total or per class; by default all.
+    first
+        Number of images of the source to read, the first ones in its own order; by default all.
     holdout
         Images to hold out from training: a number, or a fraction if below 1.
     labels
@@ -105,6 +108,7 @@ def prepare(
         size=size,
         limit=limit,
         per_class=per_class,
+        first=first,
         seed=seed,
         holdout=holdout,
         reference=reference,

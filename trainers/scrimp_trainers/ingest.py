@@ -27,7 +27,7 @@ from scrimp_trainers.data.pixels import pixel_limit
 from scrimp_trainers.data.reading import TAR_BYTES, Progress, UsableImages, map_in_order, read_images, select
 from scrimp_trainers.data.shards import Sample, write_shards
 from scrimp_trainers.data.sources import open_source
-from scrimp_trainers.data.sources.source import Layout, Source
+from scrimp_trainers.data.sources.source import Layout, Source, first_images
 from scrimp_trainers.data.subsets import choose_subsets
 
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -70,6 +70,8 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         if options.reference is not None:
             sources["reference"] = open_source(options.reference, scratch, layout, options.reader)
         _validate_for(sources["train"], options)
+        if options.first is not None:
+            sources["train"] = first_images(sources["train"], options.first)
         options = replace(options, near=_near(sources["train"], options))
         usable = read_images(sources, scratch, options, progress)
 
@@ -105,7 +107,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
 
 
 def _validate(options: Options) -> None:
-    for name in ("size", "limit", "per_class", "workers", "max_pixels"):
+    for name in ("size", "limit", "per_class", "first", "workers", "max_pixels"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')}: must be at least 1, not {value}")

@@ -133,6 +133,7 @@ OWN_PARTS = click.option(
 @click.option("--size", type=click.IntRange(1), help="Height and width to resize to; most points of a drawing.")
 @click.option("--limit", type=click.IntRange(1), help="Training images to keep, drawn at random.")
 @click.option("--per-class", type=click.IntRange(1), help="Training images to keep per class.")
+@click.option("--first", type=click.IntRange(1), help="Images of the source to read, the first ones in its order.")
 @click.option("--holdout", type=_Number(0), help="Images to hold out: a number, or a fraction below 1.")
 @click.option("--labels", type=NAME, metavar="none|folder|FILE", help="Source of the classes.  [default: detected]")
 @click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes.")
@@ -158,14 +159,14 @@ OWN_PARTS = click.option(
     default=None,
     help="Train a small CNN on the labels.  [default: train it; scores use it if it is better than chance]",
 )
-@click.option("--codec", type=click.Choice(["kl", "tiny"]), help="Also encode the images, to train on latents.")
+@click.option("--codec", type=click.Choice(["kl", "tiny", "vq"]), help="Also encode the images, to train on latents.")
 @click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Autoencoder of the codec.  [default: sd-vae-ft-mse]")
 @OWN_PARTS
 def prepare(source: str, out: Path, **options: Any) -> None:
     """Make the dataset OUT from SOURCE.
 
-    SOURCE is a folder, zip, tar or npz of images, CIFAR-10, idx, WebDataset shards, or the name digits; or pen
-    drawings: Quick, Draw! ndjson, npz as sketch-rnn's, SVG files of strokes such as KanjiVG's.
+    SOURCE is a folder, zip, tar or npz of images, CIFAR-10, idx, LSUN, WebDataset shards, or the name digits; or
+    pen drawings: Quick, Draw! ndjson, npz as sketch-rnn's, SVG files of strokes such as KanjiVG's.
     """
     from scrimp_platform.cli import commands
 

@@ -1,7 +1,12 @@
-"""LD-Diffusion's codec: diffusion in the latents of a frozen autoencoder of diffusers' (there sd-vae-ft-mse and -ema).
+"""Diffusion in the latents of a frozen autoencoder of diffusers'.
 
-The encoder gives a posterior for each cell of the latents, of which every step draws a new sample. What the network
-sees is (sample - shift) * scale, with shift and scale from the autoencoder's config.
+LD-Diffusion's (sd-vae-ft-mse and -ema) is an AutoencoderKL: the encoder gives a posterior for each cell of the latents,
+of which every step draws a new sample, and the network sees (sample - shift) * scale, with shift and scale from the
+autoencoder's config.
+
+Latent diffusion's for images of 256x256 (Rombach et al. 2022, VQ-f4) is a VQModel: the network sees the latents before
+they are quantised, as they are, and the decoder quantises. In latent diffusion's code their scale is 1. The config's
+`scaling_factor` is not used, since diffusers writes its default, 0.18215, into the config of every VQModel.
 """
 
 from dataclasses import dataclass
@@ -24,8 +29,9 @@ from scrimp_trainers.recipe.techniques import Autoencoder
 if TYPE_CHECKING:  # importing them takes seconds
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.autoencoders.vq_model import VQModel
 
-    Network = AutoencoderKL | AutoencoderTiny
+    Network = AutoencoderKL | AutoencoderTiny | VQModel
 
 MAX_PIXELS_AT_ONCE = 2**20
 """What goes through the autoencoder at once: its activations take a few GiB then."""
@@ -59,7 +65,8 @@ class AutoencoderCodec:
         if self.settings.encoder == self.settings.decoder:
             return self.decoder
         network = _load(files, self.settings, self.device)
-        if (files.channels, files.factor, *_scaling(network)) != (self.channels, self.factor, self.scale, self.shift):
+        scaling = _scaling(network, self.settings)
+        if (files.channels, files.factor, *scaling) != (self.channels, self.factor, self.scale, self.shift):
             raise UserError(
                 f"{files.where}: its latents are not those of codec.decoder {self.settings.decoder} (channels, "
                 "downsampling, scaling_factor or shift_factor differ); name two that belong together"
@@ -78,8 +85,8 @@ class AutoencoderCodec:
         Returns
         -------
         Tensor
-            The posterior's mean, then its log-variance, float32 [b, 2c, h, w]. An AutoencoderTiny knows the mean
-            alone: its log-variance is minus infinity.
+            The posterior's mean, then its log-variance, float32 [b, 2c, h, w]. An AutoencoderTiny and a VQModel have
+            no posterior: their latents, [b, c, h, w].
         """
         return torch.cat([self._moments(part) for part in images.split(_at_once(images.shape[-1]))])
 
@@ -92,7 +99,9 @@ class AutoencoderCodec:
         return self.image_channels, *(side * self.factor for side in x[1:])
 
     def encode(self, values: Tensor, draw: Draw) -> Tensor:
-        """Draw latents as the network sees them, [b, c, h, w], from moments [b, 2c, h, w]."""
+        """Draw latents as the network sees them, [b, c, h, w], from moments [b, 2c, h, w]; or scale fixed ones."""
+        if values.shape[1] == self.channels:
+            return values.sub(self.shift).mul_(self.scale)
         normal = draw((len(values), self.channels, *values.shape[2:]))
         return draw_latents(values, normal, self.scale, self.shift)
 
@@ -111,9 +120,8 @@ class AutoencoderCodec:
     def _moments(self, images: Tensor) -> Tensor:
         pixels = scaled(images.to(self.device)).expand(-1, 3, -1, -1)
         encode: Any = self.encoder.encode
-        if self.settings.kind == "tiny":
-            mean = encode(pixels).latents
-            return torch.cat([mean, torch.full_like(mean, -torch.inf)], dim=1)
+        if self.settings.kind != "kl":
+            return encode(pixels).latents
         posterior = encode(pixels).latent_dist
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
@@ -128,7 +136,7 @@ def open_codec(settings: Autoencoder, device: torch.device, image_channels: int)
     """
     files = autoencoder_files.find(settings, "decoder")
     decoder = _load(files, settings, device)
-    scale, shift = _scaling(decoder)
+    scale, shift = _scaling(decoder, settings)
     return AutoencoderCodec(settings, decoder, files.channels, files.factor, scale, shift, image_channels, device)
 
 
@@ -146,15 +154,19 @@ def _at_once(side: int) -> int:
     return max(1, MAX_PIXELS_AT_ONCE // side**2)
 
 
-def _scaling(network: "Network") -> tuple[float, float]:
+def _scaling(network: "Network", settings: Autoencoder) -> tuple[float, float]:
+    """Return scale and shift of latents."""
+    if settings.kind == "vq":
+        return 1.0, 0.0
     return float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0)
 
 
 def _load(files: AutoencoderFiles, settings: Autoencoder, device: torch.device) -> "Network":
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.autoencoders.vq_model import VQModel
 
-    kind: Any = AutoencoderKL if settings.kind == "kl" else AutoencoderTiny
+    kind: Any = {"kl": AutoencoderKL, "tiny": AutoencoderTiny, "vq": VQModel}[settings.kind]
     try:
         network, loaded = kind.from_pretrained(
             files.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True

@@ -13,7 +13,15 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.techniques import Autoencoder
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny"}
+CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny", "vq": "VQModel"}
+BLOCKS = {
+    "kl": ("block_out_channels", 1),
+    "tiny": ("num_encoder_blocks", 4),
+    "vq": ("block_out_channels", 1),
+}
+"""Which list of a config has an entry for each level, and how many levels there are where the config leaves it out."""
+LATENT_CHANNELS = {"kl": 4, "tiny": 4, "vq": 3}
+"""Of a config that leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,13 @@ class AutoencoderFiles:
     """Channels of a latent."""
     factor: int
     """Pixels to a latent cell, along each side."""
+    draws: bool
+    """Whether latents are drawn, from a posterior, or fixed."""
+
+    @property
+    def moments(self) -> int:
+        """Numbers that are kept of a latent cell: each channel's mean and log-variance, or its value."""
+        return 2 * self.channels if self.draws else self.channels
 
     def side(self, size: int) -> int:
         """Return the side of the latents of images of `size` pixels.
@@ -66,6 +81,8 @@ def find(settings: Autoencoder, role: Literal["encoder", "decoder"]) -> Autoenco
         missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
         if missing:
             raise UserError(f"{where}: has no {missing[0]}; name a folder that diffusers' save_pretrained has written")
+    elif folder.is_absolute():
+        raise UserError(f"{where}: no such folder; name one with its {CONFIG} and {WEIGHTS}")
     else:
         folder = _hub_folder(name, where)
     return _read(folder, settings, where)
@@ -77,8 +94,10 @@ def latent_shape(settings: Autoencoder, size: int) -> tuple[int, int] | None:
     Raises
     ------
     UserError
-        If the images do not divide into latent cells, or the encoder is of another kind.
+        If the images do not divide into latent cells, the encoder is of another kind, or there is no such folder.
     """
+    if Path(settings.encoder).is_absolute():
+        find(settings, "encoder")  # it is no name of the hub's
     if not (Path(settings.encoder) / CONFIG).is_file():
         return None
     autoencoder = _read(Path(settings.encoder), settings, f"codec.encoder {settings.encoder}")
@@ -107,10 +126,13 @@ def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except ValueError:
         raise UserError(f"{where}: its {CONFIG} is not JSON; get it anew") from None
-    found, expected = config.get("_class_name"), CLASSES[settings.kind]
-    if found != expected:
-        raise UserError(f"{where}: is an {found}, which codec.kind {settings.kind!r} is not; it must be an {expected}")
+    given = config.get("_class_name")
+    expected = CLASSES[settings.kind]
+    if given != expected:
+        raise UserError(f"{where}: holds the class {given}, but codec.kind {settings.kind!r} needs {expected}")
+
     # What a config leaves out is diffusers' default.
-    blocks = {"kl": ("block_out_channels", 1), "tiny": ("num_encoder_blocks", 4)}[settings.kind]
-    levels = len(config[blocks[0]]) if blocks[0] in config else blocks[1]
-    return AutoencoderFiles(folder, where, int(config.get("latent_channels", 4)), 2 ** (levels - 1))
+    blocks, default_levels = BLOCKS[settings.kind]
+    levels = len(config[blocks]) if blocks in config else default_levels
+    channels = config.get("vq_embed_dim") or config.get("latent_channels", LATENT_CHANNELS[settings.kind])
+    return AutoencoderFiles(folder, where, int(channels), 2 ** (levels - 1), settings.kind == "kl")

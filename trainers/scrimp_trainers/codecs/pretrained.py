@@ -76,12 +76,11 @@ def decoding(settings: Autoencoder, items: Shape) -> Decoding:
     folder = Path(settings.decoder)
     where = str(folder.resolve()) if folder.is_dir() else settings.decoder
 
+    # A VQModel's latents are not scaled, whatever its config says.
+    unscaling = "    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n"
     to_grey = ".mean(1, keepdim=True)" if items[0] == 1 else ""
     return Decoding(
         imports=f"{autoencoder}, ",
         loading=f"vae = {autoencoder}.from_pretrained({where!r})\n",
-        lines=(
-            "    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n"
-            f"    x = vae.decode(x).sample{to_grey}\n"
-        ),
+        lines=f"{'' if settings.kind == 'vq' else unscaling}    x = vae.decode(x).sample{to_grey}\n",
     )

@@ -62,14 +62,19 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make this file; the others wait. Without write access to the folder nobody waits."""
+def locked(path: Path) -> Iterator[bool]:
+    """Let one process at a time make this file; the others wait. Yield whether no other process can be at it.
+
+    Without write access to the folder, or on a file system without locks, nobody waits.
+    """
+    is_locked = False
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
             file = stack.enter_context(path.with_name(f".{path.name}.lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            is_locked = True
+        yield is_locked
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ class Options:
     """Training images to keep; None for all."""
     per_class: int | None = None
     """Training images to keep of each class; None for all."""
+    first: int | None = None
+    """Images of the source to read, the first ones in its own order, before any is held out; None for all."""
     seed: int = 0
     """Seed of the choice and order of images, and of the classifier."""
     holdout: float | None = None

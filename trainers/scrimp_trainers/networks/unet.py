@@ -122,7 +122,7 @@ def build(
         time_embedding_dim=embedding,
         attention_head_dim=section.head_channels,
         dropout=section.dropout,
-        norm_num_groups=math.gcd(32, section.channels // 4),
+        norm_num_groups=_groups(section.channels),
         freq_shift=1,  # the embedding's frequencies end at 1/10000, as in DDPM and EDM
         num_class_embeds=classes + 1 if classes else None,
     )
@@ -145,6 +145,11 @@ def load(folder: Path) -> UNet:
             if not any(parameter.any() for parameter in attention.parameters()):
                 block.attentions[number] = nn.Identity()
     return UNet(unet, coordinates=unet.config["in_channels"] > unet.config["out_channels"])
+
+
+def _groups(channels: int) -> int:
+    """Return how many groups norms have: 32 as in the papers, or in narrow networks fewer, of four channels or more."""
+    return math.gcd(32, channels if channels >= 128 else channels // 4)
 
 
 def _check(section: networks.UNet, image_size: int, widths: list[int]) -> None:

@@ -260,7 +260,7 @@ def check_field(recipe: Recipe, path: str, value: Any) -> None:
     section, _, leaf = path.partition(".")
     if section in PARTS and leaf == "kind":
         if not parts.is_own(str(value)) and value not in _kinds(section):
-            raise UserError(f"{path}: there is no {value!r}; use {', '.join(_kinds(section))}")
+            raise UserError(f"{path}: {_no_such_kind(section, value)}")
         _section(section, value)
         return
     kind = type(getattr(recipe, section))
@@ -289,12 +289,16 @@ def explain(error: ValidationError) -> str:
         path = ".".join(_without_kind(fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "union_tag_invalid":
-            context = fault.get("ctx", {})
-            faults.append(f"{path}.kind: there is no {context['tag']!r}; use {context['expected_tags']}")
+            faults.append(f"{path}.kind: {_no_such_kind(path, fault.get('ctx', {})['tag'])}")
             continue
         given = "" if isinstance(fault["input"], dict) else f", not {fault['input']!r}"
         faults.append(f"{path}: {message}{given}" if path else message)
     return "; ".join(faults)
+
+
+def _no_such_kind(name: str, kind: Any) -> str:
+    """Say that no section of this kind may stand in a field of a recipe, and which may."""
+    return f"there is no {kind!r}; use {', '.join(_kinds(name))}, or a part of your own such as my_parts:MyPart"
 
 
 def _without_kind(location: tuple[int | str, ...]) -> list[str]:

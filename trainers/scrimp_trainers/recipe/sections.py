@@ -46,24 +46,17 @@ OWN = "own"
 """The tag of a union's open member: the section of a user's own part, whose kind is `my_parts:MyNetwork`."""
 
 
-def by_kind(default: str) -> Discriminator:
-    """Return what chooses among the sections of a union by their `kind`; where it is left out, `default` is meant."""
+def by_kind(default: str, *alike: str) -> Discriminator:
+    """Return what chooses among the sections of a union by their `kind`; where it is left out, `default` is meant.
+
+    Kinds that are `alike` have the section of the default.
+    """
 
     def choose(value: Any) -> str:
         kind = value.get("kind", default) if isinstance(value, Mapping) else value.kind
-        return OWN if parts.is_own(str(kind)) else kind
-
-    return Discriminator(choose)
-
-
-def own_or(tag: str, *others: str) -> Discriminator:
-    """Return what chooses between a user's own section, some of one kind, and one that has all other kinds."""
-
-    def choose(value: Any) -> str:
-        kind = value.get("kind", tag) if isinstance(value, Mapping) else value.kind
         if parts.is_own(str(kind)):
             return OWN
-        return kind if kind in others else tag
+        return default if kind in alike else kind
 
     return Discriminator(choose)
 

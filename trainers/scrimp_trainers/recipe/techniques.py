@@ -1,7 +1,7 @@
 """The techniques' sections of a recipe. All are off by default; each names its paper."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, SerializeAsAny, Tag, model_validator
 
@@ -14,7 +14,7 @@ from scrimp_trainers.recipe.sections import (
     Positive,
     Probability,
     Section,
-    own_or,
+    by_kind,
     own_section,
 )
 
@@ -68,13 +68,17 @@ class Codec(Section):
         return self
 
 
+AutoencoderKind = Literal["none", "kl", "tiny", "vq"]
+"""None, or one of diffusers' autoencoders: AutoencoderKL, AutoencoderTiny, VQModel."""
+
+
 class Autoencoder(Codec):
-    """Diffusion in latents of a frozen autoencoder (LD-Diffusion: "compressing model")."""
+    """Diffusion in latents of a frozen autoencoder (LD-Diffusion: "compressing model"; latent diffusion: `vq`)."""
 
     offers: ClassVar[frozenset[str]] = frozenset({"a grid"})
 
-    kind: Literal["none", "kl", "tiny"] = "none"
-    """None, or one of diffusers' autoencoders: AutoencoderKL, AutoencoderTiny."""
+    kind: AutoencoderKind = "none"
+    """None, or one of diffusers' autoencoders: AutoencoderKL, AutoencoderTiny, VQModel."""
     encoder: FileName = "stabilityai/sd-vae-ft-mse"
     """Folder or hub id of the autoencoder that encodes."""
     decoder: FileName = "stabilityai/sd-vae-ft-ema"
@@ -128,7 +132,7 @@ AnyCodec = Annotated[
     Annotated[Autoencoder, Tag("none")]
     | Annotated[Strokes, Tag("strokes")]
     | Annotated[SerializeAsAny[Codec], own_section(Codec), Tag(OWN)],
-    own_or("none", "strokes"),
+    by_kind("none", *get_args(AutoencoderKind)),
 ]
 
 

@@ -3,11 +3,13 @@
 import bisect
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+
+from scrimp_trainers.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,22 @@ class Source:
     """Other remarks of the reader, one line each."""
     modality: Literal["images", "strokes"] = "images"
     """What `load` gives."""
+
+
+def first_images(source: Source, count: int) -> Source:
+    """Return the first images of a source, in its own order.
+
+    Raises
+    ------
+    UserError
+        If there are fewer, or the source has test images of its own, of which none may be among the first.
+    """
+    if source.test is not None:
+        raise UserError("--first: the source has test images of its own; choose of its training images with --limit")
+    if count > source.count:
+        raise UserError(f"--first: {count:,} images requested, but there are {source.count:,}")
+    labels = None if source.labels is None else source.labels[:count]
+    return replace(source, count=count, labels=labels)
 
 
 def source_from_arrays(
