@@ -52,7 +52,8 @@ def export_model(
         network.save(part / network.folder)
         if exported:
             exported.scheduler.save_pretrained(part / "scheduler")
-        if exported and exported.pipeline and network.takes_only_images_and_levels and decoding == Decoding():
+        pipeline = exported and exported.pipeline and network.library_class
+        if exported and pipeline and network.takes_only_images_and_levels and decoding == Decoding():
             (part / "model_index.json").write_text(_index(network, exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         _codec_part(recipe).save(recipe.codec, modality_of(manifest).shape, part)

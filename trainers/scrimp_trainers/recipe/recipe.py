@@ -25,6 +25,7 @@ from scrimp_trainers.recipe.techniques import (
     AnyCodec,
     Autoencoder,
     Coreset,
+    Masking,
     Patches,
     Reweighting,
     Sparsity,
@@ -60,6 +61,8 @@ class Recipe(Section):
     """Augmentation with small fixed probabilities."""
     patches: Patches = Patches()
     """Training on parts of images."""
+    masking: Masking = Masking()
+    """A second pass of each step on a part of the tokens."""
     ood: OOD = OOD()
     """Repulsion from images that are out of the distribution."""
     ambient: Ambient = Ambient()
