@@ -227,10 +227,18 @@ def test_it_trains_resumes_bit_exactly_and_samples_with_each_technique_that_it_t
 
 
 @pytest.mark.parametrize("classes", [0, 10])
-@pytest.mark.parametrize(("preset", "version"), [("tiny-edm", 1), ("tiny-ddpm", 2)])
-def test_its_card_samples_without_our_code_and_it_is_read_back(preset, version, classes, few_digits, tmp_path):
-    recipe = small(preset, conditioning__classes=bool(classes)).replace(MASKED | {"network.version": version})
-    network = awake(SMALL.model_copy(update={"version": version}), classes)
+@pytest.mark.parametrize(
+    ("preset", "version", "values"),
+    [("tiny-edm", 1, {}),
+     ("tiny-ddpm", 2, {}),
+     ("tiny-ddpm", 2, {"diffusion.kind": "iddpm"}),
+     ("tiny-ddpm", 2, {"diffusion.kind": "iddpm", "sampler.kind": "ancestral", "sampler.variance": "learned"})],
+    ids=["edm", "ddpm", "iddpm-ddim", "iddpm-learned"],
+)  # fmt: skip
+def test_its_card_samples_without_our_code_and_it_is_read_back(preset, version, values, classes, few_digits, tmp_path):
+    recipe = small(preset, conditioning__classes=bool(classes)).replace(MASKED | values | {"network.version": version})
+    variances = recipe.diffusion.kind == "iddpm"
+    network = awake(SMALL.model_copy(update={"version": version}), classes, variances=variances)
     export_model(tmp_path / "model", network, recipe, few_digits.manifest, {})
     assert not (tmp_path / "model" / "model_index.json").exists()  # diffusers has no class for it
 
@@ -249,6 +257,7 @@ def test_its_card_samples_without_our_code_and_it_is_read_back(preset, version, 
     assert again == recipe
     assert loaded.classes == classes
     assert loaded.tokens == 16
+    assert loaded.variances == variances
     x = torch.linspace(-1, 1, 192).view(3, 1, 8, 8)
     conditions = Conditions(torch.tensor([0, 1, 9]) if classes else None)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.diffusion import DDPM, EDM, AnyDiffusion
+from scrimp_trainers.recipe.diffusion import EDM, IDDPM, AnyDiffusion, Chain
 from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.own_technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
@@ -79,10 +79,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         self._check_needs()
-        if isinstance(self.diffusion, DDPM) and self.sampler.steps > self.diffusion.timesteps:
+        if isinstance(self.diffusion, Chain) and self.sampler.steps > self.diffusion.timesteps:
             raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
         if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
             raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
+        if self.sampler.guidance_power is not None and not isinstance(self.diffusion, Chain):
+            raise ValueError("sampler.guidance_power goes by the steps of a chain; use diffusion.kind ddpm or iddpm")
+        if isinstance(self.diffusion, IDDPM):
+            self._check_weights_of_hybrid_loss()
         return self
 
     @model_validator(mode="wrap")  # the last validator, so that it also sees what the one above refuses
@@ -108,6 +112,15 @@ class Recipe(Section):
                 who = f"{name}.kind: {kind!r}" if kind else name
                 remedy = "" if kind else f", or turn {name} off"
                 raise ValueError(f"{who} needs {need}; use {' or '.join(_offering(need))}{remedy}")
+
+    def _check_weights_of_hybrid_loss(self) -> None:
+        """Refuse what weighs a squared error: iddpm's loss has another term, which would be weighed with it."""
+        weights = {
+            "ambient.sigma_n": self.ambient.on,
+            "training.min_snr_gamma": self.training.min_snr_gamma is not None,
+        }
+        for name in (name for name, is_on in weights.items() if is_on):
+            raise ValueError(f"{name} weighs a squared error, which the loss of diffusion.kind iddpm is not; use ddpm")
 
     @property
     def nfe(self) -> int:
