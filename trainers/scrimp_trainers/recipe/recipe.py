@@ -363,20 +363,25 @@ def with_own_parts(tree: Any, folder: Path, where: str) -> Any:
     return tree | {"parts": [str(file) for file in files]}
 
 
+OF_REFERENCES = ("codec", "masking")
+"""The techniques that a reference and its proxy may have: what they are trained on and how, the same for both."""
+
+
 def reference_recipe(settings: Reweighting) -> Recipe:
-    """Return the recipe by which reference and proxy are trained: told classes or not, as it says.
+    """Return the recipe by which reference and proxy are trained: told classes or not, in latents or not, as it says.
 
     Raises
     ------
     UserError
-        If it cannot be loaded, or has a technique: the two are trained without any.
+        If it cannot be loaded, or has a technique other than `OF_REFERENCES`.
     """
     recipe = load(settings.recipe)
     techniques = [name for name in Recipe.model_fields if getattr(getattr(recipe, name), "on", False)]
+    techniques = [name for name in techniques if name not in OF_REFERENCES]
     if techniques:
         raise UserError(
             f"reweighting.recipe {settings.recipe}: has {', '.join(techniques)}; reference and proxy are trained "
-            "without techniques, name a recipe without them"
+            "without such techniques, name a recipe without them"
         )
     if recipe.training.select == "best":
         raise UserError(
