@@ -122,5 +122,35 @@ def _block(
         parts[ATTENTION] += 2 * width + 4 * _convolution(width, width, 1)
 
 
+def mdt(
+    *,
+    version: int,
+    patch_size: int,
+    channels: int,
+    layers: int,
+    decoder_layers: int,
+    heads: int,
+    side: int,
+    inputs: int,
+    outputs: int,
+    classes: int,
+) -> int:
+    """Count the parameters of MDT's released networks: positions are learned, and a side-interpolater is one block."""
+    places = (side // patch_size) ** 2
+    offsets = ((2 * side // patch_size - 1) ** 2 + 3) * heads
+    block = _linear(channels, 3 * channels) + _linear(channels, channels) + offsets
+    block += _linear(channels, 4 * channels) + _linear(4 * channels, channels) + _linear(channels, 6 * channels)
+    skips = (layers - decoder_layers) // 2 + decoder_layers if version == 2 else 0
+
+    embeddings = _convolution(inputs, channels, patch_size) + _linear(256, channels) + _linear(channels, channels)
+    embeddings += (classes + 1) * channels + 2 * places * channels + channels
+    last = _linear(channels, 2 * channels) + _linear(channels, patch_size**2 * outputs)
+    return (layers + 1) * block + skips * _linear(2 * channels, channels) + embeddings + last
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
 def _convolution(inputs: int, outputs: int, side: int) -> int:
     return inputs * outputs * side**2 + outputs

@@ -18,6 +18,15 @@ from scrimp_trainers.training.session import Session
 NAMES = [name for name, section in Recipe() if type(section).__module__ == techniques.__name__]
 """The techniques: the sections of a recipe that `recipe/techniques.py` defines."""
 
+TRANSFORMER: dict[str, Any] = {
+    "network.kind": "mdt",
+    "network.channels": 16,
+    "network.layers": 4,
+    "network.decoder_layers": 2,
+    "network.heads": 2,
+}
+"""The smallest network whose tokens can be hidden."""
+
 PAIRS = list(itertools.combinations(NAMES, 2))
 
 
@@ -49,6 +58,7 @@ def examples(folder: Path, codec: str = "kl") -> dict[str, dict[str, Any]]:
         "codec": {"codec.kind": codec, "codec.encoder": files, "codec.decoder": files},
         "mafp": {"mafp.p1": 0.3, "mafp.p2": 0.3},
         "patches": {"patches.real_p": 0.5, "patches.sizes": [0.5]},
+        "masking": {"masking.ratio": 0.3, "masking.spread": 0.2} | TRANSFORMER,
         "ood": {"ood.weight": 10.0, "ood.constant": 1.0},
         "ambient": {"ambient.sigma_n": 0.3},
         "sparsity": {"sparsity.method": "rigl", "sparsity.interval": 5, "sparsity.accumulate": 3},

@@ -13,6 +13,7 @@ from scrimp_trainers.recipe import recipe as recipes
 
 NARROW = {
     "unet": {"network.channels": 8, "network.blocks": 1, "network.head_channels": None},
+    "mdt": {"network.channels": 16, "network.layers": 4, "network.decoder_layers": 2, "network.heads": 2},
     "gru": {"network.width": 8, "network.layers": 1},
 }
 SLOW = pytest.mark.slow

@@ -23,12 +23,18 @@ from scrimp_trainers.techniques.sparsity import layer_weights
 
 FOLDER = Path(techniques.__file__).parent
 ROOT = FOLDER.parents[2]
+OF_UNET = tuple(name for name in NAMES if name != "masking")
+OF_MDT = tuple(name for name in NAMES if name not in ("mafp", "patches"))
 COMBINATIONS = [
-    *(("tiny-edm", names) for names in [*((name,) for name in NAMES), *PAIRS, tuple(NAMES)]),
+    *(("tiny-edm", names) for names in [*((name,) for name in NAMES), *PAIRS, OF_UNET, OF_MDT]),
     *(("tiny-ddpm", (name,)) for name in NAMES),
 ]
 
-REFUSED = {("tiny-ddpm", ("ood",)): "ood needs an estimate of the clean image; use diffusion.kind edm, or turn ood off"}
+REFUSED = {
+    ("tiny-ddpm", ("ood",)): "ood needs an estimate of the clean image; use diffusion.kind edm, or turn ood off",
+    ("tiny-edm", ("mafp", "masking")): "mafp needs augmentation labels; use network.kind unet, or turn mafp off",
+    ("tiny-edm", ("patches", "masking")): "patches needs coordinates; use network.kind unet, or turn patches off",
+}
 """The combinations that are refused, and what is said of them. All others train."""
 
 

@@ -18,6 +18,7 @@ from published_networks import (
     MIDDLE,
     RESAMPLING,
     latent_unet,
+    mdt,
     song_unet,
 )
 from torch import nn
@@ -171,6 +172,40 @@ CHIRODIFF: dict[str, Any] = {
     "sampler.variance": "fixed_small",
 }
 """Of the sparse paper's summary, and where it says nothing of ChiroDiff's code."""
+MDT: dict[str, Any] = {
+    "diffusion.kind": "iddpm",
+    "diffusion.timesteps": 1000,
+    "diffusion.betas": "linear",
+    "diffusion.beta_start": 1e-4,
+    "diffusion.beta_end": 0.02,
+    "diffusion.prediction": "epsilon",
+    "diffusion.vlb_weight": 0.001,
+    "network.kind": "mdt",
+    "network.patch_size": 2,
+    "codec.kind": "kl",
+    "codec.encoder": "stabilityai/sd-vae-ft-mse",
+    "codec.decoder": "stabilityai/sd-vae-ft-ema",
+    "conditioning.classes": True,
+    "conditioning.label_drop": 0.1,
+    "masking.ratio": 0.3,
+    "optimizer.weight_decay": 0.0,
+    "training.batch_size": 256,
+    "training.precision": "fp32",
+    "ema.halflife_kimg": 1774.4,  # 0.9999 a step of 256 images
+    "ema.rampup_ratio": None,
+    "sampler.kind": "ancestral",
+    "sampler.steps": 250,
+    "sampler.variance": "learned",
+}
+MDT_V2: dict[str, Any] = MDT | {
+    "network.version": 2,
+    "masking.spread": 0.2,
+    "optimizer.kind": "adan",
+    "optimizer.lr": 3e-4,
+    "optimizer.max_gradient_norm": 1.0,
+}
+MDT_S: dict[str, Any] = {"network.channels": 384, "network.layers": 12, "network.heads": 6}
+GUIDED: dict[str, Any] = {"sampler.guidance": 3.8, "sampler.guidance_power": 4.0, "sampler.guidance_channels": 3}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ambient-cifar10": AMBIENT | {"training.kimg": 30_000.0, "training.batch_size": 256},
     "ambient-ffhq": AMBIENT
@@ -223,12 +258,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         for end in ("", "-magran", "-rigl", "-static")
     },
     "magran-dm": SPARSE | {"sparsity.method": "magran"},
+    "mdt-b2": MDT_V2
+    | {"network.channels": 768, "network.layers": 12, "network.heads": 12, "network.decoder_layers": 4},
+    "mdt-s2": MDT_V2 | MDT_S | {"network.decoder_layers": 6, "optimizer.lr": 5e-4},
+    "mdt-xl2": MDT_V2
+    | GUIDED
+    | {"network.channels": 1152, "network.layers": 28, "network.heads": 16, "network.decoder_layers": 4},
     "prune-reweight-cifar10": DDPM
     | {"optimizer.warmup_kimg": 0.0, "conditioning.classes": True, "conditioning.label_drop": 0.1, "coreset.keep": 0.1},
+    "prune-reweight-imagenet": {},
     "rigl-dm": SPARSE | {"sparsity.method": "rigl"},
     "static-dm": SPARSE | {"sparsity.method": "static"},
     "tiny-ddpm": {},
     "tiny-edm": {},
+    "tiny-mdt": {},
 }
 """What is known of each paper's settings, from released code or, where there is none, from the paper's summary."""
 
@@ -285,8 +328,9 @@ def value_of(sections: Any, path: str) -> Any:
 def network_of(preset: str, items: str) -> Denoiser:
     channels, size = map(int, items.split("x")[:2])
     recipe = recipes.load(preset)
+    classes = 1000 if PRESETS[preset][3].startswith("ImageNet") else 10
     with torch.device("meta"):
-        return build_network(recipe, size, channels, 10 if recipe.conditioning.classes else 0, seed=0)
+        return build_network(recipe, size, channels, classes if recipe.conditioning.classes else 0, seed=0)
 
 
 PRESETS = {row[0]: row for row in table("")}
@@ -319,6 +363,12 @@ def test_ddpms_network_is_the_published_one_but_for_the_table_of_sinusoids():
     assert here is not None
     assert here == number(PRESETS["ddpm"][6])
     assert round((here + SINUSOIDS) / 1e6, 2) == 35.87
+
+
+@pytest.mark.parametrize("preset", ["mdt-b2", "mdt-s2", "mdt-xl2", "prune-reweight-imagenet"])
+def test_mdts_networks_have_the_parameters_of_the_published_structure(preset):
+    network = recipes.load(preset).network.model_dump(exclude={"kind"})
+    assert mdt(**network, side=32, inputs=4, outputs=8, classes=1000) == number(PRESETS[preset][7])
 
 
 def part_of(name: str) -> str:

@@ -23,6 +23,7 @@ from scrimp_trainers.training.loop import read_losses, train
 TRANSFORMER = {"network.kind": "dit", "network.channels": 16, "network.layers": 2, "network.heads": 2}
 REFUSED = {
     "mafp": "mafp needs augmentation labels; use network.kind unet, or turn mafp off",
+    "masking": "masking needs tokens that can be hidden; use network.kind mdt, or turn masking off",
     "patches": "patches needs coordinates; use network.kind unet, or turn patches off",
 }
 

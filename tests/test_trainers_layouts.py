@@ -53,6 +53,69 @@ def test_folders_of_splits_are_no_classes(train, test, tmp_path):
     assert f"held out: {test}/ (4 images)" in manifest.summary.notes
 
 
+WNIDS = ("n01440764", "n01443537", "n01484850")
+
+
+def imagenet(root: Path, val: str) -> Path:
+    """Make a small ImageNet: `val` says where its validation images are, in folders or in one with a list."""
+    rows = ["ImageId,PredictionString"]
+    for number, name in enumerate(WNIDS):
+        for i in range(5):
+            draw(root / "train" / name / f"{name}_{i}.JPEG", 10 * number + i, form="JPEG")
+        for i in range(2):
+            stem = f"ILSVRC2012_val_{2 * number + i:08d}"
+            folder = root / "val" / name if val == "folders" else root / "val"
+            draw(folder / f"{stem}.JPEG", 100 + 10 * number + i, form="JPEG")
+            rows.append(f"{stem},{name} 1 2 3 4 {name} 1 1 2 2 ")
+    draw(root / "test" / "ILSVRC2012_test_00000001.JPEG", 999, form="JPEG")
+    if val != "folders":
+        (root / val / "LOC_val_solution.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("val", ["folders", "val", "."])
+def test_imagenet_with_its_validation_images_in_folders_or_in_a_list(val, tmp_path):
+    manifest = made(imagenet(tmp_path / "in", val), tmp_path / "out")
+    assert manifest.classes == list(WNIDS)
+    assert counts(manifest) == {"train": 15, "holdout": 6}
+    assert manifest.splits["holdout"].per_class == [2, 2, 2]
+    assert manifest.summary.skipped == {"in test/, which has no labels": 1}
+
+
+@pytest.mark.parametrize("val", ["folders", "."])
+def test_some_of_imagenets_classes(val, tmp_path):
+    (tmp_path / "ten.txt").write_text(f"{WNIDS[2]}\n\n{WNIDS[0]}\n")
+    root = imagenet(tmp_path / "in", val)
+    (root / "train" / WNIDS[1] / f"{WNIDS[1]}_0.JPEG").write_bytes(b"\xff\xd8\xff damaged, and never opened")
+    manifest = made(root, tmp_path / "out", classes=str(tmp_path / "ten.txt"))
+    assert manifest.classes == [WNIDS[0], WNIDS[2]]
+    assert manifest.splits["train"].per_class == [5, 5]
+    assert manifest.splits["holdout"].per_class == [2, 2]
+    assert manifest.summary.skipped["of a class that --classes does not list"] == 7
+    assert manifest.provenance["classes"] == "ten.txt"
+
+
+@pytest.mark.parametrize(
+    ("listed", "complaint"),
+    [("n01440764\nn09999999\n", r"n09999999 is none of the 3 classes of the training images"),
+     ("\n", "lists no class"),
+     (None, "cannot be read")],
+)  # fmt: skip
+def test_a_list_of_classes_that_cannot_be_used_is_refused(listed, complaint, tmp_path):
+    if listed is not None:
+        (tmp_path / "list.txt").write_text(listed)
+    with pytest.raises(UserError, match=complaint):
+        made(imagenet(tmp_path / "in", "folders"), tmp_path / "out", classes=str(tmp_path / "list.txt"))
+
+
+def test_classes_are_of_files_of_images(tmp_path):
+    (tmp_path / "list.txt").write_text("1\n")
+    with pytest.raises(UserError, match="--classes is for files of images, but the source is digits"):
+        prepare("digits", tmp_path / "out", Options(classes=str(tmp_path / "list.txt")))
+    with pytest.raises(UserError, match="1 is none of the 0 classes"):
+        made(fill(tmp_path / "in", "."), tmp_path / "out", classes=str(tmp_path / "list.txt"))
+
+
 def test_tiny_imagenet_as_downloaded(tmp_path):
     root = tmp_path / "tiny-imagenet-200"
     for number, name in enumerate(("n01443537", "n01629819")):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from techniques_small import TRANSFORMER
 from trainers_small import random_batches, small, small_state
 
 from scrimp_trainers.common.errors import DeviceOutOfMemory, NonRetryable, UserError
@@ -125,11 +126,12 @@ def test_where_not_one_image_fits_the_repeat_ends(digits_dataset, tmp_path, monk
 ONE_STEP: dict[str, Any] = {
     "training__batch_size": 8, "training__kimg": 0.008, "optimizer__eps": 1.0, "optimizer__warmup_kimg": 0,
 }  # fmt: skip
-DRAWS = {
+DRAWS: dict[str, dict[str, Any]] = {
     "dropout": {"network__dropout": 0.4},
     "labels": {"conditioning__classes": True, "conditioning__label_drop": 0.5},
     "mafp": {"mafp__p1": 0.5, "mafp__p2": 0.5},
     "patches": {"patches__sizes": (0.5,), "patches__real_p": 0.0, "network__attention": []},
+    "masking": {"masking__ratio": 0.4} | TRANSFORMER,
     "ood": {"ood__weight": 10.0, "ood__constant": 1.0},
 }
 
@@ -143,7 +145,7 @@ def trained(recipe) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_gradients_do_not_depend_on_the_microbatch(name):
-    recipe = small(**ONE_STEP, **DRAWS[name])
+    recipe = small(**ONE_STEP).replace({path.replace("__", "."): value for path, value in DRAWS[name].items()})
     start = torch.nn.utils.parameters_to_vector(small_state(recipe, classes=10).network.parameters())
     whole = trained(recipe)
     moved = (whole - start).abs().max()

@@ -371,6 +371,7 @@ def test_it_is_sampled_drawn_scored_and_exported_like_images(recipe, dataset, tm
     [
         ({"network.kind": "unet"}, r"network.kind: 'unet' needs a grid; use codec.kind none"),
         ({"network.kind": "dit"}, r"network.kind: 'dit' needs a grid"),
+        ({"network.kind": "mdt"}, r"network.kind: 'mdt' needs a grid"),
         ({"mafp.p2": 0.1}, r"mafp needs a grid; use codec.kind none, or turn mafp off"),
         ({"ood.weight": 1.0}, r"ood needs a grid"),
         ({"patches.real_p": 0.5}, r"patches needs a grid"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from techniques_small import TRANSFORMER, autoencoder
 from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_trainers import fit
@@ -24,7 +25,7 @@ from scrimp_trainers.export import export_model, load_model
 from scrimp_trainers.precompute import dro
 from scrimp_trainers.precompute import reweighting as class_weighting
 from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors, relative_excess, update_class_weights
-from scrimp_trainers.precompute.reweighting import compute_class_weights
+from scrimp_trainers.precompute.reweighting import compute_class_weights, reference_folder
 from scrimp_trainers.recipe.techniques import Reweighting
 from scrimp_trainers.run import train_repeat
 
@@ -305,6 +306,26 @@ def test_a_reference_that_cannot_be_compared_with_the_proxy_is_refused(dataset, 
     network = small_state(recipe, classes=7).network
     export_model(trained_before, network, recipe, dataset.manifest, {})
     with pytest.raises(UserError, match=r"is not for items of dataset digits, .* of 10 classes"):
+        weights(dataset, given_one)
+
+
+def test_reference_and_proxy_may_be_trained_in_latents_and_masked(dataset, found, folder, tmp_path):
+    codec = autoencoder(folder)
+    more = {"codec.kind": "kl", "codec.encoder": codec, "codec.decoder": codec, "masking.ratio": 0.3}
+    recipe = small(**LABELLED, training__batch_size=32, sampler__steps=1, optimizer__warmup_kimg=0.0)
+    (tmp_path / "latents.yaml").write_text(recipe.replace(TRANSFORMER | more).to_yaml())
+    settings = Reweighting(method="dro", recipe=str(tmp_path / "latents.yaml"), kimg=0.1, eta=1.0)
+
+    in_latents = weights(dataset, settings)
+    assert sum(in_latents) == pytest.approx(10)
+    assert in_latents != found
+    assert load_model(reference_folder(dataset, settings) / "model", CPU)[0].shape == (4, 4, 4)
+
+    # A reference in pixels is not for a proxy in latents.
+    given_one = using(settings, reference=tmp_path / "before")
+    plain = small(**LABELLED)
+    export_model(tmp_path / "before", small_state(plain, classes=10).network, plain, dataset.manifest, {})
+    with pytest.raises(UserError, match=r"is not for items of dataset digits, .* with the codec of"):
         weights(dataset, given_one)
 
 

@@ -27,6 +27,7 @@ def prepare(
     first: int | None = None,
     holdout: float | None = None,
     labels: str | None = None,
+    classes: str | None = None,
     flat: bool = False,
     frames: Literal["first", "all"] = "first",
     reference: str | None = None,
@@ -61,6 +62,8 @@ def prepare(
         Images to hold out from training: a number, or a fraction if below 1.
     labels
         Source of the classes: `none`, `folder`, or a file that lists them; by default whatever the source offers.
+    classes
+        A file that lists the classes to take, one a line; by default all.
     flat
         Take the images of all subfolders, and do not make classes of the folders.
     frames
@@ -121,6 +124,7 @@ def prepare(
         skip_bad=skip_bad,
         reader=reader,
         labels=labels,
+        classes=classes,
         flat=flat,
         frames=frames,
     )

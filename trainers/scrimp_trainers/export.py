@@ -52,7 +52,8 @@ def export_model(
         network.save(part / network.folder)
         if exported:
             exported.scheduler.save_pretrained(part / "scheduler")
-        if exported and exported.pipeline and network.takes_only_images_and_levels and decoding == Decoding():
+        pipeline = exported and exported.pipeline and network.library_class
+        if exported and pipeline and network.takes_only_images_and_levels and decoding == Decoding():
             (part / "model_index.json").write_text(_index(network, exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         _codec_part(recipe).save(recipe.codec, modality_of(manifest).shape, part)
@@ -226,6 +227,10 @@ def _code(network: Denoiser, exported: Exported, decoding: Decoding) -> str:
         )
         network_input = f"torch.cat([{network_input}, frame], 1)"
 
+    output = network.call(network_input, labels)
+    if network.variances and not exported.takes_variances:
+        output += f"[:, :{network.shape[0]}]"
+
     shape = ", ".join(str(side) for side in network.shape)
     imports = f"import torch\nfrom diffusers import {decoding.imports}{scheduler}, {network.library_class}\n\n"
     loading = f'{network.folder} = {network.library_class}.from_pretrained("{network.folder}")\n'
@@ -237,7 +242,7 @@ scheduler.set_timesteps({exported.steps})
 {decoding.loading}{conditions}x = torch.randn(16, {shape}) * scheduler.init_noise_sigma
 with torch.no_grad():
     for t in scheduler.timesteps:
-        output = {network.call(network_input, labels)}
+        output = {output}
         step = scheduler.step(output, t, x{exported.arguments})
         x = step.prev_sample
 {exported.result}{decoding.lines}{decoding.result}"""

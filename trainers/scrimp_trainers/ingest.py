@@ -61,7 +61,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         If the source, an image in it, or an option is not valid. No files are left then.
     """
     _validate(options)
-    layout = Layout(options.labels, options.flat, options.frames)
+    layout = Layout(options.labels, options.classes, options.flat, options.frames)
     with atomic_folder(out) as folder, pixel_limit(options.max_pixels):
         # Read the images as pixels of one size.
         scratch = folder / "scratch"
@@ -127,7 +127,9 @@ def _validate(options: Options) -> None:
 
 
 def _validate_for(source: Source, options: Options) -> None:
-    """Refuse options that are about images if the source has none."""
+    """Refuse options that are about images, or about files of images, if the source has none."""
+    if options.classes is not None and source.format != "images":
+        raise UserError(f"--classes is for files of images, but the source is {source.format}")
     if source.modality == "images":
         return
     for name in IMAGE_OPTIONS:
@@ -358,4 +360,6 @@ def _provenance(source: str, images: Source, options: Options) -> dict[str, str 
     recorded = {name: value for name, value in asdict(options).items() if name not in ("name", "workers")}
     if options.reference is not None:
         recorded["reference"] = Path(options.reference).resolve().name
+    if options.classes is not None:
+        recorded["classes"] = Path(options.classes).name
     return {"source": Path(source).resolve().name, "format": images.format, "images": images.count, **recorded}

@@ -19,6 +19,7 @@ from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality, statistics_of
+from scrimp_trainers.diffusion import guidance
 from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
@@ -209,8 +210,9 @@ def _drawn_mask(network: Denoiser, numbers: range, seed: int) -> Tensor | None:
 def _guided_denoiser(
     network: Denoiser, process: Process, recipe: Recipe, numbers: range, mask: Tensor | None
 ) -> Predict:
-    """Return the denoiser that the sampler calls, with classifier-free guidance (Ho and Salimans 2022)."""
-    guidance = recipe.sampler.guidance
+    """Return the denoiser that the sampler calls, with classifier-free guidance if the recipe says so."""
+    sampler = recipe.sampler
+    guided_channels = sampler.guidance_channels or network.shape[0]  # not the variances of some processes' estimates
     device = network.device
     unconditioned = NOTHING if mask is None else Conditions(mask=mask)
     conditions = unconditioned
@@ -222,9 +224,10 @@ def _guided_denoiser(
         heartbeat.beat()
         with autocast(recipe.training.precision, device):
             conditional = process.denoise(network, x, levels, conditions)
-            if guidance == 1:
+            if sampler.guidance == 1:
                 return conditional
             unconditional = process.denoise(network, x, levels, unconditioned)
-            return torch.lerp(unconditional, conditional, guidance)
+            scale = guidance.scale_at(sampler, recipe.diffusion, levels)
+            return guidance.guided(conditional, unconditional, scale, guided_channels)
 
     return predict

@@ -136,6 +136,7 @@ OWN_PARTS = click.option(
 @click.option("--first", type=click.IntRange(1), help="Images of the source to read, the first ones in its order.")
 @click.option("--holdout", type=_Number(0), help="Images to hold out: a number, or a fraction below 1.")
 @click.option("--labels", type=NAME, metavar="none|folder|FILE", help="Source of the classes.  [default: detected]")
+@click.option("--classes", type=NAME, metavar="FILE", help="Take only the classes that FILE lists, one a line.")
 @click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes.")
 @click.option(
     "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames to take of a file."

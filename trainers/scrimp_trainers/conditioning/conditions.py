@@ -19,6 +19,8 @@ class Conditions:
     """[B, 2, H, W], x and y of each pixel in [-1, 1] of the whole image."""
     mask: Tensor | None = None
     """bool [B, ...], where x is an item's, and not padding."""
+    kept: Tensor | None = None
+    """int64 [B, K], the tokens of each image that a pass sees; None for all."""
 
     def __getitem__(self, part: slice) -> "Conditions":
         """Return the conditions of a part of the batch."""

@@ -43,6 +43,8 @@ class Options:
     """Leave out images that cannot be used, instead of failing."""
     labels: str | None = None
     """Where classes come from: `none`, `folder`, or a file that lists them; None: detect it."""
+    classes: str | None = None
+    """A file that lists the classes to take, one a line; None for all."""
     flat: bool = False
     """Take all images at any folder depth, and do not use folders as classes."""
     frames: Literal["first", "all"] = "first"

@@ -23,7 +23,7 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "sq
 class DDPM:
     """A chain of T steps. The estimate is what the network predicts: the noise or the velocity."""
 
-    settings: diffusion.DDPM
+    settings: diffusion.Chain
     sums: bool = False
 
     def levels(self, count: int, generator: torch.Generator) -> Tensor:
@@ -109,7 +109,11 @@ def build(settings: diffusion.DDPM) -> DDPM:
 
 @cache
 def _alpha_bars(kind: str, start: float, end: float, timesteps: int, device: torch.device) -> Tensor:
-    """Return abar.
+    return exact_alpha_bars(kind, start, end, timesteps).float().to(device)
+
+
+def exact_alpha_bars(kind: str, start: float, end: float, timesteps: int) -> Tensor:
+    """Return abar, float64 [T], for the schedule of betas and its first and last value.
 
     Betas are linear (Ho et al., section 4), or their square root is (Rombach et al. 2022), or abar is a squared cosine
     (Nichol and Dhariwal 2021, eq. 17).
@@ -122,4 +126,4 @@ def _alpha_bars(kind: str, start: float, end: float, timesteps: int, device: tor
         share = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         cosine = torch.cos((share + 0.008) / 1.008 * math.pi / 2).square()
         betas = (1 - cosine[1:] / cosine[:-1]).clamp(max=0.999)
-    return (1 - betas).cumprod(0).float().to(device)
+    return (1 - betas).cumprod(0)

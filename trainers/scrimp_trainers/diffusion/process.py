@@ -1,6 +1,6 @@
 """What training and sampling need of a diffusion process: a noisy image is x = alpha y + sigma n at every noise level.
 
-A process is a file in this folder whose `build` returns one; `edm` and `ddpm` are the two there are.
+A process is a file in this folder whose `build` returns one; those there are: `edm`, `ddpm`, `iddpm`.
 """
 
 from collections.abc import Callable

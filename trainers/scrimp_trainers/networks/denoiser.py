@@ -35,6 +35,10 @@ class Denoiser(nn.Module):
     them. None for items of one size."""
     coordinates: bool = False
     """Whether it is told which part of the whole image it sees."""
+    tokens: int = 0
+    """Tokens of an image, of which a pass may be shown a part (`Conditions.kept`); 0 if it is always shown all."""
+    variances: bool = False
+    """Whether it returns as many channels again: the variances of a reverse step."""
     folder: ClassVar[str] = "network"
     """Where it lies in the folder of an exported model."""
     library_class: ClassVar[str] = ""

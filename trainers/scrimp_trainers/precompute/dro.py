@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scrimp_trainers.common import heartbeat, metrics_log, ranks
+from scrimp_trainers.common import heartbeat, metrics_log, parts, ranks
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
@@ -23,6 +24,7 @@ from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Reweighting
 from scrimp_trainers.training import checkpoint
+from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared
 from scrimp_trainers.training.loop import Step, StepLosses, train
 from scrimp_trainers.training.session import Session
 from scrimp_trainers.training.state import State, count_steps, initial_state
@@ -58,7 +60,7 @@ def train_reference(
 ) -> Denoiser:
     """Train the reference like any repeat, on all ranks, or resume it; return its averaged network."""
     if ranks.agreed(not (folder / "model").exists(), group):
-        session = Session(recipe, dataset, folder, REFERENCE_SEED, device=device)
+        session = Session(recipe, dataset, folder, REFERENCE_SEED, _prepared(recipe, dataset, device), device=device)
         session.resume()
         steps = session.steps()
         for images, _ in session.due_rows():
@@ -103,11 +105,11 @@ def open_reference(folder: Path, recipe: Recipe, dataset: Dataset, device: torch
             "name a recipe with its own"
         )
     classes = len(dataset.manifest.classes or [])
-    shape = dataset.modality.shape
-    if trained.codec.on or tuple(network.shape) != tuple(shape) or network.classes not in (0, classes):
+    shape = _prepared(recipe, dataset, device).codec.shape(dataset.modality.shape)
+    if trained.codec != recipe.codec or tuple(network.shape) != tuple(shape) or network.classes not in (0, classes):
         raise UserError(
             f"reweighting.reference: {folder} is not for items of dataset {dataset.manifest.name}, {shape} and of "
-            f"{classes} classes; name a model trained on its pixels"
+            f"{classes} classes; name a model trained on it with the codec of reweighting.recipe"
         )
     return network.requires_grad_(False)
 
@@ -135,10 +137,12 @@ def train_proxy(
     training = recipe.training
     rank, world = ranks.rank_and_world()
     classes = len(manifest.classes or [])
+    prepared = _prepared(recipe, dataset, device)
+    shape = prepared.codec.shape(dataset.modality.shape)
     state = initial_state(
         recipe,
-        image_size=manifest.size,
-        channels=manifest.channels,
+        image_size=shape[-1],
+        channels=shape[0],
         classes=classes,
         seed=PROXY_SEED,
         device=device,
@@ -160,7 +164,9 @@ def train_proxy(
     started = time.monotonic()
     last_save = started
     seconds_before = weights.seconds
-    proxy_batches = batches(
+    codec_part = parts.module("codecs", recipe.codec.part)
+    draw = partial(codec_part.batches, recipe.codec) if hasattr(codec_part, "batches") else batches
+    proxy_batches = draw(
         dataset,
         batch_size=training.batch_size,
         seed=PROXY_SEED,
@@ -174,7 +180,7 @@ def train_proxy(
     steps = count_steps(training)
     path_interval = max(1, steps // PATH_POINTS)
     heartbeat.beat()
-    for step in train_steps(recipe, state, proxy_batches, weights, reference, settings, device):
+    for step in train_steps(recipe, state, proxy_batches, weights, reference, settings, device, prepared):
         if step.step % path_interval == 0:
             weights.path.append([step.step, *weights.alpha.tolist()])
 
@@ -207,6 +213,7 @@ def train_steps(
     reference: Denoiser | None,
     settings: Reweighting,
     device: torch.device,
+    prepared: Prepared = NOTHING_PREPARED,
 ) -> Iterator[Step]:
     """Train the proxy: each step updates the class weights by its losses, and the network by the reweighted loss.
 
@@ -249,10 +256,16 @@ def train_steps(
         # The loop divides by the number of images.
         return factors[rank * count : (rank + 1) * count] * len(labels)
 
-    for step in train(recipe, state, proxy_batches, device=device, rank=rank, world=world, weigh=weigh):
+    for step in train(recipe, state, proxy_batches, prepared, device=device, rank=rank, world=world, weigh=weigh):
         weights.last, weights.alpha = updated
         weights.total += weights.alpha
         yield step
+
+
+def _prepared(recipe: Recipe, dataset: Dataset, device: torch.device) -> Prepared:
+    """Return what the training of a reference or proxy needs: the codec."""
+    codec = parts.module("codecs", recipe.codec.part).build(recipe.codec, dataset.modality.shape, device)
+    return Prepared(codec=codec)
 
 
 def _gather(values: Tensor, world: int) -> Tensor:

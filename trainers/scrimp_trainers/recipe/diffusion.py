@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, Tag
 
-from scrimp_trainers.recipe.sections import OWN, Positive, Probability, Section, by_kind, own_section
+from scrimp_trainers.recipe.sections import OWN, NonNegative, Positive, Probability, Section, by_kind, own_section
 
 
 class Diffusion(Section):
@@ -37,13 +37,11 @@ class EDM(Diffusion):
     """Exponent of the sampler's time grid (eq. 5)."""
 
 
-class DDPM(Diffusion):
-    """DDPM (Ho et al. 2020): a discrete chain of `timesteps` steps with a fixed variance schedule."""
+class Chain(Diffusion):
+    """A discrete chain of `timesteps` steps with a fixed variance schedule: what all kinds of DDPM have in common."""
 
     offers: ClassVar[frozenset[str]] = frozenset({"a chain of steps"})
 
-    kind: Literal["ddpm"] = "ddpm"
-    """Which diffusion process."""
     timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
     """Length of the chain, T."""
     betas: Literal["linear", "scaled_linear", "cosine"] = "linear"
@@ -57,9 +55,33 @@ class DDPM(Diffusion):
     """What the network predicts: the noise, or the velocity of Salimans and Ho (2022)."""
 
 
+class DDPM(Chain):
+    """DDPM (Ho et al. 2020)."""
+
+    kind: Literal["ddpm"] = "ddpm"
+    """Which diffusion process."""
+
+
+class IDDPM(Chain):
+    """Improved DDPM (Nichol and Dhariwal 2021): the network also predicts the variances of the reverse steps."""
+
+    offers: ClassVar[frozenset[str]] = Chain.offers | {"learned variances"}
+
+    kind: Literal["iddpm"] = "iddpm"
+    """Which diffusion process."""
+    vlb_weight: NonNegative = 0.001
+    """Factor on the variational bound in the loss, lambda of the hybrid loss (section 3.1)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The network has an output for the variances."""
+        return frozenset({"an output for variances"})
+
+
 AnyDiffusion = Annotated[
     Annotated[EDM, Tag("edm")]
     | Annotated[DDPM, Tag("ddpm")]
+    | Annotated[IDDPM, Tag("iddpm")]
     | Annotated[SerializeAsAny[Diffusion], own_section(Diffusion), Tag(OWN)],
     by_kind("edm"),
 ]

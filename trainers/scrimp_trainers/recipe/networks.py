@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, Tag
+from pydantic import Field, SerializeAsAny, Tag, model_validator
 
 from scrimp_trainers.recipe.sections import OWN, Count, Section, by_kind, own_section
 
@@ -93,6 +93,59 @@ class DiT(Network):
         return self.patch_size
 
 
+class MDT(Network):
+    """A masked diffusion transformer (Gao et al. 2023), with `masking` in training.
+
+    The defaults are those of version 2's S/2. B/2 has 768 channels, 12 heads and a decoder of 4 layers; XL/2 1152
+    channels, 28 layers, 16 heads and a decoder of 4.
+    """
+
+    offers: ClassVar[frozenset[str]] = frozenset({"tokens that can be hidden", "an output for variances"})
+
+    kind: Literal["mdt"] = "mdt"
+    """Which network."""
+
+    version: Literal[1, 2] = 2
+    """Of MDT: 2 adds skips, from the first half of the encoder to the second, and from the patches to the decoder."""
+    patch_size: Count = 2
+    """Side of the square of pixels that is one token."""
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 384
+    """Channels of a token."""
+    layers: Annotated[int, Field(ge=2)] = 12
+    """Transformer blocks of encoder and decoder; the side-interpolater of masked training is one more."""
+    decoder_layers: Count = 6
+    """Those of the decoder, which sees all tokens: 2 in version 1, 6 in version 2's S/2, 4 in its larger sizes."""
+    heads: Count = 6
+    """Attention heads, which share the channels."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """It cuts images into squares."""
+        return frozenset({"a grid"})
+
+    @property
+    def multiple(self) -> int:
+        """What the side of an image must be a multiple of."""
+        return self.patch_size
+
+    def options(self, recipe: Any) -> dict[str, Any]:
+        """Return whether tokens are hidden in training, and whether the process wants variances."""
+        return {"masked": recipe.masking.on, "variances": "an output for variances" in recipe.diffusion.needs}
+
+    @model_validator(mode="after")
+    def _divides(self) -> "MDT":
+        encoder = self.layers - self.decoder_layers
+        if encoder < 1:
+            raise ValueError(f"decoder_layers {self.decoder_layers} leaves no encoder of the {self.layers} layers")
+        if self.version == 2 and encoder % 2:
+            raise ValueError(
+                f"layers {self.layers} less decoder_layers {self.decoder_layers} must be even in version 2"
+            )
+        if self.channels % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide the {self.channels} channels")
+        return self
+
+
 class GRU(Network):
     """ChiroDiff's bidirectional GRU along the points of pen drawings (Das et al. 2023), with its released widths."""
 
@@ -119,6 +172,7 @@ class GRU(Network):
 AnyNetwork = Annotated[
     Annotated[UNet, Tag("unet")]
     | Annotated[DiT, Tag("dit")]
+    | Annotated[MDT, Tag("mdt")]
     | Annotated[GRU, Tag("gru")]
     | Annotated[SerializeAsAny[Network], own_section(Network), Tag(OWN)],
     by_kind("unet"),

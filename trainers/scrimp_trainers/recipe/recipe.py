@@ -13,7 +13,7 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.diffusion import DDPM, EDM, AnyDiffusion
+from scrimp_trainers.recipe.diffusion import EDM, IDDPM, AnyDiffusion, Chain
 from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.own_technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
@@ -25,6 +25,7 @@ from scrimp_trainers.recipe.techniques import (
     AnyCodec,
     Autoencoder,
     Coreset,
+    Masking,
     Patches,
     Reweighting,
     Sparsity,
@@ -60,6 +61,8 @@ class Recipe(Section):
     """Augmentation with small fixed probabilities."""
     patches: Patches = Patches()
     """Training on parts of images."""
+    masking: Masking = Masking()
+    """A second pass of each step on a part of the tokens."""
     ood: OOD = OOD()
     """Repulsion from images that are out of the distribution."""
     ambient: Ambient = Ambient()
@@ -76,10 +79,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         self._check_needs()
-        if isinstance(self.diffusion, DDPM) and self.sampler.steps > self.diffusion.timesteps:
+        if isinstance(self.diffusion, Chain) and self.sampler.steps > self.diffusion.timesteps:
             raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
         if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
             raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
+        if self.sampler.guidance_power is not None and not isinstance(self.diffusion, Chain):
+            raise ValueError("sampler.guidance_power goes by the steps of a chain; use diffusion.kind ddpm or iddpm")
+        if isinstance(self.diffusion, IDDPM):
+            self._check_weights_of_hybrid_loss()
         return self
 
     @model_validator(mode="wrap")  # the last validator, so that it also sees what the one above refuses
@@ -105,6 +112,15 @@ class Recipe(Section):
                 who = f"{name}.kind: {kind!r}" if kind else name
                 remedy = "" if kind else f", or turn {name} off"
                 raise ValueError(f"{who} needs {need}; use {' or '.join(_offering(need))}{remedy}")
+
+    def _check_weights_of_hybrid_loss(self) -> None:
+        """Refuse what weighs a squared error: iddpm's loss has another term, which would be weighed with it."""
+        weights = {
+            "ambient.sigma_n": self.ambient.on,
+            "training.min_snr_gamma": self.training.min_snr_gamma is not None,
+        }
+        for name in (name for name, is_on in weights.items() if is_on):
+            raise ValueError(f"{name} weighs a squared error, which the loss of diffusion.kind iddpm is not; use ddpm")
 
     @property
     def nfe(self) -> int:
@@ -358,20 +374,25 @@ def with_own_parts(tree: Any, folder: Path, where: str) -> Any:
     return tree | {"parts": [str(file) for file in files]}
 
 
+OF_REFERENCES = ("codec", "masking")
+"""The techniques that a reference and its proxy may have: what they are trained on and how, the same for both."""
+
+
 def reference_recipe(settings: Reweighting) -> Recipe:
-    """Return the recipe by which reference and proxy are trained: told classes or not, as it says.
+    """Return the recipe by which reference and proxy are trained: told classes or not, in latents or not, as it says.
 
     Raises
     ------
     UserError
-        If it cannot be loaded, or has a technique: the two are trained without any.
+        If it cannot be loaded, or has a technique other than `OF_REFERENCES`.
     """
     recipe = load(settings.recipe)
     techniques = [name for name in Recipe.model_fields if getattr(getattr(recipe, name), "on", False)]
+    techniques = [name for name in techniques if name not in OF_REFERENCES]
     if techniques:
         raise UserError(
             f"reweighting.recipe {settings.recipe}: has {', '.join(techniques)}; reference and proxy are trained "
-            "without techniques, name a recipe without them"
+            "without such techniques, name a recipe without them"
         )
     if recipe.training.select == "best":
         raise UserError(

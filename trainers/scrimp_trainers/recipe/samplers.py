@@ -15,8 +15,8 @@ from scrimp_trainers.recipe.sections import (
     own_section,
 )
 
-Variance = Literal["fixed_small", "fixed_large"]
-"""What diffusers calls the two variances of DDPM's steps."""
+Variance = Literal["fixed_small", "fixed_large", "learned"]
+"""The variances of DDPM's steps."""
 
 
 class Sampler(Section):
@@ -28,6 +28,11 @@ class Sampler(Section):
     """Sampling steps."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Classifier-free guidance scale; 1 is none."""
+    guidance_power: Positive | None = None
+    """Let the scale grow from 1 at pure noise to `guidance` by MDT's power-cosine with this power, 4 in MDT, along the
+    steps of a chain. None: the same scale at all steps."""
+    guidance_channels: Count | None = None
+    """Guide the first channels alone, 3 of 4 in MDT; none guides all."""
 
     @property
     def evaluations(self) -> int:
@@ -67,12 +72,14 @@ class Ancestral(Sampler):
     """Which sampler."""
     variance: Variance = "fixed_small"
     """Of the noise that a step adds: beta-tilde, the posterior's for one known image, or the larger beta. DDPM's
-    published figures are of `fixed_large` on CIFAR-10 and of `fixed_small` elsewhere (Ho et al., section 3.2)."""
+    published figures are of `fixed_large` on CIFAR-10 and of `fixed_small` elsewhere (Ho et al., section 3.2).
+    `learned`: what the network predicts, between the two, with `diffusion.kind: iddpm`."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """It goes from step to step."""
-        return frozenset({"a chain of steps"})
+        """It goes from step to step, with variances that may have to be learned."""
+        learned = {"learned variances"} if self.variance == "learned" else set[str]()
+        return frozenset({"a chain of steps"} | learned)
 
 
 class DDIM(Sampler):

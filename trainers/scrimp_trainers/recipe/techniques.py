@@ -193,6 +193,31 @@ class Patches(Section):
         return self
 
 
+class Masking(Section):
+    """Masked training (MDT, Gao et al. 2023): a second pass of each step sees a part of an image's tokens."""
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the tokens that the second pass does not see; 0 is off, and 0.3 the paper's."""
+    spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Each step's share is drawn uniformly between `ratio` and this much more: 0 in MDT, 0.2 in MDTv2."""
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a second pass."""
+        return self.ratio > 0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The network does without some of an image's tokens."""
+        return frozenset({"tokens that can be hidden"}) if self.on else frozenset()
+
+    @model_validator(mode="after")
+    def _leaves_tokens(self) -> "Masking":
+        if self.ratio + self.spread >= 1:
+            raise ValueError(f"ratio {self.ratio:g} and spread {self.spread:g} may hide all tokens; keep them below 1")
+        return self
+
+
 class OOD(Section):
     """LD-Diffusion's regularisation: estimates are pushed away from a jigsaw of the image."""
 

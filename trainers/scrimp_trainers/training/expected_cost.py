@@ -1,5 +1,7 @@
 """What a recipe costs on a dataset, computed without training: parameters and floating-point operations."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -10,7 +12,7 @@ from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
-from scrimp_trainers.techniques import patches, sparsity
+from scrimp_trainers.techniques import masking, patches, sparsity
 from scrimp_trainers.techniques.sparsity import LayerRow
 from scrimp_trainers.training.state import build_network, count_steps
 
@@ -26,7 +28,7 @@ def network_flops(
     A network for items of several lengths does the same at each of their points, and skips padding: there it is the
     FLOPs of an item of `mean_length`, by default of the longest.
     """
-    conditions = Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
+    conditions = _conditions(network)
     shape = network.shape
     points = 1.0
     if network.lengths is not None:
@@ -42,8 +44,36 @@ def network_flops(
     return dense, sparse, sparsity.layer_table(recipe.sparsity, network, layers)
 
 
+def step_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int) -> tuple[int, int]:
+    """Return the FLOPs of all forward passes on one image in a training step, without and with masks.
+
+    Masked training has a second pass, here with the mean share of the tokens hidden.
+
+    Parameters
+    ----------
+    dense, sparse
+        FLOPs of a forward pass on one whole image, from `network_flops`.
+    """
+    if not recipe.masking.on:
+        return dense, sparse
+
+    count = masking.count_kept(network.tokens, masking.mean_share(recipe.masking))
+    conditions = replace(_conditions(network), kept=torch.arange(count)[None])
+    inputs = (torch.zeros(1, *network.shape), torch.zeros(1), conditions)
+    masked_dense = masked_sparse = cost.forward_flops(network, *inputs)
+    if recipe.sparsity.on:
+        densities = sparsity.densities(recipe.sparsity, network)
+        masked_sparse = cost.sparse_flops(masked_dense, cost.layer_flops(network, *inputs), densities)
+    return dense + masked_dense, sparse + masked_sparse
+
+
+def _conditions(network: Denoiser) -> Conditions:
+    """Return what a network is told of one image."""
+    return Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
+
+
 def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, steps: int) -> float:
-    """Return the FLOPs of the first `steps` of training, given those of a forward pass without and with masks."""
+    """Return the FLOPs of the first `steps` of training, given those of `step_flops`."""
     flops = cost.training_flops(
         recipe.sparsity,
         dense,
@@ -71,7 +101,9 @@ def expected_costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str
     return {
         "parameters": float(parameters),
         "nonzero_parameters": float(parameters - _masked_weights(recipe, network)),
-        "train_flops": train_flops(recipe, network, dense, sparse, count_steps(recipe.training)),
+        "train_flops": train_flops(
+            recipe, network, *step_flops(recipe, network, dense, sparse), count_steps(recipe.training)
+        ),
         "sample_flops": float(recipe.nfe) * sparse * samples,
     }
 

@@ -7,7 +7,7 @@ too), so a run that is interrupted and resumed from a checkpoint gives the same 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -27,7 +27,7 @@ from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.diffusion import weighting
 from scrimp_trainers.networks import dropout
 from scrimp_trainers.recipe.recipe import Recipe
-from scrimp_trainers.techniques import ambient, ood, views
+from scrimp_trainers.techniques import ambient, masking, ood, views
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared
 from scrimp_trainers.training.microbatch import Microbatch
 from scrimp_trainers.training.state import State, ema_decay, learning_rate
@@ -156,14 +156,32 @@ def train(
         if batch.mask is not None:
             unpadded_share = batch.mask.expand_as(images).flatten(1).float().mean(1)
 
+        # Mask: a second pass sees a part of each image's tokens.
+        masked_conditions = None
+        if recipe.masking.on:
+            kept = masking.draw_kept(
+                recipe.masking,
+                state.network.tokens,
+                generator,
+                global_batch=global_batch,
+                rank_slice=rank_slice,
+                step_seed=seed_of("mask", state.seed, state.step),
+            )
+            masked_conditions = replace(conditions, kept=kept)
+
         elements = images[0].numel() if process.sums else 1
         scale = elements * training.loss_scale / rank_batch
         dropout_seed = seed_of("dropout", state.seed, state.step)
 
         def losses_of(model: nn.Module, part: slice) -> Tensor:
-            """Return a model's loss on each image of a part of the step."""
+            """Return a model's loss on each image of a part of the step: the sum over its passes."""
+            losses = losses_of_pass(model, part, conditions[part])
+            if masked_conditions is not None:
+                losses = losses + losses_of_pass(model, part, masked_conditions[part])
+            return losses
+
+        def losses_of_pass(model: nn.Module, part: slice, part_conditions: Conditions) -> Tensor:
             # Denoise.
-            part_conditions = conditions[part]
             dropout_masks = dropout.of_step(model, global_batch, rank_slice.start + part.start, dropout_seed)
             with autocast(training.precision, device), dropout_masks:
                 estimate = process.denoise(model, noisy[part], levels[part], part_conditions)

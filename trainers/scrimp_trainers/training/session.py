@@ -126,9 +126,10 @@ class Session:
         )
         for network in (self.state.network, self.state.ema):
             network.tell_lengths(manifest.lengths)
-        self.dense_flops, self.flops, self.layers = expected_cost.network_flops(
+        dense_flops, self.flops, self.layers = expected_cost.network_flops(
             recipe, self.state.network, manifest.mean_length
         )
+        self.step_flops = expected_cost.step_flops(recipe, self.state.network, dense_flops, self.flops)
 
         self.scorer = None
         if scoring:
@@ -455,7 +456,7 @@ class Session:
         return self.progress.seconds + time.monotonic() - self.clock_start
 
     def _train_flops(self) -> float:
-        return expected_cost.train_flops(self.recipe, self.state.network, self.dense_flops, self.flops, self.state.step)
+        return expected_cost.train_flops(self.recipe, self.state.network, *self.step_flops, self.state.step)
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same to resume. The length may grow, unless the masks' schedule depends on it."""

@@ -79,6 +79,8 @@ def read(tree: Tree, layout: Layout) -> Source:
     groups = _groups(tree, names, above, layout, notes)
     has_split_folders = any(group.folder for group in groups)
     groups = _drop_unlabelled_splits(groups, skipped)
+    if layout.classes is not None:
+        groups = _of_classes(groups, layout.classes, skipped)
     if has_split_folders:
         notes.append(_describe_held_out(groups))
     notes.extend(_mask_notes(names))
@@ -224,6 +226,30 @@ def _drop_unlabelled_splits(groups: list[_Group], skipped: Counter[str]) -> list
             )
         kept.append(group)
     return kept
+
+
+def _of_classes(groups: list[_Group], file: str, skipped: Counter[str]) -> list[_Group]:
+    """Take the images of the classes that a file lists.
+
+    Raises
+    ------
+    UserError
+        If the images have no classes, or the training images none of a listed name.
+    """
+    wanted = label_files.read_classes(file)
+    there = {name for group in groups if not group.held_out for name in group.classes or ()}
+    missing = sorted(wanted - there)
+    if missing:
+        raise UserError(f"--classes {file}: {missing[0]} is none of the {len(there):,} classes of the training images")
+
+    taken: list[_Group] = []
+    for group in groups:
+        pairs = [pair for pair in zip(group.items, group.classes or (), strict=True) if pair[1] in wanted]
+        if len(pairs) < len(group.items):
+            skipped["of a class that --classes does not list"] += len(group.items) - len(pairs)
+        if pairs:
+            taken.append(replace(group, items=[item for item, _ in pairs], classes=[name for _, name in pairs]))
+    return taken
 
 
 def _describe_held_out(groups: list[_Group]) -> str:

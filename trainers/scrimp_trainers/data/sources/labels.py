@@ -17,8 +17,9 @@ from scrimp_trainers.data.tree import Tree
 
 EDM = "dataset.json"
 TINY_IMAGENET = "val_annotations.txt"
+IMAGENET = "LOC_val_solution.csv"
 TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl")
-NAMES = frozenset({EDM, TINY_IMAGENET, *TABLES})
+NAMES = frozenset({EDM, TINY_IMAGENET, IMAGENET, *TABLES})
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 LABEL_COLUMNS = ("label", "class", "category", "target")
 """Names of the columns, in upper or lower case."""
@@ -70,7 +71,7 @@ def find_table(tree: Tree, top: str, names: list[str], notes: list[str]) -> Labe
     """
     innermost = PurePosixPath(os.path.commonpath([PurePosixPath(name).parent for name in names]))
     folders = [folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(PurePosixPath(top))]
-    candidates = [folder / name for folder in folders for name in (EDM, *TABLES, TINY_IMAGENET)]
+    candidates = [folder / name for folder in folders for name in (EDM, *TABLES, TINY_IMAGENET, IMAGENET)]
     existing = set(tree.names)
     for file in candidates:
         if str(file) not in existing:
@@ -124,6 +125,27 @@ def read_table(path: str, names: list[str]) -> LabelTable:
     return LabelTable(path, where, _match(rows, names, "", where))
 
 
+def read_classes(path: str) -> frozenset[str]:
+    """Read the classes that the user wants, the name of one a line.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or lists none.
+    """
+    where = f"--classes {path}"
+    try:
+        lines = Path(path).expanduser().read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: is not UTF-8 text") from None
+    names = frozenset(line.strip() for line in lines if line.strip())
+    if not names:
+        raise UserError(f"{where}: lists no class")
+    return names
+
+
 def _table_rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | None:
     """Return file and class of each row; None if the table has no such columns."""
     try:
@@ -131,8 +153,12 @@ def _table_rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | N
         if name == TINY_IMAGENET:
             lines = [line.split("\t") for line in text.splitlines()]
             return [(fields[0], fields[1]) for fields in lines if len(fields) > 1]
+        if name == IMAGENET:
+            # `ILSVRC2012_val_00000001,n01751748 111 108 477 341`: an image without its ending, its class and boxes.
+            lines = [line.split(",", 1) for line in text.splitlines()[1:]]
+            return [(f"{fields[0]}.JPEG", fields[1].split()[0]) for fields in lines if len(fields) > 1]
         table = _jsonl(text) if name.endswith(".jsonl") else _csv(text)
-    except (ValueError, csv.Error, RecursionError):
+    except (ValueError, IndexError, csv.Error, RecursionError):
         raise UserError(f"{where}: not a table of UTF-8 text; fix it, or use --labels none") from None
 
     columns = {str(column).lower(): column for row in table for column in row}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.diffusion.ddpm import DDPM
+from scrimp_trainers.diffusion.iddpm import IDDPM
 from scrimp_trainers.diffusion.process import Noise, Predict
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.recipe.samplers import Ancestral, Variance
@@ -27,6 +28,8 @@ def step(
 ) -> Tensor:
     """Draw x_before given x_t and the estimated clean image (Ho et al., eq. 7, with either variance of section 3.2).
 
+    Learned variances lie between the two (Nichol and Dhariwal 2021).
+
     The clean image itself, `before` = -1, is the mean: no noise is added.
     """
     abar = process.alpha_bar(t)
@@ -38,21 +41,25 @@ def step(
         clean = clean.clamp(-1, 1)
     mean = (math.sqrt(abar_before) * (1 - alpha) * clean + math.sqrt(alpha) * (1 - abar_before) * x) / (1 - abar)
 
-    spread = 1 - alpha
-    if variance == "fixed_small" or before < 0:
-        spread *= (1 - abar_before) / (1 - abar)
+    largest = 1 - alpha
+    smallest = largest * ((1 - abar_before) / (1 - abar))
+    if variance == "learned" and before >= 0:
+        return mean + cast(IDDPM, process).std(estimate, smallest, largest) * noise
+    spread = largest if variance == "fixed_large" and before >= 0 else smallest
     return mean + math.sqrt(spread) * noise
 
 
 def export(process: DDPM, settings: Ancestral, *, clip: bool) -> Exported:
     """Return diffusers' scheduler.
 
-    With the larger variance and fewer steps than the chain has, it would add noise to the images in the last step.
+    With more than the smaller variance and fewer steps than the chain has, it would add noise in the last step.
     """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     chain = process.scheduler_settings()
-    scheduler = DDPMScheduler(**chain, variance_type=settings.variance, clip_sample=clip)
-    if settings.variance == "fixed_large" and settings.steps < process.settings.timesteps:
-        return Exported(scheduler, settings.steps, result="x = step.pred_original_sample\n")
-    return Exported(scheduler, settings.steps, pipeline="DDPMPipeline")
+    learned = settings.variance == "learned"
+    variance = "learned_range" if learned else settings.variance
+    scheduler = DDPMScheduler(**chain, variance_type=variance, clip_sample=clip)
+    if settings.variance != "fixed_small" and settings.steps < process.settings.timesteps:
+        return Exported(scheduler, settings.steps, result="x = step.pred_original_sample\n", takes_variances=learned)
+    return Exported(scheduler, settings.steps, pipeline="DDPMPipeline", takes_variances=learned)

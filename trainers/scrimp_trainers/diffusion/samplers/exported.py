@@ -21,5 +21,7 @@ class Exported:
     """What its `step` is given besides, as code."""
     result: str = ""
     """The line of code that takes the images from the last step, where its `prev_sample` is not what is meant."""
+    takes_variances: bool = False
+    """Whether its `step` also takes the variances that a network returns."""
     pipeline: str | None = None
     """The pipeline that samples so where a network is told nothing; none if none does."""
