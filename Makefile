@@ -73,7 +73,7 @@ claims: $(READY)
 # One version of each package for every Python from 3.11 on, since all machines of a cluster have the same.
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
-		--extra dev --extra lsun --extra postgres --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--extra dev --extra lsun --extra postgres --extra text --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		pyproject.toml --output-file requirements.lock
 
 clean:

@@ -290,7 +290,7 @@ def test_a_table_that_does_not_match_the_images_is_refused(text, message, tmp_pa
 
 def test_a_table_without_labels_is_named(tmp_path):
     fill(tmp_path / "in", "cat", "dog")
-    (tmp_path / "in" / "metadata.csv").write_text("file_name,text\ncat/0.png,a cat\n")
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,source\ncat/0.png,a cat\n")
     manifest = made(tmp_path / "in", tmp_path / "out")
     assert manifest.classes == ["cat", "dog"]
     assert any(note.startswith("metadata.csv is not used") for note in manifest.summary.notes)

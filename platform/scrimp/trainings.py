@@ -30,6 +30,7 @@ def prepare(
     classes: str | None = None,
     flat: bool = False,
     frames: Literal["first", "all"] = "first",
+    captions: Literal["none"] | None = None,
     reference: str | None = None,
     name: str | None = None,
     near: float | None = None,
@@ -68,6 +69,8 @@ def prepare(
         Take the images of all subfolders, and do not make classes of the folders.
     frames
         Which pages or frames to take from a file with several.
+    captions
+        "none" leaves captions out; by default those beside the images are kept.
     reference
         A source of images to compare with when scoring; by default the training images.
     name
@@ -127,6 +130,7 @@ def prepare(
         classes=classes,
         flat=flat,
         frames=frames,
+        captions=captions,
     )
     folder = Path(out).expanduser()
     codec_settings = operations.make_codec(codec, encoder)

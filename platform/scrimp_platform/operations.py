@@ -66,7 +66,7 @@ def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -
         If the dataset has no images.
     """
     facts = manifest.load_manifest(folder)
-    if facts.modality != codec.modality:
+    if codec.modality not in facts.kinds:
         raise UserError(f"--codec: encodes {codec.modality}, but dataset {facts.name} is of {facts.modality}")
     from scrimp_trainers.codecs.cache import open_latents
     from scrimp_trainers.common.device import select_device

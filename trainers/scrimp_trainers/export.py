@@ -102,7 +102,7 @@ def require_same_shape(folder: Path, network: Denoiser, recipe: Recipe, codec: C
     UserError
         If they differ.
     """
-    if recipe.codec.modality != manifest.modality:
+    if recipe.codec.modality not in manifest.kinds:
         raise UserError(
             f"{folder}: draws {recipe.codec.modality}, but dataset {manifest.name} is of {manifest.modality}; name a "
             "dataset of what the model draws"

@@ -16,7 +16,7 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
     UserError
         If it cannot. The message names the field of the recipe, what the dataset has instead, and what to do.
     """
-    if recipe.codec.modality != manifest.modality:
+    if recipe.codec.modality not in manifest.kinds:
         raise UserError(
             f"codec.kind: {recipe.codec.kind!r} is for {recipe.codec.modality}, but dataset {manifest.name} is of "
             f"{manifest.modality}; use a codec for them"

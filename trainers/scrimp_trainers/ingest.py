@@ -20,7 +20,8 @@ from scrimp_trainers.common.files import atomic_folder, explain_disk_full
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
-from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName, Summary
+from scrimp_trainers.data.manifest import CAPTIONED, Classifier, Manifest, Split, SplitName, Summary
+from scrimp_trainers.data.modalities import captioned
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.data.options import NEAR_IMAGES, Options
 from scrimp_trainers.data.pixels import pixel_limit
@@ -32,7 +33,7 @@ from scrimp_trainers.data.subsets import choose_subsets
 
 CLASSIFIER_FILE = "classifier.safetensors"
 CONTACT_SHEET = "contact_sheet.png"
-"""The first training drawings, as they are rendered."""
+"""The first training drawings as they are rendered, or the first images over their captions."""
 IMAGE_OPTIONS = ("depth16", "background", "max_pixels")
 """Options that drawings do not have."""
 MAX_SIZES = 20
@@ -61,7 +62,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         If the source, an image in it, or an option is not valid. No files are left then.
     """
     _validate(options)
-    layout = Layout(options.labels, options.classes, options.flat, options.frames)
+    layout = Layout(options.labels, options.classes, options.flat, options.frames, options.captions)
     with atomic_folder(out) as folder, pixel_limit(options.max_pixels):
         # Read the images as pixels of one size.
         scratch = folder / "scratch"
@@ -69,6 +70,8 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         sources: dict[SplitName, Source] = {"train": open_source(source, scratch, layout, options.reader)}
         if options.reference is not None:
             sources["reference"] = open_source(options.reference, scratch, layout, options.reader)
+            if sources["train"].captions is None:
+                sources["reference"] = replace(sources["reference"], captions=None)
         _validate_for(sources["train"], options)
         if options.first is not None:
             sources["train"] = first_images(sources["train"], options.first)
@@ -87,7 +90,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
         manifest = Manifest(
             name=options.name or _default_name(out),
             content_hash=content_hash,
-            modality=images.source.modality,
+            modality=images.kind,
             size=images.modality.shape[-1],
             channels=images.modality.shape[0],
             lengths=_lengths(images, chosen["train"]),
@@ -184,7 +187,7 @@ def _write_splits(
     """Write the shards of all splits. Return the content hash, and the splits for the manifest."""
     classes = usable["train"].source.classes
     modality = usable["train"].modality
-    kind = [] if usable["train"].source.modality == "images" else [usable["train"].source.modality]
+    kind = [] if usable["train"].kind == "images" else [usable["train"].kind]
     content = hashlib.sha256(json.dumps([*kind, modality.shape[-1], modality.shape[0], classes]).encode())
     splits: dict[SplitName, Split] = {}
 
@@ -199,7 +202,7 @@ def _write_splits(
             key = f"{images.numbers[row]:08d}"
             label = None if labels is None else int(labels[row])
             content.update(f"{split} {key} {label} {digest}\n".encode())
-            yield Sample(key, data, label)
+            yield Sample(key, data, label, images.caption(row))
 
     total = sum(len(rows) for rows in chosen.values())
     with explain_disk_full(folder.parent, total * (modality.item_bytes + TAR_BYTES)):
@@ -231,7 +234,12 @@ def _write_contact_sheet(folder: Path, manifest: Manifest) -> None:
     split = Split(count=first[0].count, per_class=None, shards=first)
     dataset = Dataset(folder, manifest.model_copy(update={"splits": {"train": split}}))
     items, _, _ = dataset.items("train")
-    image_grid(dataset.modality.render(items[:GRID_IMAGES])).save(folder / CONTACT_SHEET)
+    pictures = dataset.modality.render(items[:GRID_IMAGES])
+    if manifest.modality == CAPTIONED:
+        sheet = captioned.sheet(pictures.numpy(), dataset.captions("train")[: len(pictures)])
+    else:
+        sheet = image_grid(pictures)
+    sheet.save(folder / CONTACT_SHEET)
 
 
 def _summary(
@@ -360,6 +368,8 @@ def _provenance(source: str, images: Source, options: Options) -> dict[str, str 
     recorded = {name: value for name, value in asdict(options).items() if name not in ("name", "workers")}
     if options.reference is not None:
         recorded["reference"] = Path(options.reference).resolve().name
+    if options.captions is None:
+        del recorded["captions"]
     if options.classes is not None:
         recorded["classes"] = Path(options.classes).name
     return {"source": Path(source).resolve().name, "format": images.format, "images": images.count, **recorded}

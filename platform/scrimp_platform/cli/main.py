@@ -141,6 +141,7 @@ OWN_PARTS = click.option(
 @click.option(
     "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames to take of a file."
 )
+@click.option("--captions", type=click.Choice(["none"]), help="Leave captions out.  [default: those beside the images]")
 @click.option("--reference", type=NAME, metavar="SOURCE", help="Images to score against.  [default: the training set]")
 @click.option("--name", help="Name in reports.  [default: that of OUT]")
 @click.option(

@@ -97,7 +97,7 @@ def _describe_needed(needed: estimate.Needed, space: Space) -> str:
 def _describe_dataset(manifest: Manifest) -> str:
     classes = len(manifest.classes or ())
     count = manifest.splits["train"].count
-    if manifest.modality == "images":
+    if "images" in manifest.kinds:
         colours = ("grey", "RGB")[manifest.channels // 3]
         items = f"{count} images of {manifest.size}x{manifest.size}, {colours}"
     else:
@@ -391,7 +391,7 @@ def show_dataset(folder: Path, manifest: Manifest) -> None:
 
 def _shape(manifest: Manifest) -> str:
     """Say how large a dataset's items are."""
-    if manifest.modality == "images":
+    if "images" in manifest.kinds:
         return f"{manifest.size}x{manifest.size}x{manifest.channels}"
     return f"{manifest.modality} of up to {manifest.size} points"
 

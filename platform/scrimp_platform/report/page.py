@@ -162,7 +162,7 @@ def _dataset(sweep: dict[str, Any]) -> str:
     if facts is None:
         return name
     items = f"images, {facts.size}×{facts.size} {'grey' if facts.channels == 1 else 'RGB'}"
-    if facts.modality != "images":
+    if "images" not in facts.kinds:
         items = f"{facts.modality} of up to {facts.size} points"
     classes = f", {len(facts.classes)} classes" if facts.classes else ""
     return f"{name}: {facts.splits['train'].count:,} {items}{classes}"

@@ -79,6 +79,21 @@ class Dataset:
             labels = np.array([sample.label for sample in samples], dtype=np.int64)
         return [sample.key for sample in samples], labels
 
+    def captions(self, split: SplitName) -> list[str]:
+        """Return the caption of each of a split's images.
+
+        Raises
+        ------
+        UserError
+            If they have none, or a shard is missing or damaged.
+        """
+        shards = self.manifest.splits[split].shards
+        captions = [sample.caption for shard in shards for sample in read_shard(self.folder, shard)]
+        known = [caption for caption in captions if caption is not None]
+        if len(known) < len(captions):
+            raise UserError(f"{self.folder}: the {split} images of dataset {self.manifest.name} have no captions")
+        return known
+
     def _decode_into(self, items: Items, start: int, shard: Shard) -> list[tuple[str, int | None]]:
         """Decode a shard into `items` from position `start` on, and return the key and the label of each."""
         entries: list[tuple[str, int | None]] = []

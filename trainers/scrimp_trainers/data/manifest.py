@@ -18,6 +18,8 @@ MAX_MESSAGE_LENGTH = 300
 RESIDENT = 2 * 2**30
 """Training items of at most this many bytes are kept in memory; larger datasets are streamed from their shards."""
 SplitName = Literal["train", "holdout", "reference"]
+CAPTIONED = "captioned"
+"""The modality of images with captions beside them."""
 
 
 class ManifestModel(BaseModel):
@@ -129,6 +131,11 @@ class Manifest(ManifestModel):
     """What `scrimp prepare` read from the sources."""
     provenance: dict[str, str | int | float | bool | None]
     """Source and options from which the dataset was made."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the items are: their modality; and images, if these have captions besides."""
+        return (CAPTIONED, "images") if self.modality == CAPTIONED else (self.modality,)
 
     @property
     def mean_length(self) -> float | None:

@@ -49,6 +49,8 @@ class Options:
     """Take all images at any folder depth, and do not use folders as classes."""
     frames: Literal["first", "all"] = "first"
     """Which pages or frames to take of a file that has several."""
+    captions: Literal["none"] | None = None
+    """`none`: leave captions out; None: read those beside the images, if there are any."""
     reader: str | None = None
     """A user's own reader of the source, `my_parts:MyReader`."""
     workers: int | None = None

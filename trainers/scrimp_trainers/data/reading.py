@@ -16,9 +16,9 @@ import numpy as np
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import explain_disk_full
 from scrimp_trainers.data.drawing import MOST_POINTS, UnusableDrawingError, to_item
-from scrimp_trainers.data.manifest import SplitName
-from scrimp_trainers.data.modalities.images import Images, channels_first
-from scrimp_trainers.data.modalities.modality import Modality
+from scrimp_trainers.data.manifest import CAPTIONED, SplitName
+from scrimp_trainers.data.modalities.images import channels_first
+from scrimp_trainers.data.modalities.modality import Modality, open_modality
 from scrimp_trainers.data.modalities.strokes import SIDE, Strokes
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.pixels import Conversion, crop_and_resize, exceeds_8_bits, to_8_bit
@@ -54,17 +54,26 @@ class UsableImages:
     """Largest value after scaling 16 bits to 8; None if no image had 16 bits."""
 
     @property
+    def kind(self) -> str:
+        """The kind of the modality."""
+        return self.source.modality if self.source.captions is None else CAPTIONED
+
+    @property
     def modality(self) -> Modality:
         """What the items are."""
-        return Images(self.pixels.shape[1], 3 if self.pixels.ndim == 4 else 1)
+        return open_modality(self.kind, size=self.pixels.shape[1], channels=3 if self.pixels.ndim == 4 else 1)
 
     def item(self, row: int) -> np.ndarray:
         """Return an item as the modality has it."""
         return channels_first(self.pixels[row])
 
+    def caption(self, row: int) -> str | None:
+        """Return an item's caption; None if the source has none."""
+        return None if self.source.captions is None else self.source.captions[self.numbers[row]]
+
     def content(self, row: int) -> bytes:
         """Return the bytes that tell an item from others."""
-        return self.pixels[row].tobytes()
+        return self.pixels[row].tobytes() + (self.caption(row) or "").encode()
 
 
 @dataclass(frozen=True)
@@ -277,6 +286,8 @@ def _read_image(
 ) -> _UsableImage | UnusableImage:
     """Decode, crop and resize one image, or return why it cannot be used."""
     where = source.where(i)
+    if source.captions is not None and source.captions[i] is None:
+        return UnusableImage(where, "has no caption, unlike others; --captions none leaves all captions out")
     try:
         stored = source.load(i)
         image = to_8_bit(stored, where, conversion)

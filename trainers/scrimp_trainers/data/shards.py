@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which each item's file, such as `<key>.png`, follows its `<key>.cls`."""
+"""WebDataset shards: tar files in which each item's file, such as `<key>.png`, follows its `<key>.cls` and `.txt`."""
 
 import hashlib
 import io
@@ -28,6 +28,8 @@ class Sample:
     """The item's file."""
     label: int | None
     """Its class; None if the dataset has no classes."""
+    caption: str | None = None
+    """Its caption; None if the dataset has none."""
 
 
 def write_shards(samples: Iterable[Sample], folder: Path, prefix: str, modality: Modality) -> list[Shard]:
@@ -42,6 +44,8 @@ def write_shards(samples: Iterable[Sample], folder: Path, prefix: str, modality:
                 for sample in batch:
                     if sample.label is not None:
                         _add(tar, f"{sample.key}.cls", str(sample.label).encode())
+                    if sample.caption is not None:
+                        _add(tar, f"{sample.key}.txt", sample.caption.encode())
                     _add(tar, f"{sample.key}.{modality.suffix}", sample.data)
             file.flush()
             os.fsync(file.fileno())
@@ -87,15 +91,18 @@ def read_shard(folder: Path, shard: Shard) -> Iterator[Sample]:
         raise _damaged(path)
 
     label: int | None = None
+    caption: str | None = None
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
             key, _, kind = member.name.partition(".")
             content = data[member.offset_data : member.offset_data + member.size]
             if kind == "cls":
                 label = int(content)
+            elif kind == "txt":
+                caption = content.decode()
             else:
-                yield Sample(key, content, label)
-                label = None
+                yield Sample(key, content, label, caption)
+                label = caption = None
 
 
 def _damaged(path: Path) -> DamagedData:

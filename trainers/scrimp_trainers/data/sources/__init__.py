@@ -21,7 +21,7 @@ from scrimp_trainers.data.sources.source import AS_FOUND, Layout, Source
 from scrimp_trainers.data.tree import Tree, open_tree
 
 DIGITS = "digits"
-HELPERS = ("source", "labels", "folders")
+HELPERS = ("source", "labels", "folders", "captions")
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".xz", ".npz"})
 MAX_SUFFIXES = 5
 """Number of file suffixes that the error message for a source without images lists."""
@@ -100,7 +100,9 @@ def _read(reader: Any, tree: Tree, layout: Layout) -> Source:
         raise UserError(f"{tree.path}: --flat, --frames and --labels are for image files; use --labels none, or none")
     images = reader.read(tree)
     if layout.labels == "none":
-        return replace(images, labels=None, classes=None)
+        images = replace(images, labels=None, classes=None)
+    if layout.captions == "none":
+        images = replace(images, captions=None)
     return images
 
 

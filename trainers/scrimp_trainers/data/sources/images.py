@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.data.manifest import MANIFEST_FILE
 from scrimp_trainers.data.pixels import SUFFIXES, count_frames, decode_image, is_image_data
+from scrimp_trainers.data.sources import captions as caption_files
 from scrimp_trainers.data.sources import folders
 from scrimp_trainers.data.sources import labels as label_files
 from scrimp_trainers.data.sources.source import Layout, Source
@@ -28,6 +30,8 @@ OTHER_ENDINGS = (
 )
 OTHER = frozenset(OTHER_ENDINGS.split(" "))
 """Suffixes of files that are not images. Of files with unknown suffixes, or none, the first bytes are read."""
+PREPARED = frozenset({MANIFEST_FILE, "train-000000.tar"})
+"""Files of a dataset that Scrimp has prepared, in which there may also be a contact sheet."""
 HEAD = 32
 """Bytes that are enough to recognise an image."""
 
@@ -51,8 +55,8 @@ class _Group:
 
 
 def recognises(tree: Tree) -> bool:
-    """Whether there are image files, and no class files as in WebDataset."""
-    if any(name.endswith(".cls") for name in tree.names):
+    """Whether there are image files, but no class files as in WebDataset, nor the shards of a prepared dataset."""
+    if any(name.endswith(".cls") for name in tree.names) or set(tree.names) >= PREPARED:
         return False
     return any(is_image(name) for name in tree.names) or any(_is_image_by_content(tree, name) for name in tree.names)
 
@@ -88,6 +92,7 @@ def read(tree: Tree, layout: Layout) -> Source:
 
     # Join the splits.
     items = [item for group in groups for item in group.items]
+    captions = _captions(tree, [item.name for item in items], layout, skipped, notes)
     classes, labels = _number_classes(groups)
     held_out = np.concatenate([np.full(len(group.items), group.held_out) for group in groups])
 
@@ -103,10 +108,31 @@ def read(tree: Tree, layout: Layout) -> Source:
         where=where,
         labels=labels,
         classes=classes,
+        captions=captions,
         test=held_out if held_out.any() else None,
         skipped=dict(skipped),
         notes=notes,
     )
+
+
+def _captions(
+    tree: Tree, names: list[str], layout: Layout, skipped: Counter[str], notes: list[str]
+) -> list[str | None] | None:
+    """Return the caption of each image, None for one without; None if there are no captions, or none are wanted."""
+    found = None if layout.captions == "none" else caption_files.find(tree, names)
+    if found is None:
+        return None
+
+    # Its files are neither left out nor of no use.
+    for file in found.files - {name for name in tree.names if PurePosixPath(name).name in label_files.NAMES}:
+        skipped[f"not an image ({PurePosixPath(file).suffix.lower()})"] -= 1
+    for reason in [reason for reason, count in skipped.items() if not count]:
+        del skipped[reason]
+    notes[:] = [note for note in notes if not any(note.startswith(f"{file} is not used: ") for file in found.files)]
+
+    captions = [found.of.get(name) or None for name in names]
+    notes.append(f"{found.note}: {caption_files.describe(captions)}")
+    return captions
 
 
 def load_image(tree: Tree, name: str, frame: int = 0) -> Image.Image:

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -157,21 +157,35 @@ def _table_rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | N
             # `ILSVRC2012_val_00000001,n01751748 111 108 477 341`: an image without its ending, its class and boxes.
             lines = [line.split(",", 1) for line in text.splitlines()[1:]]
             return [(f"{fields[0]}.JPEG", fields[1].split()[0]) for fields in lines if len(fields) > 1]
-        table = _jsonl(text) if name.endswith(".jsonl") else _csv(text)
-    except (ValueError, IndexError, csv.Error, RecursionError):
+    except (ValueError, IndexError):
         raise UserError(f"{where}: not a table of UTF-8 text; fix it, or use --labels none") from None
 
-    columns = {str(column).lower(): column for row in table for column in row}
-    file_column = next((columns[column] for column in FILE_COLUMNS if column in columns), None)
-    label_column = next((columns[column] for column in LABEL_COLUMNS if column in columns), None)
-    if file_column is None or label_column is None:
-        return None
+    rows = read_rows(data, name, where, FILE_COLUMNS, LABEL_COLUMNS, hint="use --labels none")
+    return rows and [(file, _class_name(value, f"{where}: {file}")) for file, value in rows]
 
-    rows: list[tuple[str, str]] = []
-    for row in table:
-        file = str(row.get(file_column))
-        rows.append((file, _class_name(row.get(label_column), f"{where}: {file}")))
-    return rows
+
+def read_rows(
+    data: bytes, name: str, where: str, file_columns: Sequence[str], value_columns: Sequence[str], *, hint: str
+) -> list[tuple[str, Any]] | None:
+    """Return file and value of each row of a table, by the first columns of these names; None without such columns.
+
+    Raises
+    ------
+    UserError
+        If it is no table; the message ends in the `hint`.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        table = _jsonl(text) if name.endswith(".jsonl") else _csv(text)
+    except (ValueError, csv.Error, RecursionError):
+        raise UserError(f"{where}: not a table of UTF-8 text; fix it, or {hint}") from None
+
+    columns = {str(column).lower(): column for row in table for column in row}
+    file_column = next((columns[column] for column in file_columns if column in columns), None)
+    value_column = next((columns[column] for column in value_columns if column in columns), None)
+    if file_column is None or value_column is None:
+        return None
+    return [(str(row.get(file_column)), row.get(value_column)) for row in table]
 
 
 def _jsonl(text: str) -> list[Mapping[str, Any]]:

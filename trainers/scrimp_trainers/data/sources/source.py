@@ -24,6 +24,8 @@ class Layout:
     """Take all images at any folder depth, and do not use folders as classes."""
     frames: Literal["first", "all"] = "first"
     """Which pages or frames to take of a file that has several."""
+    captions: Literal["none"] | None = None
+    """`none`: no captions; None: detect them."""
 
 
 AS_FOUND = Layout()
@@ -49,6 +51,8 @@ class Source:
     """int64 [count], indices into `classes`."""
     classes: list[str] | None = None
     """Names of the classes; None without labels."""
+    captions: list[str | None] | None = None
+    """The caption of each image, None for one without; None if they have no captions."""
     test: np.ndarray | None = None
     """bool [count]: the source's own test images, if it has any."""
     skipped: dict[str, int] = field(default_factory=dict)
@@ -72,7 +76,8 @@ def first_images(source: Source, count: int) -> Source:
     if count > source.count:
         raise UserError(f"--first: {count:,} images requested, but there are {source.count:,}")
     labels = None if source.labels is None else source.labels[:count]
-    return replace(source, count=count, labels=labels)
+    captions = None if source.captions is None else source.captions[:count]
+    return replace(source, count=count, labels=labels, captions=captions)
 
 
 def source_from_arrays(

@@ -1,4 +1,4 @@
-"""WebDataset shards: one tar, or a folder of them, with `<key>.png` (or another image) and optionally `<key>.cls`.
+"""WebDataset shards: tars with `<key>.png` (or another image), optionally `<key>.cls`, and `<key>.txt`, a caption.
 
 Of a dataset that Scrimp prepared, the training images are read.
 """
@@ -12,6 +12,7 @@ from PIL import Image
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
+from scrimp_trainers.data.sources import captions as caption_files
 from scrimp_trainers.data.sources.images import is_image, load_image
 from scrimp_trainers.data.sources.source import Source
 from scrimp_trainers.data.tree import Tree, open_tree
@@ -37,10 +38,12 @@ def read(tree: Tree) -> Source:
     shards, classes = _open_shards(tree)
     images: list[tuple[Tree, str]] = []
     labels: list[int | None] = []
+    captions: list[str | None] = []
     for shard in shards:
-        for name, label in _samples(shard):
+        for name, label, caption in _samples(shard):
             images.append((shard, name))
             labels.append(label)
+            captions.append(caption)
 
     def load(i: int) -> Image.Image:
         shard, name = images[i]
@@ -51,9 +54,12 @@ def read(tree: Tree) -> Source:
         return shard.where(name)
 
     source = Source("webdataset", len(images), load, where)
+    if any(letter.isalpha() for caption in captions for letter in caption or ""):
+        note = f"captions from {caption_files.SUFFIX} files: {caption_files.describe(captions)}"
+        source = replace(source, captions=captions, notes=[note])
     known_labels = [label for label in labels if label is not None]
     if not known_labels:
-        return replace(source, notes=["no class files (.cls) in the shards, so no classes"])
+        return replace(source, notes=[*source.notes, "no class files (.cls) in the shards, so no classes"])
     if len(known_labels) < len(labels):
         raise UserError(f"{where(labels.index(None))}: has no class file, unlike others")
     if classes is None:
@@ -76,10 +82,11 @@ def _open_shards(tree: Tree) -> tuple[list[Tree], list[str] | None]:
     return [open_tree(tree.path / name, tree.scratch) for name in names], classes
 
 
-def _samples(shard: Tree) -> Iterator[tuple[str, int | None]]:
-    """Yield the name and the class of each image of one shard."""
+def _samples(shard: Tree) -> Iterator[tuple[str, int | None, str | None]]:
+    """Yield the name, the class and the caption of each image of one shard."""
     images: dict[str, str] = {}
     labels: dict[str, int] = {}
+    captions: dict[str, str] = {}
     for name in shard.names:
         key = str(PurePosixPath(name).parent / PurePosixPath(name).name.partition(".")[0])
         if is_image(name):
@@ -88,12 +95,14 @@ def _samples(shard: Tree) -> Iterator[tuple[str, int | None]]:
             images[key] = name
         elif name.endswith(".cls"):
             labels[key] = _label(shard, name)
+        elif name.endswith(caption_files.SUFFIX):
+            captions[key] = caption_files.caption_of(shard.read(name), shard.where(name))
 
     for key in labels:
         if key not in images:
             raise UserError(f"{shard.path}: {key}.cls: has no image")
     for key, name in images.items():
-        yield name, labels.get(key)
+        yield name, labels.get(key), captions.get(key) or None
 
 
 def _label(shard: Tree, name: str) -> int:
