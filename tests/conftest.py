@@ -37,6 +37,50 @@ def vq_f4(autoencoders: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of Stable Diffusion's classes in its layout, small and with random weights."""
+    from benchmarks import text_digits
+
+    folder = tmp_path_factory.mktemp("stable-diffusion")
+    text_digits.write_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(stand_in: Path) -> Path:
+    """Folder of Stable Diffusion where SCRIMP_SD_DIR names it, or else of the stand-in."""
+    return Path(os.environ.get("SCRIMP_SD_DIR", stand_in))
+
+
+@pytest.fixture(scope="session")
+def captioned_digits(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
+    """Digits, each with its caption: a photo of the digit seven."""
+    from benchmarks.text_digits import write_images
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.data.options import Options
+    from scrimp_trainers.ingest import prepare
+
+    folder = tmp_path_factory.mktemp("captioned")
+    write_images(folder / "images")
+    prepare(str(folder / "images"), folder / "digits", Options(near=0, classifier=False))
+    return open_dataset(folder / "digits")
+
+
+@pytest.fixture(scope="session")
+def scored_captions(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
+    """The same with the classifier that scores them."""
+    from benchmarks.text_digits import write_images
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.data.options import Options
+    from scrimp_trainers.ingest import prepare
+
+    folder = tmp_path_factory.mktemp("scored_captions")
+    write_images(folder / "images")
+    prepare(str(folder / "images"), folder / "digits", Options(near=0))
+    return open_dataset(folder / "digits")
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real datasets, which are no part of the project; tests that use one skip where it is missing."""
     return Path(os.environ.get("SCRIMP_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 EMBEDDING = "embedding of level and augmentation"
 FIRST = "first convolution"
@@ -154,3 +155,16 @@ def _linear(inputs: int, outputs: int) -> int:
 
 def _convolution(inputs: int, outputs: int, side: int) -> int:
     return inputs * outputs * side**2 + outputs
+
+
+STABLE_DIFFUSION_2: dict[str, Any] = {
+    "sample_size": 96,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+"""The config of Stable Diffusion 2.1's U-Net, a `UNet2DConditionModel`, where it is not diffusers' default."""

@@ -5,6 +5,7 @@ import yaml
 from drawings_small import small_drawings
 from techniques_small import autoencoder, plain_recipe
 
+from benchmarks import text_digits
 from scrimp_platform.cli import commands
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.data.options import Options
@@ -15,7 +16,9 @@ NARROW = {
     "unet": {"network.channels": 8, "network.blocks": 1, "network.head_channels": None},
     "mdt": {"network.channels": 16, "network.layers": 4, "network.decoder_layers": 2, "network.heads": 2},
     "gru": {"network.width": 8, "network.layers": 1},
+    "unet2d_condition": {},  # the stand-in is narrow
 }
+DATA = {"images": "digits", "strokes": "data"}
 SLOW = pytest.mark.slow
 
 
@@ -28,9 +31,12 @@ EVERY = pytest.mark.parametrize("name", recipes.presets())
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory, stand_in):
     """Where a dataset of each modality lies, and what else a preset names."""
     folder = tmp_path_factory.mktemp("presets")
+    (folder / "stable-diffusion").symlink_to(stand_in)
+    text_digits.write_images(folder / "images")
+    prepare(str(folder / "images"), folder / "captioned", Options(size=32, limit=96, classifier=False))
     small_drawings(folder, 64)
     prepare("digits", folder / "digits", Options(size=32, limit=96, classifier=False))
     return folder
@@ -49,6 +55,10 @@ def without_downloads(name, files, **values):
     if recipe.codec.modality == "images":
         codec = autoencoder(files, "vq" if recipe.codec.kind == "vq" else "kl")
         stand_ins |= {"codec.encoder": codec, "codec.decoder": codec}
+    if recipe.conditioning.text:
+        model = str(files / "stable-diffusion")
+        stand_ins |= {"conditioning.text": model, "network.pretrained": model}
+        stand_ins |= {"codec.encoder": model, "codec.decoder": model}
     return recipe.replace(stand_ins | {path.replace("__", "."): value for path, value in values.items()})
 
 
@@ -61,7 +71,7 @@ def narrowed(name, files, **values):
 def trained(recipe, files, folder, kimg=None):
     """Train as `scrimp train` does, and return the lines that were written."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    data = files / {"images": "digits", "strokes": "data"}[recipe.codec.modality]
+    data = files / ("captioned" if recipe.conditioning.text else DATA[recipe.codec.modality])
     commands.train(str(folder / "recipe.yaml"), data, folder / "out", kimg, 0, None, 1000)
     return metrics_log.read_rows(folder / "out" / "metrics.jsonl")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from published_networks import (
     ATTENTION,
     DECODER,
@@ -17,6 +18,7 @@ from published_networks import (
     LAST,
     MIDDLE,
     RESAMPLING,
+    STABLE_DIFFUSION_2,
     latent_unet,
     mdt,
     song_unet,
@@ -24,8 +26,10 @@ from published_networks import (
 from torch import nn
 
 from scrimp_spaces.space import load_space, names
+from scrimp_trainers.networks import unet2d_condition
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.networks import UNet2DCondition
 from scrimp_trainers.training.state import build_network
 
 PAGE = (Path(__file__).parent.parent / "docs" / "papers.md").read_text()
@@ -206,6 +210,21 @@ MDT_V2: dict[str, Any] = MDT | {
 }
 MDT_S: dict[str, Any] = {"network.channels": 384, "network.layers": 12, "network.heads": 6}
 GUIDED: dict[str, Any] = {"sampler.guidance": 3.8, "sampler.guidance_power": 4.0, "sampler.guidance_channels": 3}
+DCR: dict[str, Any] = {
+    "diffusion.kind": "ddpm",
+    "diffusion.timesteps": 1000,
+    "diffusion.betas": "scaled_linear",
+    "diffusion.beta_start": 0.00085,
+    "diffusion.beta_end": 0.012,
+    "diffusion.prediction": "v",
+    "network.kind": "unet2d_condition",
+    "codec.kind": "kl",
+    "optimizer.lr": 5e-6,
+    "optimizer.warmup_kimg": 80.0,  # 5,000 steps of 16 images
+    "training.kimg": 1600.0,  # 100,000 steps
+    "training.batch_size": 16,
+}
+"""Of DCR's page, and of Stable Diffusion 2.1."""
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ambient-cifar10": AMBIENT | {"training.kimg": 30_000.0, "training.batch_size": 256},
     "ambient-ffhq": AMBIENT
@@ -267,7 +286,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "prune-reweight-cifar10": DDPM
     | {"optimizer.warmup_kimg": 0.0, "conditioning.classes": True, "conditioning.label_drop": 0.1, "coreset.keep": 0.1},
     "prune-reweight-imagenet": {},
+    "prune-reweight-sd": {},
     "rigl-dm": SPARSE | {"sparsity.method": "rigl"},
+    "sd-ambient": DCR | {"ambient.weighting": "released"},
+    "sd-finetune": DCR,
     "static-dm": SPARSE | {"sparsity.method": "static"},
     "tiny-ddpm": {},
     "tiny-edm": {},
@@ -329,6 +351,9 @@ def network_of(preset: str, items: str) -> Denoiser:
     channels, size = map(int, items.split("x")[:2])
     recipe = recipes.load(preset)
     classes = 1000 if PRESETS[preset][3].startswith("ImageNet") else 10
+    if isinstance(recipe.network, UNet2DCondition):
+        with torch.device("meta"):
+            return unet2d_condition.UNet2DCondition(UNet2DConditionModel(**STABLE_DIFFUSION_2))
     with torch.device("meta"):
         return build_network(recipe, size, channels, classes if recipe.conditioning.classes else 0, seed=0)
 

@@ -14,7 +14,10 @@ def techniques(space):
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_space_has_a_small_form(name, scored_digits, tmp_path):
+def test_a_space_has_a_small_form(name, scored_digits, scored_captions, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "text-digits").mkdir()
+    (tmp_path / "text-digits" / "model").symlink_to(stand_in)
     large, small = spaces.load_space(name), spaces.load_space(f"{name}-small")
     assert techniques(small) == techniques(large)
     assert len(small.objectives) == len(large.objectives)
@@ -23,6 +26,8 @@ def test_a_space_has_a_small_form(name, scored_digits, tmp_path):
     if small.base().codec.modality == "strokes":
         small_drawings(tmp_path, classifier=True)
         data = tmp_path / "data"
+    if small.base().conditioning.text:
+        data = scored_captions.folder
     options = plan.SweepOptions(space=f"{name}-small", data=str(data), storage=tmp_path)
     assert plan.make_plan(options).space.search == small.search
 

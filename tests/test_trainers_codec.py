@@ -20,11 +20,12 @@ from trainers_small import CPU, small
 
 from scrimp_trainers import sampling
 from scrimp_trainers.codecs import cache as caching
-from scrimp_trainers.codecs import cache_file, pretrained
+from scrimp_trainers.codecs import pretrained
 from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, draw_latents, open_codec
 from scrimp_trainers.codecs.autoencoder_files import latent_shape
 from scrimp_trainers.codecs.cache import Latents, latent_batches, open_latents
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
+from scrimp_trainers.common import cache_file
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import batches

@@ -242,7 +242,7 @@ def load_parts(*files: str | PathLike[str]) -> None:
     parts.load_files(Path(file).expanduser() for file in files)
 
 
-def load_model(folder: str | PathLike[str], *, device: str | None = None) -> Model:
+def load_model(folder: str | PathLike[str], *, device: str | None = None, captions: Sequence[str] = ()) -> Model:
     """Load a trained model.
 
     Parameters
@@ -251,6 +251,8 @@ def load_model(folder: str | PathLike[str], *, device: str | None = None) -> Mod
         The `model` folder of a training run.
     device
         Such as `cpu` or `cuda:1`; by default the first GPU, or the CPU.
+    captions
+        What samples of a model that is told captions are drawn of, in turn; by default some that it was trained on.
 
     Returns
     -------
@@ -262,7 +264,7 @@ def load_model(folder: str | PathLike[str], *, device: str | None = None) -> Mod
     UserError
         If the folder holds no model, or one of its files is damaged.
     """
-    return Model.load(Path(folder).expanduser(), device)
+    return Model.load(Path(folder).expanduser(), device, captions)
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """A trained model, loaded for `scrimp sample`, `scrimp evaluate` and the library."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scrimp_trainers.codecs.codec import Codec
+    from scrimp_trainers.conditioning.conditioner import Conditioner
     from scrimp_trainers.data.modalities.modality import Items, Modality
     from scrimp_trainers.networks.denoiser import Denoiser
 
@@ -30,10 +31,14 @@ class Model:
     """The denoiser, on its device."""
     codec: "Codec" = field(repr=False)
     """Decodes what the network generates."""
+    conditioner: "Conditioner | None" = field(default=None, repr=False)
+    """Tells the network captions; None for a model that is told none."""
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None) -> "Model":
+    def load(cls, folder: Path, device: str | None = None, captions: Sequence[str] = ()) -> "Model":
         """Load a trained model onto the given device; by default onto the best one available.
+
+        A model that is told captions draws samples of `captions` in turn, by default of some that it was trained on.
 
         Raises
         ------
@@ -41,11 +46,12 @@ class Model:
             If the folder holds no model, or one of its files is damaged.
         """
         require_model(folder)
-        from scrimp_trainers.export import load_codec, load_model
+        from scrimp_trainers.export import load_codec, load_conditioner, load_model
 
         network, recipe = load_model(folder, device)
         codec = load_codec(folder, recipe, network.device)
-        return cls(folder, recipe, network, codec)
+        conditioner = load_conditioner(folder, recipe, network.device, captions)
+        return cls(folder, recipe, network, codec, conditioner)
 
     def sample(self, n: int, *, seed: int = 0, steps: int | None = None, batch_size: int = 256) -> np.ndarray:
         """Draw images; image i depends only on the model, the seed and i.
@@ -91,7 +97,15 @@ class Model:
         recipe = self.recipe
         if steps is not None:
             recipe = recipe.replace({"sampler.steps": steps})
-        return sampling.generate_items(self.network, recipe, n, seed=seed, batch_size=batch_size, codec=self.codec)
+        return sampling.generate_items(
+            self.network,
+            recipe,
+            n,
+            seed=seed,
+            batch_size=batch_size,
+            codec=self.codec,
+            conditioner=self.conditioner,
+        )
 
     @property
     def modality(self) -> "Modality":

@@ -5,6 +5,7 @@ Nothing here prints. User input is checked before torch is imported, because the
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -178,7 +179,12 @@ def evaluate(
 
     network = model.network
     require_same_shape(model.folder, network, model.recipe, model.codec, manifest.load_manifest(data))
-    scorer = Scorer(open_dataset(data), scoring, network.device)
+    dataset = open_dataset(data)
+    if model.recipe.conditioning.text:
+        from scrimp_trainers.conditioning.text import open_texts
+
+        model = replace(model, conditioner=open_texts(dataset, str(model.folder), network.device))
+    scorer = Scorer(dataset, scoring, network.device)
     statistics: list[Tensor] = []
     items = model.items(scoring.samples, seed=seed, batch_size=scoring.batch_size)
     images = rendered(items, model.modality, statistics)

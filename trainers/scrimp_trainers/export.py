@@ -7,19 +7,38 @@ from typing import Any
 
 import torch
 
+from scrimp_trainers.codecs import autoencoder_files
+from scrimp_trainers.codecs.autoencoder_files import AutoencoderFiles
 from scrimp_trainers.codecs.codec import Codec, Decoding
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import atomic_folder, match_folder_mode
 from scrimp_trainers.common.metrics_log import SELECTED
+from scrimp_trainers.conditioning import text_files
+from scrimp_trainers.conditioning.conditioner import Conditioner
+from scrimp_trainers.conditioning.text_files import TextFiles
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.diffusion import Chain
 from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.recipe.techniques import Autoencoder
 
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+TEXT_CODE = """from transformers import CLIPTextModel, CLIPTokenizer
+
+tokenizer = CLIPTokenizer.from_pretrained("tokenizer")
+encoder = CLIPTextModel.from_pretrained("text_encoder")
+captions = ["a caption"] * 16
+length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+with torch.no_grad():
+    text = encoder(tokens.input_ids).last_hidden_state
+"""
+"""Makes embeddings of captions."""
 OWN_IMPORTS = """import json
 from pathlib import Path
 
@@ -32,14 +51,23 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 def export_model(
-    folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]
+    folder: Path,
+    network: Denoiser,
+    recipe: Recipe,
+    manifest: Manifest,
+    scores: Mapping[str, Any],
+    captions: Sequence[str] = (),
 ) -> None:
     """Write a model into a new folder.
 
     The network's folder and `scheduler/` can be loaded with diffusers alone; `README.md` is the model card
     and contains the code for that. A `model_index.json` is written only if one of diffusers' pipelines can sample from
     this model. None of them scales the input of an EDM network, passes on classes or coordinates, or decodes latents:
-    they would silently return noise. Nor do they support DDIM's eta.
+    they would silently return noise. Nor do they support DDIM's eta. A network that is told captions and denoises
+    latents of an AutoencoderKL is sampled by `StableDiffusionPipeline`, for which `vae/` is copied, too.
+
+    The text encoder and the tokenizer of a network that is told captions are copied; `captions` are those that samples
+    are drawn of where none are given.
 
     Raises
     ------
@@ -55,6 +83,13 @@ def export_model(
         pipeline = exported and exported.pipeline and network.library_class
         if exported and pipeline and network.takes_only_images_and_levels and decoding == Decoding():
             (part / "model_index.json").write_text(_index(network, exported))
+        if recipe.conditioning.text:
+            _text_files(recipe).copy(part)
+            text_files.write_captions(part, captions)
+        vae = _stable_diffusion_vae(network, recipe)
+        if exported and vae:
+            vae.copy(part)
+            (part / "model_index.json").write_text(_stable_diffusion_index(exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         _codec_part(recipe).save(recipe.codec, modality_of(manifest).shape, part)
         (part / "README.md").write_text(_card(network, recipe, manifest, scores))
@@ -92,6 +127,29 @@ def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> Codec:
         If the recipe's decoder cannot be loaded, or the folder lacks what it needs.
     """
     return _codec_part(recipe).load(recipe.codec, folder, device)
+
+
+def load_conditioner(
+    folder: Path, recipe: Recipe, device: torch.device, captions: Sequence[str] = ()
+) -> Conditioner | None:
+    """Open what tells a model that `export_model` wrote its captions; None for one that is told none.
+
+    Without `captions`, samples are drawn of those that the model keeps.
+
+    Raises
+    ------
+    UserError
+        If there are captions for a model that is told none, or a file is missing or damaged.
+    """
+    if not recipe.conditioning.text:
+        if captions:
+            raise UserError(f"{folder}: the model is told no captions; leave them out")
+        return None
+
+    from scrimp_trainers.conditioning.text import load_encoder, texts_of
+
+    encoder = load_encoder(text_files.find(str(folder), str(folder)), device)
+    return texts_of(captions or text_files.read_captions(folder), encoder)
 
 
 def require_same_shape(folder: Path, network: Denoiser, recipe: Recipe, codec: Codec, manifest: Manifest) -> None:
@@ -151,6 +209,42 @@ def _index(network: Denoiser, exported: Exported) -> str:
     return json.dumps(index, indent=2) + "\n"
 
 
+def _text_files(recipe: Recipe) -> TextFiles:
+    name = str(recipe.conditioning.text)
+    return text_files.find(name, f"conditioning.text {name}")
+
+
+def _stable_diffusion_vae(network: Denoiser, recipe: Recipe) -> AutoencoderFiles | None:
+    """Return the autoencoder of a model that Stable Diffusion's pipeline samples as the recipe does; None of others.
+
+    The pipeline knows no shift of latents.
+    """
+    if not (network.text and isinstance(recipe.codec, Autoencoder) and isinstance(recipe.diffusion, Chain)):
+        return None
+    if recipe.codec.kind != "kl":
+        return None
+    files = autoencoder_files.find(recipe.codec, "decoder")
+    return None if files.shift else files
+
+
+def _stable_diffusion_index(exported: Exported) -> str:
+    import diffusers
+
+    index = {
+        "_class_name": STABLE_DIFFUSION,
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", type(exported.scheduler).__name__],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    return json.dumps(index, indent=2) + "\n"
+
+
 def _card(network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
     """Return the model card, a README.md."""
     rows = "\n".join(f"| {name} | {_format_score(value)} |" for name, value in scores.items())
@@ -202,6 +296,9 @@ def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
         own = f"scrimp.load_parts({files})\n" if files else ""
         return f"With Scrimp:\n\n```python\nimport scrimp\n\n{own}images = scrimp.load_model('.').sample(16)\n```"
 
+    if _stable_diffusion_vae(network, recipe):
+        return f"With diffusers alone, in this folder:\n\n```python\n{_stable_diffusion_code(recipe, exported)}```"
+
     note = exported.note
     if recipe.sampler.guidance != 1:
         note += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
@@ -209,6 +306,17 @@ def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
     if network.code:
         return f"With torch, and the scheduler of diffusers, in this folder; {note}:\n\n```python\n{code}```"
     return f"With diffusers alone, in this folder; {note}:\n\n```python\n{code}```"
+
+
+def _stable_diffusion_code(recipe: Recipe, exported: Exported) -> str:
+    return f"""from diffusers import {STABLE_DIFFUSION}
+
+pipeline = {STABLE_DIFFUSION}.from_pretrained(".")
+caption = "a caption"
+image = pipeline(
+    caption, num_inference_steps={exported.steps}, guidance_scale={recipe.sampler.guidance:g}{exported.arguments}
+).images[0]
+"""
 
 
 def _code(network: Denoiser, exported: Exported, decoding: Decoding) -> str:
@@ -220,6 +328,8 @@ def _code(network: Denoiser, exported: Exported, decoding: Decoding) -> str:
     if network.classes:
         labels = "labels"
         conditions += f"labels = torch.arange(16) % {network.classes}\n"
+    if network.text:
+        conditions += TEXT_CODE
     if network.coordinates:
         conditions += (
             f"line = torch.linspace(-1, 1, {network.shape[1]})\n"

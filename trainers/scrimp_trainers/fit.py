@@ -1,10 +1,14 @@
 """Check whether a recipe fits a dataset, before anything starts and without importing torch."""
 
+from pathlib import Path
+
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import RESIDENT, Manifest
+from scrimp_trainers.conditioning import text_files
+from scrimp_trainers.data.manifest import CAPTIONED, RESIDENT, Manifest
 from scrimp_trainers.data.modalities.modality import has_mirror, modality_of, train_bytes
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
+from scrimp_trainers.recipe.sections import Conditioning
 from scrimp_trainers.recipe.techniques import Coreset, Patches, Reweighting
 
 
@@ -21,8 +25,7 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
             f"codec.kind: {recipe.codec.kind!r} is for {recipe.codec.modality}, but dataset {manifest.name} is of "
             f"{manifest.modality}; use a codec for them"
         )
-    if recipe.conditioning.classes and not manifest.classes:
-        raise UserError(f"dataset {manifest.name} has no classes, but the recipe sets conditioning.classes")
+    _check_conditioning(recipe.conditioning, manifest)
     if recipe.training.flip and not has_mirror(modality_of(manifest)):
         raise UserError(
             f"training.flip: {manifest.modality} of dataset {manifest.name} have no mirror images; turn it off"
@@ -54,6 +57,16 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
     _check_patches(recipe.patches, side, multiple)
     if recipe.ood.on and any(size % 2 for size in step_sides(recipe.patches, side)):
         raise UserError(f"ood.weight: a jigsaw of four needs an even side, not {side}; set it to 0 or change the size")
+
+
+def _check_conditioning(settings: Conditioning, manifest: Manifest) -> None:
+    """Require the labels, or the captions, that the network is told, and the text encoder if it is in a folder."""
+    if settings.classes and not manifest.classes:
+        raise UserError(f"dataset {manifest.name} has no classes, but the recipe sets conditioning.classes")
+    if settings.text and CAPTIONED not in manifest.kinds:
+        raise UserError(f"dataset {manifest.name} has no captions, but the recipe sets conditioning.text")
+    if settings.text and Path(settings.text).is_absolute():
+        text_files.find(settings.text, f"conditioning.text {settings.text}")  # it is no name of the hub's
 
 
 def _check_coreset(settings: Coreset, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
+from scrimp_trainers.conditioning.conditioner import Conditioner
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality, statistics_of
 from scrimp_trainers.diffusion import guidance
@@ -71,23 +73,26 @@ def generate_items(
     rank: int = 0,
     world: int = 1,
     codec: Codec = PIXEL_CODEC,
+    conditioner: Conditioner | None = None,
 ) -> Iterator[Items]:
     """Draw items with the recipe's sampler, on the network's device. Rank r draws images r, r + world, ...
 
     Image i depends only on the network, the seed and i (up to rounding: sums in a larger batch may be computed in
     another order). A class-conditional network draws its classes in turn; one for items of several lengths draws each
-    item's length from those of the training items. The `codec` is that of the recipe.
+    item's length from those of the training items. The `codec` is that of the recipe. A network that is told captions
+    needs its `conditioner`, whose captions it draws in turn.
     """
     network.eval()
     numbers_of_rank = range(rank, count, world)
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
+    conditioner = conditioner or conditioner_for(network.classes)
 
     for first in range(0, len(numbers_of_rank), batch_size):
         numbers = numbers_of_rank[first : first + batch_size]
         noise = _noise_source(network, numbers, seed)
         mask = _drawn_mask(network, numbers, seed)
-        predict = _guided_denoiser(network, process, recipe, numbers, mask)
+        predict = _guided_denoiser(network, process, recipe, conditioner, numbers, mask)
         x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
         items = codec.decode(x)
         yield items if mask is None else Items(items.values, mask)
@@ -208,7 +213,12 @@ def _drawn_mask(network: Denoiser, numbers: range, seed: int) -> Tensor | None:
 
 
 def _guided_denoiser(
-    network: Denoiser, process: Process, recipe: Recipe, numbers: range, mask: Tensor | None
+    network: Denoiser,
+    process: Process,
+    recipe: Recipe,
+    conditioner: Conditioner | None,
+    numbers: range,
+    mask: Tensor | None,
 ) -> Predict:
     """Return the denoiser that the sampler calls, with classifier-free guidance if the recipe says so."""
     sampler = recipe.sampler
@@ -216,9 +226,9 @@ def _guided_denoiser(
     device = network.device
     unconditioned = NOTHING if mask is None else Conditions(mask=mask)
     conditions = unconditioned
-    conditioner = conditioner_for(network.classes)
     if conditioner:
-        conditions = Conditions(labels=conditioner.for_samples(numbers, device), mask=mask)
+        conditions = replace(unconditioned, **{conditioner.name: conditioner.for_samples(numbers, device)})
+        unconditioned = replace(unconditioned, **{conditioner.name: conditioner.null(len(numbers), device)})
 
     def predict(x: Tensor, levels: Tensor) -> Tensor:
         heartbeat.beat()

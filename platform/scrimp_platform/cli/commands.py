@@ -89,14 +89,16 @@ def train(
         terminal.say(f"model in {out / 'model'}")
 
 
-def sample(model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int) -> None:
+def sample(
+    model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int, caption: tuple[str, ...]
+) -> None:
     """Draw images from a model as PNGs and one grid."""
     require_model(model)
     if out.exists():
         raise UserError(f"{out}: exists already; choose another folder")
     from scrimp_trainers import sampling
 
-    loaded = Model.load(model)
+    loaded = Model.load(model, captions=caption)
     items = loaded.items(number, seed=seed, steps=steps, batch_size=batch_size)
     with terminal.progress() as progress:
         sampling.save_items(operations.report_progress(items, number, progress), loaded.modality, out)

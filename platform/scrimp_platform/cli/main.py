@@ -205,6 +205,7 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
+@click.option("--caption", multiple=True, help="Caption to draw; several in turn.  [default: some of the training's]")
 @OWN_PARTS
 def sample(model: Path, out: Path, **options: Any) -> None:
     """Draw images from MODEL; write them to OUT as PNGs and one grid."""

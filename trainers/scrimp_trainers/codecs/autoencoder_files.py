@@ -5,14 +5,18 @@ This file imports no torch, so that mistakes answer at once.
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.hub import find_part
 from scrimp_trainers.recipe.techniques import Autoencoder
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+PART = "vae"
+"""Its folder in that of a whole model."""
 CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny", "vq": "VQModel"}
 BLOCKS = {
     "kl": ("block_out_channels", 1),
@@ -38,6 +42,8 @@ class AutoencoderFiles:
     """Pixels to a latent cell, along each side."""
     draws: bool
     """Whether latents are drawn, from a posterior, or fixed."""
+    shift: float
+    """Taken off latents before they are scaled."""
 
     @property
     def moments(self) -> int:
@@ -66,6 +72,13 @@ class AutoencoderFiles:
             digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
+    def copy(self, folder: Path) -> None:
+        """Copy it into the folder of a model."""
+        part = folder / PART
+        part.mkdir()
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(self.folder / name, part / name)
+
 
 def find(settings: Autoencoder, role: Literal["encoder", "decoder"]) -> AutoencoderFiles:
     """Find the autoencoder that encodes, or the one that decodes; one of the hub's is downloaded if need be.
@@ -76,16 +89,7 @@ def find(settings: Autoencoder, role: Literal["encoder", "decoder"]) -> Autoenco
         If there is none, or it is of another kind.
     """
     name, where = getattr(settings, role), f"codec.{role} {getattr(settings, role)}"
-    folder = Path(name)
-    if folder.is_dir():
-        missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-        if missing:
-            raise UserError(f"{where}: has no {missing[0]}; name a folder that diffusers' save_pretrained has written")
-    elif folder.is_absolute():
-        raise UserError(f"{where}: no such folder; name one with its {CONFIG} and {WEIGHTS}")
-    else:
-        folder = _hub_folder(name, where)
-    return _read(folder, settings, where)
+    return _read(find_part(name, PART, (CONFIG, WEIGHTS), where), settings, where)
 
 
 def latent_shape(settings: Autoencoder, size: int) -> tuple[int, int] | None:
@@ -96,29 +100,14 @@ def latent_shape(settings: Autoencoder, size: int) -> tuple[int, int] | None:
     UserError
         If the images do not divide into latent cells, the encoder is of another kind, or there is no such folder.
     """
-    if Path(settings.encoder).is_absolute():
+    folder = Path(settings.encoder)
+    if folder.is_absolute():
         find(settings, "encoder")  # it is no name of the hub's
-    if not (Path(settings.encoder) / CONFIG).is_file():
+    folder = folder / PART if (folder / PART).is_dir() else folder
+    if not (folder / CONFIG).is_file():
         return None
-    autoencoder = _read(Path(settings.encoder), settings, f"codec.encoder {settings.encoder}")
+    autoencoder = _read(folder, settings, f"codec.encoder {settings.encoder}")
     return autoencoder.channels, autoencoder.side(size)
-
-
-def _hub_folder(name: str, where: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        try:
-            files = [hf_hub_download(name, file, local_files_only=True) for file in (CONFIG, WEIGHTS)]
-        except LocalEntryNotFoundError:
-            files = [hf_hub_download(name, file) for file in (CONFIG, WEIGHTS)]
-    except (OSError, ValueError) as error:  # no network, no such repository, no name of one
-        raise UserError(
-            f"{where}: no such folder, and cannot be had from the hub ({str(error).splitlines()[0]}); "
-            f"name a folder with its {CONFIG} and {WEIGHTS}"
-        ) from None
-    return Path(files[0]).parent
 
 
 def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
@@ -135,4 +124,5 @@ def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
     blocks, default_levels = BLOCKS[settings.kind]
     levels = len(config[blocks]) if blocks in config else default_levels
     channels = config.get("vq_embed_dim") or config.get("latent_channels", LATENT_CHANNELS[settings.kind])
-    return AutoencoderFiles(folder, where, int(channels), 2 ** (levels - 1), settings.kind == "kl")
+    shift = float(config.get("shift_factor") or 0)
+    return AutoencoderFiles(folder, where, int(channels), 2 ** (levels - 1), settings.kind == "kl", shift)

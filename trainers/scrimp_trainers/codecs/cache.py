@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrimp_trainers.codecs import autoencoder_files, cache_file
+from scrimp_trainers.codecs import autoencoder_files
 from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, open_codec
+from scrimp_trainers.common import cache_file
 from scrimp_trainers.common.errors import DiskFull, UserError
 from scrimp_trainers.common.files import is_disk_full, locked
 from scrimp_trainers.data.batch import Batch, to_device

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scrimp_trainers.codecs.autoencoder_files import CLASSES, latent_shape
+from scrimp_trainers.codecs.autoencoder_files import CLASSES, PART, latent_shape
 from scrimp_trainers.codecs.codec import Decoding, Shape
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.techniques import Autoencoder
@@ -67,6 +67,8 @@ def load(settings: Autoencoder, folder: Path, device: "device") -> "AutoencoderC
         channels = json.loads(file.read_text())["image_channels"]
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{file}: missing or damaged; it holds the number of `image_channels`") from None
+    if (folder / PART).is_dir():  # the model has a copy
+        settings = settings.model_copy(update={"encoder": str(folder), "decoder": str(folder)})
     return build(settings, (channels,), device)
 
 
@@ -74,6 +76,7 @@ def decoding(settings: Autoencoder, items: Shape) -> Decoding:
     """Return the code that decodes latents with diffusers alone."""
     autoencoder = CLASSES[settings.kind]
     folder = Path(settings.decoder)
+    folder = folder / PART if (folder / PART).is_dir() else folder
     where = str(folder.resolve()) if folder.is_dir() else settings.decoder
 
     # A VQModel's latents are not scaled, whatever its config says.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ class Classes:
 
     count: int
     """Number of classes."""
+    name: ClassVar[str] = "labels"
 
-    def of(self, batch: Batch) -> Tensor:
-        """Return the labels of a batch, which has to have some."""
-        return cast(Tensor, batch.labels)
+    def of(self, batch: Batch) -> Tensor | None:
+        """Return the labels of a batch; None if it has none."""
+        return batch.labels
 
     def null(self, count: int, device: torch.device) -> Tensor:
         """Return hidden labels."""

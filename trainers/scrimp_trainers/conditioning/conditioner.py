@@ -1,7 +1,7 @@
 """What training and sampling need of a conditioner: it turns what is known of an item into an input of the network."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +12,11 @@ from scrimp_trainers.data.batch import Batch
 class Conditioner(Protocol):
     """One condition of a network. A row of its tensors belongs to one item."""
 
-    def of(self, batch: Batch, /) -> Tensor:
-        """Return the condition of a training batch, [B, ...]."""
+    name: ClassVar[str]
+    """Its field in `Conditions`."""
+
+    def of(self, batch: Batch, /) -> Tensor | None:
+        """Return the condition of a training batch, [B, ...]; None if nothing is known of its items."""
         ...
 
     def null(self, count: int, device: torch.device, /) -> Tensor:

@@ -13,6 +13,8 @@ class Conditions:
 
     labels: Tensor | None = None
     """int64 [B], classes, or the number of classes where they are hidden."""
+    text: Tensor | None = None
+    """[B, L, D], the embeddings of the tokens of a caption; those of the empty one where it is hidden."""
     augment_labels: Tensor | None = None
     """[B, A], what was done to an image; zero for one as it was."""
     coordinates: Tensor | None = None

@@ -33,6 +33,8 @@ class Denoiser(nn.Module):
     lengths: Tensor | None
     """int64 [size + 1], how many items of each length it was trained on, a buffer; samples have lengths drawn from
     them. None for items of one size."""
+    text: tuple[int, int] | None = None
+    """Tokens of a caption, and numbers of a token, that it is told; None if it is not told captions."""
     coordinates: bool = False
     """Whether it is told which part of the whole image it sees."""
     tokens: int = 0
@@ -56,6 +58,12 @@ class Denoiser(nn.Module):
     def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Return the raw output [B, C, H, W] for images [B, C, H, W] and what stands for their noise levels [B]."""
         raise NotImplementedError
+
+    def example(self, count: int) -> Conditions:
+        """Return conditions of the shape that it is told of `count` images, on the CPU, to measure what it costs."""
+        if self.text:
+            return Conditions(text=torch.zeros(count, *self.text))
+        return Conditions(labels=torch.zeros(count, dtype=torch.long)) if self.classes else NOTHING
 
     @property
     def takes_only_images_and_levels(self) -> bool:

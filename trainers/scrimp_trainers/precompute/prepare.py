@@ -96,6 +96,11 @@ def _prepare(recipe: Recipe, dataset: Dataset, seed: int, device: torch.device) 
     codec = parts.module("codecs", recipe.codec.part).build(recipe.codec, dataset.modality.shape, device)
     prepared = replace(prepared, codec=codec)
 
+    if recipe.conditioning.text:
+        from scrimp_trainers.conditioning.text import open_texts
+
+        prepared = replace(prepared, conditioner=open_texts(dataset, recipe.conditioning.text, device))
+
     if recipe.ambient.on:
         keys, _ = dataset.entries("train")
         noise_keys = ambient.noise_keys(dataset.manifest.content_hash, keys).to(device)

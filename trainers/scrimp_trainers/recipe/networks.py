@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, Tag, model_validator
 
-from scrimp_trainers.recipe.sections import OWN, Count, Section, by_kind, own_section
+from scrimp_trainers.recipe.sections import CAPTIONS, OWN, Count, FileName, Section, by_kind, own_section
 
 
 class Network(Section):
@@ -169,11 +169,60 @@ class GRU(Network):
         return {"timesteps": recipe.diffusion.timesteps, "form": recipe.codec.form}
 
 
+class UNet2DCondition(Network):
+    """Stable Diffusion's U-Net (Rombach et al. 2022), which attends to captions: diffusers' `UNet2DConditionModel`.
+
+    The defaults are the shape of Stable Diffusion 1. `pretrained` names a network to begin with, whose config gives
+    the shape instead.
+    """
+
+    offers: ClassVar[frozenset[str]] = frozenset({CAPTIONS})
+
+    kind: Literal["unet2d_condition"] = "unet2d_condition"
+    """Which network."""
+
+    pretrained: FileName | None = None
+    """Folder or hub id of the network whose weights training begins with: a model in Stable Diffusion's layout, or its
+    `unet` folder. None: a new one."""
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 320
+    """Channels of the first level."""
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 4)
+    """Channels of each level as multiples of `channels`; every level after the first halves the resolution. All but the
+    last attend to the caption, and so does the middle."""
+    blocks: Count = 2
+    """Residual blocks a level."""
+    heads: Count = 8
+    """Attention heads, which share the channels of a level."""
+    text_width: Count = 768
+    """Numbers in the embedding of a caption's token: 768 in Stable Diffusion 1, 1024 in 2."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """It convolves over two dimensions."""
+        return frozenset({"a grid"})
+
+    @property
+    def multiple(self) -> int:
+        """What the side of an image must be a multiple of; that of a pretrained one is known when it is read."""
+        return 1 if self.pretrained else 2 ** (len(self.multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> "UNet2DCondition":
+        shape = ("channels", "multipliers", "blocks", "heads", "text_width")
+        given = [name for name in shape if getattr(self, name) != type(self).model_fields[name].default]
+        if self.pretrained and given:
+            raise ValueError(f"{given[0]} is given by the config of pretrained {self.pretrained}; leave it out")
+        if any(self.channels * multiplier % self.heads for multiplier in self.multipliers):
+            raise ValueError(f"heads {self.heads} does not divide the channels of every level")
+        return self
+
+
 AnyNetwork = Annotated[
     Annotated[UNet, Tag("unet")]
     | Annotated[DiT, Tag("dit")]
     | Annotated[MDT, Tag("mdt")]
     | Annotated[GRU, Tag("gru")]
+    | Annotated[UNet2DCondition, Tag("unet2d_condition")]
     | Annotated[SerializeAsAny[Network], own_section(Network), Tag(OWN)],
     by_kind("unet"),
 ]

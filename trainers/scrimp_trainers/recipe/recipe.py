@@ -17,7 +17,7 @@ from scrimp_trainers.recipe.diffusion import EDM, IDDPM, AnyDiffusion, Chain
 from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.own_technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
-from scrimp_trainers.recipe.sections import EMA, OWN, Conditioning, FilePath, Optimizer, Section, Training
+from scrimp_trainers.recipe.sections import CAPTIONS, EMA, OWN, Conditioning, FilePath, Optimizer, Section, Training
 from scrimp_trainers.recipe.techniques import (
     MAFP,
     OOD,
@@ -81,8 +81,12 @@ class Recipe(Section):
         self._check_needs()
         if isinstance(self.diffusion, Chain) and self.sampler.steps > self.diffusion.timesteps:
             raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
-        if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
-            raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
+        if CAPTIONS in self.network.offers and not self.conditioning.text:
+            raise ValueError(f"network.kind: {self.network.kind!r} is told captions; name conditioning.text")
+        if self.sampler.guidance != 1 and not self._can_be_guided:
+            raise ValueError(
+                "sampler.guidance needs conditioning.classes or text, and a conditioning.label_drop above 0"
+            )
         if self.sampler.guidance_power is not None and not isinstance(self.diffusion, Chain):
             raise ValueError("sampler.guidance_power goes by the steps of a chain; use diffusion.kind ddpm or iddpm")
         if isinstance(self.diffusion, IDDPM):
@@ -121,6 +125,13 @@ class Recipe(Section):
         }
         for name in (name for name, is_on in weights.items() if is_on):
             raise ValueError(f"{name} weighs a squared error, which the loss of diffusion.kind iddpm is not; use ddpm")
+
+    @property
+    def _can_be_guided(self) -> bool:
+        """Whether the network also learns without a condition, or has learnt it before."""
+        conditioning = self.conditioning
+        knows_none = bool(conditioning.label_drop) or getattr(self.network, "pretrained", None) is not None
+        return knows_none and bool(conditioning.classes or conditioning.text)
 
     @property
     def nfe(self) -> int:
@@ -393,6 +404,10 @@ def reference_recipe(settings: Reweighting) -> Recipe:
         raise UserError(
             f"reweighting.recipe {settings.recipe}: has {', '.join(techniques)}; reference and proxy are trained "
             "without such techniques, name a recipe without them"
+        )
+    if recipe.conditioning.text:
+        raise UserError(
+            f"reweighting.recipe {settings.recipe}: is told captions; name one that is told classes or none"
         )
     if recipe.training.select == "best":
         raise UserError(

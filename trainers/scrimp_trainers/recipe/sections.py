@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 
 from scrimp_trainers.common import parts
@@ -26,6 +27,10 @@ FileName = Annotated[str, AfterValidator(os.path.expanduser)]
 OwnPart = Annotated[str, Field(pattern=r"^\w+:\w+$")]
 """A user's own part, `my_parts:MyNetwork`: the file without its ending, and the name in it."""
 FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+CAPTIONS = "a network that is told captions"
+"""What `conditioning.text` needs, and a network offers."""
 
 
 class Section(BaseModel):
@@ -76,12 +81,26 @@ def own_section(base: type[Section]) -> WrapValidator:
 
 
 class Conditioning(Section):
-    """Whether the network is told the class of an image."""
+    """Whether the network is told the class of an image, or its caption."""
 
     classes: bool = False
     """Train on class labels; the dataset must have them."""
+    text: FileName | None = None
+    """Folder or hub id, in the layout of Stable Diffusion, of the `tokenizer` and the `text_encoder` through which the
+    network is told captions; the dataset must have them. None: no captions."""
     label_drop: Probability = 0.0
-    """Probability with which a label is hidden in training, for classifier-free guidance."""
+    """Probability with which a label, or a caption, is hidden in training, for classifier-free guidance."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Captions are for a network that takes them."""
+        return frozenset({CAPTIONS}) if self.text else frozenset()
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> "Conditioning":
+        if self.classes and self.text:
+            raise ValueError("classes and text exclude each other; captions may name the classes")
+        return self
 
 
 class Optimizer(Section):

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from scrimp_trainers.common import parts
-from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.metrics import cost
@@ -28,7 +27,7 @@ def network_flops(
     A network for items of several lengths does the same at each of their points, and skips padding: there it is the
     FLOPs of an item of `mean_length`, by default of the longest.
     """
-    conditions = _conditions(network)
+    conditions = network.example(1)
     shape = network.shape
     points = 1.0
     if network.lengths is not None:
@@ -58,18 +57,13 @@ def step_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int) -> tu
         return dense, sparse
 
     count = masking.count_kept(network.tokens, masking.mean_share(recipe.masking))
-    conditions = replace(_conditions(network), kept=torch.arange(count)[None])
+    conditions = replace(network.example(1), kept=torch.arange(count)[None])
     inputs = (torch.zeros(1, *network.shape), torch.zeros(1), conditions)
     masked_dense = masked_sparse = cost.forward_flops(network, *inputs)
     if recipe.sparsity.on:
         densities = sparsity.densities(recipe.sparsity, network)
         masked_sparse = cost.sparse_flops(masked_dense, cost.layer_flops(network, *inputs), densities)
     return dense + masked_dense, sparse + masked_sparse
-
-
-def _conditions(network: Denoiser) -> Conditions:
-    """Return what a network is told of one image."""
-    return Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
 
 
 def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, steps: int) -> float:

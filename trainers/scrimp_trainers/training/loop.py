@@ -90,7 +90,7 @@ def train(
     """
     training = recipe.training
     process = parts.build("diffusion", recipe.diffusion)
-    conditioner = conditioner_for(state.network.classes)
+    conditioner = prepared.conditioner or conditioner_for(state.network.classes)
     global_batch = training.batch_size
     rank_batch = global_batch // world
     rank_slice = slice(rank * rank_batch, (rank + 1) * rank_batch)
@@ -146,8 +146,8 @@ def train(
             negative = ood.jigsaw(target, generator, global_batch=global_batch, rank_slice=rank_slice)
 
         # Condition.
-        labels = _drawn_labels(conditioner, batch, recipe, generator, rank_slice)
-        conditions = Conditions(labels, augment_labels, coordinates, batch.mask)
+        condition = _drawn_condition(conditioner, batch, recipe, generator, rank_slice)
+        conditions = Conditions(augment_labels=augment_labels, coordinates=coordinates, mask=batch.mask, **condition)
         class_factors = None
         if prepared.loss_weights is not None:
             class_factors = prepared.loss_weights[batch.labels]
@@ -325,19 +325,19 @@ def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slic
     return torch.randn(global_batch, *shape[1:], generator=generator, device=generator.device)[rank_slice]
 
 
-def _drawn_labels(
+def _drawn_condition(
     conditioner: Conditioner | None, batch: Batch, recipe: Recipe, generator: torch.Generator, rank_slice: slice
-) -> Tensor | None:
-    """Return the labels of the batch, some hidden at random; None if the network takes none or there are none."""
-    if conditioner is None or batch.labels is None:
-        return None
+) -> dict[str, Tensor]:
+    """Return the condition of the batch by its name, hidden of some images at random; none if nothing is told."""
+    known = conditioner.of(batch) if conditioner else None
+    if conditioner is None or known is None:
+        return {}
 
-    labels = conditioner.of(batch)
     drop_probability = recipe.conditioning.label_drop
-    if not drop_probability:
-        return labels
-    uniform = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[rank_slice]
-    return hide(conditioner, labels, uniform < drop_probability)
+    if drop_probability:
+        uniform = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[rank_slice]
+        known = hide(conditioner, known, uniform < drop_probability)
+    return {conditioner.name: known}
 
 
 def unscale_gradients(parameters: list[Tensor], scale: float) -> None:

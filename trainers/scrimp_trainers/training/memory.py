@@ -78,6 +78,6 @@ def _peak(recipe: Recipe, network: Denoiser, count: int, device: torch.device) -
     torch.cuda.reset_peak_memory_stats(device)
     images = torch.zeros(count, *network.shape, device=device)
     with autocast(recipe.training.precision, device):
-        output = network(images, torch.ones(count, device=device))
+        output = network(images, torch.ones(count, device=device), network.example(count).to(device))
     output.float().square().sum().backward()
     return torch.cuda.max_memory_allocated(device)

@@ -24,6 +24,7 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.export import export_model, is_current
 from scrimp_trainers.metrics import cost
+from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.sampling import GRID_IMAGES, generate_items, image_grid, neighbour_grid, rendered
@@ -124,6 +125,7 @@ class Session:
             seed=seed,
             device=self.device,
         )
+        _require_width(self.state.network, recipe, prepared.conditioner)
         for network in (self.state.network, self.state.ema):
             network.tell_lengths(manifest.lengths)
         dense_flops, self.flops, self.layers = expected_cost.network_flops(
@@ -291,6 +293,7 @@ class Session:
             rank=self.rank,
             world=self.world,
             codec=self.prepared.codec,
+            conditioner=self.prepared.conditioner,
         )
         samples = rendered(items, self.dataset.modality, statistics)
         values: dict[str, float | str] = {}
@@ -430,7 +433,7 @@ class Session:
             if folder.exists() and not is_current(folder, *content):
                 shutil.rmtree(folder)
             if not folder.exists():
-                export_model(folder, *content)
+                export_model(folder, *content, captions=getattr(self.prepared.conditioner, "captions", ()))
         if self.world > 1:
             dist.barrier()  # all files exist when this method returns on any rank
         heartbeat.pause()
@@ -496,6 +499,15 @@ class Session:
             content = io.BytesIO()
             grid.save(content, "PNG")
             write_atomic(path, content.getvalue())
+
+
+def _require_width(network: Denoiser, recipe: Recipe, conditioner: Any) -> None:
+    """Require that embeddings of captions are as wide as the network takes them."""
+    if network.text and network.text[1] != conditioner.shape[1]:
+        raise UserError(
+            f"conditioning.text {recipe.conditioning.text}: its tokens have {conditioner.shape[1]} numbers, but the "
+            f"network takes {network.text[1]}; name an encoder of the network's, or set network.text_width"
+        )
 
 
 def _keep_first(image_batches: Iterable[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:

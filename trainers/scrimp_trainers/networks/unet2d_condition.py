@@ -1,0 +1,149 @@
+"""Stable Diffusion's U-Net, which attends to captions (Rombach et al. 2022): diffusers' `UNet2DConditionModel`."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.hub import find_part
+from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
+from scrimp_trainers.networks import dropout
+from scrimp_trainers.networks.denoiser import CONFIG, WEIGHTS, Denoiser, load_library_network
+from scrimp_trainers.recipe import networks
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+TOKENS = 77
+"""Tokens of a caption in CLIP; the network takes any number, but what it costs depends on it."""
+
+
+class UNet2DCondition(Denoiser):
+    """A `UNet2DConditionModel`."""
+
+    folder = "unet"
+    library_class = "UNet2DConditionModel"
+
+    def __init__(self, unet: "UNet2DConditionModel") -> None:
+        super().__init__()
+        self.unet = unet
+        config = unet.config
+        self.classes = 0
+        self.text = (TOKENS, config["cross_attention_dim"])
+        self.shape = torch.Size((config["out_channels"], config["sample_size"], config["sample_size"]))
+
+    def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
+        """Return the raw output [B, C, H, W] for images [B, C, H, W] and what stands for their noise levels [B].
+
+        Raises
+        ------
+        ValueError
+            If it is told no captions: where they are hidden it is told the empty one.
+        """
+        if conditions.text is None:
+            raise ValueError("a UNet2DConditionModel is always told captions, if only the empty one")
+        return self.unet(images, levels, encoder_hidden_states=conditions.text.to(images.dtype)).sample
+
+    @property
+    def takes_only_images_and_levels(self) -> bool:
+        """No: it always takes captions."""
+        return False
+
+    def save(self, folder: Path) -> None:
+        """Write the `UNet2DConditionModel`."""
+        self.unet.save_pretrained(folder)
+
+    def call(self, images: str, labels: str | None) -> str:
+        """Return the code that asks a `UNet2DConditionModel`."""
+        return f"unet({images}, t, encoder_hidden_states=text).sample"
+
+
+def build(
+    section: networks.UNet2DCondition,
+    *,
+    image_size: int,
+    channels: int,
+    classes: int = 0,
+    augment_labels: int = 0,
+    coordinates: bool = False,
+) -> UNet2DCondition:
+    """Make a new network for square images, with weights from torch's global generator, or read a pretrained one.
+
+    Raises
+    ------
+    UserError
+        If the images cannot be halved as often as the network has levels, or a pretrained network cannot be read or is
+        for images of other channels.
+    ValueError
+        If it is to take classes, augmentation labels or coordinates, which its section does not offer.
+    """
+    if classes or augment_labels or coordinates:
+        raise ValueError("a UNet2DConditionModel takes neither classes nor augmentation labels nor coordinates")
+
+    unet = _pretrained(section.pretrained, channels) if section.pretrained else _new(section, channels)
+    halvings = len(unet.config["block_out_channels"]) - 1
+    if image_size % 2**halvings:
+        raise UserError(
+            f"network: its levels halve the images {halvings} times, but {image_size} is not a multiple of "
+            f"{2**halvings}; use fewer levels or another --size"
+        )
+    unet.register_to_config(sample_size=image_size)  # diffusers draws images of this size by default
+    dropout.replace(unet)
+    return UNet2DCondition(unet)
+
+
+def load(folder: Path) -> UNet2DCondition:
+    """Read the network of an exported model; raises as `load_library_network` does."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DCondition(load_library_network(UNet2DConditionModel, folder / UNet2DCondition.folder))
+
+
+def _new(section: networks.UNet2DCondition, channels: int) -> "UNet2DConditionModel":
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    lower = len(section.multipliers) - 1
+    unet = UNet2DConditionModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(section.channels * multiplier for multiplier in section.multipliers),
+        layers_per_block=section.blocks,
+        down_block_types=("CrossAttnDownBlock2D",) * lower + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * lower,
+        norm_num_groups=math.gcd(32, section.channels),
+        attention_head_dim=section.heads,  # diffusers' name for their number
+        cross_attention_dim=section.text_width,
+    )
+    _start_as_identity(unet)
+    return unet
+
+
+def _pretrained(name: str, channels: int) -> "UNet2DConditionModel":
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    where = f"network.pretrained {name}"
+    unet = load_library_network(UNet2DConditionModel, find_part(name, UNet2DCondition.folder, (CONFIG, WEIGHTS), where))
+    taken = {unet.config["in_channels"], unet.config["out_channels"]}
+    if taken != {channels}:
+        raise UserError(f"{where}: takes {min(taken)} channels, but x has {channels}; name the codec that it is for")
+    return unet
+
+
+def _start_as_identity(unet: nn.Module) -> None:
+    """Shrink the last layer of every residual branch, and of the network, to almost nothing, where LDM's is zero."""
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    last = [unet.conv_out]
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            last.append(module.conv2)
+        elif isinstance(module, Transformer2DModel):
+            last.append(module.proj_out)
+    with torch.no_grad():
+        for layer in last:
+            layer.weight.mul_(1e-5)  # type: ignore[operator]
+            layer.bias.zero_()  # type: ignore[operator]
