@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scrimp_platform.search.replay import Replay
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The result of a sweep, as its folder shows it when it is loaded."""
 
