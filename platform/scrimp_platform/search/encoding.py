@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.ranges import Range
+from scrimp_spaces.space import Space
 
 
 class Encoding:
