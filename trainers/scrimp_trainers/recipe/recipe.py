@@ -13,7 +13,7 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.diffusion import DDPM, EDM, AnyDiffusion
+from scrimp_trainers.recipe.diffusion import EDM, AnyDiffusion
 from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.own_technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
@@ -76,8 +76,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         self._check_needs()
-        if isinstance(self.diffusion, DDPM) and self.sampler.steps > self.diffusion.timesteps:
-            raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
+        most = self.diffusion.most_steps
+        if most is not None and self.sampler.steps > most:
+            raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {most}")
         if self.sampler.guidance != 1 and not (self.conditioning.classes and self.conditioning.label_drop):
             raise ValueError("sampler.guidance needs conditioning.classes and a conditioning.label_drop above 0")
         return self
