@@ -232,7 +232,7 @@ def _scored(folder: Path) -> Path:
     from made_up_sweep import make_dataset
 
     facts = manifest.load_manifest(make_dataset(folder))
-    classifier = manifest.Classifier(file="none", sha256="", accuracy=1, seed=0)
+    classifier = manifest.ClassifierRecord(file="none", sha256="", accuracy=1, seed=0)
     (folder / manifest.MANIFEST_FILE).write_text(facts.model_copy(update={"classifier": classifier}).to_json())
     return folder
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
+from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, Split, SplitName
 from scrimp_trainers.metrics import dinov2, extractors, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
 from scrimp_trainers.metrics.names import in_full, score_names
@@ -71,7 +71,7 @@ def pictures(tmp_path: Path, digits: tuple[np.ndarray, dict[str, Tensor]]) -> Ca
             classes=[str(digit) for digit in range(10)],
             splits={name: Split(count=len(part), per_class=None, shards=[]) for name, part in chosen.items()},
             reference="reference" if "reference" in splits else "train",
-            classifier=Classifier(file="classifier.safetensors", sha256=digest, accuracy=1, seed=0),
+            classifier=ClassifierRecord(file="classifier.safetensors", sha256=digest, accuracy=1, seed=0),
             provenance={},
         )
         return Pictures(tmp_path, manifest, chosen)

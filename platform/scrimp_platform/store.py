@@ -24,7 +24,7 @@ DISK_CHECK_INTERVAL_S = 5.0
 """Between two attempts to write to a full disk."""
 LOCK_CHECK_INTERVAL_S = 0.5
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ def read_sound(path: Path) -> Any:
         return read_json(path)
 
 
-def retry_when_disk_full(write: Callable[[], Result], say: Callable[[str], object]) -> Result:
+def retry_when_disk_full(write: Callable[[], T], say: Callable[[str], object]) -> T:
     """Call `write`, which can be repeated, until the disk is no longer full or read-only.
 
     The driver waits instead of ending, so the repeats that are running continue.

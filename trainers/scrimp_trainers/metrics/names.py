@@ -141,7 +141,7 @@ def class_wise(scoring: Scoring, manifest: Manifest) -> bool:
     return min([samples, *counts]) >= CLASS_SMALLEST
 
 
-def check(scoring: Scoring, manifest: Manifest) -> None:
+def check_scoring(scoring: Scoring, manifest: Manifest) -> None:
     """Refuse scores that this dataset cannot have.
 
     Raises
@@ -150,7 +150,7 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
         If it has no classifier although one is asked for, or too few images to compare with.
     """
     for other in scoring.further:
-        check(other, manifest)
+        check_scoring(other, manifest)
 
     if scoring.extractor == "classifier":
         if manifest.classifier is None:

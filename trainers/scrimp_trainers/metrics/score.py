@@ -20,7 +20,7 @@ from scrimp_trainers.data.modalities.modality import renderer, statistics_of
 from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors import open_extractor
 from scrimp_trainers.metrics.fidelity import Compared
-from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise, family, in_full
+from scrimp_trainers.metrics.names import CLASS_SMALLEST, check_scoring, class_wise, family, in_full
 from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
 
 OF_ALL = ("samples", "reference", "reference_samples", "renderer", EXTRACTOR)
@@ -64,7 +64,7 @@ class Scorer:
     def __init__(
         self, dataset: Dataset, scoring: Scoring, device: torch.device | str, rank: int = 0, world: int = 1
     ) -> None:
-        check(scoring, dataset.manifest)
+        check_scoring(scoring, dataset.manifest)
         self.dataset, self.scoring, self.world = dataset, scoring, world
         self.device = torch.device(device)
         with rank_0_first(rank, world):
