@@ -4,7 +4,6 @@ A file is written under a temporary name and renamed: readers see the old or the
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 from scrimp_platform import interrupt
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import DamagedRecord, UserError
-from scrimp_trainers.common.files import is_disk_full, write_atomic
+from scrimp_trainers.common.files import is_disk_full, try_lock, write_atomic
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"
@@ -99,19 +98,15 @@ def exclusive(
     deadline = time.monotonic() + patience
     waiting = False
     with lock.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read() or "unknown"
-                if time.monotonic() >= deadline:
-                    raise UserError(f"{what}: in use by another process, {owner}") from None
-                if not waiting:
-                    say(f"waiting for {what}: in use by {owner}")
-                waiting = True
-                time.sleep(LOCK_CHECK_INTERVAL_S)
+        while not try_lock(file):
+            file.seek(0)
+            owner = file.read() or "unknown"
+            if time.monotonic() >= deadline:
+                raise UserError(f"{what}: in use by another process, {owner}")
+            if not waiting:
+                say(f"waiting for {what}: in use by {owner}")
+            waiting = True
+            time.sleep(LOCK_CHECK_INTERVAL_S)
 
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
@@ -122,9 +117,7 @@ def exclusive(
 def holder(lock: Path) -> str:
     """Return which process holds a lock, as `exclusive` wrote it; empty if none does."""
     with contextlib.suppress(FileNotFoundError), lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file, shared=True):
             return file.read()
     return ""
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ImageColor
 
 from scrimp_trainers.common.errors import UserError, printable
-from scrimp_trainers.common.files import atomic_folder, explain_disk_full
+from scrimp_trainers.common.files import atomic_folder, explain_disk_full, write_atomic
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
@@ -100,7 +100,7 @@ def prepare(source: str, out: Path, options: Options, progress: ReportProgress |
             manifest = manifest.model_copy(update={"classifier": classifier})
         if manifest.modality != "images":
             _write_contact_sheet(folder, manifest)
-        _write_file(folder / manifests.MANIFEST_FILE, manifest.to_json().encode())
+        write_atomic(folder / manifests.MANIFEST_FILE, manifest.to_json())
     return manifest
 
 
@@ -291,7 +291,7 @@ def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: O
         images, labels, held_out_images, held_out_labels, classes=classes, seed=options.seed
     )
     data = safetensors.torch.save(state)
-    _write_file(folder / CLASSIFIER_FILE, data)
+    write_atomic(folder / CLASSIFIER_FILE, data)
 
     # Compare it with always predicting the largest class, and with guessing: of few held-out images none may be of the
     # largest class, and then one right answer would be enough.
@@ -338,13 +338,6 @@ def _splits_in_memory(manifest: Manifest) -> dict[SplitName, Split]:
         count = sum(shard.count for shard in shards)
         splits[name] = Split(count=count, per_class=split.per_class, shards=shards)
     return splits
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _default_name(out: Path) -> str:
