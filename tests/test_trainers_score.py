@@ -352,7 +352,7 @@ def test_class_wise_scores_are_left_out_where_they_would_mean_nothing(pictures, 
     judge = scorer(dataset, many)
     images = torch.from_numpy(digits[0][:500])
     for values in (
-        judge.score([images]).values,  # not told classes
+        judge.score([images]).values,  # without classes
         judge.score([images], classes=7).values,  # those of another dataset
         judge.score([images[:499]], classes=10).values,  # 49 of one of them
         scorer(dataset).score([images], classes=10).values,  # settings that promise too few

@@ -79,7 +79,7 @@ class Scorer:
         samples
             uint8 [b, C, H, W], at least one image a rank. Sample i of the whole is rank `i % world`'s.
         classes
-            Number of classes that the model was told, those of `Classes.for_samples`. 0 for none.
+            Number of classes that the samples were conditioned on, as `Classes.for_samples` assigns them; 0 for none.
         statistics
             What `sampling.rendered` has collected once it has yielded all samples, [b, k] of each batch.
 
@@ -166,7 +166,7 @@ class Scorer:
         self.threshold, self.control = self._control()
 
     def _class_scores(self, features: Tensor, classes: int) -> dict[str, float]:
-        """Score within the classes, if the model was told those of this dataset and there are enough images of each."""
+        """Score within the classes, if the samples have those of this dataset and there are enough images of each."""
         known = len(self.dataset.manifest.classes or [])
         if self.labels is None or classes != known or len(features) < CLASS_SMALLEST * classes:
             return {}

@@ -45,7 +45,7 @@ class Recipe(Section):
     network: AnyNetwork = UNet()
     """The denoising network."""
     conditioning: Conditioning = Conditioning()
-    """What the network is told besides the noisy image."""
+    """What the network is conditioned on."""
     optimizer: Optimizer = Optimizer()
     """The optimizer."""
     ema: EMA = EMA()
@@ -356,7 +356,7 @@ def with_own_parts(tree: Any, folder: Path, where: str) -> Any:
 
 
 def reference_recipe(settings: Reweighting) -> Recipe:
-    """Return the recipe by which reference and proxy are trained: told classes or not, as it says.
+    """Return the recipe by which reference and proxy are trained: class-conditional or not, as it says.
 
     Raises
     ------

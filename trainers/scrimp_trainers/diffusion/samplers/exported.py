@@ -16,10 +16,10 @@ class Exported:
     steps: int
     """Their number."""
     note: str = "the recipe's steps"
-    """What is to be said of them."""
+    """A remark on them, for the model card."""
     arguments: str = ""
     """What its `step` is given besides, as code."""
     result: str = ""
     """The line of code that takes the images from the last step, where its `prev_sample` is not what is meant."""
     pipeline: str | None = None
-    """The pipeline that samples so where a network is told nothing; none if none does."""
+    """The pipeline that samples an unconditional network in this way; none if there is no such pipeline."""
