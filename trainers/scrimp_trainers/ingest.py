@@ -284,7 +284,8 @@ def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: O
     # Train.
     dataset = Dataset(folder, manifest.model_copy(update={"splits": _splits_in_memory(manifest)}))
     images, labels = _labelled_images(dataset, "train")
-    held_out_images, held_out_labels = images[:0], labels[:0]
+    held_out_images = images[:0]
+    held_out_labels = labels[:0]
     if "holdout" in manifest.splits:
         held_out_images, held_out_labels = _labelled_images(dataset, "holdout")
     state, accuracy = train_classifier(

@@ -156,7 +156,8 @@ def _limits(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, sp
             continue
 
         recipe, rung, number = (np.array(column) for column in zip(*entries, strict=True))
-        low, high = (-math.inf if bound.min is None else bound.min, math.inf if bound.max is None else bound.max)
+        low = -math.inf if bound.min is None else bound.min
+        high = math.inf if bound.max is None else bound.max
         if (number > 0).all():
             number = np.log(number)
             low, high = (math.log(limit) if limit > 0 else -math.inf for limit in (low, high))

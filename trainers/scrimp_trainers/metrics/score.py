@@ -65,7 +65,9 @@ class Scorer:
         self, dataset: Dataset, scoring: Scoring, device: torch.device | str, rank: int = 0, world: int = 1
     ) -> None:
         check_scoring(scoring, dataset.manifest)
-        self.dataset, self.scoring, self.world = dataset, scoring, world
+        self.dataset = dataset
+        self.scoring = scoring
+        self.world = world
         self.device = torch.device(device)
         with rank_0_first(rank, world):
             self._look_at_the_dataset()
@@ -104,19 +106,27 @@ class Scorer:
 
     def _score(self, images: Tensor, classes: int, statistics: Tensor) -> Scores:
         """Score this rank's images with the first extractor. `statistics` are [b, k], k may be 0."""
+        # Compare this rank's images with the training set.
         features, logits = self._extract(images)
         similarity, position = memorisation.nearest(features, self.training_features)
         ratio = memorisation.pixel_ratio(images, self.training)
+
+        # Gather the rows of all ranks, each with all that is known of an image.
         columns = [features, similarity[:, None], ratio[:, None].float(), statistics]
         columns += [] if logits is None else [logits]
         rows = gather(torch.cat(columns, dim=1), self.world)
         if len(rows) < SMALLEST:
             raise UserError(f"{len(rows)} samples are too few to score; {SMALLEST} are needed")
+
         width = features.shape[1]
-        features, similarity, ratio = rows[:, :width], rows[:, width], rows[:, width + 1]
         first_logit = width + 2 + statistics.shape[1]
+        features = rows[:, :width]
+        similarity = rows[:, width]
+        ratio = rows[:, width + 1]
         statistics = rows[:, width + 2 : first_logit]
         logits = None if logits is None else rows[:, first_logit:].cpu()
+
+        # Score.
         compared = Compared(
             self.extractor.name,
             features,
@@ -140,27 +150,35 @@ class Scorer:
             "reference": self.dataset.manifest.reference,
             "reference_samples": float(len(self.reference)),
         }
+
         if renderer(self.dataset.manifest):
             values["renderer"] = renderer(self.dataset.manifest)
         for kind in self.scoring.also:
             values |= family(kind).scores(compared)
+
         shown = min(self.scoring.neighbours, len(images))
         return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
 
     def _look_at_the_dataset(self) -> None:
         """Compute what does not depend on the samples, or read it from the dataset's cache."""
-        dataset, scoring = self.dataset, self.scoring
+        dataset = self.dataset
+        scoring = self.scoring
         self.extractor = open_extractor(scoring, dataset.folder, dataset.manifest, self.device)
         images = torch.from_numpy(dataset.images("train")[0])
         features = self._features("train", images)
+
+        # What samples are compared with.
         own = dataset.manifest.reference == "train"
         self.reference = features if own else self._features("reference")
         self.known = self._statistics(self.reference)
         self.reference_statistics = self._reference_statistics()
         labels = dataset.entries(dataset.manifest.reference)[1] if class_wise(scoring, dataset.manifest) else None
         self.labels = None if labels is None else torch.from_numpy(labels).to(self.device)
+
+        # What samples may be copies of.
         kept = torch.from_numpy(memorisation.distinct(images.numpy()))
-        self.training, self.training_features = images[kept], features[kept.to(self.device)]
+        self.training = images[kept]
+        self.training_features = features[kept.to(self.device)]
         if len(kept) < 2:
             raise UserError(f"{dataset.folder}: all training images are the same; memorisation cannot be measured")
         self.threshold, self.control = self._control()
