@@ -41,7 +41,7 @@ SAMPLER_STEPS = 256
 STD = 0.25
 """Standard deviation of the Gaussian that samplers have to reproduce."""
 TOLERANCE = 0.03
-"""Relative error of that deviation, of 16,384 numbers whose own error is 0.6%."""
+"""Relative error of that standard deviation, of 16,384 numbers whose own error is 0.6%."""
 
 BASE = {
     "network.channels": 8,
@@ -54,12 +54,12 @@ BASE = {
 
 
 class BrokenPromise(Exception):
-    """What a part does not do as it should."""
+    """A promise that a part does not keep."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of checking one part."""
+    """The result of checking one part."""
 
     kind: str
     """The part, as a recipe or a space names it."""

@@ -1,4 +1,4 @@
-"""Recipes of a space as points in which distance means difference, for a model that learns from their scores."""
+"""Recipes of a space as points whose distance measures how different they are, for the curve model."""
 
 import math
 from collections.abc import Mapping, Sequence

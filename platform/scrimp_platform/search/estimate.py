@@ -225,7 +225,7 @@ def measure_repeats(
 def seconds_left(
     trials: Sequence[Trial], space: Space, running: Mapping[str, float], preparations: Sequence[Preparation] = ()
 ) -> float | None:
-    """Return the time to the end of a sweep that trains one repeat at a time; none if nothing tells it yet.
+    """Return the time to the end of a sweep that trains one repeat at a time; None before anything was measured.
 
     The assumptions are those of `estimate_sweep`, at the mean speed so far. `running` holds the kimg of each running
     repeat by label.

@@ -1,4 +1,4 @@
-"""What the curve model says of a running sweep: how good each trial will be, and whether more of them are worth it."""
+"""The curve model of a running sweep: how good each trial will be, and whether more trials are worth their cost."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from scrimp_spaces.space import Space
 
 
 class Learner:
-    """The curve model of one sweep, fitted anew as scores come in; it says nothing where it does not propose.
+    """The curve model of one sweep, fitted again as scores come in; it is not used where it does not propose.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ class Learner:
         self._gain: gain.Gain | None = None
 
     def learned(self, proposed: Sequence[Trial]) -> curves.Curves | None:
-        """Return what the model says of all proposals so far, if it proposes and decides who continues."""
+        """Return the model, fitted to all proposals so far; None where it does not propose."""
         if self._space.proposals == "curves" and not self._space.arms:
             self._prior = self._prior or Prior(self._space, self._warm_start.sweeps)
             self._curves = curves.learn(proposed, self._space, self._curves, self._prior)
         return self._curves
 
     def ranks(self, proposed: Sequence[Trial]) -> Mapping[int, Rank] | None:
-        """Return how good it expects each trial to be, by number; none where it says nothing."""
+        """Return how good it expects each trial to be, by number; None while it has nothing to go by."""
         learned = self.learned(proposed)
         return learned.ranks if learned else None
 

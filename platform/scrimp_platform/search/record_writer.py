@@ -1,4 +1,4 @@
-"""Writes a sweep's records and recipes; waits while the disk is full, and stops once the storage is gone."""
+"""Writes a sweep's records and recipes. It waits while the disk is full, and raises an error if the storage is gone."""
 
 from collections.abc import Callable
 from functools import partial

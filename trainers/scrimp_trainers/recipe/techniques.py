@@ -223,7 +223,7 @@ class Ambient(Section):
 
     @property
     def on(self) -> bool:
-        """Whether images are hidden at high noise."""
+        """Whether the technique is on."""
         return self.sigma_n > 0
 
 
