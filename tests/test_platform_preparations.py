@@ -158,8 +158,8 @@ def test_a_sweep_pays_once_and_every_recipe_in_full(folder):
     weighed = Repeat(0, 1, 1, "race", "finished", devices=2, rungs={60.0: row})
     plain = Repeat(1, 1, 1, "race", "finished", devices=2, rungs={60.0: make_row(seconds=3600.0)})
     assert (weighed.device_hours, plain.device_hours) == (1.0, 2.0)
-    assert verdict.cost([weighed], 60.0).hours == 3.0
-    assert verdict.cost([plain], 60.0).hours == 2.0
+    assert verdict.repeat_cost([weighed], 60.0).hours == 3.0
+    assert verdict.repeat_cost([plain], 60.0).hours == 2.0
 
 
 def test_what_was_found_in_the_cache_costs_the_sweep_nothing(folder):

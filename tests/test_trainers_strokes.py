@@ -334,7 +334,7 @@ def test_what_the_dataset_cannot_be_trained_with_is_refused(dataset):
         fit.check_fit(small(), dataset.manifest)
     with pytest.raises(UserError, match=r"training.flip: strokes of dataset data have no mirror images"):
         fit.check_fit(recipe_of(training__flip=True), dataset.manifest)
-    with pytest.raises(UserError, match=r"network.kind 'gru' is told no classes"):
+    with pytest.raises(UserError, match=r"network.kind 'gru' takes no class labels"):
         initial_state(recipe_of(conditioning__classes=True), image_size=9, channels=3, classes=2, seed=0, device=CPU)
 
 

@@ -64,10 +64,10 @@ def test_the_distances_are_scipys(dataset):
 def test_such_scores_are_known_by_name_and_not_for_images(dataset, digits_dataset):
     assert set(NAMES) <= set(names.score_names(scoring()))
     names.require_objectives(["wasserstein_points", "fd_classifier"], scoring())
-    names.check(scoring(), dataset.manifest)
+    names.check_scoring(scoring(), dataset.manifest)
     others = Scoring(extractor="inception", also=("strokes",))
     with pytest.raises(UserError, match=r"scoring.also strokes: is not for images as in dataset digits"):
-        names.check(others, load_manifest(digits_dataset.folder))
+        names.check_scoring(others, load_manifest(digits_dataset.folder))
 
 
 def test_a_pictures_classifier_knows_the_drawings(dataset):

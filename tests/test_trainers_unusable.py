@@ -290,13 +290,13 @@ def test_a_classifier_that_learnt_nothing_is_not_used_unless_asked_for(tmp_path:
     assert manifest.classifier.baseline == pytest.approx(2 / 3)
     assert any(line.startswith("WARNING: the classifier is no better") for line in words.summary_lines(manifest))
     with pytest.raises(UserError, match=r"no better than always naming.*--classifier"):
-        names.check(Scoring(extractor="classifier"), manifest)
+        names.check_scoring(Scoring(extractor="classifier"), manifest)
     recipe = load_recipe("tiny-edm").replace({"coreset.keep": 0.5, "coreset.features": "classifier"})
     with pytest.raises(UserError, match=r"coreset.features.*no better than always naming"):
         fit.check_fit(recipe, manifest)
 
     asked = made(tmp_path, "asked", classifier=True, holdout=30)
-    names.check(Scoring(extractor="classifier"), asked)
+    names.check_scoring(Scoring(extractor="classifier"), asked)
 
 
 def test_one_right_answer_does_not_make_a_classifier_usable(tmp_path: Path):

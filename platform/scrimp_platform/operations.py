@@ -15,7 +15,7 @@ from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
-from scrimp_trainers.data import manifest
+from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from scrimp_trainers.metrics.score import Scores
 
-Batch = TypeVar("Batch", bound=Sized)
-Progress = Callable[[float, float], None]
+T = TypeVar("T", bound=Sized)
+ReportProgress = Callable[[float, float], None]
 """Called with the amount done and the total."""
 
 
@@ -57,7 +57,7 @@ def make_codec(kind: str | None, encoder: str | None) -> Autoencoder:
     return codec
 
 
-def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -> None:
+def encode(folder: Path, codec: Autoencoder, progress: ReportProgress | None = None) -> None:
     """Encode a dataset's images into its cache of latents.
 
     Raises
@@ -65,9 +65,9 @@ def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -
     UserError
         If the dataset has no images.
     """
-    facts = manifest.load_manifest(folder)
-    if facts.modality != codec.modality:
-        raise UserError(f"--codec: encodes {codec.modality}, but dataset {facts.name} is of {facts.modality}")
+    manifest = manifests.load_manifest(folder)
+    if manifest.modality != codec.modality:
+        raise UserError(f"--codec: encodes {codec.modality}, but dataset {manifest.name} is of {manifest.modality}")
     from scrimp_trainers.codecs.cache import open_latents
     from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset
@@ -112,7 +112,7 @@ def train(
         If the recipe does not fit the dataset, a rung lies beyond its end, it is to choose the best model among fewer
         than two scores, or `out` holds another repeat or one with other scoring settings.
     """
-    fit.check_fit(recipe, manifest.load_manifest(data))
+    fit.check_fit(recipe, manifests.load_manifest(data))
     total_kimg = recipe.training.kimg
     beyond = [rung for rung in rungs if not 0 < rung <= total_kimg]
     if beyond:
@@ -161,7 +161,7 @@ def _refuse_second_score(out: Path, data: Path, kimg: float, scoring: Scoring) -
 
 
 def evaluate(
-    model: Model, data: Path, scoring: Scoring, seed: int, progress: Progress | None = None
+    model: Model, data: Path, scoring: Scoring, seed: int, progress: ReportProgress | None = None
 ) -> "tuple[dict[str, Any], Scores]":
     """Score a model against a dataset; return the scores and costs by name, and the samples behind them.
 
@@ -177,7 +177,7 @@ def evaluate(
     from scrimp_trainers.sampling import rendered
 
     network = model.network
-    require_same_shape(model.folder, network, model.recipe, model.codec, manifest.load_manifest(data))
+    require_same_shape(model.folder, network, model.recipe, model.codec, manifests.load_manifest(data))
     scorer = Scorer(open_dataset(data), scoring, network.device)
     statistics: list[Tensor] = []
     items = model.items(scoring.samples, seed=seed, batch_size=scoring.batch_size)
@@ -193,7 +193,7 @@ def evaluate(
     return scores.values | costs, scores
 
 
-def make_scoring(facts: Manifest, **values: Any) -> Scoring:
+def make_scoring(manifest: Manifest, **values: Any) -> Scoring:
     """Return scoring settings that are checked against a dataset's manifest.
 
     Raises
@@ -205,11 +205,11 @@ def make_scoring(facts: Manifest, **values: Any) -> Scoring:
         scoring = Scoring(**values)
     except ValidationError as error:
         raise UserError(recipes.explain(error)) from None
-    names.check(scoring, facts)
+    names.check_scoring(scoring, manifest)
     return scoring
 
 
-def report_progress(batches: Iterable[Batch], total: int, progress: Progress | None) -> Iterator[Batch]:
+def report_progress(batches: Iterable[T], total: int, progress: ReportProgress | None) -> Iterator[T]:
     """Yield the batches of images, and report after each how many images have passed."""
     done = 0
     for batch in batches:

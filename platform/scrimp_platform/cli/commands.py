@@ -23,7 +23,7 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data import manifest
+from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.techniques import Coreset
 
@@ -35,8 +35,8 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
 
     codec_settings = operations.make_codec(codec, encoder)
     with terminal.progress() as progress:
-        facts = ingest.prepare(source, out, Options(**options), progress)
-    terminal.show_dataset(out, facts)
+        manifest = ingest.prepare(source, out, Options(**options), progress)
+    terminal.show_dataset(out, manifest)
 
     if codec_settings.on:
         with terminal.progress() as progress:
@@ -58,10 +58,10 @@ def train(
     recipe = recipes.load(recipe_name)
     if kimg:
         recipe = operations.with_length(recipe, kimg)
-    facts = manifest.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     scoring = None
     if extractor:
-        scoring = operations.make_scoring(facts, extractor=extractor, samples=samples)
+        scoring = operations.make_scoring(manifest, extractor=extractor, samples=samples)
 
     # Train, and show the progress.
     earlier = metrics_log.read_rows(out / "metrics.jsonl")
@@ -112,7 +112,7 @@ def evaluate(
 ) -> None:
     """Score a model against a dataset."""
     require_model(model)
-    scoring = operations.make_scoring(manifest.load_manifest(data), **scoring_values)
+    scoring = operations.make_scoring(manifests.load_manifest(data), **scoring_values)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
     from scrimp_trainers.sampling import neighbour_grid
@@ -132,9 +132,9 @@ def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> Non
         coreset = Coreset(**coreset_values)
     except ValidationError as error:
         raise UserError(recipes.explain(error)) from None
-    facts = manifest.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     if coreset.score != "random":
-        operations.make_scoring(facts, extractor=coreset.features, weights=coreset.weights)
+        operations.make_scoring(manifest, extractor=coreset.features, weights=coreset.weights)
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
     from scrimp_trainers.common import device
@@ -255,7 +255,7 @@ def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     if storage.exists() and not storage.is_dir():
         raise UserError(f"--storage {storage}: not a folder")
     if data:
-        manifest.load_manifest(data)
+        manifests.load_manifest(data)
     from scrimp_platform import cluster
     from scrimp_platform.tracking import mlflow_server
 

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from scrimp_trainers.common.errors import DiskFull, UserError
 
@@ -61,6 +62,23 @@ def is_disk_full(error: BaseException) -> bool:
     return number is not None and int(number[1]) in DISK_FULL_ERRNOS
 
 
+def try_lock(file: int | IO[str], shared: bool = False) -> bool:
+    """Lock an open file unless another process has; return whether that worked.
+
+    The lock lasts until the file is closed or the process ends. Several processes may have a `shared` one together.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(file: IO[str], shared: bool = False) -> None:
+    """Lock an open file as `try_lock` does, once no other process has."""
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Let one process at a time make this file; the others wait. Yield whether no other process can be at it.
@@ -72,7 +90,7 @@ def locked(path: Path) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
             file = stack.enter_context(path.with_name(f".{path.name}.lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for_lock(file)
             is_locked = True
         yield is_locked
 
@@ -104,7 +122,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         os.fsync(lock)
         part.rename(out)
         with contextlib.suppress(OSError):  # some network file systems do not sync folders
-            _sync(out.parent)
+            sync_to_disk(out.parent)
     except BaseException as error:
         if not isinstance(error, _InUseError):
             shutil.rmtree(part, ignore_errors=True)
@@ -127,12 +145,11 @@ class _InUseError(UserError):
 
 def _claim(lock: int, part: Path, out: Path) -> None:
     """Lock the folder `part` and empty it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _InUseError(f"{out}: another process is making it now") from None
-    except OSError:  # a network file system without locks
-        pass
+    is_free = True
+    with contextlib.suppress(OSError):  # a network file system without locks
+        is_free = try_lock(lock)
+    if not is_free:
+        raise _InUseError(f"{out}: another process is making it now")
 
     locked_inode = os.fstat(lock).st_ino
     if not part.exists() or part.stat().st_ino != locked_inode:  # its maker has renamed it in the meantime
@@ -147,8 +164,9 @@ def _claim(lock: int, part: Path, out: Path) -> None:
             entry.unlink()
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file's content, or what was created and renamed in a folder, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

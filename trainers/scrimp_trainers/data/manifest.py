@@ -48,7 +48,7 @@ class Split(ManifestModel):
     """Its shards, in order."""
 
 
-class Classifier(ManifestModel):
+class ClassifierRecord(ManifestModel):
     """The small CNN trained on the labels, a feature extractor for scores."""
 
     file: str = Field(pattern=FILE_NAME)
@@ -67,7 +67,7 @@ class Classifier(ManifestModel):
     """Seed of its training."""
 
 
-class Summary(ManifestModel):
+class SourceSummary(ManifestModel):
     """What `scrimp prepare` read from its sources."""
 
     images: int = 0
@@ -123,9 +123,9 @@ class Manifest(ManifestModel):
     """Training images, held-out images (never trained on), and the reference set if it is another one."""
     reference: Literal["train", "reference"]
     """The split that scores compare with: LD-Diffusion's case 2 (train) or case 1 (the full set it came from)."""
-    classifier: Classifier | None = None
+    classifier: ClassifierRecord | None = None
     """The dataset's own feature extractor, if one was trained."""
-    summary: Summary = Summary()
+    summary: SourceSummary = SourceSummary()
     """What `scrimp prepare` read from the sources."""
     provenance: dict[str, str | int | float | bool | None]
     """Source and options from which the dataset was made."""

@@ -24,7 +24,7 @@ from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.pixels import Conversion, crop_and_resize, exceeds_8_bits, to_8_bit
 from scrimp_trainers.data.sources.source import Source
 
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 T = TypeVar("T")
 
 BLOCK = 64
@@ -114,7 +114,7 @@ class _ColourError(Exception):
 
 
 def read_images(
-    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: ReportProgress | None
 ) -> dict[SplitName, UsableImages]:
     """Read all images at their final size.
 
@@ -143,7 +143,7 @@ def read_images(
 
 
 def _read_all_images(
-    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: ReportProgress | None
 ) -> dict[SplitName, UsableImages]:
     size = options.size or _common_size(sources["train"], options)
     try:
@@ -153,7 +153,7 @@ def _read_all_images(
 
 
 def _read_all_drawings(
-    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: ReportProgress | None
 ) -> dict[SplitName, UsableImages]:
     """Read all drawings. Those that have no line, or too many points or strokes, are left out and counted."""
     total = sum(source.count for source in sources.values())
@@ -215,7 +215,7 @@ def _read_all(
     size: int,
     channels: Literal[1, 3],
     options: Options,
-    progress: Progress | None,
+    progress: ReportProgress | None,
 ) -> dict[SplitName, UsableImages]:
     """Read all images in grey or in colour."""
     total = sum(source.count for source in sources.values())

@@ -74,10 +74,12 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
         If its weights cannot be had, or are not its weights; the line says which file to put where.
     """
     if scoring.extractor == "classifier":
-        network, layer = load_classifier(folder, manifest), "features"
+        network = load_classifier(folder, manifest)
+        layer = "features"
         digest = weights_hash(scoring, manifest)
     elif parts.is_own(scoring.extractor):
-        network, layer = parts.own(scoring.extractor)(scoring.weights), "features"
+        network = parts.own(scoring.extractor)(scoring.weights)
+        layer = "features"
         digest = weights_hash(scoring, manifest)
     else:
         path = weight_file(scoring.extractor, scoring.weights)
@@ -122,7 +124,8 @@ def weight_file(extractor: Extractor, setting: Path | None) -> Path:
         return setting
     url, name = source(extractor)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path, prefix = folder / name, published_hash(name)
+    path = folder / name
+    prefix = published_hash(name)
     if path.is_file():
         if not _sha256(path).startswith(prefix):
             raise UserError(f"{path}: is damaged (its SHA-256 should begin with {prefix}); delete it")
@@ -263,7 +266,8 @@ def reflected(images: Tensor, multiple: int) -> Tensor:
     An odd remainder is at the bottom and at the right.
     """
     height, width = (-side % multiple for side in images.shape[-2:])
-    left, top = width // 2, height // 2
+    left = width // 2
+    top = height // 2
     return F.pad(images, (left, width - left, top, height - top), mode="reflect")
 
 

@@ -135,13 +135,13 @@ def class_mean(scoring: Scoring) -> list[str]:
 
 
 def class_wise(scoring: Scoring, manifest: Manifest) -> bool:
-    """Tell whether a model that is told classes can be scored by class: each needs `CLASS_SMALLEST` images."""
+    """Whether a class-conditional model can be scored by class: each class needs `CLASS_SMALLEST` images."""
     counts = manifest.splits[manifest.reference].per_class or []
     samples = scoring.samples // len(counts) if counts else 0
     return min([samples, *counts]) >= CLASS_SMALLEST
 
 
-def check(scoring: Scoring, manifest: Manifest) -> None:
+def check_scoring(scoring: Scoring, manifest: Manifest) -> None:
     """Refuse scores that this dataset cannot have.
 
     Raises
@@ -150,7 +150,7 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
         If it has no classifier although one is asked for, or too few images to compare with.
     """
     for other in scoring.further:
-        check(other, manifest)
+        check_scoring(other, manifest)
 
     if scoring.extractor == "classifier":
         if manifest.classifier is None:
@@ -185,7 +185,7 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
     Parameters
     ----------
     conditional
-        Whether the model is told classes.
+        Whether the model is class-conditional.
 
     Raises
     ------
@@ -196,7 +196,7 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
     if name is None:
         return
     if not conditional:
-        raise UserError(f"{name}: needs a model that is told classes; set conditioning.classes")
+        raise UserError(f"{name}: needs a class-conditional model; set conditioning.classes")
     if not class_wise(scoring, manifest):
         classes = len(manifest.classes or [])
         raise UserError(

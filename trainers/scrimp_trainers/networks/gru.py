@@ -174,12 +174,12 @@ def build(
     Raises
     ------
     UserError
-        If it is to be told classes.
+        If it is to be conditioned on classes.
     ValueError
         If it is to take what its section does not offer.
     """
     if classes:
-        raise UserError("conditioning.classes: network.kind 'gru' is told no classes; turn it off")
+        raise UserError("conditioning.classes: network.kind 'gru' takes no class labels; turn it off")
     if channels != 3 or augment_labels or coordinates:
         raise ValueError("a GRU takes points of three numbers, and neither augmentation labels nor coordinates")
     return GRU(

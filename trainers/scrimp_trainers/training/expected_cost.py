@@ -68,7 +68,7 @@ def step_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int) -> tu
 
 
 def _conditions(network: Denoiser) -> Conditions:
-    """Return what a network is told of one image."""
+    """Return what a network is conditioned on, for one image."""
     return Conditions(labels=torch.zeros(1, dtype=torch.long)) if network.classes else NOTHING
 
 
