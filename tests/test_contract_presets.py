@@ -79,8 +79,14 @@ def test_a_preset_trains_with_a_narrow_network(name, files, tmp_path):
 
 
 def first_gradients(recipe, files, folder):
-    """Return the gradients that the optimizer is given at the first step."""
+    """Return the gradients that the optimizer is given at the first step, of a network without layers of zeros.
+
+    Behind such layers, with which training begins, nothing that is dropped would matter.
+    """
     repeat = session(recipe, open_dataset(data_of(recipe, files)), folder)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in repeat.state.network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     seen = []
     repeat.state.optimizer.register_step_pre_hook(
         lambda *_: seen.append([parameter.grad.clone() for parameter in repeat.state.network.parameters()])
