@@ -3,11 +3,11 @@
 import importlib.resources
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
+from scrimp_trainers.common import yaml_files
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.metrics.names import require_objectives
 from scrimp_trainers.recipe.recipe import explain
@@ -157,7 +157,7 @@ def load(name: str) -> Claim:
     """
     if name not in names():
         raise UserError(f"claim {name}: there is none; claims are {', '.join(names())}")
-    return parse(yaml.safe_load((FILES / f"{name}.yaml").read_text()), name)
+    return parse(yaml_files.parse_yaml((FILES / f"{name}.yaml").read_text(), f"claim {name}"), name)
 
 
 def parse(tree: Any, name: str) -> Claim:
