@@ -17,7 +17,7 @@ from scrimp_trainers.common import parts
 from scrimp_trainers.diffusion import ddpm
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.diffusion import DDPM, EDM
-from scrimp_trainers.recipe.samplers import DDIM, Ancestral, AnySampler, Heun
+from scrimp_trainers.recipe.samplers import DDIM, Ancestral, AnySampler, DPMSolver, Heun
 
 COUNT = 1000
 
@@ -95,6 +95,33 @@ def heun(settings: EDM, sampler: Heun, std: float) -> list[float]:
     return coefficients
 
 
+def dpmpp(settings: EDM | DDPM, sampler: DPMSolver, std: float) -> list[float]:
+    """Return the coefficient of the noise in what DPM-Solver++(2M) draws (Lu et al. 2022, algorithm 2)."""
+    if isinstance(settings, EDM):
+        high, low = settings.sigma_max ** (1 / settings.rho), settings.sigma_min ** (1 / settings.rho)
+        sigmas = [(high + i / (sampler.steps - 1) * (low - high)) ** settings.rho for i in range(sampler.steps)]
+        scales = [(1.0, sigma) for sigma in sigmas]
+    else:
+        grid = [math.ceil(settings.timesteps * (sampler.steps - i) / sampler.steps) - 1 for i in range(sampler.steps)]
+        scales = [(math.sqrt(abar(settings, t)), math.sqrt(1 - abar(settings, t))) for t in grid]
+
+    half_log_snrs = [math.log(alpha / sigma) for alpha, sigma in scales]
+    coefficient = scales[0][1]
+    estimates: list[float] = []
+    for i, (alpha, sigma) in enumerate(scales):
+        estimates.append(std**2 * alpha / (std**2 * alpha**2 + sigma**2) * coefficient)
+        if i == len(scales) - 1:  # at the clean image e^-h is 0
+            break
+        h = half_log_snrs[i + 1] - half_log_snrs[i]
+        target = estimates[i]
+        if i > 0:
+            r = (half_log_snrs[i] - half_log_snrs[i - 1]) / h
+            target = (1 + 1 / (2 * r)) * estimates[i] - 1 / (2 * r) * estimates[i - 1]
+        next_alpha, next_sigma = scales[i + 1]
+        coefficient = next_sigma / sigma * coefficient - next_alpha * (math.exp(-h) - 1) * target
+    return [estimates[-1]]
+
+
 def predictor(settings: EDM | DDPM, std: float):
     """Return the exact prediction for data N(0, std^2)."""
 
@@ -118,6 +145,8 @@ def drawn(settings: EDM | DDPM, sampler: AnySampler, data: Data) -> tuple[Tensor
     process = parts.build("diffusion", settings)
     part = parts.module("diffusion.samplers", sampler.kind)
     samples = part.sample(process, sampler, predict, noise, clip=data.clip)
+    if isinstance(sampler, DPMSolver):
+        return samples, dpmpp(settings, sampler, data.std), noise
     if isinstance(sampler, Heun):
         assert isinstance(settings, EDM)
         return samples, heun(settings, sampler, data.std), noise
@@ -141,6 +170,9 @@ SAMPLERS: dict[str, tuple[EDM | DDPM, AnySampler]] = {
     "ddim-full": (DDPM(kind="ddpm"), DDIM(steps=1000, eta=1.0)),
     "ldm-bedrooms": (LATENT, DDIM(steps=200, eta=1.0)),
     "ldm-celebahq": (LATENT, DDIM(steps=200)),
+    "dpmpp": (DDPM(kind="ddpm"), DPMSolver(steps=100)),
+    "dpmpp-v": (DDPM(kind="ddpm", prediction="v"), DPMSolver(steps=100)),
+    "dpmpp-edm": (EDM(sigma_data=0.5), DPMSolver(steps=40)),
 }
 each = pytest.mark.parametrize("name", SAMPLERS)
 both = pytest.mark.parametrize("data", DATA.values(), ids=DATA)
@@ -167,6 +199,8 @@ ENOUGH: dict[str, tuple[EDM | DDPM, AnySampler]] = {
     "ddim, NFE 1000": (DDPM(kind="ddpm"), DDIM(steps=1000)),
     "ddim-half, NFE 1000": (DDPM(kind="ddpm"), DDIM(steps=1000, eta=0.5)),
     "ddim-full, NFE 2000": (LONG, DDIM(steps=2000, eta=1.0)),
+    "dpmpp, NFE 100": (DDPM(kind="ddpm"), DPMSolver(steps=100)),
+    "dpmpp-edm, NFE 80": (EDM(sigma_data=0.5), DPMSolver(steps=80)),
 }
 
 

@@ -162,6 +162,14 @@ def test_max_pixels_allows_a_large_image_and_only_for_this_call(tmp_path: Path, 
     assert Image.MAX_IMAGE_PIXELS == 200
 
 
+def test_images_larger_than_a_dataset_takes_need_a_size(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    Image.new("L", (4097, 4097), 30).save(tmp_path / "in" / "scan.png")
+    with pytest.raises(UserError, match=r"in/scan\.png: is 4,097 pixels wide, more than 4,096; give a --size"):
+        made(tmp_path)
+    assert made(tmp_path, size=16).size == 16
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,10 +13,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.common.files import explain_disk_full
 from scrimp_trainers.data.drawing import MOST_POINTS, UnusableDrawingError, to_item
-from scrimp_trainers.data.manifest import SplitName
+from scrimp_trainers.data.manifest import MAX_SIZE, SplitName
 from scrimp_trainers.data.modalities.images import Images, channels_first
 from scrimp_trainers.data.modalities.modality import Modality
 from scrimp_trainers.data.modalities.strokes import SIDE, Strokes
@@ -171,7 +171,7 @@ def _read_all_drawings(
             except UnusableDrawingError as reason:
                 left_out[str(reason)] += 1
             except UserError as error:
-                where = source.where(i)
+                where = printable(source.where(i))
                 unusable.append(UnusableImage(where, str(error).removeprefix(f"{where}: ")))
             done += 1
             if progress is not None:
@@ -276,7 +276,7 @@ def _read_image(
     source: Source, i: int, size: int, channels: int, resize: bool, conversion: Conversion
 ) -> _UsableImage | UnusableImage:
     """Decode, crop and resize one image, or return why it cannot be used."""
-    where = source.where(i)
+    where = printable(source.where(i))
     try:
         stored = source.load(i)
         image = to_8_bit(stored, where, conversion)
@@ -294,7 +294,13 @@ def _read_image(
 
 
 def _common_size(source: Source, options: Options) -> int:
-    """Return the size of the first usable image. If no size is given, all images must have it."""
+    """Return the size of the first usable image. If no size is given, all images must have it.
+
+    Raises
+    ------
+    UserError
+        If it is larger than a dataset's images may be.
+    """
     conversion = Conversion(options.depth16 == "scale", options.background)
     for i in range(source.count):
         where = source.where(i)
@@ -302,7 +308,10 @@ def _common_size(source: Source, options: Options) -> int:
             image = to_8_bit(source.load(i), where, conversion)
         except UserError:
             continue  # unusable images are listed together later
-        return crop_and_resize(image, None, where).width
+        size = crop_and_resize(image, None, where).width
+        if size > MAX_SIZE:
+            raise UserError(f"{where}: is {size:,} pixels wide, more than {MAX_SIZE:,}; give a --size to resize to")
+        return size
     return 1
 
 
