@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -362,3 +363,9 @@ def test_what_is_no_manifest_is_refused_in_one_line(text: bytes, tmp_path: Path)
         manifests.load_manifest(tmp_path)
     assert len(str(error.value)) < 1000
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / manifests.MANIFEST_FILE)
+    with pytest.raises(UserError, match=r"dataset\.json: cannot be read \(not a regular file\)"):
+        manifests.load_manifest(tmp_path)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from scrimp_platform import interrupt
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import DamagedRecord, UserError
-from scrimp_trainers.common.files import is_disk_full, try_lock, write_atomic
+from scrimp_trainers.common.files import is_disk_full, read_regular, try_lock, write_atomic
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"
@@ -40,7 +40,7 @@ def read_json(path: Path) -> Any:
         If it cannot be read or is not what was written; the message names the file.
     """
     try:
-        return checksums.unseal(path.read_bytes())
+        return checksums.unseal(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -53,6 +53,24 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file. A pipe is refused, as reading one would wait for its writer.
+
+    Raises
+    ------
+    OSError
+        If it is no regular file, or cannot be read.
+    """
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error means that a disk is full, a quota used up, or a file system read-only."""
     if isinstance(error, OSError):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import read_regular
 from scrimp_trainers.recipe.recipe import explain
 
 MANIFEST_FILE = "dataset.json"
@@ -152,7 +153,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST_FILE
     try:
-        manifest = Manifest.model_validate_json(file.read_bytes())
+        manifest = Manifest.model_validate_json(read_regular(file))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder}: not a dataset (no {MANIFEST_FILE}); make one with `scrimp prepare SOURCE {folder}`"
