@@ -98,6 +98,12 @@ class Result:
         verdict = leaderboard.verdict(rows, space)
         return dataclasses.replace(self, verdict=verdict, space=space, _rows=tuple(rows))
 
+    def write_report(self) -> None:
+        """Write leaderboard, recommended recipe and report again from the sweep's files, as `scrimp report` does."""
+        from scrimp_platform.sweep import write_results
+
+        write_results(SweepFolder(self.folder), records.space_of(SweepFolder(self.folder)))
+
     @property
     def leaderboard(self) -> "pandas.DataFrame | list[dict[str, Any]]":
         """The trials, best first, in the columns of leaderboard.csv; a list of dicts if pandas is not installed."""

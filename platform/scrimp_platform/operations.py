@@ -1,4 +1,4 @@
-"""The work behind `scrimp prepare`, `train` and `evaluate`, shared by the command line and the library.
+"""The work behind `scrimp prepare`, `train`, `evaluate`, `score` and `doctor`, for the command line and the library.
 
 Nothing here prints. User input is checked before torch is imported, because the import takes seconds.
 """
@@ -21,12 +21,14 @@ from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.techniques import Autoencoder
+from scrimp_trainers.recipe.techniques import Autoencoder, Coreset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scrimp_cluster.doctor import ClusterReport
     from scrimp_trainers.metrics.score import Scores
+    from scrimp_trainers.precompute.coreset import ScoredImages
 
 T = TypeVar("T", bound=Sized)
 ReportProgress = Callable[[float, float], None]
@@ -191,6 +193,62 @@ def evaluate(
         "nfe": model.recipe.nfe,
     }
     return scores.values | costs, scores
+
+
+def make_coreset(manifest: Manifest, **values: Any) -> Coreset:
+    """Return the settings of a coreset, once the extractor of its features is found.
+
+    Raises
+    ------
+    UserError
+        If a value is not allowed, or the extractor cannot be used with this dataset.
+    """
+    try:
+        coreset = Coreset(**values)
+    except ValidationError as error:
+        raise UserError(recipes.explain(error)) from None
+    if coreset.score != "random":
+        make_scoring(manifest, extractor=coreset.features, weights=coreset.weights)
+    return coreset
+
+
+def score(data: Path, coreset: Coreset, seed: int, progress: ReportProgress | None = None) -> "ScoredImages":
+    """Score a dataset's training images and choose those that the coreset keeps."""
+    from scrimp_trainers.common import device
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.precompute.coreset import score_dataset
+
+    return score_dataset(open_dataset(data), coreset, device.select_device(), seed, progress)
+
+
+def examine(storage: Path, data: Path | None, tracking_uri: str | None) -> "ClusterReport":
+    """Examine every node that a sweep would run on.
+
+    Raises
+    ------
+    UserError
+        If the storage is not a folder, `data` no dataset, or the address of MLflow none.
+    """
+    if storage.exists() and not storage.is_dir():
+        raise UserError(f"--storage {storage}: not a folder")
+    if data:
+        manifests.load_manifest(data)
+    from scrimp_platform import cluster
+    from scrimp_platform.tracking import mlflow_server
+
+    uri = ""
+    if tracking_uri is not None:
+        uri = mlflow_server.check_address(tracking_uri)
+    from scrimp_cluster import doctor
+    from scrimp_cluster.faults import Fault
+
+    with cluster.connect() as nodes:
+        report = doctor.examine(nodes, storage.expanduser().absolute(), data and data.absolute())
+        report.head.extend(doctor.missing_nodes(nodes))
+    if uri and not mlflow_server.is_reachable(uri):
+        remedy = "start it, or train without it; it receives everything later"
+        report.head.append(Fault("MLflow", f"{uri} does not answer", remedy, stops=False))
+    return report
 
 
 def make_scoring(manifest: Manifest, **values: Any) -> Scoring:
