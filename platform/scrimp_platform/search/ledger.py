@@ -450,6 +450,7 @@ class Ledger:
         return repeat
 
     def _new_repeat(self, trial: Trial, number: int, phase: records.Phase) -> Repeat:
+        # Not by `seed_of`, so that sweeps that were begun before it keep their seeds.
         digest = hashlib.sha256(f"{self._seed}/{trial.number}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "big") >> 1
         repeat = Repeat(trial.number, number, seed, phase, devices=self._devices)
