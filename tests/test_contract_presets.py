@@ -99,9 +99,12 @@ def first_gradients(recipe, files, folder):
     for parameter in repeat.state.network.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     seen = []
-    repeat.state.optimizer.register_step_pre_hook(
-        lambda *_: seen.append([parameter.grad.clone() for parameter in repeat.state.network.parameters()])
-    )
+
+    def note(*_):
+        gradients = [parameter.grad for parameter in repeat.state.network.parameters()]
+        seen.append([gradient.clone() for gradient in gradients if gradient is not None])
+
+    repeat.state.optimizer.register_step_pre_hook(note)
     next(repeat.steps())
     return torch.cat([gradient.flatten() for gradient in seen[0]])
 
