@@ -226,14 +226,17 @@ def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(data
 
     items, labels, _ = dataset.items("train")
     assert dataset.manifest.classes == ["circle", "zigzag"]
+    assert labels is not None
+    assert items.mask is not None
+    mask = items.mask
     process = parts.build("diffusion", recipe.diffusion)
     told, noise, t = torch.from_numpy(labels), points(len(items), items.values.shape[-1]), torch.full((len(items),), 20)
     noisy = process.add_noise(items.values, noise, t)
 
     @torch.no_grad()
     def error(classes: Tensor) -> float:
-        estimate = run.state.network(noisy, t, Conditions(classes, mask=items.mask))
-        return float(((estimate - noise) * items.mask).square().sum())
+        estimate = run.state.network(noisy, t, Conditions(classes, mask=mask))
+        return float(((estimate - noise) * mask).square().sum())
 
     assert error(told) < 0.9 * error(1 - told)
 
