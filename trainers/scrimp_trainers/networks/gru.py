@@ -26,10 +26,10 @@ CODE = """class Network(nn.Module):
     def __init__(self, size, width, layers, time_features, timesteps, form, classes):
         super().__init__()
         self.timesteps = timesteps
-        condition = 2 * time_features if classes else time_features
-        self.gru = nn.GRU(5 + condition, width, layers, batch_first=True, bidirectional=True)
+        condition_size = 2 * time_features if classes else time_features
+        self.gru = nn.GRU(5 + condition_size, width, layers, batch_first=True, bidirectional=True)
         self.hidden = nn.Linear(2 * width, width)
-        self.output = nn.Linear(width + condition, 3)
+        self.output = nn.Linear(width + condition_size, 3)
         self.class_embedding = nn.Embedding(classes + 1, time_features) if classes else None
         self.register_buffer("frequencies", torch.zeros(time_features // 2))
         self.register_buffer("lengths", torch.zeros(size + 1, dtype=torch.int64))
@@ -42,7 +42,8 @@ CODE = """class Network(nn.Module):
         condition = condition[:, None].expand(-1, x.shape[-1], -1)
         step = {step}
         points = torch.cat([{position}, step], 1).transpose(1, 2)
-        packed = pack_padded_sequence(torch.cat([points, condition], -1), lengths, batch_first=True, enforce_sorted=False)
+        seen = torch.cat([points, condition], -1)
+        packed = pack_padded_sequence(seen, lengths, batch_first=True, enforce_sorted=False)
         hidden = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[-1])[0]
         return self.output(torch.cat([self.hidden(hidden), condition], -1)).transpose(1, 2)
 
@@ -100,10 +101,10 @@ class GRU(Denoiser):
         self.classes = classes
         self.timesteps = timesteps
         self.form = form
-        condition = 2 * time_features if classes else time_features
-        self.gru = nn.GRU(5 + condition, width, layers, batch_first=True, bidirectional=True)
+        condition_size = 2 * time_features if classes else time_features
+        self.gru = nn.GRU(5 + condition_size, width, layers, batch_first=True, bidirectional=True)
         self.hidden = nn.Linear(2 * width, width)
-        self.output = nn.Linear(width + condition, 3)
+        self.output = nn.Linear(width + condition_size, 3)
         self.class_embedding = nn.Embedding(classes + 1, time_features) if classes else None
         self.register_buffer("frequencies", TIME_SCALE * torch.randn(time_features // 2))
         self.register_buffer("lengths", torch.zeros(size + 1, dtype=torch.int64))
