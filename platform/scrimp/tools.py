@@ -10,7 +10,6 @@ from scrimp_platform.operations import ReportProgress
 from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as search_spaces
-from scrimp_trainers.data import manifest
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.recipe import recipe as presets
 
@@ -104,7 +103,7 @@ def score(
     """
     folder = dataset_folder(data)
     coreset = operations.make_coreset(
-        manifest.load_manifest(folder),
+        folder,
         features=features,
         weights=None if weights is None else str(weights),
         score=score,

@@ -195,18 +195,19 @@ def evaluate(
     return scores.values | costs, scores
 
 
-def make_coreset(manifest: Manifest, **values: Any) -> Coreset:
-    """Return the settings of a coreset, once the extractor of its features is found.
+def make_coreset(data: Path, **values: Any) -> Coreset:
+    """Return the settings of a coreset of a dataset, once the extractor of its features is found.
 
     Raises
     ------
     UserError
-        If a value is not allowed, or the extractor cannot be used with this dataset.
+        If a value is not allowed, `data` is no dataset, or the extractor cannot be used with it.
     """
     try:
         coreset = Coreset(**values)
     except ValidationError as error:
         raise UserError(recipes.explain(error)) from None
+    manifest = manifests.load_manifest(data)
     if coreset.score != "random":
         make_scoring(manifest, extractor=coreset.features, weights=coreset.weights)
     return coreset

@@ -126,7 +126,7 @@ def evaluate(
 
 def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> None:
     """Score a dataset's training images, and show which of them the coreset keeps."""
-    coreset = operations.make_coreset(manifests.load_manifest(data), **coreset_values)
+    coreset = operations.make_coreset(data, **coreset_values)
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
     with terminal.progress() as progress:
