@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, Split, SplitName
-from scrimp_trainers.metrics import dinov2, extractors, fidelity, references, score
+from scrimp_trainers.metrics import dinov2, features, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
 from scrimp_trainers.metrics.names import in_full, score_names
 from scrimp_trainers.metrics.score import Scorer
@@ -242,7 +242,7 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     assert len(names) == 4  # features of three splits, statistics of the reference
     assert all(name.startswith(dataset.manifest.content_hash[:16] + "-classifier-") for name in names)
     with monkeypatch.context() as patch:
-        patch.setattr(extractors.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
+        patch.setattr(features.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
         second = scorer(dataset)
     assert second.score(samples(digits, slice(1000, 1100))).values == first
     other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))

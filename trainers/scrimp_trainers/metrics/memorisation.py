@@ -21,11 +21,9 @@ from scrimp_trainers.recipe.scoring import Extractor
 
 COPIED = 1 / 3
 """Ratio of the pixel distances to the first and second neighbour below which a sample is a copy."""
-SIMILAR = {"vitg14": 0.9, "dinov2": 0.9}
-"""Thresholds on the cosine similarity: that of Shah et al. (2025) for their network, and our choice for a smaller one
-of its family. In others' features unlike images are alike as well: Inception's pooled ones are never negative."""
 QUANTILE = 0.99
-"""Where the threshold lies among the similarities of held-out images, if there is no fixed one."""
+"""Where the threshold lies among the similarities of held-out images, if the extractor states none. In the features of
+most, unlike images are alike as well: Inception's pooled ones are never negative."""
 CHUNK = 2**26
 """Numbers that are held at once (256 MiB)."""
 CANDIDATES = 4

@@ -18,7 +18,8 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.data.modalities.modality import renderer, statistics_of
 from scrimp_trainers.metrics import fidelity, memorisation, references
-from scrimp_trainers.metrics.extractors import open_extractor
+from scrimp_trainers.metrics.extractors.extractor import facts
+from scrimp_trainers.metrics.features import open_extractor
 from scrimp_trainers.metrics.fidelity import Compared
 from scrimp_trainers.metrics.names import CLASS_SMALLEST, check_scoring, class_wise, family, in_full
 from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
@@ -227,7 +228,7 @@ class Scorer:
         """Settle the threshold, and score as many held-out images as there are samples."""
         fixed = self.scoring.threshold
         if fixed is None:
-            fixed = memorisation.SIMILAR.get(self.extractor.name)
+            fixed = facts(self.extractor.name).similar
         self.holdout = None
         if "holdout" not in self.dataset.manifest.splits:
             if fixed is None:
