@@ -20,6 +20,7 @@ from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import Storage, SweepFolder
+from scrimp_platform.worker import ROW
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
@@ -121,8 +122,6 @@ class TuneStandIn:
 
     def report(self, task: Task, kimg: float, score: float, hours: float, **others: float) -> Decision:
         """Write the lines that a worker has written by this rung, and pass on the last of them."""
-        from scrimp_platform.search.tune_loop import ROW  # it imports Ray
-
         name, repeat = task.key
         lines = self._curves.lines(task.values, task.seed)
         ends = [place for place, line in enumerate(lines) if line.rung is not None]

@@ -2,12 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.ingest import prepare
+from scrimp_trainers.recipe.recipe import Recipe
+
+SMALL: dict[str, Any] = {
+    "codec": {"kind": "strokes"},
+    "network": {"kind": "gru", "width": 16, "layers": 2},
+    "diffusion": {"kind": "ddpm", "timesteps": 50, "beta_start": 0.002, "beta_end": 0.4},
+    "optimizer": {"kind": "adamw", "lr": 5e-3, "warmup_kimg": 0, "weight_decay": 0.01},
+    "ema": {"halflife_kimg": 0},
+    "training": {"kimg": 0.08, "batch_size": 16},
+    "sampler": {"kind": "ancestral", "steps": 10},
+}
 
 
 def circle(random: np.random.Generator) -> list[np.ndarray]:
@@ -48,3 +60,8 @@ def small_drawings(folder: Path, count: int = 80, **options: object) -> Manifest
     """Prepare a dataset of drawings in `folder / "data"`."""
     source = write_ndjson(folder / "drawings.ndjson", count)
     return prepare(str(source), folder / "data", Options(**{"classifier": False, "near": 0, **options}))  # type: ignore[arg-type]
+
+
+def recipe_of(**values: object) -> Recipe:
+    """Return a recipe of a small GRU with `values`, in which `__` stands for a dot."""
+    return Recipe.model_validate(SMALL).replace({name.replace("__", "."): value for name, value in values.items()})

@@ -5,23 +5,34 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from drawings_small import recipe_of
 from safetensors.torch import save_file
-from techniques_small import NAMES, session, with_techniques
+from techniques_small import NAMES, examples, session, with_techniques
 from torch import Tensor
 
-from scrimp_trainers.data.dataset import Dataset, open_dataset
+from scrimp_trainers.data.dataset import open_dataset
+from scrimp_trainers.recipe.recipe import Recipe
 
-RANKED = [*NAMES, "codec-vq"]
-"""The techniques, and another kind of codec."""
+RANKED = [*NAMES, "codec-vq", "gru"]
+"""The techniques, another kind of codec, and a GRU on pen drawings."""
 STEPS = 6
 """The last changes the masks."""
 
 
-def gradients(name: str, dataset: Dataset, folder: Path, out: Path) -> dict[str, Tensor]:
-    """Train some steps with a technique and return the gradients that the optimizer was given, and the masks."""
+def recipe_of_ranks(name: str, folder: Path) -> Recipe:
+    """Return a small recipe with a technique."""
     size = {"training__batch_size": 16, "training__microbatch": 4, "training__kimg": 0.16}
+    if name == "gru":
+        told = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
+        return recipe_of(**size, **told).replace(examples(folder)["sparsity"])
     technique, _, codec = name.partition("-")
-    recipe = with_techniques((technique,), folder, codec=codec or "kl", **size)
+    return with_techniques((technique,), folder, codec=codec or "kl", **size)
+
+
+def gradients(name: str, digits: Path, folder: Path, out: Path) -> dict[str, Tensor]:
+    """Train some steps with a technique and return the gradients that the optimizer was given, and the masks."""
+    recipe = recipe_of_ranks(name, folder)
+    dataset = open_dataset(digits if recipe.codec.modality == "images" else folder / "data")
     repeat = session(recipe, dataset, out / name)
     seen: dict[str, Tensor] = {}
 
@@ -38,10 +49,10 @@ def gradients(name: str, dataset: Dataset, folder: Path, out: Path) -> dict[str,
     return seen | {f"masks/{path}": tensor for path, tensor in masks.items()}
 
 
-def main(rank: int, meeting: str, dataset: Path, folder: Path) -> None:
+def main(rank: int, meeting: str, digits: Path, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for name in RANKED:
-        found = gradients(name, open_dataset(dataset), folder, folder / "two")
+        found = gradients(name, digits, folder, folder / "two")
         save_file(found, folder / f"{name}-{rank}.safetensors")
     dist.destroy_process_group()
 

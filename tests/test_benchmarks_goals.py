@@ -17,7 +17,8 @@ from benchmarks.search.goals import MEMORISED, PARAMETERS, ConstrainedSynthetic,
 from benchmarks.search.scrimp import Scrimp
 from benchmarks.search.simulate import Decision, Simulation, Statement, Task
 from benchmarks.search.surfaces import RUNGS, Synthetic
-from scrimp_spaces.space import Bound, Space
+from scrimp_spaces.constraints import Bound
+from scrimp_spaces.space import Space
 
 SPACE = Space.of(
     recipe="tiny-edm",

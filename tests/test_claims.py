@@ -187,6 +187,13 @@ def test_a_claim_that_cannot_be_judged_is_refused(changes, said):
         make_claim(**changes)
 
 
+def test_a_claim_with_a_key_twice_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "twice.yaml").write_text("paper: ambient\nclaim: One\nclaim: Two\n")
+    monkeypatch.setattr(claims, "FILES", tmp_path)
+    with pytest.raises(UserError, match="claim twice: claim appears twice, in lines 2 and 3"):
+        claims.load("twice")
+
+
 def test_the_most_important_claims_are_run_first():
     found = list(dict.fromkeys(claim.name for claim, _, _ in claims.runnable()))
     assert found[:3] == ["prune-score", "ld-mafp", "ambient-copies"]

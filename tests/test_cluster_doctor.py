@@ -199,7 +199,7 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 def gather() -> Facts:
-    return Facts.of(facts.gather(None, "", "", None))
+    return Facts.of(facts.collect_facts(None, "", "", None))
 
 
 def test_gpus_are_counted_and_computed_on(nvidia_smi):

@@ -1,13 +1,15 @@
 """What every preset promises: it is found here by its file."""
 
 import pytest
+import torch
 import yaml
 from drawings_small import small_drawings
-from techniques_small import autoencoder, plain_recipe
+from techniques_small import autoencoder, plain_recipe, session
 
 from benchmarks import text_digits
 from scrimp_platform.cli import commands
 from scrimp_trainers.common import metrics_log
+from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.ingest import prepare
 from scrimp_trainers.recipe import recipe as recipes
@@ -28,6 +30,8 @@ def is_like_another(name):
 
 
 EVERY = pytest.mark.parametrize("name", recipes.presets())
+DRAWING_MOST = {"ambient-cifar10", "chirodiff-vmnist", "ld-diffusion-lowshot"}
+"""Presets that between them draw whatever a preset draws; the others' gradients are compared in the slow tests."""
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +72,15 @@ def narrowed(name, files, **values):
     return recipe.replace(NARROW[recipe.network.kind])
 
 
+def data_of(recipe, files):
+    """Return the folder of a dataset that fits a recipe."""
+    return files / ("captioned" if recipe.conditioning.text else DATA[recipe.codec.modality])
+
+
 def trained(recipe, files, folder, kimg=None):
     """Train as `scrimp train` does, and return the lines that were written."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    data = files / ("captioned" if recipe.conditioning.text else DATA[recipe.codec.modality])
+    data = data_of(recipe, files)
     commands.train(str(folder / "recipe.yaml"), data, folder / "out", kimg, 0, None, 1000)
     return metrics_log.read_rows(folder / "out" / "metrics.jsonl")
 
@@ -89,6 +98,37 @@ def test_a_preset_says_what_it_is_and_survives_a_round_trip(name):
 def test_a_preset_trains_with_a_narrow_network(name, files, tmp_path):
     recipe = narrowed(name, files, training__kimg=0.08)
     check(recipe, trained(recipe, files, tmp_path), kimg=0.08)
+
+
+def first_gradients(recipe, files, folder):
+    """Return the gradients that the optimizer is given at the first step, of a network without layers of zeros.
+
+    Behind such layers, with which training begins, nothing that is dropped would matter.
+    """
+    repeat = session(recipe, open_dataset(data_of(recipe, files)), folder)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in repeat.state.network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    seen = []
+
+    def note(*_):
+        gradients = [parameter.grad for parameter in repeat.state.network.parameters()]
+        seen.append([gradient.clone() for gradient in gradients if gradient is not None])
+
+    repeat.state.optimizer.register_step_pre_hook(note)
+    next(repeat.steps())
+    return torch.cat([gradient.flatten() for gradient in seen[0]])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in DRAWING_MOST else pytest.mark.slow) for name in recipes.presets()]
+)
+def test_a_presets_gradients_do_not_depend_on_the_microbatch(name, files, tmp_path):
+    recipe = narrowed(name, files, training__kimg=0.016, training__precision="fp32")
+    whole = first_gradients(recipe, files, tmp_path / "whole")
+    parts = first_gradients(recipe.replace({"training.microbatch": 3}), files, tmp_path / "parts")
+    assert whole.abs().max() > 0
+    assert (parts - whole).abs().max() < 1e-4 * whole.abs().max()
 
 
 def test_cutting_a_preset_short_cuts_its_reference_short_too(files, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawings_small import small_drawings
 from safetensors.torch import load_file
 from techniques_small import NAMES, PAIRS, examples, session, with_techniques
 from techniques_worker import RANKED, gradients
@@ -128,10 +129,11 @@ def tensors(repeat):
 def test_two_ranks_have_the_gradients_of_one_rank_with_twice_the_batch(files, few_digits):
     examples(files)  # the files that both ranks read
     examples(files, "vq")
+    small_drawings(files)
     script = Path(__file__).with_name("techniques_worker.py")
     arguments = [str(files / "meeting"), str(few_digits.folder), str(files)]
     ranks = [subprocess.Popen([sys.executable, str(script), str(rank), *arguments]) for rank in range(2)]
-    alone = {name: gradients(name, few_digits, files, files / "one") for name in RANKED}
+    alone = {name: gradients(name, few_digits.folder, files, files / "one") for name in RANKED}
     assert [rank.wait() for rank in ranks] == [0, 0]
     for name, expected in alone.items():
         one, other = (load_file(files / f"{name}-{rank}.safetensors") for rank in range(2))

@@ -9,10 +9,10 @@ from scipy.stats import multivariate_normal
 from sklearn.gaussian_process.kernels import Matern
 from threadpoolctl import threadpool_limits
 
-from scrimp_platform.search.curve_model import CurveModel, Scores
+from scrimp_platform.search.curve_model import CurveModel, Observations
 
 
-def some_scores(seed: int = 0, recipes: int = 12, rungs: int = 3, noise: float = 0.05) -> Scores:
+def some_scores(seed: int = 0, recipes: int = 12, rungs: int = 3, noise: float = 0.05) -> Observations:
     """Scores of recipes of two fields, the second of which does not matter; the better half reaches the last rung."""
     draw = np.random.default_rng(seed)
     points = draw.uniform(size=(recipes, 2))
@@ -26,10 +26,10 @@ def some_scores(seed: int = 0, recipes: int = 12, rungs: int = 3, noise: float =
             entries.append((recipe, recipe, rung, score))
     recipe, repeat, rung, score = map(np.array, zip(*entries, strict=True))
     log_kimg = np.log(10.0 * 3 ** np.arange(rungs))
-    return Scores(points, np.array([0, 1]), log_kimg, recipe, repeat, rung, score)
+    return Observations(points, np.array([0, 1]), log_kimg, recipe, repeat, rung, score)
 
 
-def with_earlier(scores: Scores, sweeps: int = 2) -> Scores:
+def with_earlier(scores: Observations, sweeps: int = 2) -> Observations:
     """The scores with what earlier sweeps say: the first knows the truth, the others nothing."""
     draw = np.random.default_rng(9)
     earlier = draw.normal(size=(len(scores.points), sweeps))
@@ -42,7 +42,7 @@ def matern(lengths: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarra
     return kernel(one, other)
 
 
-def covariance(model: CurveModel, scores: Scores) -> np.ndarray:
+def covariance(model: CurveModel, scores: Observations) -> np.ndarray:
     """The covariance of the scores by the module's equation, with scikit-learn's kernel, in the scores' units."""
     alike = model.scale**2 * matern(model.lengths, scores.points[:, :2], scores.points[:, :2])
     earlier = scores.points[:, 2:]
@@ -167,7 +167,7 @@ def test_low_rungs_tell_about_the_last_rung_and_selection_does_not_flatter():
 
 def test_equal_scores_are_no_error():
     scores = some_scores()
-    flat = Scores(**{**scores.__dict__, "score": np.zeros_like(scores.score)})
+    flat = Observations(**{**scores.__dict__, "score": np.zeros_like(scores.score)})
     mean, variance, _ = CurveModel(flat).predict(flat.points, 2, flat.points)
     assert np.allclose(mean, 0)
     assert np.isfinite(variance).all()

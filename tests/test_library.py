@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def test_the_page_names_every_public_name_and_nothing_else():
     assert sorted(headings) == sorted(scrimp.__all__)
 
 
-@pytest.mark.parametrize("name", ["prepare", "open_dataset", "train", "load_model", "evaluate", "sweep", "replay"])
+@pytest.mark.parametrize("name", [name for name in scrimp.__all__ if inspect.isfunction(getattr(scrimp, name))])
 def test_the_page_names_every_parameter(name):
     section = (ROOT / "docs" / "api.md").read_text().split(f"## `{name}`")[1].split("\n## ")[0]
     signature = section.split("```python\n")[1].split("```")[0]
@@ -76,6 +77,21 @@ def test_the_page_names_every_parameter(name):
         default = "" if parameter.default is inspect.Parameter.empty else f"={parameter.default!r}".replace("'", '"')
         assert f"{parameter.name}{default}" in signature, parameter
         assert re.search(rf"^.*\b{parameter.name}\b", inspect.getdoc(getattr(scrimp, name)) or "", re.MULTILINE)
+
+
+def test_every_command_is_a_call():
+    others = {"report": "Result", "sample": "Model"}
+    for name in main.scrimp.commands:
+        if name != "ui":  # it serves until it is stopped
+            assert others.get(name, name) in scrimp.__all__
+
+
+def test_score_has_the_options_of_the_command_with_its_defaults():
+    of_command = main.score.make_context("score", ["."]).params
+    parameters = inspect.signature(scrimp.score).parameters
+    assert {*of_command, "progress"} == {*parameters, "out"}
+    for name in parameters.keys() & of_command.keys() - {"data"}:
+        assert parameters[name].default == of_command[name], name
 
 
 def test_prepare_has_the_options_of_the_command_with_its_defaults():
@@ -205,11 +221,17 @@ def test_a_finished_training_is_not_scored_in_two_ways(scored_digits, tmp_path):
         scrimp.train(small(), scored_digits, tmp_path / "out", extractor="classifier", samples=30)
 
 
+def assert_equal(one, other):
+    """Compare results by all that they tell; numbers that are missing are nan, which equals nothing."""
+    assert repr(one) == repr(other)
+    assert str(one.leaderboard) == str(other.leaderboard)
+
+
 def test_a_result_says_what_the_report_says(swept):
     result, space = scrimp.Result.load(swept.path), make_space()
     rows = leaderboard.rank(records.read_records(swept).trials, space)
     assert (result.reason, result.verdict, result.problems) == ("complete", leaderboard.verdict(rows, space), ())
-    assert result == scrimp.Result.load(str(swept.path))
+    assert_equal(result, scrimp.Result.load(str(swept.path)))
 
     best = rows[0]
     assert result.best_recipe == scrimp.Recipe.load(swept.repeat(best.number, 0).recipe)
@@ -233,12 +255,47 @@ def test_the_leaderboard_is_that_of_the_csv_with_and_without_pandas(swept, monke
     assert list(entries[0]) == list(written.columns)
 
 
+def test_a_result_writes_its_report_again(swept):
+    swept.report.unlink(missing_ok=True)
+    scrimp.Result.load(swept.path).write_report()
+    assert "<html" in swept.report.read_text()
+    assert swept.leaderboard.is_file()
+
+
+def test_presets_and_spaces_are_listed():
+    assert scrimp.recipes()["edm"] == scrimp.Recipe.load("edm").about
+    assert scrimp.spaces()["quickstart"] == scrimp.Space.load("quickstart").about
+
+
+def test_the_status_of_a_storage_is_read(swept, tmp_path):
+    found = scrimp.status(swept.path.parent)
+    assert (found.unfinished, found.complete, found.problems) == ([], [swept.path.name], [])
+    with pytest.raises(scrimp.UserError, match="no sweep there"):
+        scrimp.status(tmp_path)
+
+
+def test_images_are_scored_and_a_part_is_kept(scored_digits, tmp_path):
+    folder = shutil.copytree(scored_digits.folder, tmp_path / "digits")
+    scored = scrimp.score(folder, features="classifier", keep=0.25)
+    assert scored.kept.mean() == pytest.approx(0.25, abs=0.02)
+    assert scored.scores[scored.kept].mean() > scored.scores[~scored.kept].mean()
+    with pytest.raises(scrimp.UserError, match="keep: "):
+        scrimp.score(folder, keep=2)
+
+
+def test_a_file_of_own_parts_is_checked(tmp_path):
+    (tmp_path / "mine.py").write_text("def broken(space, seed, number):\n    return {}\n")
+    (outcome,) = scrimp.check(tmp_path / "mine.py")
+    assert (outcome.kind, outcome.what) == ("mine:broken", "proposer")
+    assert outcome.fault
+
+
 def test_a_result_ranks_by_other_goals(swept):
     result = scrimp.Result.load(swept.path)
     smallest = result.rank({"parameters": "minimize"}, {"fd_classifier": {"max": 1000}})
     assert "parameters" in smallest.verdict
     assert smallest.space.constraints["fd_classifier"].max == 1000
-    assert result.rank() == result
+    assert_equal(result.rank(), result)
     with pytest.raises(scrimp.UserError, match="kd_classifier: was not measured in this sweep"):
         result.rank({"kd_classifier": "minimize"})
 
@@ -277,7 +334,8 @@ def test_a_sweep_that_does_not_end_well_returns_its_result(swept, monkeypatch, s
 
     monkeypatch.setattr(the_sweep, "run_sweep", run_sweep)
     space = make_space()
-    assert scrimp.sweep(space, "digits", rungs=[1, 2], warm_start=["earlier"]) == scrimp.Result.load(swept.path)
+    result = scrimp.sweep(space, "digits", rungs=[1, 2], warm_start=["earlier"])
+    assert_equal(result, scrimp.Result.load(swept.path))
     assert asked == [plan.SweepOptions(space=space, rungs=(1, 2), warm_start=(Path("earlier"),))]
 
 

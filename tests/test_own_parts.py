@@ -291,7 +291,7 @@ def test_check_passes_the_examples_and_names_the_broken_promise(examples, tmp_pa
     assert not commands.check(tmp_path / "broken_parts.py")
     said = capsys.readouterr().out
     assert "broken_parts:Forgetful  network  a resumed training has other weights" in said
-    assert re.search(r"broken_parts:OneStep  sampler  data of deviation 0\.25 come out with", said)
+    assert re.search(r"broken_parts:OneStep  sampler  data of standard deviation 0\.25 come out with", said)
     assert "broken_parts:Lossy  codec  what it decodes is no more like the images than their mean is" in said
     assert "broken_parts:Undrawn  technique  a resumed training has other weights" in said
     assert "broken_parts:Idle  technique  training ends with the same weights without it" in said

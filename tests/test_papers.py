@@ -176,6 +176,18 @@ CHIRODIFF: dict[str, Any] = {
     "sampler.variance": "fixed_small",
 }
 """Of the sparse paper's summary, and where it says nothing of ChiroDiff's code."""
+CHIRODIFF_RELEASED: dict[str, Any] = {
+    path: value for path, value in CHIRODIFF.items() if path != "training.batch_size"
+} | {
+    "diffusion.timesteps": 35,
+    "diffusion.beta_start": round(1000 / 35 * 1e-4, 6),
+    "diffusion.beta_end": round(1000 / 35 * 0.02, 4),
+    "codec.form": "absolute",
+    "optimizer.max_gradient_norm": 0.1,
+    "training.precision": "fp16",
+    "sampler.steps": 35,
+}
+"""Of ChiroDiff's code alone."""
 MDT: dict[str, Any] = {
     "diffusion.kind": "iddpm",
     "diffusion.timesteps": 1000,
@@ -245,6 +257,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "chirodiff-quickdraw-magran": CHIRODIFF | {"sparsity.method": "magran"},
     "chirodiff-quickdraw-rigl": CHIRODIFF | {"sparsity.method": "rigl"},
     "chirodiff-quickdraw-static": CHIRODIFF | {"sparsity.method": "static"},
+    "chirodiff-released": CHIRODIFF_RELEASED,
     "chirodiff-vmnist": CHIRODIFF,
     "chirodiff-vmnist-magran": CHIRODIFF | {"sparsity.method": "magran"},
     "chirodiff-vmnist-rigl": CHIRODIFF | {"sparsity.method": "rigl"},

@@ -12,7 +12,7 @@ from scrimp_cluster import doctor, facts
 from scrimp_cluster.doctor import ClusterReport, NodeReport
 from scrimp_cluster.faults import Fault
 from scrimp_cluster.nodes import Node
-from scrimp_platform import cluster
+from scrimp_platform import cluster, worker
 from scrimp_platform import sweep as the_sweep
 from scrimp_platform.cli import terminal
 from scrimp_platform.plan import SweepOptions
@@ -187,7 +187,7 @@ def test_no_repeat_is_placed_on_a_node_that_is_left_out(two_nodes, tmp_path):
             file.write(f"{ray.get_runtime_context().get_node_id()}\n")
         for rung in (20.0, 60.0):
             scores = {"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung}
-            tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
+            tune.report({worker.ROW: MetricsRow.from_entries(TICK | scores)})
 
     for fit_node in nodes:
         used.unlink(missing_ok=True)

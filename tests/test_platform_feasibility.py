@@ -6,7 +6,7 @@ from test_trainers_fit import manifest
 from scrimp_platform.report import formatting
 from scrimp_platform.search import feasibility
 from scrimp_spaces import space as spaces
-from scrimp_spaces.space import Bound
+from scrimp_spaces.constraints import Bound
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.training import expected_cost
 

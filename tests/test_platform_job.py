@@ -149,6 +149,19 @@ def test_a_sweep_on_a_cluster_becomes_a_job_and_its_log_is_shown(lab, client, ca
     assert not (lab / "runs" / "mine").exists()  # the job makes it
 
 
+def test_ray_s_lines_in_the_log_are_left_out(lab, client, capsys):
+    log = (
+        "2026-01-31 10:52:24,382\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+        "Running entrypoint for job mine-20260131-105224: cd /root && exec scrimp sweep\n"
+        "trial 0 leads\n"
+    )
+    client(log=log)
+    the_sweep.run_command(OPTIONS)
+    printed = capsys.readouterr().out
+    assert printed.endswith("\n\ntrial 0 leads\n")
+    assert "job_manager" not in printed
+
+
 def test_in_a_job_the_sweep_runs_itself(lab, client, monkeypatch):
     api = client()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")

@@ -14,7 +14,7 @@ from test_platform_ledger import open_ledger
 from test_platform_race import make_space
 
 from scrimp_cluster import token
-from scrimp_platform import cluster
+from scrimp_platform import cluster, worker
 from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import SweepFolder
@@ -72,7 +72,7 @@ def test_what_waits_goes_to_a_node_that_joins_once_that_is_found_fit(one_node, t
         while not (Path(config["places"]) / "1").exists():
             time.sleep(0.1)
         scores = {"rung": 20.0, "fd_classifier": float(config["trial"])}
-        tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
+        tune.report({worker.ROW: MetricsRow.from_entries(TICK | scores)})
 
     places = tmp_path / "places"
     places.mkdir()

@@ -288,7 +288,7 @@ def test_equal_cost_does_not_save_a_trial_that_is_clearly_worse():
 
     objectives = {"fd_classifier": "minimize", "train_flops": "minimize"}
     rows, _ = ranked(
-        costly(0, 1.0, 1.0, 1.1), costly(1, 9.0, 90.0, 90.1), costly(2, 1.0, 1.2, 1.3), objectives=objectives
+        costly(0, 1.0, 1.0, 1.1), costly(1, 9.0, 90.0, 90.1), costly(2, 1.0, 1.1, 1.2), objectives=objectives
     )
     assert summary(rows) == [(1, 0, "front"), (2, 2, "tied"), (3, 1, "beaten")]
 

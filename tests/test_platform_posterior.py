@@ -120,7 +120,7 @@ def test_the_same_seeds_may_choose_the_best_and_report_its_score():
     noise = 0.05
     covered, errors, student, plain, stated, true = [], [], [], [], [], []
     for _ in range(800):
-        ratio = min(abs(np.tan(math.pi * (chance.random() - 0.5))), 20)
+        ratio = min(np.tan(math.pi / 2 * chance.random()) ** 2, 20)
         truth = chance.normal(0, ratio * noise, 5)
         samples = [list(np.exp(chance.normal(mean - noise**2 / 2, noise, 4))) for mean in truth]
         known = posterior.of_scores(samples, "minimize")

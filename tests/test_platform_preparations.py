@@ -16,7 +16,7 @@ from scrimp_platform.cli import status, status_view, terminal
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.plan import SweepOptions
 from scrimp_platform.report import formatting
-from scrimp_platform.search import estimate, records, tune_loop, verdict
+from scrimp_platform.search import estimate, records, verdict
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.search.ledger import MAX_HELD, Ledger
 from scrimp_platform.search.records import Preparation, Repeat
@@ -158,8 +158,8 @@ def test_a_sweep_pays_once_and_every_recipe_in_full(folder):
     weighed = Repeat(0, 1, 1, "race", "finished", devices=2, rungs={60.0: row})
     plain = Repeat(1, 1, 1, "race", "finished", devices=2, rungs={60.0: make_row(seconds=3600.0)})
     assert (weighed.device_hours, plain.device_hours) == (1.0, 2.0)
-    assert verdict.cost([weighed], 60.0).hours == 3.0
-    assert verdict.cost([plain], 60.0).hours == 2.0
+    assert verdict.repeat_cost([weighed], 60.0).hours == 3.0
+    assert verdict.repeat_cost([plain], 60.0).hours == 2.0
 
 
 def test_what_was_found_in_the_cache_costs_the_sweep_nothing(folder):
@@ -296,12 +296,12 @@ def test_the_worker_trains_what_the_ledger_hands_out_and_its_repeats_find_it(sco
         own = task | {"trial": -1, "repeat": -1, "preparation": preparation.name}
         reports: list[dict] = []
         worker.work(worker.Task(**own), reports.append)
-        assert reports[0] == {tune_loop.WORKING: True}
-        hours, now = reports[-1][tune_loop.COST]
+        assert reports[0] == {worker.WORKING: True}
+        hours, now = reports[-1][worker.COST]
         assert hours > 0
         assert now
         worker.work(worker.Task(**own), reports.append)
-        assert reports[-1][tune_loop.COST] == (hours, False)  # it is in the dataset's cache
+        assert reports[-1][worker.COST] == (hours, False)  # it is in the dataset's cache
         ledger.charge(preparation, hours, now)
         ledger.finish(preparation)
         costs.append(hours)
@@ -311,7 +311,7 @@ def test_the_worker_trains_what_the_ledger_hands_out_and_its_repeats_find_it(sco
     reports = []
     own = task | {"trial": repeat.trial, "repeat": repeat.repeat, "preparation": ""}
     worker.work(worker.Task(**own), reports.append)
-    row = reports[-1][tune_loop.ROW]
+    row = reports[-1][worker.ROW]
     assert row.value("prepared_device_hours") == pytest.approx(sum(costs))
     assert row.value("device_hours") == pytest.approx(sum(costs) + row.seconds / 3600)
     assert len(list((data / "cache").glob("reweighting-*/*.json"))) == 1

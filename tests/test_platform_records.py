@@ -1,6 +1,7 @@
 """The folder of a sweep is the truth: it may be moved, lose its journal and be damaged; nothing is lost silently."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -207,3 +208,12 @@ def test_a_foreign_sweep_stops_no_other(folder, foreign):
     assert [problem.partition(": ")[0] for problem in problems] == [str(strange.description)]
     with pytest.raises(DamagedRecord, match=r"strange/sweep\.json"):
         commands.report(strange.path)
+
+
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(folder):
+    strange = SweepFolder(folder.path.parent / "strange")
+    strange.path.mkdir()
+    os.mkfifo(strange.description)
+    _, complete, problems = status.read_storage(Storage(folder.path.parent))
+    assert complete == ["sweep"]
+    assert problems == [f"{strange.description}: cannot be read (not a regular file)"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_up_sweep import make_space, write_sweep
 
-from scrimp_platform import plan, storage_loss, store
+from scrimp_platform import plan, storage_loss, store, worker
 from scrimp_platform.cli import main
 from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
@@ -66,7 +66,7 @@ def test_a_ledger_that_cannot_write_ends_the_search(folder):
     assert not limits.stop_all()
     shutil.rmtree(folder.path)
     assert searcher.suggest("another") is None
-    searcher.on_trial_complete("tune", {tune_loop.FAILURE: "its worker died"})
+    searcher.on_trial_complete("tune", {worker.FAILURE: "its worker died"})
     assert limits.stop_all()
     assert isinstance(limits.failure, FileNotFoundError)
     assert not folder.path.exists()

@@ -163,7 +163,7 @@ def test_ctrl_c_ends_it_cleanly_with_what_is_known(scored_digits, tmp_path):
     driver = subprocess.Popen(
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not any(repeat.rungs for repeat in records.read_records(folder).repeats):
         assert driver.poll() is None
         assert time.monotonic() < deadline

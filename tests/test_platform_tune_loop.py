@@ -17,7 +17,7 @@ from made_up_rows import TICK
 from test_platform_ledger import open_ledger, study
 from test_platform_race import make_space
 
-from scrimp_platform import cluster, interrupt, store
+from scrimp_platform import cluster, interrupt, store, worker
 from scrimp_platform.search import tune_loop
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.worker import tune_repeat
@@ -48,16 +48,16 @@ def pretend():
         if config["trial"] == 1:
             os._exit(9)
         if config["trial"] == 2:
-            tune.report({tune_loop.FAILURE: "Diverged: step 3: loss is nan", tune_loop.NON_RETRYABLE: True})
+            tune.report({worker.FAILURE: "Diverged: step 3: loss is nan", worker.NON_RETRYABLE: True})
             return
         if config["trial"] == 3:
-            tune.report({tune_loop.NOTE: "its checkpoint is damaged"})
+            tune.report({worker.NOTE: "its checkpoint is damaged"})
             with heartbeat.watched(Path(config["stacks"]), 0.5):
                 heartbeat.beat()
                 time.sleep(60)
         for rung in (20.0, 60.0):
             scores = {"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung}
-            tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
+            tune.report({worker.ROW: MetricsRow.from_entries(TICK | scores)})
 
     return pretend
 
@@ -179,7 +179,7 @@ def test_no_repeat_is_lost_when_a_stopped_one_does_not_end(ray_here, tmp_path):
         try:
             for rung in (20.0, 60.0):
                 scores = {"rung": rung, "kimg": rung, "fd_classifier": config["trial"] + 1 / rung}
-                tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
+                tune.report({worker.ROW: MetricsRow.from_entries(TICK | scores)})
         finally:
             time.sleep(5)  # Ray waits two seconds for the process to become free
 
@@ -206,11 +206,11 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
         deadline = time.monotonic() + 60
         while not all((begun / name).exists() for name in awaited):
             if time.monotonic() > deadline:
-                tune.report({tune_loop.FAILURE: f"{awaited} have not all begun", tune_loop.NON_RETRYABLE: True})
+                tune.report({worker.FAILURE: f"{awaited} have not all begun", worker.NON_RETRYABLE: True})
                 return
             time.sleep(0.1)
         scores = {"rung": 20.0, "fd_classifier": float(config["trial"])}
-        tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | scores)})
+        tune.report({worker.ROW: MetricsRow.from_entries(TICK | scores)})
 
     def say(line: str) -> None:
         said.append(line)
@@ -248,11 +248,11 @@ def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ra
         while len(config["fit_nodes"]) < 2:
             Path(config["asked"]).touch()
             time.sleep(0.5)
-            tune.report({tune_loop.WORKING: False})
-        tune.report({tune_loop.WORKING: True})
+            tune.report({worker.WORKING: False})
+        tune.report({worker.WORKING: True})
         Path(config["working"]).touch()
         time.sleep(2)
-        tune.report({tune_loop.ROW: MetricsRow.from_entries(TICK | {"rung": 20.0, "fd_classifier": 0.0})})
+        tune.report({worker.ROW: MetricsRow.from_entries(TICK | {"rung": 20.0, "fd_classifier": 0.0})})
 
     def fit_nodes() -> list[str]:
         return [here] if (tmp_path / "asked").exists() == (tmp_path / "working").exists() else [here, GONE]

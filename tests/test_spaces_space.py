@@ -8,6 +8,7 @@ from optuna.trial import FixedTrial
 
 from scrimp_platform.search.searched_values import suggest
 from scrimp_spaces import space as spaces
+from scrimp_spaces.constraints import Bound
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.diffusion import DDPM
@@ -172,9 +173,9 @@ def test_the_base_recipe_is_as_long_as_the_last_rung_and_has_the_overrides():
 
 
 def test_a_bound_says_by_which_share_of_the_limit_it_is_broken():
-    bound = spaces.Bound(min=1.0, max=4.0)
+    bound = Bound(min=1.0, max=4.0)
     assert [bound.excess(value) for value in (0.5, 1.0, 2.0, 4.0, 5.0)] == [0.5, 0.0, -0.5, 0.0, 0.25]
-    assert spaces.Bound(max=0.0).excess(3.0) == 3.0
+    assert Bound(max=0.0).excess(3.0) == 3.0
 
 
 def test_a_section_in_override_keeps_the_recipes_other_fields():

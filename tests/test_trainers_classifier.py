@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import Classifier, Manifest
+from scrimp_trainers.data.manifest import ClassifierRecord, Manifest
 from scrimp_trainers.metrics.classifier import load_classifier, train_classifier
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -49,7 +49,7 @@ def saved(folder: Path, state: dict[str, torch.Tensor], classes: int) -> Manifes
         classes=[str(label) for label in range(classes)],
         splits={},
         reference="train",
-        classifier=Classifier(file="classifier.safetensors", sha256=digest, accuracy=1.0, seed=0),
+        classifier=ClassifierRecord(file="classifier.safetensors", sha256=digest, accuracy=1.0, seed=0),
         provenance={},
     )
 

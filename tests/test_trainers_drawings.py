@@ -21,6 +21,7 @@ from scrimp_trainers.data.modalities import strokes as modality
 from scrimp_trainers.data.modalities.modality import Items, open_modality
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.sources import open_source
+from scrimp_trainers.data.sources.source import Layout
 from scrimp_trainers.data.sources.svg import trace
 from scrimp_trainers.ingest import prepare
 
@@ -273,6 +274,21 @@ def test_a_packed_folder_of_svg_files_is_read_a_drawing_a_file(tmp_path):
     (folder / "3.svg").write_text('<!DOCTYPE a [<!ENTITY b "c">]><svg/>')
     with pytest.raises(UserError, match="defines entities"):
         items_of(folder, tmp_path)
+
+
+def test_drawings_without_classes_may_have_their_numbers_of_strokes(tmp_path):
+    folder = tmp_path / "kanji"
+    folder.mkdir()
+    (folder / "1.svg").write_text(svg("M0 0L10 0", "M0 5L10 5", "M3 3"))  # the last one is a point
+    (folder / "2.svg").write_text(svg("M0 0L0 10"))
+    (folder / "3.svg").write_text(svg(*(f"M0 {y}L10 {y}" for y in range(12))))
+    (folder / "4.svg").write_text(svg("M0 0L0 9M3 0L3 9"))
+    source = open_source(str(folder), tmp_path, Layout(labels="strokes"))
+    assert source.classes == ["1 stroke", "2 strokes", "12 strokes"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [1, 0, 2, 1]
+    with pytest.raises(UserError, match="--labels strokes is for pen drawings, but the source has images"):
+        open_source("digits", tmp_path, Layout(labels="strokes"))
 
 
 # --- datasets

@@ -1,5 +1,7 @@
 import hashlib
+import pkgutil
 from pathlib import Path
+from typing import get_args
 from urllib.error import URLError
 
 import numpy as np
@@ -12,13 +14,17 @@ from torch_fidelity.feature_extractor_clip import VisionTransformer
 from torchvision import models
 from torchvision.transforms._presets import ImageClassification
 
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.metrics import dinov2, extractors, fidelity
-from scrimp_trainers.metrics.extractors import open_extractor
-from scrimp_trainers.recipe.scoring import Extractor, Scoring
+from scrimp_trainers.metrics import dinov2, extractors, fidelity, weight_files
+from scrimp_trainers.metrics.extractors import vitg14
+from scrimp_trainers.metrics.extractors.extractor import Facts, Source, facts
+from scrimp_trainers.metrics.features import open_extractor
+from scrimp_trainers.recipe.scoring import Builtin, Extractor, Scoring
 
 CPU = torch.device("cpu")
+FROM_FILE = [name for name in get_args(Builtin) if hasattr(parts.module("metrics.extractors", name), "source")]
 MANIFEST = Manifest(
     name="fake",
     content_hash="0" * 64,
@@ -54,6 +60,10 @@ def opened(extractor: Extractor, path: Path):
     return open_extractor(Scoring(extractor=extractor, weights=path), path.parent, MANIFEST, CPU)
 
 
+def source(extractor: Extractor) -> Source:
+    return parts.module("metrics.extractors", extractor).source()
+
+
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seeded random weights in the published file's form, scaled so that activations neither die nor explode."""
@@ -68,6 +78,24 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     torch.save(state, path)
     return path
+
+
+def test_each_file_of_an_extractor_has_its_name_in_the_union_and_each_name_its_file():
+    files = {module.name for module in pkgutil.iter_modules(extractors.__path__)} - {"extractor", "building"}
+    assert files == set(get_args(Builtin))
+
+
+@pytest.mark.parametrize("extractor", get_args(Builtin))
+def test_an_extractor_takes_its_weights_from_a_file_or_from_the_dataset(extractor: Extractor):
+    part = parts.module("metrics.extractors", extractor)
+    from_file = {"source", "build"} <= set(vars(part))
+    from_dataset = {"load", "digest"} <= set(vars(part))
+    assert from_file != from_dataset
+    assert isinstance(facts(extractor), Facts)
+
+
+def test_of_a_users_own_extractor_nothing_is_known_before_it_is_loaded():
+    assert facts("not_loaded:Edges") == Facts()
 
 
 def test_inception_scores_equal_torch_fidelitys_own(inception_file: Path):
@@ -162,7 +190,7 @@ def test_clip_is_torch_fidelitys(clip_files, monkeypatch: pytest.MonkeyPatch):
     (theirs,) = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(script))(images)
     assert theirs.std() > 0
     digest = hashlib.sha256(script.read_bytes()).hexdigest()
-    monkeypatch.setattr(extractors, "published_hash", lambda _: digest)
+    monkeypatch.setattr(weight_files, "published_hash", lambda _: digest)
     for path in (script, state):
         features, logits = opened("clip", path).features(images)
         assert logits is None
@@ -172,8 +200,8 @@ def test_clip_is_torch_fidelitys(clip_files, monkeypatch: pytest.MonkeyPatch):
 def test_of_torchscript_only_clips_published_file_is_loaded(clip_files, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("loaded"))
     published = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
-    assert extractors.published_hash(extractors.source("clip")[1]) == published
-    for extractor in ("inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"):
+    assert weight_files.published_hash(source("clip").file) == published
+    for extractor in FROM_FILE:
         with pytest.raises(
             UserError, match=rf"clip\.pt: not the weights of extractor {extractor}: TorchScript, which can"
         ):
@@ -226,7 +254,7 @@ def test_dinov2_reads_its_size_from_a_weight_file_and_needs_nothing_else(tmp_pat
 def test_images_for_vitg14_are_reflected_to_a_multiple_of_its_patches(side: int, padded: int):
     images = pictures(2, seed=9)[..., :1].expand(-1, -1, -1, side).float()
     images = nn.functional.interpolate(images, size=(side, side)) + torch.rand(side)
-    reflected = extractors.reflected(images, 14)
+    reflected = vitg14.reflected(images, 14)
     before = (padded - side) // 2
     after = padded - side - before
     borders = ((0, 0), (0, 0), (before, after), (before, after))
@@ -240,7 +268,7 @@ def test_the_pixels_that_vitg14_is_shown_are_those_of_the_papers_code():
     shown: list[Tensor] = []
     network = dinov2.VisionTransformer(width=64, depth=1, patch=14, positions=2, gated=True)
     network.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
-    extractors._ViTg14(network)(images)
+    vitg14.shown(network)(images)
     expected = torch.tensor([60, 30, *row, 210, 180, 150]) / 255
     torch.testing.assert_close(shown[0], expected.expand(1, 3, 14, 14), rtol=0, atol=1e-7)
 
@@ -287,8 +315,8 @@ def test_without_network_one_line_says_which_file_to_put_where(tmp_path: Path, m
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    for extractor in ("inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"):
-        name = extractors.source(extractor)[1]
+    for extractor in FROM_FILE:
+        name = source(extractor).file
         with pytest.raises(UserError, match="no network") as caught:
             open_extractor(Scoring(extractor=extractor), tmp_path, MANIFEST, CPU)
         assert f"put {name} into {tmp_path / 'checkpoints'}, or name the file with `weights`" in str(caught.value)
@@ -302,12 +330,12 @@ def test_a_file_in_torchs_cache_is_found_without_download_and_known_by_its_hash(
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "dinov2_vitl14_pretrain.pth").write_bytes(b"no hash in the name")
-    assert extractors.weight_file("dinov2", None) == folder / "dinov2_vitl14_pretrain.pth"
-    name = extractors.source("inception")[1]
-    assert extractors.published_hash(name) == "6726825d"
+    assert weight_files.weight_file("dinov2", None) == folder / "dinov2_vitl14_pretrain.pth"
+    name = source("inception").file
+    assert weight_files.published_hash(name) == "6726825d"
     (folder / name).write_bytes(b"half a download")
     with pytest.raises(UserError, match=rf"{name}: is damaged .*6726825d.*delete it"):
-        extractors.weight_file("inception", None)
+        weight_files.weight_file("inception", None)
 
 
 def test_a_path_that_does_not_exist_or_holds_something_else_is_refused(tmp_path: Path):
@@ -315,7 +343,7 @@ def test_a_path_that_does_not_exist_or_holds_something_else_is_refused(tmp_path:
         opened("inception", tmp_path / "nowhere.pth")
     path = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, path)
-    for extractor in ("inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"):
+    for extractor in FROM_FILE:
         with pytest.raises(UserError, match=rf"other\.pth: not the weights of extractor {extractor}") as caught:
             opened(extractor, path)
         assert "\n" not in str(caught.value)
@@ -329,7 +357,7 @@ class Bomb:
         self.target = str(target)
 
 
-@pytest.mark.parametrize("extractor", ["inception", "clip", "vgg16", "dinov2", "vitg14", "resnet18"])
+@pytest.mark.parametrize("extractor", FROM_FILE)
 def test_a_weight_file_cannot_run_code(extractor: Extractor, tmp_path: Path):
     path, trace = tmp_path / "bomb.pth", tmp_path / "exploded"
     torch.save({"state": Bomb(trace)}, path)

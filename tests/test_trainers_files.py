@@ -9,7 +9,7 @@ from trainers_small import small, small_state
 
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import DiskFull
-from scrimp_trainers.common.files import is_disk_full, write_atomic
+from scrimp_trainers.common.files import is_disk_full, try_lock, write_atomic
 from scrimp_trainers.recipe.recipe import load
 from scrimp_trainers.run import train_repeat
 from scrimp_trainers.training import checkpoint, session
@@ -98,3 +98,15 @@ def test_a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(small_disk
         write_atomic(small_disk.path / "file", "new" * 5000)
     assert (small_disk.path / "file").read_text() == "old"
     assert sorted(path.name for path in small_disk.path.iterdir()) == [".ballast", "file"]
+
+
+def test_a_lock_excludes_the_others_and_a_shared_one_only_exclusive_ones(tmp_path):
+    path = tmp_path / "lock"
+    with path.open("w") as first, path.open() as second, path.open() as third:
+        assert try_lock(first, shared=True)
+        assert try_lock(second, shared=True)
+        assert not try_lock(third)
+        first.close()
+        assert not try_lock(third)
+        second.close()
+        assert try_lock(third)

@@ -83,6 +83,6 @@ def test_it_is_measured_where_it_is_asked_for_and_images_are_held_out():
         provenance={},
     )
     with pytest.raises(UserError, match=r"scoring\.also fld_gap: dataset birds has no held-out images; .* --holdout"):
-        names.check(asked, manifest)
+        names.check_scoring(asked, manifest)
     splits["holdout"] = Split(count=20, per_class=None, shards=[])
-    names.check(asked, manifest.model_copy(update={"splits": splits}))
+    names.check_scoring(asked, manifest.model_copy(update={"splits": splits}))

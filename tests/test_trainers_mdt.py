@@ -2,13 +2,12 @@
 
 import itertools
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from techniques_small import NAMES, TRANSFORMER, session, with_techniques
 from trainers_small import CPU, random_batches, small, small_state
+from without_scrimp import run_card
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions
@@ -242,16 +241,11 @@ def test_its_card_samples_without_our_code_and_it_is_read_back(preset, version, 
     export_model(tmp_path / "model", network, recipe, few_digits.manifest, {})
     assert not (tmp_path / "model" / "model_index.json").exists()  # diffusers has no class for it
 
-    card = (tmp_path / "model" / "README.md").read_text()
-    code = re.findall("```python\n(.*?)```", card, re.DOTALL)[0]
-    check = "\nimport sys\nassert images.shape == (16, 1, 8, 8), images.shape\nassert images.float().std() > 5\n"
-    check += "assert not any(name.startswith('scrimp') for name in sys.modules)\n"
+    check = "\nassert images.shape == (16, 1, 8, 8), images.shape\nassert images.float().std() > 5\n"
     check += "x = torch.linspace(-1, 1, 192).view(3, 1, 8, 8)\n"
     check += f"labels = torch.tensor([0, 1, 9]) if {classes} else None\n"
     check += "with torch.no_grad():\n    torch.save(network(x, torch.ones(3), labels), 'output.pt')\n"
-    environment = {"PATH": "", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", code + check]
-    subprocess.run(command, check=True, cwd=tmp_path / "model", env=environment)
+    run_card(tmp_path / "model", check)
 
     loaded, again = load_model(tmp_path / "model", "cpu")
     assert again == recipe

@@ -165,3 +165,13 @@ def test_images_that_cannot_be_halved_so_often_are_refused():
 def test_heads_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(UserError, match=r"network\.head_channels: 12 does not divide"):
         made(UNet(channels=8, multipliers=(1, 2), head_channels=12))
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(8, 2), (32, 8), (64, 16), (128, 32), (136, 8), (144, 16), (160, 32), (192, 32), (224, 32), (256, 32)],
+)
+def test_norms_have_as_many_groups_as_divide_the_channels_and_in_narrow_networks_four_channels_each(channels, groups):
+    with torch.device("meta"):
+        network = build(UNet(channels=channels, multipliers=(1,), blocks=1, attention=()), image_size=8, channels=1)
+    assert {module.num_groups for module in network.modules() if isinstance(module, torch.nn.GroupNorm)} == {groups}

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import Classifier, Manifest, Split, SplitName
-from scrimp_trainers.metrics import dinov2, extractors, fidelity, references, score
+from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, Split, SplitName
+from scrimp_trainers.metrics import dinov2, features, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
 from scrimp_trainers.metrics.names import in_full, score_names
 from scrimp_trainers.metrics.score import Scorer
@@ -71,7 +71,7 @@ def pictures(tmp_path: Path, digits: tuple[np.ndarray, dict[str, Tensor]]) -> Ca
             classes=[str(digit) for digit in range(10)],
             splits={name: Split(count=len(part), per_class=None, shards=[]) for name, part in chosen.items()},
             reference="reference" if "reference" in splits else "train",
-            classifier=Classifier(file="classifier.safetensors", sha256=digest, accuracy=1, seed=0),
+            classifier=ClassifierRecord(file="classifier.safetensors", sha256=digest, accuracy=1, seed=0),
             provenance={},
         )
         return Pictures(tmp_path, manifest, chosen)
@@ -242,7 +242,7 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     assert len(names) == 4  # features of three splits, statistics of the reference
     assert all(name.startswith(dataset.manifest.content_hash[:16] + "-classifier-") for name in names)
     with monkeypatch.context() as patch:
-        patch.setattr(extractors.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
+        patch.setattr(features.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
         second = scorer(dataset)
     assert second.score(samples(digits, slice(1000, 1100))).values == first
     other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))
@@ -352,7 +352,7 @@ def test_class_wise_scores_are_left_out_where_they_would_mean_nothing(pictures, 
     judge = scorer(dataset, many)
     images = torch.from_numpy(digits[0][:500])
     for values in (
-        judge.score([images]).values,  # not told classes
+        judge.score([images]).values,  # without classes
         judge.score([images], classes=7).values,  # those of another dataset
         judge.score([images[:499]], classes=10).values,  # 49 of one of them
         scorer(dataset).score([images], classes=10).values,  # settings that promise too few

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import Classifier, Manifest, Split
+from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, Split
 from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe.scoring import Scoring
 
@@ -19,7 +19,9 @@ def manifest(count: int = 100, classifier: bool = True) -> Manifest:
         classes=["a", "b"] if classifier else None,
         splits={"train": Split(count=count, per_class=None, shards=[])},
         reference="train",
-        classifier=Classifier(file="classifier.safetensors", sha256="", accuracy=1.0, seed=0) if classifier else None,
+        classifier=ClassifierRecord(file="classifier.safetensors", sha256="", accuracy=1.0, seed=0)
+        if classifier
+        else None,
         provenance={},
     )
 
@@ -89,19 +91,19 @@ def test_an_objective_over_classes_that_there_would_be_none_of_is_refused():
 
 def test_a_dataset_without_classifier_is_told_so():
     with pytest.raises(UserError, match=r"classifier.*birds"):
-        names.check(Scoring(extractor="classifier"), manifest(classifier=False))
-    names.check(Scoring(extractor="classifier"), manifest())
-    names.check(Scoring(extractor="inception"), manifest(classifier=False))
+        names.check_scoring(Scoring(extractor="classifier"), manifest(classifier=False))
+    names.check_scoring(Scoring(extractor="classifier"), manifest())
+    names.check_scoring(Scoring(extractor="inception"), manifest(classifier=False))
 
 
 def test_a_weight_file_for_the_datasets_own_classifier_is_refused(tmp_path):
     with pytest.raises(UserError, match="leave `weights` out"):
-        names.check(Scoring(extractor="classifier", weights=tmp_path / "w.pth"), manifest())
+        names.check_scoring(Scoring(extractor="classifier", weights=tmp_path / "w.pth"), manifest())
 
 
 def test_too_few_reference_images_are_refused():
     with pytest.raises(UserError, match="7 reference images"):
-        names.check(Scoring(extractor="inception"), manifest(count=7))
+        names.check_scoring(Scoring(extractor="inception"), manifest(count=7))
 
 
 def test_the_settings_cost_no_heavy_import():
@@ -162,4 +164,4 @@ def test_with_several_extractors_objectives_name_theirs_in_full():
 
 def test_each_extractor_of_a_list_has_to_suit_the_dataset():
     with pytest.raises(UserError, match="fld_gap: dataset birds has no held-out images"):
-        names.check(BOTH, manifest())
+        names.check_scoring(BOTH, manifest())

@@ -1,20 +1,23 @@
 """ChiroDiff's GRU is trained, made sparse, resumed and sampled on pen drawings."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from drawings_small import small_drawings
+from drawings_small import recipe_of, small_drawings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from techniques_small import NAMES, examples
 from torch import Tensor
 from trainers_small import CPU, small
 
 from scrimp_trainers import fit
 from scrimp_trainers.codecs.strokes import StrokeCodec
+from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.batch import Batch, alike_in_length
@@ -33,22 +36,10 @@ from scrimp_trainers.training.loop import read_losses, train
 from scrimp_trainers.training.session import Session
 from scrimp_trainers.training.state import build_network, initial_state
 
-SMALL = {
-    "codec": {"kind": "strokes"},
-    "network": {"kind": "gru", "width": 16, "layers": 2},
-    "diffusion": {"kind": "ddpm", "timesteps": 50, "beta_start": 0.002, "beta_end": 0.4},
-    "optimizer": {"kind": "adamw", "lr": 5e-3, "warmup_kimg": 0, "weight_decay": 0.01},
-    "ema": {"halflife_kimg": 0},
-    "training": {"kimg": 0.08, "batch_size": 16},
-    "sampler": {"kind": "ancestral", "steps": 10},
-}
-
-
 PAPER = {"diffusion__timesteps": 1000, "diffusion__beta_start": 1e-4, "diffusion__beta_end": 0.02}
-
-
-def recipe_of(**values: object) -> Recipe:
-    return Recipe.model_validate(SMALL).replace({name.replace("__", "."): value for name, value in values.items()})
+TAKEN = ("ambient", "sparsity", "coreset", "reweighting")
+"""The techniques that do not need images."""
+COMBINATIONS = [*((name,) for name in TAKEN), *itertools.combinations(TAKEN, 2), TAKEN]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +107,18 @@ def test_a_codec_gives_back_the_drawings(form, dataset):
     torch.testing.assert_close(decoded.values * items.mask, items.values, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_labels_matter_and_none_means_hidden_ones():
+    network = build_network(recipe_of(conditioning__classes=True), 40, 3, 10, seed=0)
+    x, t = points(3, 40), torch.tensor([3, 10, 40])
+    plain = network(x, t)
+    assert torch.equal(plain, network(x, t, Conditions(torch.tensor([10, 10, 10]))))
+    told = network(x, t, Conditions(torch.tensor([0, 4, 4])))
+    assert not torch.allclose(plain, told, atol=1e-3)
+    assert not torch.allclose(told, network(x, t, Conditions(torch.tensor([0, 4, 5]))), atol=1e-3)
+    assert torch.equal(told[:2], network(x, t, Conditions(torch.tensor([0, 4, 5])))[:2])
+
+
 def test_a_step_is_told_apart_from_the_next_and_its_features_repeat_after_a_reload(tmp_path):
     network = network_of(recipe_of())
     features = network._time(torch.arange(50))
@@ -158,6 +161,24 @@ def test_ranks_share_a_batch_and_resuming_draws_the_same(dataset):
     assert len(epoch.unique()) == len(epoch)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_batches_are_alike_in_length_draw_everything_once_and_resume(workers, dataset):
+    def drawn(**options: Any) -> list[Batch]:
+        sequence = batches(dataset, batch_size=8, seed=0, device=CPU, resident_bytes=0, workers=workers, **options)
+        return list(itertools.islice(sequence, 24))
+
+    whole = drawn()
+    count = dataset.manifest.splits["train"].count
+    assert Counter(torch.cat([batch.index for batch in whole]).tolist()) == dict.fromkeys(range(count), 24 * 8 // count)
+    for batch, again in zip(whole[5:], drawn(start=5), strict=False):
+        assert torch.equal(batch.index, again.index)
+        assert torch.equal(batch.values, again.values)
+
+    lengths = [batch.mask.sum(-1).float() for batch in whole if batch.mask is not None]
+    within = torch.stack([each.std() for each in lengths]).median()
+    assert within < 0.3 * torch.cat(lengths).std()
+
+
 # --- training
 
 
@@ -198,6 +219,28 @@ def test_the_loss_is_of_what_is_no_padding(dataset):
     assert torch.equal(weights, same_weights)
 
 
+def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(dataset, tmp_path):
+    recipe = recipe_of(training__kimg=2, conditioning__classes=True, codec__form="absolute", network__layers=1)
+    run = session(recipe, dataset, tmp_path)
+    run.train_to(2000, run.steps(), 1e9)
+
+    items, labels, _ = dataset.items("train")
+    assert dataset.manifest.classes == ["circle", "zigzag"]
+    assert labels is not None
+    assert items.mask is not None
+    mask = items.mask
+    process = parts.build("diffusion", recipe.diffusion)
+    told, noise, t = torch.from_numpy(labels), points(len(items), items.values.shape[-1]), torch.full((len(items),), 20)
+    noisy = process.add_noise(items.values, noise, t)
+
+    @torch.no_grad()
+    def error(classes: Tensor) -> float:
+        estimate = run.state.network(noisy, t, Conditions(classes, mask=mask))
+        return float(((estimate - noise) * mask).square().sum())
+
+    assert error(told) < 0.9 * error(1 - told)
+
+
 @pytest.mark.parametrize("method", ["dense", "rigl"])
 def test_an_interrupted_training_ends_with_the_same_weights(method, dataset, tmp_path):
     recipe = recipe_of(sparsity__method=method, sparsity__interval=1, sparsity__end=1)
@@ -213,6 +256,35 @@ def test_an_interrupted_training_ends_with_the_same_weights(method, dataset, tmp
     expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
     assert resumed["lengths"].tolist() == dataset.manifest.lengths
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
+def test_ten_steps_with_the_techniques_that_it_takes_resume_bit_exactly(names, dataset, tmp_path):
+    (tmp_path / "reference.yaml").write_text(recipe_of().to_yaml())
+    known = examples(tmp_path)
+    known["reweighting"] |= {"reweighting.recipe": str(tmp_path / "reference.yaml")}
+    on = {path: value for name in names for path, value in known[name].items()}
+    told = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
+    recipe = recipe_of(training__kimg=0.16, **told).replace(on)
+    assert [name for name in NAMES if getattr(recipe, name).on] == [name for name in NAMES if name in names]
+
+    whole, rest = (session(recipe, dataset, tmp_path / "run") for _ in range(2))
+    steps = whole.steps()
+    whole.train_to(80, steps, 1e9)
+    whole.save("last")
+    whole.train_to(160, steps, 1e9)
+
+    rest.resume()
+    rest.train_to(160, rest.steps(), 1e9)
+    assert rest.state.step == whole.state.step == 10
+    expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TAKEN])
+def test_the_other_techniques_need_images_and_are_refused(name, tmp_path):
+    with pytest.raises(UserError, match=r" needs (pen strokes|a grid|augmentation labels|coordinates|tokens)"):
+        recipe_of().replace({path: value for path, value in examples(tmp_path)[name].items() if name in path})
 
 
 @pytest.mark.parametrize("method", ["static", "rigl", "magran"])
@@ -334,8 +406,6 @@ def test_what_the_dataset_cannot_be_trained_with_is_refused(dataset):
         fit.check_fit(small(), dataset.manifest)
     with pytest.raises(UserError, match=r"training.flip: strokes of dataset data have no mirror images"):
         fit.check_fit(recipe_of(training__flip=True), dataset.manifest)
-    with pytest.raises(UserError, match=r"network.kind 'gru' is told no classes"):
-        initial_state(recipe_of(conditioning__classes=True), image_size=9, channels=3, classes=2, seed=0, device=CPU)
 
 
 def test_drawings_do_not_go_to_image_datasets(digits_dataset):

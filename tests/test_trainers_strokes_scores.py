@@ -1,15 +1,14 @@
 """Pen drawings are scored by their pictures and by what they are, exported, and read without Scrimp."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from drawings_small import small_drawings
+from drawings_small import recipe_of, small_drawings
 from scipy.stats import wasserstein_distance
-from test_trainers_strokes import recipe_of
+from without_scrimp import run_card
 
 import scrimp
 from scrimp_platform.cli import main
@@ -64,10 +63,10 @@ def test_the_distances_are_scipys(dataset):
 def test_such_scores_are_known_by_name_and_not_for_images(dataset, digits_dataset):
     assert set(NAMES) <= set(names.score_names(scoring()))
     names.require_objectives(["wasserstein_points", "fd_classifier"], scoring())
-    names.check(scoring(), dataset.manifest)
+    names.check_scoring(scoring(), dataset.manifest)
     others = Scoring(extractor="inception", also=("strokes",))
     with pytest.raises(UserError, match=r"scoring.also strokes: is not for images as in dataset digits"):
-        names.check(others, load_manifest(digits_dataset.folder))
+        names.check_scoring(others, load_manifest(digits_dataset.folder))
 
 
 def test_a_pictures_classifier_knows_the_drawings(dataset):
@@ -78,10 +77,11 @@ def test_a_pictures_classifier_knows_the_drawings(dataset):
 # --- models
 
 
-@pytest.fixture(scope="module", params=["delta", "absolute"])
+@pytest.fixture(scope="module", params=[("delta", False), ("absolute", True)], ids=["delta", "absolute-classes"])
 def trained(request, dataset, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "out"
-    recipe = recipe_of(codec__form=request.param, sampler__kind="ddim", sampler__steps=5)
+    form, classes = request.param
+    recipe = recipe_of(codec__form=form, conditioning__classes=classes, sampler__kind="ddim", sampler__steps=5)
     *_, last = scrimp.train(recipe, dataset.folder, folder, seed=1, extractor="classifier", samples=40)
     assert np.isfinite(last.value("fd_classifier"))
     return folder
@@ -109,26 +109,27 @@ def test_samples_are_written_as_pictures_and_as_svg(trained, tmp_path):
     assert drawn[0].read_text().startswith("<svg ")
 
 
-def test_the_code_on_the_card_draws_without_scrimp_what_the_network_draws(trained, monkeypatch):
-    card = (trained / "model" / "README.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
-    assert "scrimp" not in code
-    monkeypatch.chdir(trained / "model")
-    namespace: dict[str, Any] = {}
-    exec(compile(code, "card", "exec"), namespace)  # noqa: S102
-    assert len(namespace["drawings"]) == 16
-    for drawing, length in zip(namespace["drawings"], namespace["lengths"], strict=True):
+def test_the_code_on_the_card_draws_without_scrimp_what_the_network_draws(trained):
+    model = trained / "model"
+    network, recipe = load_model(model, "cpu")
+    labels = ", labels" if recipe.conditioning.classes else ""
+    x = torch.randn(16, *network.shape)
+    torch.save(x, model / "x.pt")
+    then = f"x = torch.load('x.pt')\nestimate = network(x, torch.tensor(17), lengths{labels})\n"
+    then += "torch.save([drawings, lengths, estimate.detach()], 'drawn.pt')\n"
+    run_card(model, then)
+
+    drawings, lengths, theirs = torch.load(model / "drawn.pt")
+    assert len(drawings) == 16
+    for drawing, length in zip(drawings, lengths, strict=True):
         assert drawing.shape == (length, 3)
         assert set(drawing[:, 2].unique().tolist()) <= {0, 1}
 
-    network, recipe = load_model(trained / "model", "cpu")
-    x = torch.randn(16, *network.shape)
-    mask = torch.arange(network.shape[-1]) < namespace["lengths"][:, None, None]
+    mask = torch.arange(network.shape[-1]) < lengths[:, None, None]
+    told = torch.arange(16) % 2 if labels else None
     with torch.no_grad():
-        theirs = namespace["network"](x, torch.tensor(17), namespace["lengths"])
-        ours = network(x, torch.full((16,), 17), Conditions(mask=mask))
+        ours = network(x, torch.full((16,), 17), Conditions(told, mask=mask))
     torch.testing.assert_close(theirs * mask, ours * mask)
-    assert recipe.codec.kind == "strokes"
 
 
 def test_a_model_of_drawings_is_not_evaluated_on_images(trained, digits_dataset):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -162,6 +163,14 @@ def test_max_pixels_allows_a_large_image_and_only_for_this_call(tmp_path: Path, 
     assert Image.MAX_IMAGE_PIXELS == 200
 
 
+def test_images_larger_than_a_dataset_takes_need_a_size(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    Image.new("L", (4097, 4097), 30).save(tmp_path / "in" / "scan.png")
+    with pytest.raises(UserError, match=r"in/scan\.png: is 4,097 pixels wide, more than 4,096; give a --size"):
+        made(tmp_path)
+    assert made(tmp_path, size=16).size == 16
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -290,13 +299,13 @@ def test_a_classifier_that_learnt_nothing_is_not_used_unless_asked_for(tmp_path:
     assert manifest.classifier.baseline == pytest.approx(2 / 3)
     assert any(line.startswith("WARNING: the classifier is no better") for line in words.summary_lines(manifest))
     with pytest.raises(UserError, match=r"no better than always naming.*--classifier"):
-        names.check(Scoring(extractor="classifier"), manifest)
+        names.check_scoring(Scoring(extractor="classifier"), manifest)
     recipe = load_recipe("tiny-edm").replace({"coreset.keep": 0.5, "coreset.features": "classifier"})
     with pytest.raises(UserError, match=r"coreset.features.*no better than always naming"):
         fit.check_fit(recipe, manifest)
 
     asked = made(tmp_path, "asked", classifier=True, holdout=30)
-    names.check(Scoring(extractor="classifier"), asked)
+    names.check_scoring(Scoring(extractor="classifier"), asked)
 
 
 def test_one_right_answer_does_not_make_a_classifier_usable(tmp_path: Path):
@@ -354,3 +363,9 @@ def test_what_is_no_manifest_is_refused_in_one_line(text: bytes, tmp_path: Path)
         manifests.load_manifest(tmp_path)
     assert len(str(error.value)) < 1000
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / manifests.MANIFEST_FILE)
+    with pytest.raises(UserError, match=r"dataset\.json: cannot be read \(not a regular file\)"):
+        manifests.load_manifest(tmp_path)

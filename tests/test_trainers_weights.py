@@ -20,7 +20,7 @@ from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.export import export_model, load_codec, load_model
 from scrimp_trainers.metrics import dinov2
 from scrimp_trainers.metrics.classifier import Classifier, load_classifier
-from scrimp_trainers.metrics.extractors import open_extractor
+from scrimp_trainers.metrics.features import open_extractor
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.training import checkpoint
 from scrimp_trainers.training.loop import train

@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from scrimp_trainers.common import parts
+from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.metrics.names import require_objectives
 from scrimp_trainers.recipe import recipe as recipes
@@ -250,7 +249,7 @@ def load(name: str) -> Claim:
     """
     if name not in names():
         raise UserError(f"claim {name}: there is none; claims are {', '.join(names())}")
-    return parse(yaml.safe_load((FILES / f"{name}.yaml").read_text()), name)
+    return parse(yaml_files.parse_yaml((FILES / f"{name}.yaml").read_text(), f"claim {name}"), name)
 
 
 def parse(tree: Any, name: str) -> Claim:

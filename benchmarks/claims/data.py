@@ -15,7 +15,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import atomic_file, atomic_folder, locked
 from scrimp_trainers.data import manifest
 from scrimp_trainers.data.dataset import open_dataset
-from scrimp_trainers.data.manifest import Classifier
+from scrimp_trainers.data.manifest import ClassifierRecord
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.ingest import CLASSIFIER_FILE, prepare
 
@@ -100,7 +100,7 @@ def _train_on_a_half(whole: Path, part: Path) -> None:
 def _give(part: Path, weights: bytes, accuracy: float, seed: int) -> None:
     """Give a dataset a classifier that was trained on other images."""
     digest = hashlib.sha256(weights).hexdigest()
-    classifier = Classifier(file=CLASSIFIER_FILE, sha256=digest, accuracy=accuracy, seed=seed)
+    classifier = ClassifierRecord(file=CLASSIFIER_FILE, sha256=digest, accuracy=accuracy, seed=seed)
     (part / CLASSIFIER_FILE).write_bytes(weights)
     facts = manifest.load_manifest(part).model_copy(update={"classifier": classifier})
     (part / manifest.MANIFEST_FILE).write_text(facts.to_json())

@@ -25,7 +25,8 @@ from benchmarks.search.surfaces import (
     plane,
     synthetic_space,
 )
-from scrimp_spaces.space import Bound, Space
+from scrimp_spaces.constraints import Bound
+from scrimp_spaces.space import Space
 
 MEMORISED = "memorized_fraction"
 PARAMETERS = "parameters"

@@ -18,7 +18,8 @@ from typing import Any
 from benchmarks.search.curves import OBJECTIVE, Surface, Values, excess
 from benchmarks.search.simulate import Decision, Statement, Task
 from scrimp_platform.search import stats
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.ranges import Range
+from scrimp_spaces.space import Space
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.search.curves import OBJECTIVE, Curve, Values, decay, draws, noisy
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.ranges import Range
+from scrimp_spaces.space import Space
 
 Array = NDArray[np.float64]
 

@@ -142,7 +142,7 @@ def _gather_facts(cluster: Sequence[Node], probe: Probe, head: Head) -> Answers:
     folder = None if probe.error else str(probe.folder)
     started = {}
     for node in cluster:
-        started[node] = nodes.start(node, facts_module.gather, folder, probe.word, node.id, head.data or None)
+        started[node] = nodes.start(node, facts_module.collect_facts, folder, probe.word, node.id, head.data or None)
 
     answers: Answers = {}
     for node, answer in nodes.wait_for(started, FACTS_TIMEOUT_S).items():

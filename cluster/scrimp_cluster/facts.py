@@ -97,13 +97,13 @@ class Facts:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Facts":
-        """Rebuild the facts from the plain values that `gather` returned."""
+        """Rebuild the facts from the plain values that `collect_facts` returned."""
         gpus = [Gpu(**gpu) for gpu in values["gpus"]]
         dataset = DatasetFacts(**values["dataset"]) if values["dataset"] else None
         return cls(**values | {"gpus": gpus, "dataset": dataset})
 
 
-def gather(probe: str | None, word: str, name: str, data: str | None) -> dict[str, Any]:
+def collect_facts(probe: str | None, word: str, name: str, data: str | None) -> dict[str, Any]:
     """Return this node's facts as plain values.
 
     Parameters

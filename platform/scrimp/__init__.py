@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scrimp.sweeps import Result, replay, sweep
+    from scrimp.tools import check, doctor, recipes, score, spaces, status, sync
     from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train
     from scrimp_platform.model import Model
     from scrimp_spaces.space import Space
@@ -23,13 +24,20 @@ __all__ = [
     "Result",
     "Space",
     "UserError",
+    "check",
+    "doctor",
     "evaluate",
     "load_model",
     "load_parts",
     "open_dataset",
     "prepare",
+    "recipes",
     "replay",
+    "score",
+    "spaces",
+    "status",
     "sweep",
+    "sync",
     "train",
 ]
 
@@ -41,13 +49,20 @@ _MODULES = {
     "Result": "scrimp.sweeps",
     "Space": "scrimp_spaces.space",
     "UserError": "scrimp_trainers.common.errors",
+    "check": "scrimp.tools",
+    "doctor": "scrimp.tools",
     "evaluate": "scrimp.trainings",
     "load_model": "scrimp.trainings",
     "load_parts": "scrimp.trainings",
     "open_dataset": "scrimp.trainings",
     "prepare": "scrimp.trainings",
+    "recipes": "scrimp.tools",
     "replay": "scrimp.sweeps",
+    "score": "scrimp.tools",
+    "spaces": "scrimp.tools",
+    "status": "scrimp.tools",
     "sweep": "scrimp.sweeps",
+    "sync": "scrimp.tools",
     "train": "scrimp.trainings",
 }
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scrimp_platform.search.replay import Replay
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The result of a sweep, as its folder shows it when it is loaded."""
 
@@ -97,6 +97,12 @@ class Result:
         rows = leaderboard.rank(trials, space)
         verdict = leaderboard.verdict(rows, space)
         return dataclasses.replace(self, verdict=verdict, space=space, _rows=tuple(rows))
+
+    def write_report(self) -> None:
+        """Write leaderboard, recommended recipe and report again from the sweep's files, as `scrimp report` does."""
+        from scrimp_platform.sweep import write_results
+
+        write_results(SweepFolder(self.folder), records.space_of(SweepFolder(self.folder)))
 
     @property
     def leaderboard(self) -> "pandas.DataFrame | list[dict[str, Any]]":

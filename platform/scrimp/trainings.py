@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from scrimp_platform import operations
 from scrimp_platform.model import Model
-from scrimp_platform.operations import Progress
+from scrimp_platform.operations import ReportProgress
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import dataset as datasets
@@ -43,7 +43,7 @@ def prepare(
     classifier: bool | None = None,
     codec: Literal["kl", "tiny", "vq"] | None = None,
     encoder: str | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Dataset:
     """Make a dataset of images, as `scrimp prepare` does; docs/datasets.md says what the options do.
 
@@ -277,7 +277,7 @@ def evaluate(
     threshold: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> dict[str, Any]:
     """Score a model against a dataset: fidelity, memorisation, cost.
 

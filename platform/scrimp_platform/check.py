@@ -41,7 +41,7 @@ SAMPLER_STEPS = 256
 STD = 0.25
 """Standard deviation of the Gaussian that samplers have to reproduce."""
 TOLERANCE = 0.03
-"""Relative error of that deviation, of 16,384 numbers whose own error is 0.6%."""
+"""Relative error of that standard deviation, of 16,384 numbers whose own error is 0.6%."""
 
 BASE = {
     "network.channels": 8,
@@ -54,12 +54,12 @@ BASE = {
 
 
 class BrokenPromise(Exception):
-    """What a part does not do as it should."""
+    """A promise that a part does not keep."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of checking one part."""
+    """The result of checking one part."""
 
     kind: str
     """The part, as a recipe or a space names it."""
@@ -151,7 +151,7 @@ def check_process(kind: str, dataset: Dataset, folder: Path) -> None:
 
 
 def check_sampler(kind: str, dataset: Dataset, folder: Path) -> None:  # noqa: ARG001
-    """Check that a sampler draws the deviation of Gaussian data, under each process that it takes."""
+    """Check that a sampler draws the standard deviation of Gaussian data, under each process that it takes."""
     refusals = []
     for preset in ("tiny-edm", "tiny-ddpm"):
         try:
@@ -161,7 +161,7 @@ def check_sampler(kind: str, dataset: Dataset, folder: Path) -> None:  # noqa: A
             continue
         std = float(_gaussian_samples(recipe).std())
         wrong = abs(std / STD - 1) > TOLERANCE or not math.isfinite(std)
-        _require(not wrong, f"data of deviation {STD} come out with {std:.4g} under {recipe.diffusion.kind}")
+        _require(not wrong, f"data of standard deviation {STD} come out with {std:.4g} under {recipe.diffusion.kind}")
     _require(len(refusals) < 2, "; ".join(refusals))
 
 
@@ -291,7 +291,7 @@ def _gaussian_samples(recipe: Recipe) -> Tensor:
     def predict(x: Tensor, levels: Tensor) -> Tensor:
         alpha, sigma = (over_images(scale, x) for scale in process.scales(levels))
         clean = STD**2 * alpha / (STD**2 * alpha**2 + sigma**2) * x
-        if recipe.diffusion.kind == "edm":
+        if "an estimate of the clean image" in recipe.diffusion.offers:
             return clean
         noise = (x - alpha * clean) / sigma
         return noise if process.settings.prediction == "epsilon" else alpha * noise - sigma * clean

@@ -28,7 +28,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
-    """Let a function answer these signals for a while; outside Python's main thread, where nobody may, do nothing."""
+    """Handle these signals with a function inside the block; outside Python's main thread signals are left alone."""
     before = {number: signal.signal(number, handler) for number in numbers if _in_main_thread()}
     try:
         yield

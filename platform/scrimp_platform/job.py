@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S = 300
 """Time that Ray gives a stopped sweep to end before it kills it."""
 EXIT_INTERRUPTED = 130
+RAYS_LINE = re.compile(r"\S+ \S+\s+INFO job_manager\.py:|Running entrypoint for job ")
+"""What Ray writes into a job's log before the sweep's first line."""
 CODE = "from scrimp_platform.cli.main import main; main()"
 
 
@@ -163,7 +166,7 @@ async def _print_log(client: "JobSubmissionClient", name: str) -> None:
 
     try:
         async for lines in client.tail_job_logs(name):
-            sys.stdout.write(lines)
+            sys.stdout.writelines(line for line in lines.splitlines(keepends=True) if not RAYS_LINE.match(line))
             sys.stdout.flush()
     except aiohttp.ClientError as error:
         raise ConnectionError from error

@@ -1,4 +1,4 @@
-"""The work behind `scrimp prepare`, `train` and `evaluate`, shared by the command line and the library.
+"""The work behind `scrimp prepare`, `train`, `evaluate`, `score` and `doctor`, for the command line and the library.
 
 Nothing here prints. User input is checked before torch is imported, because the import takes seconds.
 """
@@ -16,21 +16,23 @@ from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
-from scrimp_trainers.data import manifest
+from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.techniques import Autoencoder
+from scrimp_trainers.recipe.techniques import Autoencoder, Coreset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scrimp_cluster.doctor import ClusterReport
     from scrimp_trainers.metrics.score import Scores
+    from scrimp_trainers.precompute.coreset import ScoredImages
 
-Batch = TypeVar("Batch", bound=Sized)
-Progress = Callable[[float, float], None]
+T = TypeVar("T", bound=Sized)
+ReportProgress = Callable[[float, float], None]
 """Called with the amount done and the total."""
 
 
@@ -58,7 +60,7 @@ def make_codec(kind: str | None, encoder: str | None) -> Autoencoder:
     return codec
 
 
-def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -> None:
+def encode(folder: Path, codec: Autoencoder, progress: ReportProgress | None = None) -> None:
     """Encode a dataset's images into its cache of latents.
 
     Raises
@@ -66,9 +68,9 @@ def encode(folder: Path, codec: Autoencoder, progress: Progress | None = None) -
     UserError
         If the dataset has no images.
     """
-    facts = manifest.load_manifest(folder)
-    if codec.modality not in facts.kinds:
-        raise UserError(f"--codec: encodes {codec.modality}, but dataset {facts.name} is of {facts.modality}")
+    manifest = manifests.load_manifest(folder)
+    if codec.modality not in manifest.kinds:
+        raise UserError(f"--codec: encodes {codec.modality}, but dataset {manifest.name} is of {manifest.modality}")
     from scrimp_trainers.codecs.cache import open_latents
     from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset
@@ -113,7 +115,7 @@ def train(
         If the recipe does not fit the dataset, a rung lies beyond its end, it is to choose the best model among fewer
         than two scores, or `out` holds another repeat or one with other scoring settings.
     """
-    fit.check_fit(recipe, manifest.load_manifest(data))
+    fit.check_fit(recipe, manifests.load_manifest(data))
     total_kimg = recipe.training.kimg
     beyond = [rung for rung in rungs if not 0 < rung <= total_kimg]
     if beyond:
@@ -162,7 +164,7 @@ def _refuse_second_score(out: Path, data: Path, kimg: float, scoring: Scoring) -
 
 
 def evaluate(
-    model: Model, data: Path, scoring: Scoring, seed: int, progress: Progress | None = None
+    model: Model, data: Path, scoring: Scoring, seed: int, progress: ReportProgress | None = None
 ) -> "tuple[dict[str, Any], Scores]":
     """Score a model against a dataset; return the scores and costs by name, and the samples behind them.
 
@@ -178,7 +180,7 @@ def evaluate(
     from scrimp_trainers.sampling import rendered
 
     network = model.network
-    require_same_shape(model.folder, network, model.recipe, model.codec, manifest.load_manifest(data))
+    require_same_shape(model.folder, network, model.recipe, model.codec, manifests.load_manifest(data))
     dataset = open_dataset(data)
     if model.recipe.conditioning.text:
         from scrimp_trainers.conditioning.text import open_texts
@@ -199,7 +201,64 @@ def evaluate(
     return scores.values | costs, scores
 
 
-def make_scoring(facts: Manifest, **values: Any) -> Scoring:
+def make_coreset(data: Path, **values: Any) -> Coreset:
+    """Return the settings of a coreset of a dataset, once the extractor of its features is found.
+
+    Raises
+    ------
+    UserError
+        If a value is not allowed, `data` is no dataset, or the extractor cannot be used with it.
+    """
+    try:
+        coreset = Coreset(**values)
+    except ValidationError as error:
+        raise UserError(recipes.explain(error)) from None
+    manifest = manifests.load_manifest(data)
+    if coreset.score != "random":
+        make_scoring(manifest, extractor=coreset.features, weights=coreset.weights)
+    return coreset
+
+
+def score(data: Path, coreset: Coreset, seed: int, progress: ReportProgress | None = None) -> "ScoredImages":
+    """Score a dataset's training images and choose those that the coreset keeps."""
+    from scrimp_trainers.common import device
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.precompute.coreset import score_dataset
+
+    return score_dataset(open_dataset(data), coreset, device.select_device(), seed, progress)
+
+
+def examine(storage: Path, data: Path | None, tracking_uri: str | None) -> "ClusterReport":
+    """Examine every node that a sweep would run on.
+
+    Raises
+    ------
+    UserError
+        If the storage is not a folder, `data` no dataset, or the address of MLflow none.
+    """
+    if storage.exists() and not storage.is_dir():
+        raise UserError(f"--storage {storage}: not a folder")
+    if data:
+        manifests.load_manifest(data)
+    from scrimp_platform import cluster
+    from scrimp_platform.tracking import mlflow_server
+
+    uri = ""
+    if tracking_uri is not None:
+        uri = mlflow_server.check_address(tracking_uri)
+    from scrimp_cluster import doctor
+    from scrimp_cluster.faults import Fault
+
+    with cluster.connect() as nodes:
+        report = doctor.examine(nodes, storage.expanduser().absolute(), data and data.absolute())
+        report.head.extend(doctor.missing_nodes(nodes))
+    if uri and not mlflow_server.is_reachable(uri):
+        remedy = "start it, or train without it; it receives everything later"
+        report.head.append(Fault("MLflow", f"{uri} does not answer", remedy, stops=False))
+    return report
+
+
+def make_scoring(manifest: Manifest, **values: Any) -> Scoring:
     """Return scoring settings that are checked against a dataset's manifest.
 
     Raises
@@ -211,11 +270,11 @@ def make_scoring(facts: Manifest, **values: Any) -> Scoring:
         scoring = Scoring(**values)
     except ValidationError as error:
         raise UserError(recipes.explain(error)) from None
-    names.check(scoring, facts)
+    names.check_scoring(scoring, manifest)
     return scoring
 
 
-def report_progress(batches: Iterable[Batch], total: int, progress: Progress | None) -> Iterator[Batch]:
+def report_progress(batches: Iterable[T], total: int, progress: ReportProgress | None) -> Iterator[T]:
     """Yield the batches of images, and report after each how many images have passed."""
     done = 0
     for batch in batches:

@@ -19,7 +19,7 @@ from scrimp_spaces.space import Space
 from scrimp_trainers import fit
 from scrimp_trainers.common import environment, parts
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data import manifest
+from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
@@ -97,30 +97,30 @@ def make_plan(options: SweepOptions) -> Plan:
     base = space.base()
     storage = Storage(options.storage.expanduser().absolute())
     dataset = resolve_dataset(options.data, storage)
-    facts = manifest.load_manifest(dataset)
+    manifest = manifests.load_manifest(dataset)
 
-    names.check(space.scoring, facts)
+    names.check_scoring(space.scoring, manifest)
     goals = [*space.objectives, *space.constraints]
-    names.check_classes(goals, space.scoring, facts, base.conditioning.classes)
+    names.check_classes(goals, space.scoring, manifest, base.conditioning.classes)
     for values in [{}, *space.corners()]:
-        fit.check_fit(base.replace(values), facts)
-    space = feasibility.resolve(space, facts)
+        fit.check_fit(base.replace(values), manifest)
+    space = feasibility.resolve(space, manifest)
 
-    folder = _folder(options, storage, facts)
+    folder = _folder(options, storage, manifest)
     own_parts = base.parts
-    resumed = _check_resume(folder, space, facts, options.seed, own_parts)
+    resumed = _check_resume(folder, space, manifest, options.seed, own_parts)
     if own_parts:
         copies = tuple(folder.parts / file.name for file in own_parts)
         space = space.model_copy(update={"parts": copies})
         base = base.model_copy(update={"parts": copies})
     warm_start = _warm_start(options, space, storage, folder, resumed)
-    return Plan(options, space, base, storage, folder, dataset, facts, resumed, warm_start, own_parts)
+    return Plan(options, space, base, storage, folder, dataset, manifest, resumed, warm_start, own_parts)
 
 
 def check_options(options: SweepOptions) -> Space:
     """Refuse what can be refused before the dataset is prepared or read; return the space."""
     space = resolve_space(options)
-    if options.data != DIGITS and not Path(options.data, manifest.MANIFEST_FILE).is_file():
+    if options.data != DIGITS and not Path(options.data, manifests.MANIFEST_FILE).is_file():
         raise UserError(
             f"--data {options.data}: not a dataset; make one with `scrimp prepare {options.data} OUT` and pass OUT"
         )
@@ -179,7 +179,7 @@ def _absolute_files(space: Space) -> dict[str, str]:
 
 def resolve_dataset(data: str, storage: Storage) -> Path:
     """Return the folder of a dataset that passed `check`; digits are prepared on first use."""
-    if Path(data, manifest.MANIFEST_FILE).is_file():
+    if Path(data, manifests.MANIFEST_FILE).is_file():
         return Path(data).absolute()
     folder = storage.dataset(data)
     if folder.exists():
@@ -291,10 +291,10 @@ def _check_storage(folder: Path) -> None:
         raise UserError(f"--storage {folder}: {existing} is not a writable folder; make it one, or name another")
 
 
-def _folder(options: SweepOptions, storage: Storage, facts: Manifest) -> SweepFolder:
+def _folder(options: SweepOptions, storage: Storage, manifest: Manifest) -> SweepFolder:
     name = options.name
     if not name:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{options.space_name}-{facts.name}").lstrip("._-")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{options.space_name}-{manifest.name}").lstrip("._-")
     _check_name(name)
 
     if options.fresh:
@@ -307,7 +307,7 @@ def _folder(options: SweepOptions, storage: Storage, facts: Manifest) -> SweepFo
 
 
 def _check_resume(
-    folder: SweepFolder, space: Space, facts: Manifest, seed: int, own_parts: Sequence[Path] = ()
+    folder: SweepFolder, space: Space, manifest: Manifest, seed: int, own_parts: Sequence[Path] = ()
 ) -> bool:
     """Whether the folder holds this sweep already; one of another space, seed or dataset is refused."""
     if folder.path.exists() and not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
@@ -322,7 +322,7 @@ def _check_resume(
     before["dataset"] = earlier["dataset"]["content_hash"][:12]
     before |= _flatten({"parts": earlier.get("parts", {})})
     after = _flatten({"space": space.model_dump(mode="json"), "seed": seed})
-    after["dataset"] = facts.content_hash[:12]
+    after["dataset"] = manifest.content_hash[:12]
     after |= _flatten({"parts": parts.digests(own_parts)})
 
     # Of own parts the content counts, not the place.

@@ -4,7 +4,6 @@ A file is written under a temporary name and renamed: readers see the old or the
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 from scrimp_platform import interrupt
 from scrimp_trainers.common import checksums
 from scrimp_trainers.common.errors import DamagedRecord, UserError
-from scrimp_trainers.common.files import is_disk_full, write_atomic
+from scrimp_trainers.common.files import is_disk_full, read_regular, try_lock, write_atomic
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"
@@ -24,7 +23,7 @@ DISK_CHECK_INTERVAL_S = 5.0
 """Between two attempts to write to a full disk."""
 LOCK_CHECK_INTERVAL_S = 0.5
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -41,7 +40,7 @@ def read_json(path: Path) -> Any:
         If it cannot be read or is not what was written; the message names the file.
     """
     try:
-        return checksums.unseal(path.read_bytes())
+        return checksums.unseal(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -56,7 +55,7 @@ def read_sound(path: Path) -> Any:
         return read_json(path)
 
 
-def retry_when_disk_full(write: Callable[[], Result], say: Callable[[str], object]) -> Result:
+def retry_when_disk_full(write: Callable[[], T], say: Callable[[str], object]) -> T:
     """Call `write`, which can be repeated, until the disk is no longer full or read-only.
 
     The driver waits instead of ending, so the repeats that are running continue.
@@ -99,19 +98,15 @@ def exclusive(
     deadline = time.monotonic() + patience
     waiting = False
     with lock.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read() or "unknown"
-                if time.monotonic() >= deadline:
-                    raise UserError(f"{what}: in use by another process, {owner}") from None
-                if not waiting:
-                    say(f"waiting for {what}: in use by {owner}")
-                waiting = True
-                time.sleep(LOCK_CHECK_INTERVAL_S)
+        while not try_lock(file):
+            file.seek(0)
+            owner = file.read() or "unknown"
+            if time.monotonic() >= deadline:
+                raise UserError(f"{what}: in use by another process, {owner}")
+            if not waiting:
+                say(f"waiting for {what}: in use by {owner}")
+            waiting = True
+            time.sleep(LOCK_CHECK_INTERVAL_S)
 
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
@@ -122,9 +117,7 @@ def exclusive(
 def holder(lock: Path) -> str:
     """Return which process holds a lock, as `exclusive` wrote it; empty if none does."""
     with contextlib.suppress(FileNotFoundError), lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file, shared=True):
             return file.read()
     return ""
 

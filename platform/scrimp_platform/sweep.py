@@ -203,6 +203,13 @@ def save_outcome(ledger: Ledger, plan: Plan, placement: Placement, reason: str) 
 
 def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
     """Write the leaderboard, the recommended recipe and the report, and print a summary."""
+    rows, problems = write_results(folder, space)
+    terminal.show_result(folder, rows, space, reason)
+    terminal.show_problems(problems)
+
+
+def write_results(folder: SweepFolder, space: Space) -> tuple[list[leaderboard.TrialRow], list[str]]:
+    """Write the leaderboard, the recommended recipe and the report; return the leaderboard and the read errors."""
     from scrimp_platform.report import page
 
     known = records.read_as_observer(folder)
@@ -212,8 +219,7 @@ def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
     if not any(map(leaderboard.may_hide_best, known.trials)):
         save_recipe(folder, leaderboard.best(rows))
     page.write_report(folder)
-    terminal.show_result(folder, rows, space, reason)
-    terminal.show_problems(known.problems)
+    return rows, known.problems
 
 
 def save_recipe(folder: SweepFolder, best: leaderboard.TrialRow | None) -> None:

@@ -1,7 +1,8 @@
 """One repeat on the cluster: the Tune function, the TorchTrainer in it, and the worker function in that.
 
 The worker calls `scrimp_trainers.run.train_repeat`, as `scrimp train` does; this module only places it on a node and
-reports what it yields. The worker writes every file itself, so nothing is lost if the driver is gone.
+reports what it yields. The worker writes every file itself, so nothing is lost if the driver is gone. Each process of a
+training imports this module, so it imports nothing of the search.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_platform import cluster, storage_loss, store
-from scrimp_platform.search.tune_loop import COST, FAILURE, NODE, NON_RETRYABLE, NOTE, ROW, WORKING
 from scrimp_platform.store import SweepFolder, WorkFolder
 from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.errors import DiskFull, NonRetryable, UserError
@@ -26,6 +26,15 @@ RETRY_INTERVAL_S = 15.0
 """Between two attempts while the worker waits for disk space or GPUs."""
 NOTE_INTERVAL_S = 600.0
 """Between two lines that say what it waits for."""
+
+# Keys of what the Tune function reports.
+ROW = "row"
+FAILURE = "failure"
+NON_RETRYABLE = "final"
+NOTE = "note"
+NODE = "node"
+WORKING = "working"
+COST = "cost"
 
 
 class Task(TypedDict):

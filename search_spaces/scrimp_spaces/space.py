@@ -12,199 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from scrimp_spaces.budget import Budget
+from scrimp_spaces.constraints import Bound
+from scrimp_spaces.ranges import Range
 from scrimp_trainers.common import yaml_files
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.metrics.names import require_objectives
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe, explain
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.sections import Count, FilePath, OwnPart, Positive, Section
+from scrimp_trainers.recipe.sections import FilePath, OwnPart, Section
 
 SPACES = importlib.resources.files("scrimp_spaces")
-Bounds = tuple[float, float]
-Whole = int  # `Range.int` hides the type's own name
-WholeBounds = tuple[Whole, Whole]
-EXAMPLES = 33
-"""Values of a range that are tried on the field before a sweep."""
-
-
-class Range(Section):
-    """The values of one field: exactly one of the kinds, and the condition under which it is searched."""
-
-    uniform: Bounds | None = None
-    """Any number between the two bounds."""
-    loguniform: Bounds | None = None
-    """Any number between the two bounds, evenly over orders of magnitude."""
-    int: WholeBounds | None = None
-    """Any whole number between the two bounds, both included. What is searched of a field of whole numbers is one of
-    these, also where the space says `uniform` or `loguniform`."""
-    log: bool = False
-    """Whole numbers evenly over orders of magnitude."""
-    step: Annotated[Whole, Field(ge=1)] = 1
-    """Only multiples of this, as the field asks for."""
-    choice: Annotated[list[Any], Field(min_length=2)] | None = None
-    """One of these values."""
-    when: dict[str, list[Any]] = {}
-    """Search the field only where these other searched fields have one of these values."""
-    paper: str | None = None
-    """The value in the paper that the field is from, for whoever reads the space."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "Range":
-        kinds = [kind for kind in ("uniform", "loguniform", "int", "choice") if getattr(self, kind) is not None]
-        if len(kinds) != 1:
-            raise ValueError(f"a range is one of uniform, loguniform, int, choice; this one has {kinds or 'none'}")
-        bounds = self.uniform or self.loguniform or self.int
-        if bounds and not bounds[0] < bounds[1]:
-            raise ValueError(f"the lower bound {bounds[0]} is not below the upper {bounds[1]}")
-        if self.loguniform and self.loguniform[0] <= 0:
-            raise ValueError(f"loguniform needs bounds above 0, not {self.loguniform[0]}")
-        if self.log and (not self.int or self.int[0] < 1):
-            raise ValueError("log needs an int range of numbers above 0")
-        if self.int and any(bound % self.step for bound in self.int):
-            raise ValueError(f"the bounds {list(self.int)} are no multiples of {self.step}")
-        return self
-
-    def draw(self, chance: random.Random) -> Any:
-        """Return a random value of the range."""
-        if self.choice:
-            return chance.choice(self.choice)
-        if self.int:
-            low, high = self.int
-            return chance.randrange(low, high + 1, self.step)
-        return chance.uniform(*(self.uniform or self.loguniform or (0.0, 0.0)))
-
-    def extremes(self) -> list[Any]:
-        """Return the values that the field must accept for the whole range to be valid."""
-        return list(self.choice or self.uniform or self.loguniform or self.int or ())
-
-    def allows(self, value: Any) -> bool:
-        """Whether a value lies in the range."""
-        if self.choice:
-            return value in self.choice
-        low, high = self.uniform or self.loguniform or self.int or (0, 0)
-        if self.int and (not isinstance(value, Whole) or value % self.step):
-            return False
-        return isinstance(value, (float, Whole)) and low <= value <= high
-
-    def examples(self) -> list[Any]:
-        """Return values from all over the range: all of them where they are few, else as many as show what it holds."""
-        if self.choice:
-            return list(self.choice)
-        if self.int:
-            numbers = range(self.int[0], self.int[1] + 1, self.step)
-            return list(numbers) if len(numbers) <= EXAMPLES else [numbers[i] for i in _spread(len(numbers))]
-        low, high = self.uniform or self.loguniform or (0.0, 0.0)
-        shares = [i / (EXAMPLES - 1) for i in range(EXAMPLES)]
-        if self.loguniform:
-            return [low, *(low * (high / low) ** share for share in shares[1:-1]), high]
-        return [low, *(low + (high - low) * share for share in shares[1:-1]), high]
-
-
-class Bound(Section):
-    """A limit that a trial must keep to be eligible."""
-
-    max: float | None = None
-    """Largest value allowed."""
-    min: float | None = None
-    """Smallest value allowed."""
-    max_ratio: Positive | None = None
-    """Largest value allowed, as a multiple of what the base recipe costs on the sweep's dataset; the plan turns it into
-    `max`."""
-    min_ratio: Positive | None = None
-    """Smallest value allowed, likewise."""
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> "Bound":
-        if all(value is None for value in (self.max, self.min, self.max_ratio, self.min_ratio)):
-            raise ValueError("a constraint needs max, min, max_ratio or min_ratio")
-        return self
-
-    @property
-    def relative(self) -> bool:
-        """Whether a limit is a multiple of what the base recipe costs."""
-        return self.max_ratio is not None or self.min_ratio is not None
-
-    def resolved(self, cost: float) -> "Bound":
-        """Return the bound with its ratios as limits, given the base recipe's cost."""
-        limits = {"max": self.max_ratio, "min": self.min_ratio}
-        return self.model_copy(update={side: ratio * cost for side, ratio in limits.items() if ratio is not None})
-
-    def excess(self, value: float) -> float:
-        """By which share of the limit a value breaks it; 0 or less where it is kept. A limit of 0 counts as 1."""
-        above = float("-inf")
-        below = float("-inf")
-        if self.max is not None:
-            above = (value - self.max) / (abs(self.max) or 1.0)
-        if self.min is not None:
-            below = (self.min - value) / (abs(self.min) or 1.0)
-        return max(above, below)
-
-
-def _share(value: Any) -> Any:
-    """Read a percentage, `0.5%`, as the share that it is."""
-    if isinstance(value, str) and value.endswith("%"):
-        return float(value.removesuffix("%")) / 100
-    return value
-
-
-class Budget(Section):
-    """How much a sweep may try and spend; it ends at whichever limit comes first."""
-
-    trials: Count | None = 20
-    """Recipes to propose; null: as many as `max_gpu_hours` allows."""
-    rungs_kimg: Annotated[tuple[Positive, ...], Field(min_length=1)] = (250.0, 1000.0, 4000.0)
-    """Marks, in thousands of images, at which a repeat is scored; the last is the length of the training."""
-    rung_shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
-    """In place of `rungs_kimg`: the marks as shares of `training.kimg` of the recipe with its `override`. From them
-    `rungs_kimg` follows when the space is loaded."""
-    reduction: Annotated[float, Field(ge=1)] = 3.0
-    """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none."""
-    leaders: Count = 3
-    """Trials that enter the race."""
-    repeats: Count = 5
-    """Seeds that a trial of the race gets at most: the one by which the search chose it, and fresh ones for its mean.
-    Of arms all are fresh."""
-    retries: Annotated[int, Field(ge=0)] = 2
-    """Further attempts at a repeat that failed through no fault of its recipe."""
-    patience_minutes: Positive = 30.0
-    """Time without progress after which a repeat is taken to hang: its process is ended, and it is tried again."""
-    max_gpu_hours: Positive | None = None
-    """Device-hours of training and scoring (of CPU workers where there is no GPU)."""
-    race_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of `max_gpu_hours` that is kept for the race."""
-    until_gain: Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)] | None = None
-    """The search ends once ten more trials are expected to improve the best score by less than this share of it, such
-    as `0.5%`."""
-    max_hours: Positive | None = None
-    """Hours on the clock, for each run of the sweep's command."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rungs_or_shares(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and "rungs_kimg" in tree and tree.get("rung_shares") is not None:
-            raise ValueError("rungs are in kimg or shares of the training, so set rungs_kimg or rung_shares, not both")
-        return tree
-
-    @model_validator(mode="after")
-    def _shares_rise(self) -> "Budget":
-        if any(low >= high for low, high in itertools.pairwise(self.rung_shares or ())):
-            raise ValueError(f"rung_shares must rise, not {list(self.rung_shares or ())}")
-        return self
-
-    @model_validator(mode="after")
-    def _rungs_rise(self) -> "Budget":
-        if any(low >= high for low, high in itertools.pairwise(self.rungs_kimg)):
-            raise ValueError(f"rungs_kimg must rise, not {list(self.rungs_kimg)}")
-        return self
-
-    @model_validator(mode="after")
-    def _ends(self) -> "Budget":
-        if self.trials is None and self.max_gpu_hours is None:
-            raise ValueError("without a number of trials, the budget needs max_gpu_hours")
-        return self
 
 
 class Space(Section):
@@ -324,28 +145,33 @@ class Space(Section):
         The other fields have the base recipe's value where their range and the conditions of the two allow it.
         """
         base = self.base()
+
         usual: dict[str, list[Any]] = {}
         for path, span in self.search.items():
             candidates = [*_values_of(base, path), span.extremes()[0]]
             usual[path] = [value for value in candidates if span.allows(value)]
+
         ends = [{path: value} for path, span in self.search.items() for value in span.extremes()]
         for one, other in itertools.combinations_with_replacement(ends, 2):
-            if one.keys() != other.keys() or one == other:
-                options = usual | self._options(one | other)
-                values: dict[str, Any] = {}
-                for path in self.search:
-                    if options[path] and path in self.active(values):
-                        values[path] = options[path][0]
-                if values.keys() >= (one | other).keys():
-                    yield values
+            if one.keys() == other.keys() and one != other:
+                continue  # two ends of one range
+            pair = one | other
+            options = usual | self._options(pair)
+            values: dict[str, Any] = {}
+            for path in self.search:
+                if options[path] and path in self.active(values):
+                    values[path] = options[path][0]
+            if values.keys() >= pair.keys():  # else their conditions exclude each other
+                yield values
 
     def _options(self, values: dict[str, Any]) -> dict[str, list[Any]]:
         """Return these values, and which ones their conditions, and the conditions of those, leave to other fields."""
-        options, left = {path: [value] for path, value in values.items()}, list(values)
-        while left:
-            for other, allowed in self.search[left.pop()].when.items():
+        options = {path: [value] for path, value in values.items()}
+        pending = list(values)
+        while pending:
+            for other, allowed in self.search[pending.pop()].when.items():
                 if other not in options:
-                    left.append(other)
+                    pending.append(other)
                 options[other] = [value for value in options.get(other, allowed) if value in allowed]
         return options
 
@@ -397,9 +223,10 @@ def parse_space(tree: Any, where: str) -> Space:
         _refuse_selection(space)
         if space.arms:
             return _of_arms(space)
+
         for path, span in space.search.items():
             _check_conditions(space, path, span)
-        space = _of_whole_numbers(space)
+        space = _of_whole_numbers(space)  # each field exists under its conditions, which have been checked
         for path, span in space.search.items():
             _check_values(space, path, span)
         _check_corners(space)
@@ -437,6 +264,7 @@ def _of_shares(space: Space) -> Space:
     shares = space.budget.rung_shares
     if shares is None:
         return space
+
     whole = recipes.load(space.recipe).replace(space.override).training.kimg
     rungs = [round(share * whole, 3) for share in shares]
     budget = space.budget.model_dump() | {"rung_shares": None, "rungs_kimg": rungs}
@@ -452,6 +280,7 @@ def _refuse_selection(space: Space) -> None:
     if "training.select" in space.search:
         chosen += space.search["training.select"].extremes()
     chosen += [recipes.flattened(arm).get("training.select") for arm in space.arms.values()]
+
     if "best" in chosen:
         raise UserError(
             "training.select: best is not for a sweep, since a score by which a model was chosen is optimistic; take "
@@ -469,10 +298,13 @@ def _of_arms(space: Space) -> Space:
             base.replace(arm)
         except UserError as error:
             raise UserError(f"arms.{name}: {error}") from None
+
+    # What an arm leaves out it has from the base recipe.
     default = {path: value_of(base, path) for arm in given.values() for path in arm}
     arms = {name: default | arm for name, arm in given.items()}
     if any(one == other for one, other in itertools.combinations(arms.values(), 2)):
         raise UserError("arms: two of them are the same")
+
     search = {}
     for path in default:
         values = [arm[path] for arm in arms.values()]
@@ -480,8 +312,11 @@ def _of_arms(space: Space) -> Space:
         if len(distinct) == 1:
             raise UserError(f"arms: {path} is the same in all of them; set it in override")
         search[path] = Range(choice=distinct)
+
     if space.search not in ({}, search):
         raise UserError("a space has either search or arms")
+
+    # Every arm is trained to the end and enters the race.
     budget = space.budget.model_copy(update={"trials": len(arms), "leaders": len(arms), "reduction": 1.0})
     return space.model_copy(update={"arms": arms, "search": search, "budget": budget})
 
@@ -496,11 +331,13 @@ def _of_whole_numbers(space: Space) -> Space:
         if not bounds or not is_whole:
             search[path] = span
             continue
+
         step = math.lcm(span.step, multiple)
         odd = [bound for bound in bounds if bound % step]
         if odd:
             what = "a whole number" if step == 1 else f"a multiple of {step}"
             raise UserError(f"search.{path}: takes {what}, so the bound {odd[0]:g} is never reached; choose another")
+
         whole = {"int": (int(bounds[0]), int(bounds[1])), "log": span.log or bool(span.loguniform), "step": step}
         search[path] = span.model_copy(update={"uniform": None, "loguniform": None, **whole})
     return space.model_copy(update={"search": search})
@@ -535,8 +372,3 @@ def _check_corners(space: Space) -> None:
             changed = {path: value for path, value in values.items() if [value] != _values_of(base, path)}
             given = ", ".join(f"{path} {value}" for path, value in changed.items())
             raise UserError(f"search: {given} may be proposed, but {error}") from None
-
-
-def _spread(count: int) -> list[int]:
-    """Return positions from the first to the last of so many, evenly."""
-    return sorted({round(i * (count - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)})

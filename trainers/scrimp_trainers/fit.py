@@ -7,6 +7,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning import text_files
 from scrimp_trainers.data.manifest import CAPTIONED, RESIDENT, Manifest
 from scrimp_trainers.data.modalities.modality import has_mirror, modality_of, train_bytes
+from scrimp_trainers.metrics.extractors.extractor import facts
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
 from scrimp_trainers.recipe.sections import Conditioning
 from scrimp_trainers.recipe.techniques import Coreset, Patches, Reweighting
@@ -71,7 +72,7 @@ def _check_conditioning(settings: Conditioning, manifest: Manifest) -> None:
 
 def _check_coreset(settings: Coreset, manifest: Manifest) -> None:
     """Require that the dataset has the classifier by which the coreset is scored."""
-    if not settings.on or settings.score == "random" or settings.features != "classifier":
+    if not settings.on or settings.score == "random" or not facts(settings.features).needs_classifier:
         return
     if not manifest.classifier:
         raise UserError(f"coreset.features: dataset {manifest.name} has no classifier; use another surrogate")

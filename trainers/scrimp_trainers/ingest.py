@@ -16,16 +16,16 @@ import numpy as np
 from PIL import ImageColor
 
 from scrimp_trainers.common.errors import UserError, printable
-from scrimp_trainers.common.files import atomic_folder, explain_disk_full
+from scrimp_trainers.common.files import atomic_folder, explain_disk_full, write_atomic
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
-from scrimp_trainers.data.manifest import CAPTIONED, Classifier, Manifest, Split, SplitName, Summary
+from scrimp_trainers.data.manifest import CAPTIONED, ClassifierRecord, Manifest, SourceSummary, Split, SplitName
 from scrimp_trainers.data.modalities import captioned
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.data.options import NEAR_IMAGES, Options
 from scrimp_trainers.data.pixels import pixel_limit
-from scrimp_trainers.data.reading import TAR_BYTES, Progress, UsableImages, map_in_order, read_images, select
+from scrimp_trainers.data.reading import TAR_BYTES, ReportProgress, UsableImages, map_in_order, read_images, select
 from scrimp_trainers.data.shards import Sample, write_shards
 from scrimp_trainers.data.sources import open_source
 from scrimp_trainers.data.sources.source import Layout, Source, first_images
@@ -44,7 +44,7 @@ CLASSIFIER_BYTES = 2**31
 """The classifier is trained on as many images as fit into this many bytes of pixels."""
 
 
-def prepare(source: str, out: Path, options: Options, progress: Progress | None = None) -> Manifest:
+def prepare(source: str, out: Path, options: Options, progress: ReportProgress | None = None) -> Manifest:
     """Make a dataset. The same input and options give identical files.
 
     Parameters
@@ -105,7 +105,7 @@ def prepare(source: str, out: Path, options: Options, progress: Progress | None 
             manifest = manifest.model_copy(update={"classifier": classifier})
         if manifest.modality != "images":
             _write_contact_sheet(folder, manifest)
-        _write_file(folder / manifests.MANIFEST_FILE, manifest.to_json().encode())
+        write_atomic(folder / manifests.MANIFEST_FILE, manifest.to_json())
     return manifest
 
 
@@ -244,7 +244,7 @@ def _write_contact_sheet(folder: Path, manifest: Manifest) -> None:
 
 def _summary(
     usable: dict[SplitName, UsableImages], duplicates: Duplicates, options: Options, folders: list[str]
-) -> Summary:
+) -> SourceSummary:
     """Summarise the sources. Prefixes in `folders` are removed from paths."""
     size = usable["train"].pixels.shape[1]
     source_images = list(usable.values())
@@ -259,7 +259,7 @@ def _summary(
         bad += [_without_folders(f"{image.where}: {image.reason}", folders) for image in images.unusable]
         notes += [_without_folders(note, folders) for note in images.source.notes]
 
-    return Summary(
+    return SourceSummary(
         images=sum(images.source.count for images in source_images),
         skipped=dict(skipped),
         bad=bad,
@@ -285,7 +285,7 @@ def _without_folders(line: str, folders: list[str]) -> str:
     return line
 
 
-def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: Options) -> Classifier:
+def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: Options) -> ClassifierRecord:
     """Train the dataset's own feature extractor, and test whether it is better than chance."""
     # Set before torch is imported: threads that spin while waiting are twenty times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -296,14 +296,15 @@ def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: O
     # Train.
     dataset = Dataset(folder, manifest.model_copy(update={"splits": _splits_in_memory(manifest)}))
     images, labels = _labelled_images(dataset, "train")
-    held_out_images, held_out_labels = images[:0], labels[:0]
+    held_out_images = images[:0]
+    held_out_labels = labels[:0]
     if "holdout" in manifest.splits:
         held_out_images, held_out_labels = _labelled_images(dataset, "holdout")
     state, accuracy = train_classifier(
         images, labels, held_out_images, held_out_labels, classes=classes, seed=options.seed
     )
     data = safetensors.torch.save(state)
-    _write_file(folder / CLASSIFIER_FILE, data)
+    write_atomic(folder / CLASSIFIER_FILE, data)
 
     # Compare it with always predicting the largest class, and with guessing: of few held-out images none may be of the
     # largest class, and then one right answer would be enough.
@@ -314,7 +315,7 @@ def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: O
     scored_images = len(held_out_labels) or max(1, len(labels) // 10)
     better_than_chance = _is_better_than_chance(accuracy, chance, scored_images)
 
-    return Classifier(
+    return ClassifierRecord(
         file=CLASSIFIER_FILE,
         sha256=hashlib.sha256(data).hexdigest(),
         accuracy=accuracy,
@@ -350,13 +351,6 @@ def _splits_in_memory(manifest: Manifest) -> dict[SplitName, Split]:
         count = sum(shard.count for shard in shards)
         splits[name] = Split(count=count, per_class=split.per_class, shards=shards)
     return splits
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _default_name(out: Path) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ValidationError
 
 from scrimp_platform import operations, store
 from scrimp_platform.cli import terminal
@@ -23,9 +22,8 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data import manifest
+from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.recipe import recipe as recipes
-from scrimp_trainers.recipe.techniques import Coreset
 
 
 def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **options: Any) -> None:
@@ -35,8 +33,8 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
 
     codec_settings = operations.make_codec(codec, encoder)
     with terminal.progress() as progress:
-        facts = ingest.prepare(source, out, Options(**options), progress)
-    terminal.show_dataset(out, facts)
+        manifest = ingest.prepare(source, out, Options(**options), progress)
+    terminal.show_dataset(out, manifest)
 
     if codec_settings.on:
         with terminal.progress() as progress:
@@ -58,10 +56,10 @@ def train(
     recipe = recipes.load(recipe_name)
     if kimg:
         recipe = operations.with_length(recipe, kimg)
-    facts = manifest.load_manifest(data)
+    manifest = manifests.load_manifest(data)
     scoring = None
     if extractor:
-        scoring = operations.make_scoring(facts, extractor=extractor, samples=samples)
+        scoring = operations.make_scoring(manifest, extractor=extractor, samples=samples)
 
     # Train, and show the progress.
     earlier = metrics_log.read_rows(out / "metrics.jsonl")
@@ -114,7 +112,7 @@ def evaluate(
 ) -> None:
     """Score a model against a dataset."""
     require_model(model)
-    scoring = operations.make_scoring(manifest.load_manifest(data), **scoring_values)
+    scoring = operations.make_scoring(manifests.load_manifest(data), **scoring_values)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
     from scrimp_trainers.sampling import neighbour_grid
@@ -130,27 +128,18 @@ def evaluate(
 
 def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> None:
     """Score a dataset's training images, and show which of them the coreset keeps."""
-    try:
-        coreset = Coreset(**coreset_values)
-    except ValidationError as error:
-        raise UserError(recipes.explain(error)) from None
-    facts = manifest.load_manifest(data)
-    if coreset.score != "random":
-        operations.make_scoring(facts, extractor=coreset.features, weights=coreset.weights)
+    coreset = operations.make_coreset(data, **coreset_values)
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist")
-    from scrimp_trainers.common import device
-    from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.precompute.coreset import score_dataset
-    from scrimp_trainers.precompute.coreset_picture import draw_picture
-
-    dataset = open_dataset(data)
     with terminal.progress() as progress:
-        scored = score_dataset(dataset, coreset, device.select_device(), seed, progress)
+        scored = operations.score(data, coreset, seed, progress)
+
+    from scrimp_trainers.data.dataset import open_dataset
+    from scrimp_trainers.precompute.coreset_picture import draw_picture
 
     out = out or scored.file.with_suffix(".png")
     try:
-        draw_picture(dataset, coreset, scored).save(out, "PNG")
+        draw_picture(open_dataset(data), coreset, scored).save(out, "PNG")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
 
@@ -205,13 +194,7 @@ def status(storage: Path) -> None:
     """Print the status of the sweeps in a storage folder."""
     from scrimp_platform.cli import status, status_view
 
-    folder = Storage(storage.expanduser())
-    if not folder.sweeps():
-        raise UserError(
-            f"--storage {storage}: no sweep there; give the folder that holds the sweeps, or set SCRIMP_STORAGE"
-        )
-    unfinished, complete, problems = status.read_storage(folder)
-    status_view.show_storage(unfinished, complete, problems)
+    status_view.show_storage(*status.read_storage(Storage(storage.expanduser())))
 
 
 def ui(storage: Path, service: bool) -> None:
@@ -254,25 +237,7 @@ def _serve(storage: Path) -> None:
 
 def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     """Examine every node of the cluster and print the result; return whether a sweep can run."""
-    if storage.exists() and not storage.is_dir():
-        raise UserError(f"--storage {storage}: not a folder")
-    if data:
-        manifest.load_manifest(data)
-    from scrimp_platform import cluster
-    from scrimp_platform.tracking import mlflow_server
-
-    uri = ""
-    if tracking_uri is not None:
-        uri = mlflow_server.check_address(tracking_uri)
-    from scrimp_cluster.doctor import examine, missing_nodes
-    from scrimp_cluster.faults import Fault
-
-    with cluster.connect() as nodes:
-        report = examine(nodes, storage.expanduser().absolute(), data and data.absolute())
-        report.head.extend(missing_nodes(nodes))
-    if uri and not mlflow_server.is_reachable(uri):
-        remedy = "start it, or train without it; it receives everything later"
-        report.head.append(Fault("MLflow", f"{uri} does not answer", remedy, stops=False))
+    report = operations.examine(storage, data, tracking_uri)
     terminal.show_cluster_report(report)
     return not any(fault.stops for fault in report.faults)
 

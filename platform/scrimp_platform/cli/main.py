@@ -135,7 +135,9 @@ OWN_PARTS = click.option(
 @click.option("--per-class", type=click.IntRange(1), help="Training images to keep per class.")
 @click.option("--first", type=click.IntRange(1), help="Images of the source to read, the first ones in its order.")
 @click.option("--holdout", type=_Number(0), help="Images to hold out: a number, or a fraction below 1.")
-@click.option("--labels", type=NAME, metavar="none|folder|FILE", help="Source of the classes.  [default: detected]")
+@click.option(
+    "--labels", type=NAME, metavar="none|folder|strokes|FILE", help="Source of the classes.  [default: detected]"
+)
 @click.option("--classes", type=NAME, metavar="FILE", help="Take only the classes that FILE lists, one a line.")
 @click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes.")
 @click.option(

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scrimp_platform import store
 from scrimp_platform.search import estimate, records
@@ -78,8 +78,28 @@ class SweepStatus:
         return seconds and seconds / len(self.running) / 3600
 
 
-def read_storage(storage: Storage) -> tuple[list[SweepStatus], list[str], list[str]]:
-    """Return the status of each unfinished sweep, the names of the complete ones, and a line for each read error."""
+class StorageStatus(NamedTuple):
+    """The status of all sweeps in a storage folder."""
+
+    unfinished: list[SweepStatus]
+    complete: list[str]
+    """Their names."""
+    problems: list[str]
+    """A line for each sweep that cannot be read."""
+
+
+def read_storage(storage: Storage) -> StorageStatus:
+    """Read the status of every sweep.
+
+    Raises
+    ------
+    UserError
+        If there is no sweep.
+    """
+    if not storage.sweeps():
+        raise UserError(
+            f"--storage {storage.path}: no sweep there; give the folder that holds the sweeps, or set SCRIMP_STORAGE"
+        )
     unfinished: list[SweepStatus] = []
     complete: list[str] = []
     problems: list[str] = []
@@ -96,7 +116,7 @@ def read_storage(storage: Storage) -> tuple[list[SweepStatus], list[str], list[s
             problems.append(str(error))
         except OSError as error:  # it belongs to another user, or its disk fails
             problems.append(f"{error.filename or folder.path}: cannot be read ({error.strerror})")
-    return unfinished, complete, problems
+    return StorageStatus(unfinished, complete, problems)
 
 
 def lock_node(lock: Path) -> str:

@@ -19,7 +19,8 @@ from scrimp_platform.report import dataset, formatting, leaderboard
 from scrimp_platform.search import estimate, gain, resolution
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import SweepFolder
-from scrimp_spaces.space import Range, Space, value_of
+from scrimp_spaces.ranges import Range
+from scrimp_spaces.space import Space, value_of
 from scrimp_trainers.common.errors import printable
 from scrimp_trainers.data.manifest import Manifest
 

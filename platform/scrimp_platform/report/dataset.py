@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from scrimp_trainers.data.manifest import Classifier, Manifest, Summary
+from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, SourceSummary
 
 MAX_NAMES = 20
 """Number of classes or unusable images that are listed by name."""
@@ -63,7 +63,7 @@ def _warn_of_empty_classes(manifest: Manifest) -> Iterator[str]:
         yield f"WARNING: no training images of {_first_names(names)}"
 
 
-def _sizes(summary: Summary, size: int) -> str:
+def _sizes(summary: SourceSummary, size: int) -> str:
     sizes = [f"{count:,} of {shape}" for shape, count in summary.sizes.items()]
     if summary.other_sizes:
         sizes.append(f"{summary.other_sizes:,} of other sizes")
@@ -77,7 +77,7 @@ def _brightest(value: int) -> str:
     return f"the largest value is only {value} of 255: if they use fewer than 16 bits, rescale them to 16 first"
 
 
-def _duplicates(summary: Summary) -> str:
+def _duplicates(summary: SourceSummary) -> str:
     text = f"{summary.equal:,} images equal an earlier one"
     if summary.near_limit:
         text += f", {summary.near:,} are near others (mean difference of at most {summary.near_limit:g} of 255)"
@@ -86,7 +86,7 @@ def _duplicates(summary: Summary) -> str:
     return f"{text}; duplicates of each other are on one side of the split"
 
 
-def _classifier(classifier: Classifier) -> Iterator[str]:
+def _classifier(classifier: ClassifierRecord) -> Iterator[str]:
     yield (
         f"classifier: {classifier.accuracy:.1%} accuracy on the held-out images; "
         f"always predicting the largest class gives {classifier.baseline:.1%}"

@@ -13,7 +13,8 @@ from scrimp_platform.search import curves
 from scrimp_platform.search.curves import Curves
 from scrimp_platform.search.records import Trial
 from scrimp_platform.search.stats import CONFIDENCE
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.ranges import Range
+from scrimp_spaces.space import Space
 
 MAX_FIELDS = 4
 """Fields that are shown, over all objectives."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from scrimp_platform.search.records import Preparation
 from scrimp_platform.search.stats import Summary
-from scrimp_spaces.space import Bound
+from scrimp_spaces.constraints import Bound
 
 
 def number(value: Any) -> str:

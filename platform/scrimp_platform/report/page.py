@@ -28,7 +28,7 @@ from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import DamagedRecord, UserError
-from scrimp_trainers.data import manifest
+from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -52,8 +52,8 @@ def write_report(folder: SweepFolder) -> None:
     rows = leaderboard.rank(known.trials, space)
     best = leaderboard.best(rows)
 
-    facts = _manifest(sweep)
-    classes = facts.classes if facts else None
+    manifest = _manifest(sweep)
+    classes = manifest.classes if manifest else None
     by_class = classwise.class_scores(rows, plots.leader_colours(rows), classes)
     statuses = {row.status for row in rows}
     failed = [repeat for repeat in known.repeats if repeat.attempt > 1 or repeat.status == "failed"]
@@ -151,21 +151,21 @@ def _status_counts(items: Sequence[TrialRow] | Sequence[Repeat]) -> str:
 
 def _manifest(sweep: dict[str, Any]) -> Manifest | None:
     try:
-        return manifest.load_manifest(Path(sweep["dataset"]["folder"]))
+        return manifests.load_manifest(Path(sweep["dataset"]["folder"]))
     except UserError:  # the dataset has been moved or removed
         return None
 
 
 def _dataset(sweep: dict[str, Any]) -> str:
     name = sweep["dataset"]["name"]
-    facts = _manifest(sweep)
-    if facts is None:
+    manifest = _manifest(sweep)
+    if manifest is None:
         return name
-    items = f"images, {facts.size}×{facts.size} {'grey' if facts.channels == 1 else 'RGB'}"
-    if "images" not in facts.kinds:
-        items = f"{facts.modality} of up to {facts.size} points"
-    classes = f", {len(facts.classes)} classes" if facts.classes else ""
-    return f"{name}: {facts.splits['train'].count:,} {items}{classes}"
+    items = f"images, {manifest.size}×{manifest.size} {'grey' if manifest.channels == 1 else 'RGB'}"
+    if "images" not in manifest.kinds:
+        items = f"{manifest.modality} of up to {manifest.size} points"
+    classes = f", {len(manifest.classes)} classes" if manifest.classes else ""
+    return f"{name}: {manifest.splits['train'].count:,} {items}{classes}"
 
 
 def _means(rows: Sequence[TrialRow], space: Space) -> str:

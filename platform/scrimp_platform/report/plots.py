@@ -16,7 +16,8 @@ from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import posterior, records, stats
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.stats import Direction, Summary
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.ranges import Range
+from scrimp_spaces.space import Space
 from scrimp_trainers.common.metrics_log import MetricsRow
 
 # The palette of Okabe and Ito, which colour-blind people can distinguish.

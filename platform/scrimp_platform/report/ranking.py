@@ -176,7 +176,7 @@ def _row(trial: Trial, space: Space) -> TrialRow:
         status = "damaged"
 
     judged = [repeat for repeat in trial.repeats if repeat.phase == "search" and not space.arms]
-    cost = verdict.cost(counted or trial.repeats, kimg)
+    cost = verdict.repeat_cost(counted or trial.repeats, kimg)
     summaries = {name: summarize(counted, name) for name in space.objectives}
     if fresh and status == "infeasible":  # it is compared with no other trial
         for name, direction in space.objectives.items():

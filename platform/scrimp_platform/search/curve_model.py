@@ -38,7 +38,7 @@ MOST_FITTED = 150
 
 
 @dataclass(frozen=True)
-class Scores:
+class Observations:
     """What there is to learn from: one entry for each score of a repeat at a rung.
 
     Attributes
@@ -76,7 +76,7 @@ class CurveModel:
         sweeps.
     """
 
-    def __init__(self, scores: Scores, theta: np.ndarray | None = None) -> None:
+    def __init__(self, scores: Observations, theta: np.ndarray | None = None) -> None:
         self._scores = scores
         self._centre = float(np.median(scores.score))
         spread = float(np.std(scores.score))
@@ -231,7 +231,7 @@ class CurveModel:
         return mean, variance, covariance
 
 
-def fitted(scores: Scores) -> CurveModel:
+def fitted(scores: Observations) -> CurveModel:
     """Fit a model to some of many scores, and condition it on all.
 
     It works with one thread: more are slower for matrices of this size, and would make proposals depend on the number
@@ -241,7 +241,7 @@ def fitted(scores: Scores) -> CurveModel:
         return CurveModel(scores, CurveModel(thinned(scores)).theta)
 
 
-def thinned(scores: Scores) -> Scores:
+def thinned(scores: Observations) -> Observations:
     """Return at most about `MOST_FITTED` of the scores: those of every second recipe, every third, and so on."""
     every = math.ceil(len(scores.score) / MOST_FITTED)
     chosen = np.unique(scores.recipe)[::every]

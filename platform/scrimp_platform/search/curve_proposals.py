@@ -1,4 +1,4 @@
-"""Proposals of the curve model: the recipe from which most is to be gained at the last rung, given all scores so far.
+"""Proposals of the curve model: the recipe with the highest expected gain at the last rung, given all scores so far.
 
 What is running makes its neighbourhood less interesting. Under constraints a gain counts as far as the recipe is likely
 to keep them (Gardner et al. 2014, "Bayesian optimization with inequality constraints").

@@ -15,7 +15,7 @@ from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search import curve_model
-from scrimp_platform.search.curve_model import CurveModel, Scores
+from scrimp_platform.search.curve_model import CurveModel, Observations
 from scrimp_platform.search.encoding import Encoding
 from scrimp_platform.search.prior import Prior
 from scrimp_platform.search.records import Trial
@@ -156,11 +156,12 @@ def _limits(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, sp
             continue
 
         recipe, rung, number = (np.array(column) for column in zip(*entries, strict=True))
-        low, high = (-math.inf if bound.min is None else bound.min, math.inf if bound.max is None else bound.max)
+        low = -math.inf if bound.min is None else bound.min
+        high = math.inf if bound.max is None else bound.max
         if (number > 0).all():
             number = np.log(number)
             low, high = (math.log(limit) if limit > 0 else -math.inf for limit in (low, high))
-        model = curve_model.fitted(Scores(points, columns, np.log(rungs), recipe, recipe, rung, number))
+        model = curve_model.fitted(Observations(points, columns, np.log(rungs), recipe, recipe, rung, number))
         limits.append(Limit(model, low, high))
     return tuple(limits)
 
@@ -197,7 +198,7 @@ def _scores_known(trials: Sequence[Trial], reached: Sequence[int]) -> tuple[tupl
     return tuple(known)
 
 
-def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, space: Space) -> Scores:
+def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarray, space: Space) -> Observations:
     """Return the scores of the trials, whose recipes are `points` [trials, D + E], as the curve model learns from them.
 
     They are on a log scale if all are positive, and lower is better. How bad the worst ones are tells nothing about
@@ -229,7 +230,7 @@ def curve_scores(trials: Sequence[Trial], points: np.ndarray, columns: np.ndarra
             score = np.append(score, score[rung == at].max())
             recipe = np.append(recipe, i)
             rung = np.append(rung, at)
-    return Scores(points, columns, np.log(rungs), recipe, recipe, rung, score)
+    return Observations(points, columns, np.log(rungs), recipe, recipe, rung, score)
 
 
 def _is_log(trials: Sequence[Trial], space: Space) -> bool:

@@ -1,4 +1,4 @@
-"""Recipes of a space as points in which distance means difference, for a model that learns from their scores."""
+"""Recipes of a space as points whose distance measures how different they are, for the curve model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from scrimp_spaces.space import Range, Space
+from scrimp_spaces.ranges import Range
+from scrimp_spaces.space import Space
 
 
 class Encoding:

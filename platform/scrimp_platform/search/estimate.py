@@ -21,7 +21,7 @@ from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.needs import needs, work
+from scrimp_trainers.recipe.needs import needs, reference_equivalent
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
 
 DRAWS = 100
@@ -166,7 +166,7 @@ def _needed_by(recipes: Iterable[Recipe]) -> Needed:
     needed_once = {need.name: need for recipe in recipes for need in needs(recipe, seed=0)}
     references = sum(need.kind == "reference" for need in needed_once.values())
     kimg = math.fsum(need.kimg for need in needed_once.values())
-    total = math.fsum(work(need.kind, need.kimg) for need in needed_once.values())
+    total = math.fsum(reference_equivalent(need.kind, need.kimg) for need in needed_once.values())
     return Needed(references, len(needed_once) - references, kimg, total)
 
 
@@ -217,7 +217,7 @@ def measure_repeats(
     # What was found in the dataset's cache has cost nothing, and says nothing.
     trained = [own for own in preparations if own.status == "finished" and own.cost]
     seconds = math.fsum(own.cost * 3600 / own.devices for own in trained)
-    total = math.fsum(work(own.kind, own.kimg) for own in trained)
+    total = math.fsum(reference_equivalent(own.kind, own.kimg) for own in trained)
     needed_speed = seconds / total if trained else None
     return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes), needed_speed)
 
@@ -225,7 +225,7 @@ def measure_repeats(
 def seconds_left(
     trials: Sequence[Trial], space: Space, running: Mapping[str, float], preparations: Sequence[Preparation] = ()
 ) -> float | None:
-    """Return the time to the end of a sweep that trains one repeat at a time; none if nothing tells it yet.
+    """Return the time to the end of a sweep that trains one repeat at a time; None before anything was measured.
 
     The assumptions are those of `estimate_sweep`, at the mean speed so far. `running` holds the kimg of each running
     repeat by label.

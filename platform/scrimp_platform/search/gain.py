@@ -1,4 +1,4 @@
-"""What more trials are expected to gain, by the curve model: it tells whether to go on with a search.
+"""What more trials are expected to gain, by the curve model: whether to continue a search.
 
 scipy is imported where it is needed: that takes half a second, and most calls of `scrimp status` do without it.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 AHEAD = 10
 """How many more trials are looked ahead: about a round on ten nodes."""
 DRAWS = 2048
-"""Of the true scores, jointly; a sampling error of a fortieth of their deviation."""
+"""Of the true scores, jointly; a sampling error of a fortieth of their standard deviation."""
 LEAST_TRIALS = 10
 """Trials with scores before anything is said: with fewer the model knows little, and not how little."""
 
@@ -59,9 +59,9 @@ def _percent(share: float) -> str:
 
 
 def of_more_trials(trials: Sequence[Trial], space: Space, folder: SweepFolder) -> Gain | None:
-    """Return what more trials of a sweep are expected to gain; none where the curve model knows too little.
+    """Return what more trials of a sweep are expected to gain; None while the curve model has too few scores.
 
-    It knows nothing where it does not propose. `folder` holds what the sweep was given of earlier ones.
+    None, too, for a space in which it does not propose. `folder` holds what the sweep was given of earlier ones.
     """
     scored = sum(bool(trial.scored_rungs(space)) for trial in trials if trial.repeats)
     if space.proposals != "curves" or space.arms or scored < LEAST_TRIALS:

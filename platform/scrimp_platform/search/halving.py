@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from scrimp_platform.search.order import Rank, order
 from scrimp_platform.search.records import Trial
-from scrimp_spaces.space import Budget, Space
+from scrimp_spaces.budget import Budget
+from scrimp_spaces.space import Space
 
 
 @dataclass(frozen=True)

@@ -9,29 +9,27 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
-from scrimp_platform import storage_loss, store
-from scrimp_platform.search import curves, feasibility, gain, halving, proposals, race, records
+from scrimp_platform.search import feasibility, halving, proposals, race, records
+from scrimp_platform.search.learner import Learner
 from scrimp_platform.search.order import Rank
-from scrimp_platform.search.prior import Prior
+from scrimp_platform.search.record_writer import RecordWriter
 from scrimp_platform.search.records import Preparation, Repeat, Trial
+from scrimp_platform.search.same_failures import SameFailures
 from scrimp_platform.search.study import Study
 from scrimp_platform.search.warm_start import WarmStart
-from scrimp_platform.store import SweepFolder, WorkFolder, write_atomic
+from scrimp_platform.store import SweepFolder, WorkFolder
 from scrimp_platform.throttle import Throttle
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import checksums
-from scrimp_trainers.common.errors import Diverged, UserError
+from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.recipe.needs import Need, needs
 from scrimp_trainers.recipe.recipe import Recipe
 
 Say = Callable[[str], None]
 
-MAX_SAME_FAILURES = 3
-"""Trials in a row that fail for good with the same cause before the sweep ends: their recipes are not the cause."""
 MIN_TRIALS_TO_COME = 10
 """At the begin of a sweep that only GPU-hours limit."""
 MAX_HELD = 10
@@ -73,24 +71,23 @@ class Ledger:
     ) -> None:
         self.folder = folder
         self.space = space
+        self.say = say
         self._seed = seed
         self._devices = devices
-        self.say = say
-        self._same_failures: dict[int, str] = {}
-        self._throttle = Throttle()
-        self._base = space.base()
         self._warm_start = warm_start or WarmStart()
         self._known_costs = known_costs
+        self._base = space.base()
+
+        self._writer = RecordWriter(folder, say)
+        self._learner = Learner(space, self._warm_start, say)
+        self._same_failures = SameFailures()
+        self._throttle = Throttle()
+        self._needs: dict[tuple[int, int], list[Need]] = {}
         self._gave_up = False
-        self._prior: Prior | None = None
-        self._curves: curves.Curves | None = None
-        self._looked_ahead: curves.Curves | None = None
-        self._gain: gain.Gain | None = None
 
         known = records.read_records(folder)
         self.trials = known.trials
         self.preparations = {preparation.name: preparation for preparation in known.preparations}
-        self._needs: dict[tuple[int, int], list[Need]] = {}
         self._proposals = sorted([*known.trials, *known.skipped], key=lambda trial: trial.number)
         for problem in known.problems:
             say(problem)
@@ -115,16 +112,15 @@ class Ledger:
     @property
     def in_vain(self) -> bool:
         """Whether the sweep has no result: no trial was started, all failed, or too many failed for the same cause."""
-        return len(self._same_failures) >= MAX_SAME_FAILURES or all(trial.status == "failed" for trial in self.trials)
+        return self._same_failures.too_many or all(trial.status == "failed" for trial in self.trials)
 
     def exhausted(self) -> str:
         """Return which limit has been reached; empty while there is none."""
         limit = self.space.budget.max_gpu_hours
         if limit is not None and self.device_hours >= limit:
             return f"max_gpu_hours {limit:g} reached"
-        if len(self._same_failures) >= MAX_SAME_FAILURES:
-            cause = next(iter(self._same_failures.values()))
-            return f"{len(self._same_failures)} trials in a row failed with the same error ({cause})"
+        if self._same_failures.too_many:
+            return self._same_failures.text()
         return ""
 
     def propose(self) -> Repeat | Preparation | None:
@@ -139,7 +135,7 @@ class Ledger:
             work.status = "running"
             work.started = time.time()
             work.began = None
-            self._save(work)
+            self._writer.save(work)
         if isinstance(work, Repeat):
             self._update_status(work)
         return work
@@ -187,9 +183,8 @@ class Ledger:
     def _prepare(self, need: Need, repeat: Repeat) -> Preparation:
         """Record a training that a repeat needs."""
         preparation = Preparation(need.name, need.kind, need.kimg, repeat.seed, devices=self._devices)
-        recipe = self._base.replace(self._trial(repeat).params).to_yaml()
-        self._write(partial(write_atomic, self.folder.preparation(need.name).recipe, recipe))
-        self._save(preparation)
+        self._writer.write_recipe(preparation, self._base.replace(self._trial(repeat).params).to_yaml())
+        self._writer.save(preparation)
         self.preparations[need.name] = preparation
         self.say(f"starting {need.name} of {need.kimg:g} kimg, which repeat {self._label(repeat)} needs")
         return preparation
@@ -208,7 +203,7 @@ class Ledger:
         self._study.report(repeat.trial, round(rung * 1000), row.value(first_objective))
         if rung == self.space.budget.rungs_kimg[-1] or self._promotable(rung) is repeat:
             repeat.passed = rung
-            self._save(repeat)
+            self._writer.save(repeat)
             return True
         self._pause(repeat, rung)
         return False
@@ -217,7 +212,7 @@ class Ledger:
         """Record that the devices start to work for what was handed out, or that it waits."""
         if working:
             work.start_clock()
-            self._save(work)
+            self._writer.save(work)
         else:  # perhaps for disk space, so this may not fit on the disk either
             work.stop_clock()
 
@@ -225,12 +220,12 @@ class Ledger:
         """Record what a preparation has cost, unless this sweep only found it in the dataset's cache."""
         if now or preparation.resumed or preparation.attempt > 1:
             preparation.cost = device_hours
-            self._save(preparation)
+            self._writer.save(preparation)
 
     def withdraw(self, work: Repeat | Preparation) -> None:
         """Withdraw what waits, so that it is handed out again; this does not count as an attempt."""
         work.status = "waiting"
-        self._save(work)
+        self._writer.save(work)
         self.say(f"withdrawing {self._name(work)}, which was waiting: the fit nodes have changed")
 
     def finish(self, work: Repeat | Preparation, failure: str = "", final: bool = False) -> None:
@@ -245,7 +240,7 @@ class Ledger:
             work.cause = failure
             work.attempt += 1
             work.stop_clock()
-            self._save(work)
+            self._writer.save(work)
             self.say(f"{self._name(work)} failed ({failure}); starting attempt {work.attempt}")
         elif isinstance(work, Repeat):
             self._close(work, "failed" if failure else "finished", failure)
@@ -257,7 +252,7 @@ class Ledger:
         preparation.status = "failed" if failure else "finished"
         preparation.cause = failure
         preparation.ended = time.time()
-        self._save(preparation)
+        self._writer.save(preparation)
         ending = f"failed ({failure})" if failure else "finished"
         self.say(f"{preparation.name} {ending}: {_short(preparation.device_hours)} device-hours")
 
@@ -267,9 +262,7 @@ class Ledger:
 
     def files(self, work: Repeat | Preparation) -> WorkFolder:
         """Return the files of what was handed out."""
-        if isinstance(work, Preparation):
-            return self.folder.preparation(work.name)
-        return self.folder.repeat(work.trial, work.repeat)
+        return self._writer.files(work)
 
     def show_race(self) -> None:
         """Bring the second study of the journal up to date; while the race runs, that is done now and then."""
@@ -285,7 +278,7 @@ class Ledger:
             if preparation.status != "finished":
                 preparation.status = "waiting"
                 preparation.attempt = 1
-                self._save(preparation)
+                self._writer.save(preparation)
         for trial in self.trials:
             if trial.status in ("running", "paused", "complete"):
                 self._reopen(trial)
@@ -310,7 +303,7 @@ class Ledger:
             if repeat.open:
                 repeat.status = "waiting"
                 self._write_recipe(trial, repeat)
-                self._save(repeat)
+                self._writer.save(repeat)
 
         if trial.repeats:
             self._update_status(trial.repeats[0])
@@ -341,14 +334,14 @@ class Ledger:
     def _new_trial(self) -> Repeat | None:
         while self._trials_to_come():
             number = len(self._proposals)
-            values = proposals.propose(
-                self._proposals, self.space, self._seed, self._fixed_values(number), self._learned()
-            )
+            fixed = self._fixed_values(number)
+            learned = self._learner.learned(self._proposals)
+            values = proposals.propose(self._proposals, self.space, self._seed, fixed, learned)
             trial = Trial(number, values)
             refusal = self._refusal(trial)
             trial.status = "skipped" if refusal else "running"
             self._proposals.append(trial)
-            self._write(partial(trial.save, self.folder))
+            self._writer.save_trial(trial)
             self._study.add(trial)
             if refusal:
                 self.say(f"skipping proposal {number:04d}: {refusal}")
@@ -381,7 +374,7 @@ class Ledger:
 
     def _trials_to_come(self) -> int:
         """Return how many more trials the search will propose; where hours alone limit it, as many as so far."""
-        if self._gains_too_little() or self._too_few_sound():
+        if self._learner.gains_too_little(self._proposals, self.trials) or self._too_few_sound():
             return 0
         return self._wanted_trials() - len(self._sound())
 
@@ -396,35 +389,12 @@ class Ledger:
         """Whether so many proposals were refused that no more are made."""
         return len(self._proposals) >= MAX_PROPOSALS_PER_TRIAL * self._wanted_trials()
 
-    def _gains_too_little(self) -> bool:
-        """Whether more trials are expected to gain less than the budget asks for, and enough for a race are trained."""
-        least = self.space.budget.until_gain
-        complete = sum(trial.status == "complete" for trial in self.trials)
-        if least is None or complete < self.space.budget.leaders:
-            return False
-
-        learned = self._learned()
-        if learned and learned is not self._looked_ahead:
-            before = self._gain
-            self._looked_ahead = learned
-            self._gain = gain.expected_gain(learned)
-            if self._gain and self._gain.share < least and (before is None or before.share >= least):
-                self.say(f"ending the search: {self._gain.text()}")
-        return self._gain is not None and self._gain.share < least
-
-    def _learned(self) -> curves.Curves | None:
-        """Return what the curve model says of the trials so far, if it proposes and decides who continues."""
-        if self.space.proposals == "curves" and not self.space.arms:
-            self._prior = self._prior or Prior(self.space, self._warm_start.sweeps)
-            self._curves = curves.learn(self._proposals, self.space, self._curves, self._prior)
-        return self._curves
-
+    @property
     def _ranks(self) -> Mapping[int, Rank] | None:
-        learned = self._learned()
-        return learned.ranks if learned else None
+        return self._learner.ranks(self._proposals)
 
     def _rungs(self) -> list[halving.Rung]:
-        return halving.rungs(self._sound(), self.space, self._trials_to_come(), self._ranks())
+        return halving.rungs(self._sound(), self.space, self._trials_to_come(), self._ranks)
 
     def _promotable(self, kimg: float) -> Repeat | None:
         """Return the repeat that may continue after this rung now."""
@@ -441,7 +411,7 @@ class Ledger:
         repeat.status = "paused"
         self._same_failures.clear()
         repeat.stop_clock()
-        self._save(repeat)
+        self._writer.save(repeat)
         self._update_status(repeat)
         self.say(f"repeat {self._label(repeat)} paused at {kimg:g} kimg: {self._scores(repeat)}")
 
@@ -467,19 +437,20 @@ class Ledger:
         complete = sum(trial.status == "complete" for trial in self.trials)
         if complete < self.space.budget.leaders and any(trial.unfinished for trial in self.trials):
             return None
-        trial = race.next_trial(race.leaders(self.trials, self.space, self._ranks()), self.space)
+        trial = race.next_trial(race.leaders(self.trials, self.space, self._ranks), self.space)
         return self._add(trial, "race") if trial else None
 
     def _add(self, trial: Trial, phase: records.Phase) -> Repeat:
         repeat = self._new_repeat(trial, len(trial.repeats), phase)
         trial.repeats.append(repeat)
-        self._save(repeat)
-        self._write(partial(trial.save, self.folder))
+        self._writer.save(repeat)
+        self._writer.save_trial(trial)
         values = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
         self.say(f"starting repeat {self._label(repeat)} of the {phase}: {values}")
         return repeat
 
     def _new_repeat(self, trial: Trial, number: int, phase: records.Phase) -> Repeat:
+        # Not by `seed_of`, so that sweeps that were begun before it keep their seeds.
         digest = hashlib.sha256(f"{self._seed}/{trial.number}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "big") >> 1
         repeat = Repeat(trial.number, number, seed, phase, devices=self._devices)
@@ -489,16 +460,16 @@ class Ledger:
     def _write_recipe(self, trial: Trial, repeat: Repeat) -> None:
         recipe = self._base.replace(trial.params).to_yaml()
         repeat.recipe = checksums.text_checksum(recipe)
-        self._write(partial(write_atomic, self.folder.repeat(trial.number, repeat.repeat).recipe, recipe))
+        self._writer.write_recipe(repeat, recipe)
 
     def _close(self, repeat: Repeat, status: records.RepeatStatus, cause: str = "") -> None:
         """Write a repeat's end, then the trial's, then tell Optuna; `_recover` completes this after a kill."""
         repeat.status = status
         repeat.cause = cause
         repeat.ended = time.time()
-        self._count_same_failures(repeat)
+        self._same_failures.count(repeat)
         repeat.stop_clock()
-        self._save(repeat)
+        self._writer.save(repeat)
         if repeat.phase == "search":
             self._update_status(repeat)
             self._report_end(self._trial(repeat))
@@ -514,19 +485,6 @@ class Ledger:
         scores = [f"{name} {_short(last[name])}" for name in self.space.objectives if name in last]
         return " ".join(scores) or "no score"
 
-    def _count_same_failures(self, repeat: Repeat) -> None:
-        """Collect the trials in a row that fail with the same error, in this run of the sweep.
-
-        A training that diverges fails because of its recipe: it neither counts nor ends the row.
-        """
-        if repeat.status == "stopped" or repeat.cause.startswith(Diverged.__name__):
-            return
-        causes = set(self._same_failures.values())
-        if repeat.status != "failed" or causes - {repeat.cause}:
-            self._same_failures.clear()
-        if repeat.status == "failed":
-            self._same_failures[repeat.trial] = repeat.cause
-
     def _trial(self, repeat: Repeat) -> Trial:
         return next(trial for trial in self.trials if trial.number == repeat.trial)
 
@@ -535,7 +493,7 @@ class Ledger:
         trial = self._trial(repeat)
         if trial.status != _status(trial):
             trial.status = _status(trial)
-            self._write(partial(trial.save, self.folder))
+            self._writer.save_trial(trial)
 
     def _report_end(self, trial: Trial) -> None:
         """Tell Optuna how a trial has ended."""
@@ -552,19 +510,6 @@ class Ledger:
 
     def _scored(self, repeat: Repeat, kimg: float) -> bool:
         return all(math.isfinite(repeat.score(name, kimg)) for name in self.space.objectives)
-
-    def _save(self, work: Repeat | Preparation) -> None:
-        if isinstance(work, Preparation):
-            self._write(partial(work.save, self.folder.preparation(work.name)))
-        else:
-            self._write(partial(work.save, self.folder.repeat(work.trial, work.repeat)))
-
-    def _write(self, write: Callable[[], None]) -> None:
-        def write_if_storage_exists() -> None:
-            storage_loss.require_storage(self.folder.journal)
-            write()
-
-        store.retry_when_disk_full(write_if_storage_exists, self.say)
 
     def _label(self, repeat: Repeat) -> str:
         return self.folder.repeat(repeat.trial, repeat.repeat).label

@@ -5,9 +5,11 @@ With a score's logarithm where all scores are positive, and with the score itsel
     score of trial i with seed j = theta_i + noise,    noise ~ N(0, s^2),    theta_i ~ N(mu, (r s)^2)
 
 The noise s of the seeds is common to all trials, since two or three seeds do not determine a trial's own. The priors
-are weak and have no unit: flat in mu, 1/s in s, and half-Cauchy in r (Gelman 2006, "Prior distributions for variance
-parameters in hierarchical models"), so that trials differ by less than the noise as likely as by more. Given r all else
-is in closed form (Gelman et al., "Bayesian data analysis", 3rd ed., section 5.4); r is summed over a grid.
+are weak and have no unit: flat in mu, 1/s in s, and beta prime (1/2, 1/2) in r, so that trials differ by less than the
+noise as likely as by more. The usual half-Cauchy prior (Gelman 2006, "Prior distributions for variance parameters in
+hierarchical models") is the same of r^2. It leaves too little for leaders that are all but equal, as a good search has
+them: it is too sure which one is best (docs/search.md). Given r all else is in closed form (Gelman et al., "Bayesian
+data analysis", 3rd ed., section 5.4); r is summed over a grid.
 
 A trial's mean is drawn towards the mean of all, the more so the fewer seeds it has. That is why the same seeds may
 choose the best trial and report its score: given all scores, the posterior is the same whatever was chosen by them
@@ -31,8 +33,8 @@ MAX_LOG = 700.0
 """Of a score; beyond this its exponential is no number."""
 RATIOS = np.geomspace(1e-3, 1e6, 91)
 """Grid of r."""
-_LOG_PRIOR = np.log(RATIOS) - np.log1p(RATIOS**2)
-"""Of r, up to a constant: the half-Cauchy density, times r since the grid is even in its logarithm."""
+_LOG_PRIOR = np.log(RATIOS) / 2 - np.log1p(RATIOS)
+"""Of r, up to a constant: the density of beta prime (1/2, 1/2), times r since the grid is even in its logarithm."""
 
 
 @dataclass(frozen=True)

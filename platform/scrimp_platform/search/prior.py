@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from scrimp_platform.search import curve_model
-from scrimp_platform.search.curve_model import Scores
+from scrimp_platform.search.curve_model import Observations
 from scrimp_platform.search.encoding import Encoding
 from scrimp_spaces.space import Space
 
@@ -65,7 +65,7 @@ class _Places:
         quantiles = ndtri((np.arange(count) + 0.5) / count)
         one_rung = np.zeros(count, int)
         every = np.arange(count)
-        scores = Scores(points, self._encoding.columns, np.zeros(1), every, every, one_rung, quantiles)
+        scores = Observations(points, self._encoding.columns, np.zeros(1), every, every, one_rung, quantiles)
         self._model = curve_model.fitted(scores)
 
     def expected(self, shares: np.ndarray) -> np.ndarray:

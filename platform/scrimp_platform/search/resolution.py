@@ -23,7 +23,7 @@ class SeedNoise:
 
     share: float
     sweep: str
-    """The earlier sweep that tells it."""
+    """The earlier sweep in which it was measured."""
 
 
 def fresh_seeds(space: Space) -> int:
@@ -32,9 +32,10 @@ def fresh_seeds(space: Space) -> int:
 
 
 def smallest_gap(space: Space) -> float:
-    """Return the difference of two trials, in seed deviations, that four in five races tell; inf without fresh seeds.
+    """Return the smallest difference that four races in five detect, in standard deviations between seeds.
 
-    Two means over n seeds differ with a deviation of sqrt(2 / n), and count as different once that is likely to 0.95.
+    It is infinite without fresh seeds. The difference of two means over n seeds has a standard deviation of
+    sqrt(2 / n), and counts once it is 95% likely.
     """
     seeds = fresh_seeds(space)
     return (QUANTILE_SURE + QUANTILE_POWER) * math.sqrt(2 / seeds) if seeds else math.inf

@@ -5,7 +5,7 @@ from typing import Any
 
 import optuna
 
-from scrimp_spaces.space import Range
+from scrimp_spaces.ranges import Range
 
 
 def suggest(trial: optuna.trial.BaseTrial, path: str, span: Range) -> Any:

@@ -36,7 +36,7 @@ class Summary:
 
 
 @functools.cache
-def quantile(probability: float, freedom: int) -> float:
+def student_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t distribution."""
     # scipy.stats takes 1.5 s to import; scipy.special has the same function.
     from scipy.special import stdtrit
@@ -51,7 +51,7 @@ def summarize(values: Sequence[float]) -> Summary:
     if n < 2:
         return Summary(n, mean, math.nan, math.nan, math.nan)
     std = statistics.stdev(values)
-    half = quantile((1 + CONFIDENCE) / 2, n - 1) * std / math.sqrt(n)
+    half = student_quantile((1 + CONFIDENCE) / 2, n - 1) * std / math.sqrt(n)
     return Summary(n, mean, std, mean - half, mean + half)
 
 

@@ -24,16 +24,8 @@ from ray.tune.stopper import Stopper
 from scrimp_platform import cluster, interrupt
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.records import Preparation, Repeat
+from scrimp_platform.worker import COST, FAILURE, NODE, NON_RETRYABLE, NOTE, ROW, WORKING
 from scrimp_trainers.common import heartbeat
-
-# Keys of what a Tune function reports (see worker.py).
-ROW = "row"
-FAILURE = "failure"
-NON_RETRYABLE = "final"
-NOTE = "note"
-NODE = "node"
-WORKING = "working"
-COST = "cost"
 
 Decision = TypeVar("Decision")
 

@@ -81,7 +81,7 @@ def judge(trials: Sequence[Trial], space: Space) -> Verdict | None:
     recommended = numbers[by_mean[0]]
     if space.prefer == "cheapest" and len(space.objectives) == 1 and first.freedom:
         as_good = [numbers[place] for place in tied if first.excess(place, by_mean[0]) <= MARGIN]
-        recommended = cheapest({number: cost(counted[number], kimg) for number in as_good})[0]
+        recommended = cheapest({number: repeat_cost(counted[number], kimg) for number in as_good})[0]
 
     if len(space.objectives) == 1:
         best = first.near_best(0.0)
@@ -117,7 +117,7 @@ def cheapest(costs: Mapping[int, Cost]) -> list[int]:
     return [number for number, own in candidates.items() if own.parameters == min(sizes)]
 
 
-def cost(repeats: Sequence[Repeat], kimg: float) -> Cost:
+def repeat_cost(repeats: Sequence[Repeat], kimg: float) -> Cost:
     """Return what one of these repeats costs, up to this rung and with all of the reference and proxy it needs.
 
     The hours are the median: one repeat on a machine that was busy with something else changes nothing.

@@ -7,7 +7,6 @@ artifact folder is served or written, whatever an experiment or a symbolic link 
 
 import base64
 import binascii
-import fcntl
 import hmac
 import os
 import signal
@@ -25,6 +24,7 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from scrimp_platform.tracking.mlflow_server import PASSWORD_FILE, USER_NAME
+from scrimp_trainers.common.files import try_lock
 
 USERS_LOCK = "users.lock"
 CHECK_INTERVAL_S = 5.0
@@ -125,13 +125,9 @@ def stop_when_unused(folder: Path) -> None:
     This also ends a server whose users were killed.
     """
     with (folder / USERS_LOCK).open("a") as users_lock:
-        while True:
+        time.sleep(CHECK_INTERVAL_S)
+        while not try_lock(users_lock):
             time.sleep(CHECK_INTERVAL_S)
-            try:
-                fcntl.flock(users_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                continue
 
         # A new user waits for the lock, and thus for the end of this process.
         os.killpg(os.getpgrp(), signal.SIGTERM)

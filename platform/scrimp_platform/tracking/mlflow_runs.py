@@ -67,7 +67,7 @@ class Run:
 
 
 @dataclass
-class Batch:
+class LogBatch:
     """Values for one request, or for the part of one."""
 
     metrics: Sequence["Metric"] = ()
@@ -77,14 +77,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.metrics) + len(self.params) + len(self.tags)
 
-    def halves(self) -> tuple["Batch", "Batch"]:
+    def halves(self) -> tuple["LogBatch", "LogBatch"]:
         """Split the values in two parts, in the order metrics, parameters, tags; the first one may be one larger."""
         middle = (len(self) + 1) // 2
         metrics_end = min(middle, len(self.metrics))
         params_end = min(middle - metrics_end, len(self.params))
         tags_end = middle - metrics_end - params_end
-        first = Batch(self.metrics[:metrics_end], self.params[:params_end], self.tags[:tags_end])
-        second = Batch(self.metrics[metrics_end:], self.params[params_end:], self.tags[tags_end:])
+        first = LogBatch(self.metrics[:metrics_end], self.params[:params_end], self.tags[:tags_end])
+        second = LogBatch(self.metrics[metrics_end:], self.params[params_end:], self.tags[tags_end:])
         return first, second
 
 
@@ -149,7 +149,7 @@ class SweepRuns:
 
         time_ms = _milliseconds(ended or time.time())
         if new_params or new_tags or new_metrics:
-            batch = Batch(
+            batch = LogBatch(
                 [Metric(name, value, time_ms, step) for name, value in new_metrics.items()],
                 [Param(name, value) for name, value in new_params.items()],
                 [RunTag(name, value) for name, value in new_tags.items()],
@@ -174,7 +174,7 @@ class SweepRuns:
         lines_per_request = max(1, METRICS_PER_REQUEST // widest)
         for part in _chunks(new_lines, lines_per_request):
             metrics = [metric for line in part for metric in line_metrics(line, run.start)]
-            self._send(run, Batch(metrics))
+            self._send(run, LogBatch(metrics))
             run.curve[:] = line_position(part[-1])
             self._save_soon()
 
@@ -199,7 +199,7 @@ class SweepRuns:
             store.write_json(self._progress_file, self._progress)
             self._saved = True
 
-    def _send(self, run: Run, batch: Batch) -> None:
+    def _send(self, run: Run, batch: LogBatch) -> None:
         """Send values in as many requests as MLflow's limits require."""
         parts = itertools.zip_longest(
             _chunks(batch.metrics, METRICS_PER_REQUEST),
@@ -208,9 +208,9 @@ class SweepRuns:
             fillvalue=(),
         )
         for metrics, params, tags in parts:
-            self._send_request(run, Batch(metrics, params, tags))
+            self._send_request(run, LogBatch(metrics, params, tags))
 
-    def _send_request(self, run: Run, batch: Batch) -> None:
+    def _send_request(self, run: Run, batch: LogBatch) -> None:
         """Send values in one request. If the server refuses it as invalid, send its halves.
 
         So the valid values arrive, and an invalid one is recorded in `refused` and never sent again.

@@ -9,7 +9,6 @@ The server requires a password (mlflow_app.py). It is created once, in a file th
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
@@ -30,6 +29,7 @@ from scrimp_platform import store
 from scrimp_platform.store import Storage
 from scrimp_platform.tracking import mlflow_database
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import try_lock, wait_for_lock
 
 USER_NAME = "scrimp"
 PASSWORD_FILE = "password"  # noqa: S105 -- the name of a file
@@ -125,9 +125,7 @@ class Server:
         if self._users_lock.closed:
             return
         with self._users_lock:
-            try:
-                fcntl.flock(self._users_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # others use the server
+            if not try_lock(self._users_lock):  # others use the server
                 return
 
             if not self.folder.is_dir():  # the storage is gone
@@ -158,7 +156,7 @@ def join_or_start(storage: Storage) -> Server:
 
     # With the shared lock held first, no other process stops the server from now on.
     users_lock = (folder / "users.lock").open("a")
-    fcntl.flock(users_lock, fcntl.LOCK_SH)
+    wait_for_lock(users_lock, shared=True)
     process = None
     with store.exclusive(folder / "start.lock", f"MLflow server of {folder}", STEP_TIMEOUT_S):
         if not _is_alive(folder):
@@ -270,7 +268,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
     facts = {"host": os.uname().nodename, "port": port}
     with reservation, (folder / "server.lock").open("a") as lock, (folder / "server.log").open("w") as log:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_for_lock(lock)
         store.write_json(folder / "server.json", facts)
         process = subprocess.Popen(
             command,
@@ -305,11 +303,7 @@ def _reserve_port() -> tuple[int, socket.socket]:
 
 def _is_alive(folder: Path) -> bool:
     with (folder / "server.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(lock, shared=True)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

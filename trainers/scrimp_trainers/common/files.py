@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from scrimp_trainers.common.errors import DiskFull, UserError
 
@@ -52,6 +53,24 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file. A pipe is refused, as reading one would wait for its writer.
+
+    Raises
+    ------
+    OSError
+        If it is no regular file, or cannot be read.
+    """
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error means that a disk is full, a quota used up, or a file system read-only."""
     if isinstance(error, OSError):
@@ -59,6 +78,23 @@ def is_disk_full(error: BaseException) -> bool:
 
     number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has it in the message only
     return number is not None and int(number[1]) in DISK_FULL_ERRNOS
+
+
+def try_lock(file: int | IO[str], shared: bool = False) -> bool:
+    """Lock an open file unless another process has; return whether that worked.
+
+    The lock lasts until the file is closed or the process ends. Several processes may have a `shared` one together.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(file: IO[str], shared: bool = False) -> None:
+    """Lock an open file as `try_lock` does, once no other process has."""
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
@@ -72,7 +108,7 @@ def locked(path: Path) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
             file = stack.enter_context(path.with_name(f".{path.name}.lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for_lock(file)
             is_locked = True
         yield is_locked
 
@@ -104,7 +140,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         os.fsync(lock)
         part.rename(out)
         with contextlib.suppress(OSError):  # some network file systems do not sync folders
-            _sync(out.parent)
+            sync_to_disk(out.parent)
     except BaseException as error:
         if not isinstance(error, _InUseError):
             shutil.rmtree(part, ignore_errors=True)
@@ -127,12 +163,11 @@ class _InUseError(UserError):
 
 def _claim(lock: int, part: Path, out: Path) -> None:
     """Lock the folder `part` and empty it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _InUseError(f"{out}: another process is making it now") from None
-    except OSError:  # a network file system without locks
-        pass
+    is_free = True
+    with contextlib.suppress(OSError):  # a network file system without locks
+        is_free = try_lock(lock)
+    if not is_free:
+        raise _InUseError(f"{out}: another process is making it now")
 
     locked_inode = os.fstat(lock).st_ino
     if not part.exists() or part.stat().st_ino != locked_inode:  # its maker has renamed it in the meantime
@@ -147,8 +182,9 @@ def _claim(lock: int, part: Path, out: Path) -> None:
             entry.unlink()
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file's content, or what was created and renamed in a folder, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

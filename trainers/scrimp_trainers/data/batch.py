@@ -74,9 +74,14 @@ def alike_in_length(
     end = begin + (len(order) - begin) // batch_size * batch_size
     for start in range(begin, end, WINDOW * batch_size):
         window = order[start : min(start + WINDOW * batch_size, end)]
-        by_length = window[np.argsort(lengths[window], kind="stable")].reshape(-1, batch_size)
-        window[:] = random.permutation(by_length).ravel()
+        window[:] = window[window_order(lengths[window], batch_size, random)]
     return order
+
+
+def window_order(lengths: np.ndarray, batch_size: int, random: np.random.Generator) -> np.ndarray:
+    """Return an order of items of these lengths, int64 [k * batch_size]: k batches of about one length each, mixed."""
+    by_length = np.argsort(lengths, kind="stable").reshape(-1, batch_size)
+    return random.permutation(by_length).ravel()
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

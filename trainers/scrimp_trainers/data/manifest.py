@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import read_regular
 from scrimp_trainers.recipe.recipe import explain
 
 MANIFEST_FILE = "dataset.json"
@@ -50,7 +51,7 @@ class Split(ManifestModel):
     """Its shards, in order."""
 
 
-class Classifier(ManifestModel):
+class ClassifierRecord(ManifestModel):
     """The small CNN trained on the labels, a feature extractor for scores."""
 
     file: str = Field(pattern=FILE_NAME)
@@ -69,7 +70,7 @@ class Classifier(ManifestModel):
     """Seed of its training."""
 
 
-class Summary(ManifestModel):
+class SourceSummary(ManifestModel):
     """What `scrimp prepare` read from its sources."""
 
     images: int = 0
@@ -125,9 +126,9 @@ class Manifest(ManifestModel):
     """Training images, held-out images (never trained on), and the reference set if it is another one."""
     reference: Literal["train", "reference"]
     """The split that scores compare with: LD-Diffusion's case 2 (train) or case 1 (the full set it came from)."""
-    classifier: Classifier | None = None
+    classifier: ClassifierRecord | None = None
     """The dataset's own feature extractor, if one was trained."""
-    summary: Summary = Summary()
+    summary: SourceSummary = SourceSummary()
     """What `scrimp prepare` read from the sources."""
     provenance: dict[str, str | int | float | bool | None]
     """Source and options from which the dataset was made."""
@@ -159,7 +160,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST_FILE
     try:
-        manifest = Manifest.model_validate_json(file.read_bytes())
+        manifest = Manifest.model_validate_json(read_regular(file))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder}: not a dataset (no {MANIFEST_FILE}); make one with `scrimp prepare SOURCE {folder}`"

@@ -42,7 +42,8 @@ class Options:
     skip_bad: bool = False
     """Leave out images that cannot be used, instead of failing."""
     labels: str | None = None
-    """Where classes come from: `none`, `folder`, or a file that lists them; None: detect it."""
+    """Where classes come from: `none`, `folder`, `strokes` (how many a pen drawing has), or a file with them; None
+    detects it."""
     classes: str | None = None
     """A file that lists the classes to take, one a line; None for all."""
     flat: bool = False

@@ -13,10 +13,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.common.files import explain_disk_full
 from scrimp_trainers.data.drawing import MOST_POINTS, UnusableDrawingError, to_item
-from scrimp_trainers.data.manifest import CAPTIONED, SplitName
+from scrimp_trainers.data.manifest import CAPTIONED, MAX_SIZE, SplitName
 from scrimp_trainers.data.modalities.images import channels_first
 from scrimp_trainers.data.modalities.modality import Modality, open_modality
 from scrimp_trainers.data.modalities.strokes import SIDE, Strokes
@@ -24,7 +24,7 @@ from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.pixels import Conversion, crop_and_resize, exceeds_8_bits, to_8_bit
 from scrimp_trainers.data.sources.source import Source
 
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 T = TypeVar("T")
 
 BLOCK = 64
@@ -123,7 +123,7 @@ class _ColourError(Exception):
 
 
 def read_images(
-    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: ReportProgress | None
 ) -> dict[SplitName, UsableImages]:
     """Read all images at their final size.
 
@@ -152,7 +152,7 @@ def read_images(
 
 
 def _read_all_images(
-    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: ReportProgress | None
 ) -> dict[SplitName, UsableImages]:
     size = options.size or _common_size(sources["train"], options)
     try:
@@ -162,7 +162,7 @@ def _read_all_images(
 
 
 def _read_all_drawings(
-    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: Progress | None
+    sources: dict[SplitName, Source], scratch: Path, options: Options, progress: ReportProgress | None
 ) -> dict[SplitName, UsableImages]:
     """Read all drawings. Those that have no line, or too many points or strokes, are left out and counted."""
     total = sum(source.count for source in sources.values())
@@ -180,7 +180,7 @@ def _read_all_drawings(
             except UnusableDrawingError as reason:
                 left_out[str(reason)] += 1
             except UserError as error:
-                where = source.where(i)
+                where = printable(source.where(i))
                 unusable.append(UnusableImage(where, str(error).removeprefix(f"{where}: ")))
             done += 1
             if progress is not None:
@@ -224,7 +224,7 @@ def _read_all(
     size: int,
     channels: Literal[1, 3],
     options: Options,
-    progress: Progress | None,
+    progress: ReportProgress | None,
 ) -> dict[SplitName, UsableImages]:
     """Read all images in grey or in colour."""
     total = sum(source.count for source in sources.values())
@@ -285,7 +285,7 @@ def _read_image(
     source: Source, i: int, size: int, channels: int, resize: bool, conversion: Conversion
 ) -> _UsableImage | UnusableImage:
     """Decode, crop and resize one image, or return why it cannot be used."""
-    where = source.where(i)
+    where = printable(source.where(i))
     if source.captions is not None and source.captions[i] is None:
         return UnusableImage(where, "has no caption, unlike others; --captions none leaves all captions out")
     try:
@@ -305,7 +305,13 @@ def _read_image(
 
 
 def _common_size(source: Source, options: Options) -> int:
-    """Return the size of the first usable image. If no size is given, all images must have it."""
+    """Return the size of the first usable image. If no size is given, all images must have it.
+
+    Raises
+    ------
+    UserError
+        If it is larger than a dataset's images may be.
+    """
     conversion = Conversion(options.depth16 == "scale", options.background)
     for i in range(source.count):
         where = source.where(i)
@@ -313,7 +319,10 @@ def _common_size(source: Source, options: Options) -> int:
             image = to_8_bit(source.load(i), where, conversion)
         except UserError:
             continue  # unusable images are listed together later
-        return crop_and_resize(image, None, where).width
+        size = crop_and_resize(image, None, where).width
+        if size > MAX_SIZE:
+            raise UserError(f"{where}: is {size:,} pixels wide, more than {MAX_SIZE:,}; give a --size to resize to")
+        return size
     return 1
 
 

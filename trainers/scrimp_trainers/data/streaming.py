@@ -2,7 +2,8 @@
 
 An epoch is a seeded order of the shards, read as one sequence of images. The sequence is split into equal ranges, one
 for each loader process of each rank, called its consumer. So any number of shards works with any number of ranks and
-processes, and no image is drawn twice in an epoch. Each process shuffles its range before anything is decoded.
+processes, and no image is drawn twice in an epoch. Each process shuffles its range before anything is decoded. Items of
+several lengths are then moved so that those of a batch have about the same length; that of the file stands for it.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.batch import Batch, draw_epoch
+from scrimp_trainers.data.batch import WINDOW, Batch, draw_epoch, window_order
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import Shard
 from scrimp_trainers.data.modalities.modality import mirrored
@@ -156,7 +157,25 @@ class _Consumer(IterableDataset[Any]):
                 passed += len(kept)
 
         generator = random.Random(f"{self.seed} {epoch} {consumer}")
-        return iter(webdataset.filters.shuffle(SHUFFLE, initial=SHUFFLE, rng=generator)(in_order()))
+        shuffled = iter(webdataset.filters.shuffle(SHUFFLE, initial=SHUFFLE, rng=generator)(in_order()))
+        if self.dataset.manifest.lengths is None:
+            return shuffled
+        return self._alike_in_length(shuffled, epoch, consumer, consumers)
+
+    def _alike_in_length(
+        self, images: Iterator[_EncodedImage], epoch: int, consumer: int, consumers: int
+    ) -> Iterator[_EncodedImage]:
+        """Move an epoch's items so that those of a batch have about one length, as `batch.alike_in_length` does."""
+        suffix = self.dataset.modality.suffix
+        generator = np.random.default_rng((self.seed, epoch, 2, consumer))
+
+        # The first ones complete a batch that the epoch before has begun.
+        yield from itertools.islice(images, -images_read(self.count, consumer, consumers, epoch) % self.size)
+        while window := list(itertools.islice(images, WINDOW * self.size)):
+            whole = len(window) // self.size * self.size
+            lengths = np.array([len(image.sample[suffix]) for image in window[:whole]])
+            yield from (window[number] for number in window_order(lengths, self.size, generator))
+            yield from window[whole:]
 
     def _read(self, shard: Shard, positions: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the samples at these ascending positions of a shard, each with its position."""

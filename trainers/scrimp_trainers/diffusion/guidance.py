@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.diffusion.process import over_images
-from scrimp_trainers.recipe.diffusion import Chain, Diffusion
+from scrimp_trainers.recipe.diffusion import Diffusion
 from scrimp_trainers.recipe.samplers import Sampler
 
 
@@ -34,7 +34,7 @@ def scale_at(sampler: Sampler, process: Diffusion, levels: Tensor) -> float | Te
     With a power p it follows MDT's power-cosine (Gao et al. 2023), which begins at 1 where there is only noise: at step
     t of a chain of T it is 1 + (guidance - 1) (1 - cos(pi (1 - t / T)^p)) / 2.
     """
-    if sampler.guidance_power is None or not isinstance(process, Chain):
+    if sampler.guidance_power is None or process.most_steps is None:
         return sampler.guidance
-    share = (1 - torch.cos(math.pi * (1 - levels / process.timesteps) ** sampler.guidance_power)) / 2
+    share = (1 - torch.cos(math.pi * (1 - levels / process.most_steps) ** sampler.guidance_power)) / 2
     return 1 + (sampler.guidance - 1) * share

@@ -84,14 +84,20 @@ def train_classifier(
     """
     if classes < 2:
         raise UserError("a classifier needs at least two classes; prepare the dataset without one")
-    pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
+
+    pixels = torch.from_numpy(images)
+    targets = torch.from_numpy(labels)
     held = torch.from_numpy(holdout_images), torch.from_numpy(holdout_labels)
     generator = torch.Generator().manual_seed(seed)
     if len(held[0]) == 0:
         order = torch.randperm(len(pixels), generator=generator)
-        back, kept = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]
+        tenth = max(1, len(order) // 10)
+        back = order[:tenth]
+        kept = order[tenth:]
         held = pixels[back], targets[back]
-        pixels, targets = pixels[kept], targets[kept]
+        pixels = pixels[kept]
+        targets = targets[kept]
+
     with _reproducible(seed):
         network = Classifier(images.shape[1], images.shape[2], classes)
         _fit(network, pixels, targets, generator)
@@ -121,7 +127,8 @@ def _fit(network: Classifier, images: Tensor, labels: Tensor, generator: torch.G
     for _ in range(steps):
         if len(order) < batch:
             order = torch.randperm(len(images), generator=generator)
-        chosen, order = order[:batch], order[batch:]
+        chosen = order[:batch]
+        order = order[batch:]
         loss = F.cross_entropy(network(images[chosen])[1], labels[chosen])
         optimizer.zero_grad()
         loss.backward()

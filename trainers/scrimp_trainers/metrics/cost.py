@@ -54,10 +54,12 @@ def layer_flops(network: nn.Module, *inputs: Tensor | Conditions) -> dict[str, i
     sizes = Counter[str]()
     for name, module in modules.items():
         sizes[module] += weights[name].numel()
-    return {
-        name: sum(counts[module].values()) * weights[name].numel() // sizes[module] if module in counts else 0
-        for name, module in modules.items()
-    }
+
+    flops = {}
+    for name, module in modules.items():
+        module_flops = sum(counts[module].values()) if module in counts else 0
+        flops[name] = module_flops * weights[name].numel() // sizes[module]
+    return flops
 
 
 def sparse_flops(flops: int, layers: Mapping[str, int], densities: Mapping[str, float]) -> int:

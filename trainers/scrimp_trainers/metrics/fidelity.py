@@ -130,9 +130,10 @@ def frechet_of_sets(features: Tensor, reference: Tensor) -> float:
     With X and Y the centred features over sqrt(n - 1) and sqrt(m - 1), the trace of sqrt(S1 S2) is the sum of the
     singular values of X Y^T, or of the R factors of the two: of matrices as small as the smallest of n, m and d.
     """
-    (mean, one), (other_mean, other) = _centred(features), _centred(reference)
-    trace = torch.linalg.svdvals(_factor(one) @ _factor(other).T).sum()
-    distance = (mean - other_mean).square().sum() + one.square().sum() + other.square().sum() - 2 * trace
+    mean, x = _centred(features)
+    other_mean, y = _centred(reference)
+    trace = torch.linalg.svdvals(_factor(x) @ _factor(y).T).sum()
+    distance = (mean - other_mean).square().sum() + x.square().sum() + y.square().sum() - 2 * trace
     return float(distance)
 
 

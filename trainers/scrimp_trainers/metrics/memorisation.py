@@ -21,11 +21,9 @@ from scrimp_trainers.recipe.scoring import Extractor
 
 COPIED = 1 / 3
 """Ratio of the pixel distances to the first and second neighbour below which a sample is a copy."""
-SIMILAR = {"vitg14": 0.9, "dinov2": 0.9}
-"""Thresholds on the cosine similarity: that of Shah et al. (2025) for their network, and our choice for a smaller one
-of its family. In others' features unlike images are alike as well: Inception's pooled ones are never negative."""
 QUANTILE = 0.99
-"""Where the threshold lies among the similarities of held-out images, if there is no fixed one."""
+"""Where the threshold lies among the similarities of held-out images, if the extractor states none. In the features of
+most, unlike images are alike as well: Inception's pooled ones are never negative."""
 CHUNK = 2**26
 """Numbers that are held at once (256 MiB)."""
 CANDIDATES = 4
@@ -97,11 +95,16 @@ def pixel_ratio(images: Tensor, training: Tensor) -> Tensor:
             # |q - k|^2 without |q|^2, which is the same for every key.
             distance = keys.square().sum(dim=1) - 2 * _flat(images[rows]) @ keys.T
             near, chosen = distance.topk(min(few, len(keys)), dim=1, largest=False)
-            near, chosen = torch.cat([best[rows], near], 1), torch.cat([position[rows], chosen + start], 1)
+
+            # The nearest of those so far and of these keys.
+            near = torch.cat([best[rows], near], dim=1)
+            chosen = torch.cat([position[rows], chosen + start], dim=1)
             best[rows], kept = near.topk(few, dim=1, largest=False)
             position[rows] = chosen.gather(1, kept)
+
     parts = zip(images.split(size), position.split(size), strict=True)
-    first, second = torch.cat([_exact(part, training, found) for part, found in parts])[:, :2].unbind(dim=1)
+    distances = torch.cat([_exact(part, training, candidates) for part, candidates in parts])
+    first, second = distances[:, :2].unbind(dim=1)
     return first / second
 
 

@@ -14,19 +14,16 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.metrics import families
+from scrimp_trainers.metrics.extractors.extractor import facts
 from scrimp_trainers.recipe.scoring import SMALLEST, Builtin, Extractor, Scoring
-
-INCEPTION_NAMES = {"fd": "fid", "kd": "kid"}
-"""What scores are called over Inception-v3; there the others have no suffix."""
-HAVE_LOGITS = ("inception", "classifier")
-"""Extractors that also give class logits, without which there is no inception score."""
 
 
 def named(score: str, extractor: Extractor) -> str:
     """Name a score over an extractor: `fd` is `fid` over inception, `fd_dinov2` over dinov2."""
-    if extractor == "inception":
+    own = facts(extractor).score_names
+    if own is not None:
         quantity, *rest = score.split("_")
-        return "_".join([INCEPTION_NAMES.get(quantity, quantity), *rest])
+        return "_".join([own.get(quantity, quantity), *rest])
     score, is_deviation, _ = score.partition("_std")
     suffix = extractor.replace(":", "_")  # of a user's own, my_parts:Edges
     return f"{score}_{suffix}{is_deviation}"
@@ -35,7 +32,7 @@ def named(score: str, extractor: Extractor) -> str:
 def fidelity_names(extractor: Extractor) -> list[str]:
     """Names of the scores against the reference set that this extractor always gives."""
     scores = ["fd", "kd", "kd_std", "isc", "precision", "recall"]
-    if extractor not in HAVE_LOGITS:
+    if not facts(extractor).logits:
         scores.remove("isc")
     return [named(score, extractor) for score in scores]
 
@@ -57,7 +54,7 @@ def memorisation_names(extractor: Extractor) -> list[str]:
 
     Those of `vitg14`, which are a paper's, bear its name; of the others the first is ours.
     """
-    suffix = "_vitg14" if extractor == "vitg14" else ""
+    suffix = f"_{extractor}" if facts(extractor).names_memorisation else ""
     return [f"memorized_fraction{suffix}", f"similarity_mean{suffix}", PIXELS]
 
 
@@ -135,13 +132,13 @@ def class_mean(scoring: Scoring) -> list[str]:
 
 
 def class_wise(scoring: Scoring, manifest: Manifest) -> bool:
-    """Tell whether a model that is told classes can be scored by class: each needs `CLASS_SMALLEST` images."""
+    """Whether a class-conditional model can be scored by class: each class needs `CLASS_SMALLEST` images."""
     counts = manifest.splits[manifest.reference].per_class or []
     samples = scoring.samples // len(counts) if counts else 0
     return min([samples, *counts]) >= CLASS_SMALLEST
 
 
-def check(scoring: Scoring, manifest: Manifest) -> None:
+def check_scoring(scoring: Scoring, manifest: Manifest) -> None:
     """Refuse scores that this dataset cannot have.
 
     Raises
@@ -150,18 +147,18 @@ def check(scoring: Scoring, manifest: Manifest) -> None:
         If it has no classifier although one is asked for, or too few images to compare with.
     """
     for other in scoring.further:
-        check(other, manifest)
+        check_scoring(other, manifest)
 
-    if scoring.extractor == "classifier":
+    if facts(scoring.extractor).needs_classifier:
         if manifest.classifier is None:
             raise UserError(
-                f"extractor classifier: dataset {manifest.name} has none, because it has no labels or was prepared "
-                "without one; prepare it again with labels, or use inception"
+                f"extractor {scoring.extractor}: dataset {manifest.name} has none, because it has no labels or was "
+                "prepared without one; prepare it again with labels, or use inception"
             )
         if not manifest.classifier.usable:
             raise UserError(
-                f"extractor classifier: that of dataset {manifest.name} is no better than always naming the largest "
-                "class; use inception, or prepare the dataset with --classifier to use it all the same"
+                f"extractor {scoring.extractor}: that of dataset {manifest.name} is no better than always naming the "
+                "largest class; use inception, or prepare the dataset with --classifier to use it all the same"
             )
         if scoring.weights is not None:
             raise UserError(f"weights {scoring.weights}: the classifier is the dataset's own; leave `weights` out")
@@ -185,7 +182,7 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
     Parameters
     ----------
     conditional
-        Whether the model is told classes.
+        Whether the model is class-conditional.
 
     Raises
     ------
@@ -196,7 +193,7 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
     if name is None:
         return
     if not conditional:
-        raise UserError(f"{name}: needs a model that is told classes; set conditioning.classes")
+        raise UserError(f"{name}: needs a class-conditional model; set conditioning.classes")
     if not class_wise(scoring, manifest):
         classes = len(manifest.classes or [])
         raise UserError(

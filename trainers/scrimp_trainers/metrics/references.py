@@ -17,7 +17,7 @@ from torch import Tensor
 from scrimp_trainers.common.files import atomic_file
 from scrimp_trainers.data.manifest import Manifest, SplitName
 from scrimp_trainers.data.modalities.modality import renderer
-from scrimp_trainers.metrics.extractors import FeatureExtractor
+from scrimp_trainers.metrics.features import FeatureExtractor
 
 Tensors = dict[str, Tensor]
 

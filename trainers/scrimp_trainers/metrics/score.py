@@ -18,9 +18,10 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
 from scrimp_trainers.data.modalities.modality import renderer, statistics_of
 from scrimp_trainers.metrics import fidelity, memorisation, references
-from scrimp_trainers.metrics.extractors import open_extractor
+from scrimp_trainers.metrics.extractors.extractor import facts
+from scrimp_trainers.metrics.features import open_extractor
 from scrimp_trainers.metrics.fidelity import Compared
-from scrimp_trainers.metrics.names import CLASS_SMALLEST, check, class_wise, family, in_full
+from scrimp_trainers.metrics.names import CLASS_SMALLEST, check_scoring, class_wise, family, in_full
 from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
 
 OF_ALL = ("samples", "reference", "reference_samples", "renderer", EXTRACTOR)
@@ -64,8 +65,10 @@ class Scorer:
     def __init__(
         self, dataset: Dataset, scoring: Scoring, device: torch.device | str, rank: int = 0, world: int = 1
     ) -> None:
-        check(scoring, dataset.manifest)
-        self.dataset, self.scoring, self.world = dataset, scoring, world
+        check_scoring(scoring, dataset.manifest)
+        self.dataset = dataset
+        self.scoring = scoring
+        self.world = world
         self.device = torch.device(device)
         with rank_0_first(rank, world):
             self._look_at_the_dataset()
@@ -79,7 +82,7 @@ class Scorer:
         samples
             uint8 [b, C, H, W], at least one image a rank. Sample i of the whole is rank `i % world`'s.
         classes
-            Number of classes that the model was told, those of `Classes.for_samples`. 0 for none.
+            Number of classes that the samples were conditioned on, as `Classes.for_samples` assigns them; 0 for none.
         statistics
             What `sampling.rendered` has collected once it has yielded all samples, [b, k] of each batch.
 
@@ -104,19 +107,27 @@ class Scorer:
 
     def _score(self, images: Tensor, classes: int, statistics: Tensor) -> Scores:
         """Score this rank's images with the first extractor. `statistics` are [b, k], k may be 0."""
+        # Compare this rank's images with the training set.
         features, logits = self._extract(images)
         similarity, position = memorisation.nearest(features, self.training_features)
         ratio = memorisation.pixel_ratio(images, self.training)
+
+        # Gather the rows of all ranks, each with all that is known of an image.
         columns = [features, similarity[:, None], ratio[:, None].float(), statistics]
         columns += [] if logits is None else [logits]
         rows = gather(torch.cat(columns, dim=1), self.world)
         if len(rows) < SMALLEST:
             raise UserError(f"{len(rows)} samples are too few to score; {SMALLEST} are needed")
+
         width = features.shape[1]
-        features, similarity, ratio = rows[:, :width], rows[:, width], rows[:, width + 1]
         first_logit = width + 2 + statistics.shape[1]
+        features = rows[:, :width]
+        similarity = rows[:, width]
+        ratio = rows[:, width + 1]
         statistics = rows[:, width + 2 : first_logit]
         logits = None if logits is None else rows[:, first_logit:].cpu()
+
+        # Score.
         compared = Compared(
             self.extractor.name,
             features,
@@ -140,33 +151,41 @@ class Scorer:
             "reference": self.dataset.manifest.reference,
             "reference_samples": float(len(self.reference)),
         }
+
         if renderer(self.dataset.manifest):
             values["renderer"] = renderer(self.dataset.manifest)
         for kind in self.scoring.also:
             values |= family(kind).scores(compared)
+
         shown = min(self.scoring.neighbours, len(images))
         return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
 
     def _look_at_the_dataset(self) -> None:
         """Compute what does not depend on the samples, or read it from the dataset's cache."""
-        dataset, scoring = self.dataset, self.scoring
+        dataset = self.dataset
+        scoring = self.scoring
         self.extractor = open_extractor(scoring, dataset.folder, dataset.manifest, self.device)
         images = torch.from_numpy(dataset.images("train")[0])
         features = self._features("train", images)
+
+        # What samples are compared with.
         own = dataset.manifest.reference == "train"
         self.reference = features if own else self._features("reference")
         self.known = self._statistics(self.reference)
         self.reference_statistics = self._reference_statistics()
         labels = dataset.entries(dataset.manifest.reference)[1] if class_wise(scoring, dataset.manifest) else None
         self.labels = None if labels is None else torch.from_numpy(labels).to(self.device)
+
+        # What samples may be copies of.
         kept = torch.from_numpy(memorisation.distinct(images.numpy()))
-        self.training, self.training_features = images[kept], features[kept.to(self.device)]
+        self.training = images[kept]
+        self.training_features = features[kept.to(self.device)]
         if len(kept) < 2:
             raise UserError(f"{dataset.folder}: all training images are the same; memorisation cannot be measured")
         self.threshold, self.control = self._control()
 
     def _class_scores(self, features: Tensor, classes: int) -> dict[str, float]:
-        """Score within the classes, if the model was told those of this dataset and there are enough images of each."""
+        """Score within the classes, if the samples have those of this dataset and there are enough images of each."""
         known = len(self.dataset.manifest.classes or [])
         if self.labels is None or classes != known or len(features) < CLASS_SMALLEST * classes:
             return {}
@@ -209,7 +228,7 @@ class Scorer:
         """Settle the threshold, and score as many held-out images as there are samples."""
         fixed = self.scoring.threshold
         if fixed is None:
-            fixed = memorisation.SIMILAR.get(self.extractor.name)
+            fixed = facts(self.extractor.name).similar
         self.holdout = None
         if "holdout" not in self.dataset.manifest.splits:
             if fixed is None:

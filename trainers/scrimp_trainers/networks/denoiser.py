@@ -1,4 +1,4 @@
-"""What every denoising network is to the rest: a module that is told a noise level and conditions."""
+"""What the rest needs of a denoising network: a module that takes noisy items, noise levels and conditions."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +29,14 @@ class Denoiser(nn.Module):
     shape: torch.Size
     """Shape [C, H, W] of an image."""
     classes: int
-    """Number of classes that the network can be told, 0 for none."""
+    """Number of classes that the network can be conditioned on, 0 for none."""
     lengths: Tensor | None
     """int64 [size + 1], how many items of each length it was trained on, a buffer; samples have lengths drawn from
     them. None for items of one size."""
     text: tuple[int, int] | None = None
     """Tokens of a caption, and numbers of a token, that it is told; None if it is not told captions."""
     coordinates: bool = False
-    """Whether it is told which part of the whole image it sees."""
+    """Whether it takes coordinates: which part of the whole image it sees."""
     tokens: int = 0
     """Tokens of an image, of which a pass may be shown a part (`Conditions.kept`); 0 if it is always shown all."""
     variances: bool = False

@@ -32,7 +32,7 @@ class DiT(Denoiser):
     def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Return the raw output [B, C, H, W] for images [B, C, H, W] and what stands for their noise levels [B].
 
-        Labels that are not told are hidden.
+        Without labels they are hidden.
         """
         labels = conditions.labels
         if labels is None:

@@ -1,6 +1,7 @@
 """ChiroDiff's network: a bidirectional GRU along the points of a drawing (Das et al. 2023).
 
-It sees each point's position and the step that leads there, whichever of the two x is: the other follows from it.
+It sees each point's position and the step that leads there, whichever of the two x is: the other follows from it. The
+class of a drawing, which ChiroDiff does not take, enters beside the time.
 """
 
 import math
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from scrimp_trainers.codecs.strokes import steps
-from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import networks
@@ -23,23 +23,29 @@ TIME_SCALE = 4.0
 
 
 CODE = """class Network(nn.Module):
-    def __init__(self, size, width, layers, time_features, timesteps, form):
+    def __init__(self, size, width, layers, time_features, timesteps, form, classes):
         super().__init__()
         self.timesteps = timesteps
-        self.gru = nn.GRU(5 + time_features, width, layers, batch_first=True, bidirectional=True)
+        condition_size = 2 * time_features if classes else time_features
+        self.gru = nn.GRU(5 + condition_size, width, layers, batch_first=True, bidirectional=True)
         self.hidden = nn.Linear(2 * width, width)
-        self.output = nn.Linear(width + time_features, 3)
+        self.output = nn.Linear(width + condition_size, 3)
+        self.class_embedding = nn.Embedding(classes + 1, time_features) if classes else None
         self.register_buffer("frequencies", torch.zeros(time_features // 2))
         self.register_buffer("lengths", torch.zeros(size + 1, dtype=torch.int64))
 
-    def forward(self, x, t, lengths):
+    def forward(self, x, t, lengths, labels=None):
         angles = 2 * torch.pi * self.frequencies * t / self.timesteps
-        time = torch.cat([angles.sin(), angles.cos()]).expand(len(x), x.shape[-1], -1)
+        condition = torch.cat([angles.sin(), angles.cos()]).expand(len(x), -1)
+        if labels is not None:
+            condition = torch.cat([condition, self.class_embedding(labels)], -1)
+        condition = condition[:, None].expand(-1, x.shape[-1], -1)
         step = {step}
         points = torch.cat([{position}, step], 1).transpose(1, 2)
-        packed = pack_padded_sequence(torch.cat([points, time], -1), lengths, batch_first=True, enforce_sorted=False)
+        seen = torch.cat([points, condition], -1)
+        packed = pack_padded_sequence(seen, lengths, batch_first=True, enforce_sorted=False)
         hidden = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[-1])[0]
-        return self.output(torch.cat([self.hidden(hidden), time], -1)).transpose(1, 2)
+        return self.output(torch.cat([self.hidden(hidden), condition], -1)).transpose(1, 2)
 
 
 network = Network(**json.loads(Path("network/config.json").read_text()))
@@ -64,12 +70,22 @@ class GRU(Denoiser):
         Length of the chain.
     form
         Whether x holds positions or the steps between them.
+    classes
+        Number of classes that it takes, each as as many numbers as a step; 0 for none.
     """
 
     frequencies: Tensor
 
     def __init__(
-        self, *, size: int, width: int, layers: int, time_features: int, timesteps: int, form: StrokeForm
+        self,
+        *,
+        size: int,
+        width: int,
+        layers: int,
+        time_features: int,
+        timesteps: int,
+        form: StrokeForm,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -79,31 +95,39 @@ class GRU(Denoiser):
             "time_features": time_features,
             "timesteps": timesteps,
             "form": form,
+            "classes": classes,
         }
         self.shape = torch.Size((3, size))
-        self.classes = 0
+        self.classes = classes
         self.timesteps = timesteps
         self.form = form
-        self.gru = nn.GRU(5 + time_features, width, layers, batch_first=True, bidirectional=True)
+        condition_size = 2 * time_features if classes else time_features
+        self.gru = nn.GRU(5 + condition_size, width, layers, batch_first=True, bidirectional=True)
         self.hidden = nn.Linear(2 * width, width)
-        self.output = nn.Linear(width + time_features, 3)
+        self.output = nn.Linear(width + condition_size, 3)
+        self.class_embedding = nn.Embedding(classes + 1, time_features) if classes else None
         self.register_buffer("frequencies", TIME_SCALE * torch.randn(time_features // 2))
         self.register_buffer("lengths", torch.zeros(size + 1, dtype=torch.int64))
 
     def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
-        """Return the noise in x [B, 3, n] at steps t [B] of the chain. What stands at padding does not matter."""
-        time = self._time(levels).to(images.dtype)[:, None].expand(-1, images.shape[-1], -1)
+        """Return the noise in x [B, 3, n] at steps t [B] of the chain. What stands at padding does not matter.
+
+        Labels that are not given are hidden.
+        """
+        condition = (
+            self._condition(levels, conditions.labels).to(images.dtype)[:, None].expand(-1, images.shape[-1], -1)
+        )
         if self.form == "delta":
             seen = torch.cat([images[:, :2].cumsum(-1), images], 1)
         else:
             seen = torch.cat([images[:, :2], steps(images)], 1)
 
-        hidden = self._along(torch.cat([seen.transpose(1, 2), time], -1), conditions.mask)
-        return self.output(torch.cat([self.hidden(hidden), time], -1)).transpose(1, 2)
+        hidden = self._along(torch.cat([seen.transpose(1, 2), condition], -1), conditions.mask)
+        return self.output(torch.cat([self.hidden(hidden), condition], -1)).transpose(1, 2)
 
     def call(self, images: str, labels: str | None) -> str:
         """Return the code that asks the network in `code`."""
-        return f"network({images}, t, lengths)"
+        return f"network({images}, t, lengths{f', {labels}' if labels else ''})"
 
     @property
     def code(self) -> str:
@@ -113,6 +137,15 @@ class GRU(Denoiser):
         if self.form == "absolute":
             step = "torch.cat([torch.diff(x[:, :2], dim=-1, prepend=torch.zeros_like(x[:, :2, :1])), x[:, 2:]], 1)"
         return CODE.format(position=position, step=step)
+
+    def _condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the condition of each drawing: the step and, of classes, the label."""
+        time = self._time(t)
+        if self.class_embedding is None:
+            return time
+        if labels is None:
+            labels = torch.full((len(t),), self.classes, device=t.device)
+        return torch.cat([time, self.class_embedding(labels)], -1)
 
     def _time(self, t: Tensor) -> Tensor:
         """Return the features [B, time_features] of steps of the chain."""
@@ -173,13 +206,9 @@ def build(
 
     Raises
     ------
-    UserError
-        If it is to be told classes.
     ValueError
         If it is to take what its section does not offer.
     """
-    if classes:
-        raise UserError("conditioning.classes: network.kind 'gru' is told no classes; turn it off")
     if channels != 3 or augment_labels or coordinates:
         raise ValueError("a GRU takes points of three numbers, and neither augmentation labels nor coordinates")
     return GRU(
@@ -189,6 +218,7 @@ def build(
         time_features=section.time_features,
         timesteps=timesteps,
         form=form,
+        classes=classes,
     )
 
 

@@ -60,11 +60,11 @@ class Block(nn.Module):
         self.widen = nn.Linear(channels, 4 * channels)
         self.narrow = nn.Linear(4 * channels, channels)
 
-    def forward(self, tokens: Tensor, told: Tensor, places: Tensor, skipped: Tensor | None = None) -> Tensor:
-        """Return tokens [B, N, C], given what is told of each image [B, C], and offsets' numbers [..., N, N]."""
+    def forward(self, tokens: Tensor, condition: Tensor, places: Tensor, skipped: Tensor | None = None) -> Tensor:
+        """Return tokens [B, N, C], given the condition of each image [B, C], and offsets' numbers [..., N, N]."""
         if self.skip is not None and skipped is not None:
             tokens = self.skip(torch.cat([tokens, skipped], -1))
-        shift, scale, gate, later_shift, later_scale, later_gate = self.modulation(told).chunk(6, -1)
+        shift, scale, gate, later_shift, later_scale, later_gate = self.modulation(condition).chunk(6, -1)
 
         query, key, value = self.qkv(modulated(tokens, shift, scale)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         bias = self.offsets(places).movedim(-1, -3).to(query.dtype)
@@ -129,25 +129,25 @@ class Transformer(nn.Module):
         `labels`, int64 [B], are classes, or their number where they are hidden; `kept`, int64 [B, K], are the tokens
         that the encoder sees.
         """
-        told = self.time_embedding(waves(levels, 256))
+        condition = self.time_embedding(waves(levels, 256))
         if self.class_embedding is not None:
-            told = told + self.class_embedding(labels)
-        told = nn.functional.silu(told)
+            condition = condition + self.class_embedding(labels)
+        condition = nn.functional.silu(condition)
 
         patches = self.patches(images).flatten(2).transpose(1, 2) + self.encoder_places
-        tokens = self.encoded(patches, told, kept) + self.decoder_places
+        tokens = self.encoded(patches, condition, kept) + self.decoder_places
         if kept is not None and self.interpolater is not None:
-            estimated = self.interpolater(tokens, told, self.places)
+            estimated = self.interpolater(tokens, condition, self.places)
             seen = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, kept, True)
             tokens = torch.where(seen[..., None], tokens, estimated)
         for block in self.decoder:
-            tokens = block(tokens, told, self.places, patches)
+            tokens = block(tokens, condition, self.places, patches)
 
-        pixels = self.last(modulated(tokens, *self.last_modulation(told).chunk(2, -1)))
+        pixels = self.last(modulated(tokens, *self.last_modulation(condition).chunk(2, -1)))
         squares = pixels.unflatten(1, (self.side, self.side)).unflatten(-1, (self.patch_size, self.patch_size, -1))
         return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def encoded(self, tokens: Tensor, told: Tensor, kept: Tensor | None) -> Tensor:
+    def encoded(self, tokens: Tensor, condition: Tensor, kept: Tensor | None) -> Tensor:
         """Return the tokens [B, N, C] after the encoder; those that it does not see are the one that is learned."""
         seen, places = tokens, self.places
         if kept is not None:
@@ -156,10 +156,10 @@ class Transformer(nn.Module):
 
         skipped = []
         for block in self.first:
-            seen = block(seen, told, places)
+            seen = block(seen, condition, places)
             skipped.append(seen)
         for block in self.second:
-            seen = block(seen, told, places, skipped.pop())
+            seen = block(seen, condition, places, skipped.pop())
         if kept is None or self.hidden is None:
             return seen
         hidden = self.hidden.to(seen.dtype).expand(len(seen), tokens.shape[1], -1)
@@ -194,7 +194,7 @@ class MDT(Denoiser):
     def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Return the raw output [B, C or 2 C, H, W] for images [B, C, H, W] and their noise levels [B].
 
-        Labels that are not told are hidden. Of an image with kept tokens, no others are seen.
+        Labels that are not given are hidden. Of an image with kept tokens, no others are seen.
         """
         labels = conditions.labels
         if labels is None and self.classes:

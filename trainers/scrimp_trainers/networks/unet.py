@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 
 class UNet(Denoiser):
-    """A `UNet2DModel` that can also be told how an image was augmented and which part of the frame it is.
+    """A `UNet2DModel` that also takes augmentation labels and the coordinates of a patch.
 
     Neither changes what the `UNet2DModel` alone computes where augmentation labels are zero or absent, so the
     `UNet2DModel` is all that sampling needs.
@@ -42,7 +42,7 @@ class UNet(Denoiser):
     def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Return the raw output [B, C, H, W] for images [B, C, H, W] and what stands for their noise levels [B].
 
-        Labels that are not told are hidden; without coordinates the images are full frames.
+        Without labels they are hidden; without coordinates the images are full frames.
         """
         unet = self.unet
         features = unet.time_proj(levels)

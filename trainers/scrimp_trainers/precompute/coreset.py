@@ -20,8 +20,8 @@ from torch import Tensor
 from scrimp_trainers.common.files import locked, write_atomic
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.metrics import references
-from scrimp_trainers.metrics.extractors import open_extractor, weights_hash
-from scrimp_trainers.metrics.names import check
+from scrimp_trainers.metrics.features import open_extractor, weights_hash
+from scrimp_trainers.metrics.names import check_scoring
 from scrimp_trainers.precompute.coreset_scores import choose_kept, score_features
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.recipe.techniques import Coreset
@@ -72,7 +72,7 @@ def score_dataset(
     scoring = None
     if settings.score != "random":
         scoring = Scoring(extractor=settings.features, weights=settings.weights)
-        check(scoring, dataset.manifest)
+        check_scoring(scoring, dataset.manifest)
 
     file = _list_file(dataset, settings, scoring, seed)
     keys, labels = dataset.entries("train")

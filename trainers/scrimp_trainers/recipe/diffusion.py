@@ -13,6 +13,11 @@ class Diffusion(Section):
     kind: Any
     """Which diffusion process."""
 
+    @property
+    def most_steps(self) -> int | None:
+        """Most steps in which it can be sampled; None if there is no limit."""
+        return None
+
 
 class EDM(Diffusion):
     """EDM (Karras et al. 2022): preconditioned denoiser, log-normal noise levels, table 1."""
@@ -53,6 +58,11 @@ class Chain(Diffusion):
     """Last variance of the linear schedules."""
     prediction: Literal["epsilon", "v"] = "epsilon"
     """What the network predicts: the noise, or the velocity of Salimans and Ho (2022)."""
+
+    @property
+    def most_steps(self) -> int:
+        """Those of the chain."""
+        return self.timesteps
 
 
 class DDPM(Chain):

@@ -26,7 +26,7 @@ class Need:
         return f"{self.kind}-{self.key}"
 
 
-def work(kind: Kind, kimg: float) -> float:
+def reference_equivalent(kind: Kind, kimg: float) -> float:
     """Return the length of a reference's training, in kimg, that takes as long."""
     return kimg * PROXY_WORK if kind == "proxy" else kimg
 

@@ -13,7 +13,7 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.recipe.diffusion import EDM, IDDPM, AnyDiffusion, Chain
+from scrimp_trainers.recipe.diffusion import EDM, AnyDiffusion
 from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.own_technique import AnyTechnique, NoTechnique
 from scrimp_trainers.recipe.samplers import AnySampler, Heun
@@ -46,7 +46,7 @@ class Recipe(Section):
     network: AnyNetwork = UNet()
     """The denoising network."""
     conditioning: Conditioning = Conditioning()
-    """What the network is told besides the noisy image."""
+    """What the network is conditioned on."""
     optimizer: Optimizer = Optimizer()
     """The optimizer."""
     ema: EMA = EMA()
@@ -79,17 +79,18 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         self._check_needs()
-        if isinstance(self.diffusion, Chain) and self.sampler.steps > self.diffusion.timesteps:
-            raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {self.diffusion.timesteps}")
+        most = self.diffusion.most_steps
+        if most is not None and self.sampler.steps > most:
+            raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {most}")
         if CAPTIONS in self.network.offers and not self.conditioning.text:
-            raise ValueError(f"network.kind: {self.network.kind!r} is told captions; name conditioning.text")
+            raise ValueError(f"network.kind: {self.network.kind!r} takes captions; name conditioning.text")
         if self.sampler.guidance != 1 and not self._can_be_guided:
             raise ValueError(
                 "sampler.guidance needs conditioning.classes or text, and a conditioning.label_drop above 0"
             )
-        if self.sampler.guidance_power is not None and not isinstance(self.diffusion, Chain):
+        if self.sampler.guidance_power is not None and "a chain of steps" not in self.diffusion.offers:
             raise ValueError("sampler.guidance_power goes by the steps of a chain; use diffusion.kind ddpm or iddpm")
-        if isinstance(self.diffusion, IDDPM):
+        if "learned variances" in self.diffusion.offers:
             self._check_weights_of_hybrid_loss()
         return self
 
@@ -390,7 +391,7 @@ OF_REFERENCES = ("codec", "masking")
 
 
 def reference_recipe(settings: Reweighting) -> Recipe:
-    """Return the recipe by which reference and proxy are trained: told classes or not, in latents or not, as it says.
+    """Return the recipe by which reference and proxy are trained: class-conditional, in latents, or not, as it says.
 
     Raises
     ------

@@ -81,7 +81,7 @@ def own_section(base: type[Section]) -> WrapValidator:
 
 
 class Conditioning(Section):
-    """Whether the network is told the class of an image, or its caption."""
+    """Whether the network is conditioned on the class of an image, or on its caption."""
 
     classes: bool = False
     """Train on class labels; the dataset must have them."""

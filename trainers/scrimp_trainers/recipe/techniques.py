@@ -143,9 +143,9 @@ class MAFP(Section):
     """
 
     p1: Probability = 0.0
-    """Probability of each geometric transformation of EDM's pipe; the network is told by 9 labels."""
+    """Probability of each geometric transformation of EDM's pipe; the network is conditioned on 9 labels."""
     p2: Probability = 0.0
-    """Probability of DiffAugment's translation; the network is not told."""
+    """Probability of DiffAugment's translation; the network is not conditioned on it."""
     trigger: Literal["per_sample", "per_batch", "batch_all_zero"] = "per_sample"
     """Who is translated together: each image by itself, the whole batch, or, as in the released code, the whole batch
     and only if none of a batch's flags, each set with probability p2, is set."""
@@ -163,7 +163,7 @@ class MAFP(Section):
 
 
 class Patches(Section):
-    """Patch Diffusion's training on parts of images, whose place the network is told by two coordinate channels."""
+    """Patch Diffusion's training on parts of images; two more input channels hold the coordinates."""
 
     real_p: Probability = 1.0
     """Probability of a step on whole images."""
@@ -252,7 +252,7 @@ class Ambient(Section):
 
     @property
     def on(self) -> bool:
-        """Whether images are hidden at high noise."""
+        """Whether the technique is on."""
         return self.sigma_n > 0
 
 

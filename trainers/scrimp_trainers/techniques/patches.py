@@ -64,7 +64,7 @@ def draw_window(
 
 def cut_patches(images: Tensor, window: Window) -> Tensor:
     """Cut one patch [b, C, s, s] out of each image [b, C, H, W]."""
-    channels, width = images.shape[1], images.shape[3]
+    _, channels, _, width = images.shape
     rows, columns = _rows_and_columns(window)
     pixel_index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
     patches = images.flatten(2).gather(2, pixel_index[:, None].expand(-1, channels, -1))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.files import match_folder_mode
+from scrimp_trainers.common.files import match_folder_mode, sync_to_disk
 from scrimp_trainers.training.state import State
 
 FORMAT = 1
@@ -55,7 +54,7 @@ def save(
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
-    _sync(folder.parent)
+    sync_to_disk(folder.parent)
     if not previous:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -170,7 +169,7 @@ def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, A
     for path in new.glob("*.safetensors"):
         match_folder_mode(path)
     for path in [*new.iterdir(), new]:
-        _sync(path)
+        sync_to_disk(path)
 
 
 def _checksums(folder: Path) -> str:
@@ -232,11 +231,3 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f".{folder.name}.{what}")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

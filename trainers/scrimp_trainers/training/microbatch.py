@@ -8,7 +8,7 @@ import torch
 
 from scrimp_trainers.recipe.sections import Training
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class Microbatch:
@@ -33,7 +33,7 @@ class Microbatch:
         else:
             self.size = min(training.microbatch, rank_batch)
 
-    def fit(self, compute: Callable[[int], Result], undo: Callable[[], object]) -> Result:
+    def fit(self, compute: Callable[[int], T], undo: Callable[[], object]) -> T:
         """Return `compute(size)`. When it runs out of memory, call `undo`, halve the size and try again.
 
         Raises

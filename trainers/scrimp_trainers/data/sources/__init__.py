@@ -15,8 +15,11 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError, printable
+from scrimp_trainers.data.drawing import MOST_STROKES
 from scrimp_trainers.data.sources.source import AS_FOUND, Layout, Source
 from scrimp_trainers.data.tree import Tree, open_tree
 
@@ -96,14 +99,28 @@ def _other_files(tree: Tree) -> str:
 def _read(reader: Any, tree: Tree, layout: Layout) -> Source:
     if reader.__name__.endswith(".images"):
         return reader.read(tree, layout)
-    if layout.flat or layout.frames == "all" or layout.labels not in (None, "none"):
-        raise UserError(f"{tree.path}: --flat, --frames and --labels are for image files; use --labels none, or none")
+    if layout.flat or layout.frames == "all" or layout.labels not in (None, "none", "strokes"):
+        raise UserError(
+            f"{tree.path}: --flat, --frames and --labels folder or FILE are for image files; use --labels none, or none"
+        )
     images = reader.read(tree)
     if layout.labels == "none":
         images = replace(images, labels=None, classes=None)
     if layout.captions == "none":
         images = replace(images, captions=None)
-    return images
+    return _by_strokes(images, tree) if layout.labels == "strokes" else images
+
+
+def _by_strokes(drawings: Source, tree: Tree) -> Source:
+    """Return pen drawings with their numbers of strokes as classes."""
+    if drawings.modality != "strokes":
+        raise UserError(f"{tree.path}: --labels strokes is for pen drawings, but the source has {drawings.modality}")
+    # As in the item, a stroke of one point does not count. Drawings of no stroke or too many are left out anyway.
+    strokes = [sum(len(stroke) > 1 for stroke in drawings.load(number)) for number in range(drawings.count)]
+    counts, labels = np.unique(np.clip(strokes, 1, MOST_STROKES), return_inverse=True)
+    names = [f"{count} stroke{'' if count == 1 else 's'}" for count in counts]
+    note = "classes are the numbers of strokes"
+    return replace(drawings, labels=labels.astype(np.int64), classes=names, notes=[*drawings.notes, note])
 
 
 def _digits() -> Path:

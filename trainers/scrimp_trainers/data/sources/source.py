@@ -17,7 +17,7 @@ class Layout:
     """The user's options for the layout of image files."""
 
     labels: str | None = None
-    """`none`, `folder`, or a file that lists them; None: detect it."""
+    """`none`, `folder`, `strokes` (how many a pen drawing has), or a file that lists them; None: detect it."""
     classes: str | None = None
     """A file that lists the classes to take, one a line; None for all."""
     flat: bool = False

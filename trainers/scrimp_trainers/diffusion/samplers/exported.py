@@ -16,7 +16,7 @@ class Exported:
     steps: int
     """Their number."""
     note: str = "the recipe's steps"
-    """What is to be said of them."""
+    """A remark on them, for the model card."""
     arguments: str = ""
     """What its `step` is given besides, as code."""
     result: str = ""
@@ -24,4 +24,4 @@ class Exported:
     takes_variances: bool = False
     """Whether its `step` also takes the variances that a network returns."""
     pipeline: str | None = None
-    """The pipeline that samples so where a network is told nothing; none if none does."""
+    """The pipeline that samples an unconditional network in this way; none if there is no such pipeline."""

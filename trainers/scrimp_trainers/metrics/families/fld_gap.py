@@ -35,13 +35,16 @@ def names(extractor: Extractor) -> list[str]:
 
 def scores(compared: "Compared") -> dict[str, float]:
     """Return the score, by its name. The same samples have the same score."""
-    holdout, training = cast("Tensor", compared.holdout), cast("Tensor", compared.training)
+    holdout = cast("Tensor", compared.holdout)
+    training = cast("Tensor", compared.training)
+
     std = holdout.std(dim=0)
     varies = std > 0  # features that are the same for all held-out images have no scale
-    mean, std = holdout.mean(dim=0)[varies], std[varies]
-    samples, training, holdout = (
-        (features[:, varies] - mean) / std for features in (compared.features[:MOST_SAMPLES], training, holdout)
-    )
+    mean = holdout.mean(dim=0)[varies]
+    std = std[varies]
+    samples = (compared.features[:MOST_SAMPLES][:, varies] - mean) / std
+    training = (training[:, varies] - mean) / std
+    holdout = (holdout[:, varies] - mean) / std
 
     log_variances = fit(samples, training)
     gap = _mean_nll(training, samples, log_variances) - _mean_nll(holdout, samples, log_variances)
