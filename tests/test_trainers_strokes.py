@@ -11,7 +11,7 @@ import torch
 from drawings_small import recipe_of, small_drawings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from techniques_small import NAMES, examples
+from techniques_small import NAMES, examples, train_and_resume
 from torch import Tensor
 from trainers_small import CPU, small
 
@@ -244,18 +244,8 @@ def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(data
 @pytest.mark.parametrize("method", ["dense", "rigl"])
 def test_an_interrupted_training_ends_with_the_same_weights(method, dataset, tmp_path):
     recipe = recipe_of(sparsity__method=method, sparsity__interval=1, sparsity__end=1)
-    whole, rest = (session(recipe, dataset, tmp_path / "run") for _ in range(2))
-    steps = whole.steps()
-    whole.train_to(48, steps, 1e9)
-    whole.save("last")
-    whole.train_to(80, steps, 1e9)
-
-    rest.resume()
-    assert rest.state.step == 3
-    rest.train_to(80, rest.steps(), 1e9)
-    expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
-    assert resumed["lengths"].tolist() == dataset.manifest.lengths
+    whole = train_and_resume(recipe, dataset, tmp_path / "run", 48, 80)
+    assert whole.state.network.state_dict()["lengths"].tolist() == dataset.manifest.lengths
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
@@ -264,21 +254,12 @@ def test_ten_steps_with_the_techniques_that_it_takes_resume_bit_exactly(names, d
     known = examples(tmp_path)
     known["reweighting"] |= {"reweighting.recipe": str(tmp_path / "reference.yaml")}
     on = {path: value for name in names for path, value in known[name].items()}
-    told = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
-    recipe = recipe_of(training__kimg=0.16, **told).replace(on)
+    classes = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
+    recipe = recipe_of(training__kimg=0.16, **classes).replace(on)
     assert [name for name in NAMES if getattr(recipe, name).on] == [name for name in NAMES if name in names]
 
-    whole, rest = (session(recipe, dataset, tmp_path / "run") for _ in range(2))
-    steps = whole.steps()
-    whole.train_to(80, steps, 1e9)
-    whole.save("last")
-    whole.train_to(160, steps, 1e9)
-
-    rest.resume()
-    rest.train_to(160, rest.steps(), 1e9)
-    assert rest.state.step == whole.state.step == 10
-    expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    whole = train_and_resume(recipe, dataset, tmp_path / "run", 80, 160)
+    assert whole.state.step == 10
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TAKEN])
