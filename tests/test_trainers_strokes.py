@@ -113,10 +113,10 @@ def test_labels_matter_and_none_means_hidden_ones():
     x, t = points(3, 40), torch.tensor([3, 10, 40])
     plain = network(x, t)
     assert torch.equal(plain, network(x, t, Conditions(torch.tensor([10, 10, 10]))))
-    told = network(x, t, Conditions(torch.tensor([0, 4, 4])))
-    assert not torch.allclose(plain, told, atol=1e-3)
-    assert not torch.allclose(told, network(x, t, Conditions(torch.tensor([0, 4, 5]))), atol=1e-3)
-    assert torch.equal(told[:2], network(x, t, Conditions(torch.tensor([0, 4, 5])))[:2])
+    conditional = network(x, t, Conditions(torch.tensor([0, 4, 4])))
+    assert not torch.allclose(plain, conditional, atol=1e-3)
+    assert not torch.allclose(conditional, network(x, t, Conditions(torch.tensor([0, 4, 5]))), atol=1e-3)
+    assert torch.equal(conditional[:2], network(x, t, Conditions(torch.tensor([0, 4, 5])))[:2])
 
 
 def test_a_step_is_told_apart_from_the_next_and_its_features_repeat_after_a_reload(tmp_path):
@@ -219,7 +219,7 @@ def test_the_loss_is_of_what_is_no_padding(dataset):
     assert torch.equal(weights, same_weights)
 
 
-def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(dataset, tmp_path):
+def test_a_network_conditioned_on_classes_knows_drawings_better_by_their_own(dataset, tmp_path):
     recipe = recipe_of(training__kimg=2, conditioning__classes=True, codec__form="absolute", network__layers=1)
     run = session(recipe, dataset, tmp_path)
     run.train_to(2000, run.steps(), 1e9)
@@ -230,7 +230,9 @@ def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(data
     assert items.mask is not None
     mask = items.mask
     process = parts.build("diffusion", recipe.diffusion)
-    told, noise, t = torch.from_numpy(labels), points(len(items), items.values.shape[-1]), torch.full((len(items),), 20)
+    own = torch.from_numpy(labels)
+    noise = points(len(items), items.values.shape[-1])
+    t = torch.full((len(items),), 20)
     noisy = process.add_noise(items.values, noise, t)
 
     @torch.no_grad()
@@ -238,7 +240,7 @@ def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(data
         estimate = run.state.network(noisy, t, Conditions(classes, mask=mask))
         return float(((estimate - noise) * mask).square().sum())
 
-    assert error(told) < 0.9 * error(1 - told)
+    assert error(own) < 0.9 * error(1 - own)
 
 
 @pytest.mark.parametrize("method", ["dense", "rigl"])
