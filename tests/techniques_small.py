@@ -92,3 +92,21 @@ def session(recipe: Recipe, dataset: Dataset, folder: Path, seed: int = 3) -> Se
         prepare_techniques(recipe, dataset, seed, device, *ranks.rank_and_world()),
         device=device,
     )
+
+
+def train_and_resume(recipe: Recipe, dataset: Dataset, folder: Path, half: int, images: int) -> Session:
+    """Train to so many images, and again from half of them; both end with the same bits. Return the whole training."""
+    whole, resumed = (session(recipe, dataset, folder) for _ in range(2))
+    steps = whole.steps()
+    whole.train_to(half, steps, 1e9)
+    whole.save("last")
+    whole.train_to(images, steps, 1e9)
+
+    resumed.resume()
+    assert resumed.state.images == half
+    resumed.train_to(images, resumed.steps(), 1e9)
+    assert resumed.state.step == whole.state.step
+    weights = resumed.state.network.state_dict()
+    for name, expected in whole.state.network.state_dict().items():
+        assert torch.equal(expected, weights[name]), name
+    return whole

@@ -52,8 +52,8 @@ def gradients(name: str, digits: Path, folder: Path, out: Path) -> dict[str, Ten
 def main(rank: int, meeting: str, digits: Path, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for name in RANKED:
-        found = gradients(name, digits, folder, folder / "two")
-        save_file(found, folder / f"{name}-{rank}.safetensors")
+        own = gradients(name, digits, folder, folder / "two")
+        save_file(own, folder / f"{name}-{rank}.safetensors")
     dist.destroy_process_group()
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from techniques_small import NAMES, session, with_techniques
+from techniques_small import NAMES, train_and_resume, with_techniques
 from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_trainers.common.errors import UserError
@@ -70,18 +70,8 @@ def test_it_trains_resumes_bit_exactly_and_samples_with_each_technique_that_it_t
         return
 
     recipe = recipe.replace(values)
-    whole, resumed = (session(recipe, few_digits, tmp_path / "run") for _ in range(2))
-    steps = whole.steps()
-    whole.train_to(40, steps, 1e9)
-    whole.save("last")
-    whole.train_to(80, steps, 1e9)
-
-    resumed.resume()
-    resumed.train_to(80, resumed.steps(), 1e9)
-    assert resumed.state.step == whole.state.step == 10
-    for expected, found in zip(whole.state.network.parameters(), resumed.state.network.parameters(), strict=True):
-        assert torch.equal(expected, found)
-
+    whole = train_and_resume(recipe, few_digits, tmp_path / "run", 40, 80)
+    assert whole.state.step == 10
     drawn = torch.cat(list(generate(whole.state.ema, recipe, 2, seed=1, codec=whole.prepared.codec)))
     assert drawn.shape == (2, 1, 8, 8)
 

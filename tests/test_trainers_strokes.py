@@ -11,7 +11,7 @@ import torch
 from drawings_small import recipe_of, small_drawings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from techniques_small import NAMES, examples
+from techniques_small import NAMES, examples, train_and_resume
 from torch import Tensor
 from trainers_small import CPU, small
 
@@ -113,10 +113,10 @@ def test_labels_matter_and_none_means_hidden_ones():
     x, t = points(3, 40), torch.tensor([3, 10, 40])
     plain = network(x, t)
     assert torch.equal(plain, network(x, t, Conditions(torch.tensor([10, 10, 10]))))
-    told = network(x, t, Conditions(torch.tensor([0, 4, 4])))
-    assert not torch.allclose(plain, told, atol=1e-3)
-    assert not torch.allclose(told, network(x, t, Conditions(torch.tensor([0, 4, 5]))), atol=1e-3)
-    assert torch.equal(told[:2], network(x, t, Conditions(torch.tensor([0, 4, 5])))[:2])
+    conditional = network(x, t, Conditions(torch.tensor([0, 4, 4])))
+    assert not torch.allclose(plain, conditional, atol=1e-3)
+    assert not torch.allclose(conditional, network(x, t, Conditions(torch.tensor([0, 4, 5]))), atol=1e-3)
+    assert torch.equal(conditional[:2], network(x, t, Conditions(torch.tensor([0, 4, 5])))[:2])
 
 
 def test_a_step_is_told_apart_from_the_next_and_its_features_repeat_after_a_reload(tmp_path):
@@ -219,7 +219,7 @@ def test_the_loss_is_of_what_is_no_padding(dataset):
     assert torch.equal(weights, same_weights)
 
 
-def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(dataset, tmp_path):
+def test_a_network_conditioned_on_classes_knows_drawings_better_by_their_own(dataset, tmp_path):
     recipe = recipe_of(training__kimg=2, conditioning__classes=True, codec__form="absolute", network__layers=1)
     run = session(recipe, dataset, tmp_path)
     run.train_to(2000, run.steps(), 1e9)
@@ -230,7 +230,9 @@ def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(data
     assert items.mask is not None
     mask = items.mask
     process = parts.build("diffusion", recipe.diffusion)
-    told, noise, t = torch.from_numpy(labels), points(len(items), items.values.shape[-1]), torch.full((len(items),), 20)
+    own = torch.from_numpy(labels)
+    noise = points(len(items), items.values.shape[-1])
+    t = torch.full((len(items),), 20)
     noisy = process.add_noise(items.values, noise, t)
 
     @torch.no_grad()
@@ -238,24 +240,14 @@ def test_a_network_that_was_told_classes_knows_drawings_better_by_their_own(data
         estimate = run.state.network(noisy, t, Conditions(classes, mask=mask))
         return float(((estimate - noise) * mask).square().sum())
 
-    assert error(told) < 0.9 * error(1 - told)
+    assert error(own) < 0.9 * error(1 - own)
 
 
 @pytest.mark.parametrize("method", ["dense", "rigl"])
 def test_an_interrupted_training_ends_with_the_same_weights(method, dataset, tmp_path):
     recipe = recipe_of(sparsity__method=method, sparsity__interval=1, sparsity__end=1)
-    whole, rest = (session(recipe, dataset, tmp_path / "run") for _ in range(2))
-    steps = whole.steps()
-    whole.train_to(48, steps, 1e9)
-    whole.save("last")
-    whole.train_to(80, steps, 1e9)
-
-    rest.resume()
-    assert rest.state.step == 3
-    rest.train_to(80, rest.steps(), 1e9)
-    expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
-    assert resumed["lengths"].tolist() == dataset.manifest.lengths
+    whole = train_and_resume(recipe, dataset, tmp_path / "run", 48, 80)
+    assert whole.state.network.state_dict()["lengths"].tolist() == dataset.manifest.lengths
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
@@ -264,21 +256,12 @@ def test_ten_steps_with_the_techniques_that_it_takes_resume_bit_exactly(names, d
     known = examples(tmp_path)
     known["reweighting"] |= {"reweighting.recipe": str(tmp_path / "reference.yaml")}
     on = {path: value for name in names for path, value in known[name].items()}
-    told = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
-    recipe = recipe_of(training__kimg=0.16, **told).replace(on)
+    classes = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
+    recipe = recipe_of(training__kimg=0.16, **classes).replace(on)
     assert [name for name in NAMES if getattr(recipe, name).on] == [name for name in NAMES if name in names]
 
-    whole, rest = (session(recipe, dataset, tmp_path / "run") for _ in range(2))
-    steps = whole.steps()
-    whole.train_to(80, steps, 1e9)
-    whole.save("last")
-    whole.train_to(160, steps, 1e9)
-
-    rest.resume()
-    rest.train_to(160, rest.steps(), 1e9)
-    assert rest.state.step == whole.state.step == 10
-    expected, resumed = whole.state.network.state_dict(), rest.state.network.state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    whole = train_and_resume(recipe, dataset, tmp_path / "run", 80, 160)
+    assert whole.state.step == 10
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TAKEN])

@@ -86,7 +86,7 @@ def weights(number: str, world: str, meeting: str, dataset: str, settings: str) 
 
 def hangs(dataset: str, folder: str, patience: str) -> None:
     """Stop in the midst of the twentieth step, and hold the interpreter."""
-    denoise, calls = edm.EDM.denoise, []
+    denoise, calls = edm.EDMProcess.denoise, []
 
     def stuck(*arguments: Any, **inputs: Any) -> Any:
         calls.append(1)
@@ -94,7 +94,7 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
             ctypes.PyDLL(None).sleep(1000)
         return denoise(*arguments, **inputs)
 
-    edm.EDM.denoise = stuck
+    edm.EDMProcess.denoise = stuck
     session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     with heartbeat.watched(out / "stacks.txt", float(patience)):

@@ -21,8 +21,8 @@ class Curves:
 
     def values(self, arm: str, score: str, rung: float) -> list[float]:
         """Return a score at a rung, one a seed; without the seeds that have none there."""
-        found = [_at(record, rung).get(score, math.nan) for record in self.records.get(arm, [])]
-        return [value for value in found if math.isfinite(value)]
+        values = [_at(record, rung).get(score, math.nan) for record in self.records.get(arm, [])]
+        return [value for value in values if math.isfinite(value)]
 
     def count(self, arm: str) -> int:
         """Return how many seeds of an arm have ended."""
@@ -59,18 +59,18 @@ def curves(kept: Path, claim: Claim, budget: str) -> Curves:
     settings = own.budgets[budget]
     by_arm = {}
     for arm in arms_of(own, settings):
-        found = [read(kept, claim, budget, arm, seed) for seed in range(1, seeds_of(settings, arm) + 1)]
-        by_arm[arm] = [record for record in found if record]
+        seeds = range(1, seeds_of(settings, arm) + 1)
+        by_arm[arm] = [record for seed in seeds if (record := read(kept, claim, budget, arm, seed))]
     return Curves(by_arm)
 
 
-def progress(claim: Claim, found: Curves, budget: Budget) -> tuple[int, int]:
+def progress(claim: Claim, trained: Curves, budget: Budget) -> tuple[int, int]:
     """Return how many of the trainings have ended that a claim needs, and how many these are.
 
     There is no verdict before the last, since one would stop when it pleases.
     """
     arms = needed_arms(claim) & set(arms_of(owner(claim), budget))
-    return sum(found.count(arm) for arm in arms), sum(seeds_of(budget, arm) for arm in arms)
+    return sum(trained.count(arm) for arm in arms), sum(seeds_of(budget, arm) for arm in arms)
 
 
 def text(record: Mapping[str, Any]) -> str:

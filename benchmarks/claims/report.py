@@ -124,25 +124,25 @@ class Result:
     def reverses(self) -> str:
         """At which rungs the effect is shown to have the other sign than at the last one; empty if at none."""
         assert self.claim.primary
-        found = at_rungs(self.claim.primary, self.curves, self.settings)
-        last = found.get(self.settings.rungs_kimg[-1])
+        effects = at_rungs(self.claim.primary, self.curves, self.settings)
+        last = effects.get(self.settings.rungs_kimg[-1])
         opposite = {"holds": "fails", "fails": "holds"}
         if last is None or last.side not in opposite:
             return ""
-        others = [f"{rung:g}" for rung, effect in found.items() if effect.side == opposite[last.side]]
+        others = [f"{rung:g}" for rung, effect in effects.items() if effect.side == opposite[last.side]]
         return f"; reverses at {formatting.conjunction(others)} kimg" if others else ""
 
 
 def results(kept: Path) -> list[Result]:
     """Return every claim with every budget of it, with verdicts corrected for all that have run."""
-    found = []
+    every = []
     for name in claims.names():
         claim = claims.load(name)
         for budget, settings in budgets_of(claim).items() if not claim.not_run else ():
-            found.append(Result(claim, budget, settings, records.curves(kept, claim, budget)))
-    corrected = holm({_key(each): each.primary.p for each in found if each.complete})
+            every.append(Result(claim, budget, settings, records.curves(kept, claim, budget)))
+    corrected = holm({_key(each): each.primary.p for each in every if each.complete})
     return [
-        Result(each.claim, each.budget, each.settings, each.curves, corrected.get(_key(each), 1.0)) for each in found
+        Result(each.claim, each.budget, each.settings, each.curves, corrected.get(_key(each), 1.0)) for each in every
     ]
 
 
@@ -275,15 +275,15 @@ def _asked(criterion: Criterion) -> str:
     return f"{criterion.score} of {criterion.arm} has changed by at most {criterion.settled:.0%} since the rung before"
 
 
-def _checked(found: Check) -> str:
-    value = f"{found.value:.0%}" if found.criterion.settled else formatting.number(found.value)
+def _checked(result: Check) -> str:
+    value = f"{result.value:.0%}" if result.criterion.settled else formatting.number(result.value)
     bound = (
-        f"at most {found.criterion.settled:.0%}"
-        if found.criterion.settled
-        else f"at least {found.criterion.at_least:g}"
+        f"at most {result.criterion.settled:.0%}"
+        if result.criterion.settled
+        else f"at least {result.criterion.at_least:g}"
     )
-    what = f"change of {found.criterion.score}" if found.criterion.settled else found.criterion.score
-    return f"{what} of {found.criterion.arm} {value or 'not known'}, {bound}: {'met' if found.met else 'not met'}"
+    what = f"change of {result.criterion.score}" if result.criterion.settled else result.criterion.score
+    return f"{what} of {result.criterion.arm} {value or 'not known'}, {bound}: {'met' if result.met else 'not met'}"
 
 
 def _compared(comparison: Comparison) -> str:
@@ -362,8 +362,8 @@ def _over_rungs(result: Result) -> str:
     head = [f"{rung:g} kimg" for rung in budget.rungs_kimg]
     text = f"\n| | {' | '.join(head)} |\n|---|{'---|' * len(head)}\n"
     for criterion in claim.regime:
-        found = [check(criterion, curves, budget, rung) for rung in budget.rungs_kimg]
-        text += _row(f"regime: {_asked(criterion)}", *("met" if each.met else "not met" for each in found))
+        checked = [check(criterion, curves, budget, rung) for rung in budget.rungs_kimg]
+        text += _row(f"regime: {_asked(criterion)}", *("met" if each.met else "not met" for each in checked))
     effects = at_rungs(claim.primary, curves, budget)
     if effects:
         cells = [f"{_effect(each)}: {each.side}" for each in effects.values()]

@@ -164,9 +164,9 @@ def judge(claim: Claim, curves: Curves, budget: Budget, p: float) -> Verdict:
     if any(curves.diverged(arm) for arm in claim.primary.arms):
         return "undecided"
 
-    found = side(at_end(claim.primary, curves, budget), p)
-    if found != "holds":
-        return "not supported" if found == "fails" else "undecided"
+    shown_side = side(at_end(claim.primary, curves, budget), p)
+    if shown_side != "holds":
+        return "not supported" if shown_side == "fails" else "undecided"
     shown = all(at_end(control, curves, budget).side == "holds" for control in claim.controls)
     return "supported" if shown else "effect supported, mechanism not shown"
 

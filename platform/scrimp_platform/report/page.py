@@ -231,7 +231,7 @@ def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence
             files = [folder.repeat(row.number, repeat.repeat) for repeat in row.trial.repeats]
             curves[row.number] = [metrics_log.read_rows(repeat_files.metrics) for repeat_files in files]
     caption = "All repeats of the leading trials."
-    result.append(_plot("Training loss", caption, plots.losses(curves, rows), "No leader yet."))
+    result.append(_plot("Training loss", caption, plots.training_loss(curves, rows), "No leader yet."))
     return result
 
 

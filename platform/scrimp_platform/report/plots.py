@@ -146,7 +146,7 @@ def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
     return figure.update_layout(height=max(380, 120 + 44 * len(raced)))
 
 
-def losses(curves: Mapping[int, Sequence[Sequence[MetricsRow]]], rows: Sequence[TrialRow]) -> go.Figure:
+def training_loss(curves: Mapping[int, Sequence[Sequence[MetricsRow]]], rows: Sequence[TrialRow]) -> go.Figure:
     """Plot the training loss of the leaders' repeats.
 
     `curves` holds the lines of `metrics.jsonl` of each repeat, by trial number.

@@ -9,6 +9,7 @@ they are quantised, as they are, and the decoder quantises. In latent diffusion'
 `scaling_factor` is not used, since diffusers writes its default, 0.18215, into the config of every VQModel.
 """
 
+import importlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from scrimp_trainers.codecs import autoencoder_files
-from scrimp_trainers.codecs.autoencoder_files import AutoencoderFiles
+from scrimp_trainers.codecs.autoencoder_files import KINDS, AutoencoderFiles
 from scrimp_trainers.codecs.codec import Draw, Shape
 from scrimp_trainers.codecs.pixels import scaled, to_pixels
 from scrimp_trainers.common import weights
@@ -120,7 +121,7 @@ class AutoencoderCodec:
     def _moments(self, images: Tensor) -> Tensor:
         pixels = scaled(images.to(self.device)).expand(-1, 3, -1, -1)
         encode: Any = self.encoder.encode
-        if self.settings.kind != "kl":
+        if not KINDS[self.settings.kind].draws:
             return encode(pixels).latents
         posterior = encode(pixels).latent_dist
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
@@ -156,19 +157,16 @@ def _at_once(side: int) -> int:
 
 def _scaling(network: "Network", settings: Autoencoder) -> tuple[float, float]:
     """Return scale and shift of latents."""
-    if settings.kind == "vq":
+    if not KINDS[settings.kind].is_scaled:
         return 1.0, 0.0
     return float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0)
 
 
 def _load(files: AutoencoderFiles, settings: Autoencoder, device: torch.device) -> "Network":
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-    from diffusers.models.autoencoders.vq_model import VQModel
-
-    kind: Any = {"kl": AutoencoderKL, "tiny": AutoencoderTiny, "vq": VQModel}[settings.kind]
+    kind = KINDS[settings.kind]
+    module = importlib.import_module(f"diffusers.models.autoencoders.{kind.module}")
     try:
-        network, loaded = kind.from_pretrained(
+        network, loaded = getattr(module, kind.class_name).from_pretrained(
             files.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:

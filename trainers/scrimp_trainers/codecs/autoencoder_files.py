@@ -17,15 +17,34 @@ from scrimp_trainers.recipe.techniques import Autoencoder
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 PART = "vae"
 """Its folder in that of a whole model."""
-CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny", "vq": "VQModel"}
-BLOCKS = {
-    "kl": ("block_out_channels", 1),
-    "tiny": ("num_encoder_blocks", 4),
-    "vq": ("block_out_channels", 1),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells a kind of autoencoder from the others."""
+
+    class_name: str
+    """Its class in diffusers."""
+    module: str
+    """The file in diffusers' `models/autoencoders/` that has the class."""
+    blocks: str
+    """Which list of a config has an entry for each level."""
+    levels: int
+    """How many levels there are where a config leaves that out."""
+    channels: int
+    """Channels of a latent where a config leaves them out."""
+    draws: bool
+    """Whether latents are drawn, from a posterior, or fixed."""
+    is_scaled: bool
+    """Whether the network sees latents that are scaled as the config says, or as they are."""
+
+
+KINDS = {
+    "kl": Kind("AutoencoderKL", "autoencoder_kl", "block_out_channels", 1, 4, draws=True, is_scaled=True),
+    "tiny": Kind("AutoencoderTiny", "autoencoder_tiny", "num_encoder_blocks", 4, 4, draws=False, is_scaled=True),
+    "vq": Kind("VQModel", "vq_model", "block_out_channels", 1, 3, draws=False, is_scaled=False),
 }
-"""Which list of a config has an entry for each level, and how many levels there are where the config leaves it out."""
-LATENT_CHANNELS = {"kl": 4, "tiny": 4, "vq": 3}
-"""Of a config that leaves them out."""
+"""By `codec.kind`. What a config leaves out is diffusers' default."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +134,12 @@ def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except ValueError:
         raise UserError(f"{where}: its {CONFIG} is not JSON; get it anew") from None
+    kind = KINDS[settings.kind]
     given = config.get("_class_name")
-    expected = CLASSES[settings.kind]
-    if given != expected:
-        raise UserError(f"{where}: holds the class {given}, but codec.kind {settings.kind!r} needs {expected}")
+    if given != kind.class_name:
+        raise UserError(f"{where}: holds the class {given}, but codec.kind {settings.kind!r} needs {kind.class_name}")
 
-    # What a config leaves out is diffusers' default.
-    blocks, default_levels = BLOCKS[settings.kind]
-    levels = len(config[blocks]) if blocks in config else default_levels
-    channels = config.get("vq_embed_dim") or config.get("latent_channels", LATENT_CHANNELS[settings.kind])
+    levels = len(config[kind.blocks]) if kind.blocks in config else kind.levels
+    channels = config.get("vq_embed_dim") or config.get("latent_channels", kind.channels)
     shift = float(config.get("shift_factor") or 0)
-    return AutoencoderFiles(folder, where, int(channels), 2 ** (levels - 1), settings.kind == "kl", shift)
+    return AutoencoderFiles(folder, where, int(channels), 2 ** (levels - 1), kind.draws, shift)

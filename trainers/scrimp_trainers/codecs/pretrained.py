@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scrimp_trainers.codecs.autoencoder_files import CLASSES, PART, latent_shape
+from scrimp_trainers.codecs.autoencoder_files import KINDS, PART, latent_shape
 from scrimp_trainers.codecs.codec import Decoding, Shape
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.techniques import Autoencoder
@@ -74,16 +74,17 @@ def load(settings: Autoencoder, folder: Path, device: "device") -> "AutoencoderC
 
 def decoding(settings: Autoencoder, items: Shape) -> Decoding:
     """Return the code that decodes latents with diffusers alone."""
-    autoencoder = CLASSES[settings.kind]
+    kind = KINDS[settings.kind]
     folder = Path(settings.decoder)
     folder = folder / PART if (folder / PART).is_dir() else folder
     where = str(folder.resolve()) if folder.is_dir() else settings.decoder
 
-    # A VQModel's latents are not scaled, whatever its config says.
-    unscaling = "    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n"
+    unscaling = ""
+    if kind.is_scaled:
+        unscaling = "    x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0)\n"
     to_grey = ".mean(1, keepdim=True)" if items[0] == 1 else ""
     return Decoding(
-        imports=f"{autoencoder}, ",
-        loading=f"vae = {autoencoder}.from_pretrained({where!r})\n",
-        lines=f"{'' if settings.kind == 'vq' else unscaling}    x = vae.decode(x).sample{to_grey}\n",
+        imports=f"{kind.class_name}, ",
+        loading=f"vae = {kind.class_name}.from_pretrained({where!r})\n",
+        lines=f"{unscaling}    x = vae.decode(x).sample{to_grey}\n",
     )

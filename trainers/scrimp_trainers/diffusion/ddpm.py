@@ -20,7 +20,7 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "sq
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPMProcess:
     """A chain of T steps. The estimate is what the network predicts: the noise or the velocity."""
 
     settings: diffusion.Chain
@@ -102,9 +102,9 @@ class DDPM:
         return over_images(alpha, images), over_images(sigma, images)
 
 
-def build(settings: diffusion.DDPM) -> DDPM:
+def build(settings: diffusion.DDPM) -> DDPMProcess:
     """Return the process with these settings."""
-    return DDPM(settings)
+    return DDPMProcess(settings)
 
 
 @cache

@@ -14,7 +14,7 @@ from scrimp_trainers.recipe import diffusion
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDMProcess:
     """The preconditioned denoiser D(x; sigma), whose estimate is the clean image."""
 
     settings: diffusion.EDM
@@ -70,6 +70,6 @@ class EDM:
         return [(high + share * (low - high)) ** settings.rho for share in shares]
 
 
-def build(settings: diffusion.EDM) -> EDM:
+def build(settings: diffusion.EDM) -> EDMProcess:
     """Return the process with these settings."""
-    return EDM(settings)
+    return EDMProcess(settings)

@@ -24,7 +24,7 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class IDDPM(ddpm.DDPM):
+class IDDPMProcess(ddpm.DDPMProcess):
     """DDPM with learned variances. The estimate [B, 2 C, ...] is what the network predicts, and v."""
 
     settings: diffusion.IDDPM
@@ -73,9 +73,9 @@ class IDDPM(ddpm.DDPM):
         return _tables(settings.betas, settings.beta_start, settings.beta_end, settings.timesteps, device)
 
 
-def build(settings: diffusion.IDDPM) -> IDDPM:
+def build(settings: diffusion.IDDPM) -> IDDPMProcess:
     """Return the process with these settings."""
-    return IDDPM(settings)
+    return IDDPMProcess(settings)
 
 
 def _log_bin(images: Tensor, error: Tensor, log_variance: Tensor) -> Tensor:

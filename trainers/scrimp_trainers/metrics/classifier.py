@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scrimp_trainers.codecs.pixels import scaled
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
@@ -46,7 +47,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 images [B, C, H, W] to features [B, 64] and logits [B, classes]."""
-        x = images.to(self.head.weight.dtype) / 127.5 - 1
+        x = scaled(images)
         if x.shape[-1] > self.size:
             x = F.interpolate(x, size=(self.size, self.size), mode="area")
         x = self.body(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))

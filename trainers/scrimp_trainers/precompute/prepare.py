@@ -75,7 +75,7 @@ def train_needed(kind: Kind, recipe: Recipe, dataset: Dataset, seed: int, device
     if kind == "reference":
         folder = reweighting.reference_folder(dataset, settings)
         missing = agreed(not (folder / "model").exists(), group)
-        reweighting.train_reference(dataset, settings, device, group)
+        reweighting.cached_reference(dataset, settings, device, group)
         return Trained(dro.reference_hours(folder), missing)
 
     kept = None

@@ -102,7 +102,7 @@ def compute_class_weights(
     return ClassWeights(weights, record.reference_hours, record.proxy_hours, record.trained)
 
 
-def train_reference(
+def cached_reference(
     dataset: Dataset, settings: Reweighting, device: torch.device, group: dist.ProcessGroup | None
 ) -> Denoiser:
     """Train the reference on all ranks, or resume it or read it from the dataset's cache; return its network."""
@@ -157,7 +157,7 @@ def _dro_weights(
         if settings.reference is not None:
             reference = dro.open_reference(settings.reference, recipe, dataset, device)
         elif family == "dro":
-            reference = train_reference(dataset, settings, device, group)
+            reference = cached_reference(dataset, settings, device, group)
             reference_hours = dro.reference_hours(folder / "reference")
 
         checkpoints = file.with_suffix("")

@@ -15,11 +15,11 @@ from typing import Any
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.tree import Tree
 
-EDM = "dataset.json"
+EDM_TOOL = "dataset.json"
 TINY_IMAGENET = "val_annotations.txt"
 IMAGENET = "LOC_val_solution.csv"
 TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl")
-NAMES = frozenset({EDM, TINY_IMAGENET, IMAGENET, *TABLES})
+NAMES = frozenset({EDM_TOOL, TINY_IMAGENET, IMAGENET, *TABLES})
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 LABEL_COLUMNS = ("label", "class", "category", "target")
 """Names of the columns, in upper or lower case."""
@@ -71,17 +71,17 @@ def find_table(tree: Tree, top: str, names: list[str], notes: list[str]) -> Labe
     """
     innermost = PurePosixPath(os.path.commonpath([PurePosixPath(name).parent for name in names]))
     folders = [folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(PurePosixPath(top))]
-    candidates = [folder / name for folder in folders for name in (EDM, *TABLES, TINY_IMAGENET, IMAGENET)]
+    candidates = [folder / name for folder in folders for name in (EDM_TOOL, *TABLES, TINY_IMAGENET, IMAGENET)]
     existing = set(tree.names)
     for file in candidates:
         if str(file) not in existing:
             continue
         where = tree.where(str(file))
         data = tree.read(str(file))
-        rows = _edm_rows(data, where) if file.name == EDM else _table_rows(data, file.name, where)
+        rows = _edm_rows(data, where) if file.name == EDM_TOOL else _table_rows(data, file.name, where)
         if rows is not None:
             return LabelTable(file.name, where, _match(rows, names, str(file.parent), where))
-        if file.name != EDM:
+        if file.name != EDM_TOOL:
             notes.append(f"{file} is not used: it has no columns of {COLUMNS}")
     return None
 

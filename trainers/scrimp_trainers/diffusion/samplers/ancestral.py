@@ -6,14 +6,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from scrimp_trainers.diffusion.ddpm import DDPM
-from scrimp_trainers.diffusion.iddpm import IDDPM
+from scrimp_trainers.diffusion.ddpm import DDPMProcess
+from scrimp_trainers.diffusion.iddpm import IDDPMProcess
 from scrimp_trainers.diffusion.process import Noise, Predict
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.recipe.samplers import Ancestral, Variance
 
 
-def sample(process: DDPM, settings: Ancestral, predict: Predict, noise: Noise, *, clip: bool) -> Tensor:
+def sample(process: DDPMProcess, settings: Ancestral, predict: Predict, noise: Noise, *, clip: bool) -> Tensor:
     """Draw x_{T-1}, and then each x_before from its posterior given x_t and the estimate of the clean image."""
     grid = cast(list[int], process.grid(settings.steps))
     x = noise()
@@ -24,7 +24,15 @@ def sample(process: DDPM, settings: Ancestral, predict: Predict, noise: Noise, *
 
 
 def step(
-    process: DDPM, estimate: Tensor, x: Tensor, t: int, before: int, noise: Tensor, *, variance: Variance, clip: bool
+    process: DDPMProcess,
+    estimate: Tensor,
+    x: Tensor,
+    t: int,
+    before: int,
+    noise: Tensor,
+    *,
+    variance: Variance,
+    clip: bool,
 ) -> Tensor:
     """Draw x_before given x_t and the estimated clean image (Ho et al., eq. 7, with either variance of section 3.2).
 
@@ -44,12 +52,12 @@ def step(
     largest = 1 - alpha
     smallest = largest * ((1 - abar_before) / (1 - abar))
     if variance == "learned" and before >= 0:
-        return mean + cast(IDDPM, process).std(estimate, smallest, largest) * noise
+        return mean + cast(IDDPMProcess, process).std(estimate, smallest, largest) * noise
     spread = largest if variance == "fixed_large" and before >= 0 else smallest
     return mean + math.sqrt(spread) * noise
 
 
-def export(process: DDPM, settings: Ancestral, *, clip: bool) -> Exported:
+def export(process: DDPMProcess, settings: Ancestral, *, clip: bool) -> Exported:
     """Return diffusers' scheduler.
 
     With more than the smaller variance and fewer steps than the chain has, it would add noise in the last step.

@@ -6,13 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from scrimp_trainers.diffusion.ddpm import DDPM
+from scrimp_trainers.diffusion.ddpm import DDPMProcess
 from scrimp_trainers.diffusion.process import Noise, Predict
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.recipe.samplers import DDIM
 
 
-def sample(process: DDPM, settings: DDIM, predict: Predict, noise: Noise, *, clip: bool) -> Tensor:
+def sample(process: DDPMProcess, settings: DDIM, predict: Predict, noise: Noise, *, clip: bool) -> Tensor:
     """Draw x_{T-1}, and go to each x_before: without noise at eta = 0."""
     grid = cast(list[int], process.grid(settings.steps))
     x = noise()
@@ -24,7 +24,15 @@ def sample(process: DDPM, settings: DDIM, predict: Predict, noise: Noise, *, cli
 
 
 def step(
-    process: DDPM, estimate: Tensor, x: Tensor, t: int, before: int, eta: float, noise: Tensor | None, *, clip: bool
+    process: DDPMProcess,
+    estimate: Tensor,
+    x: Tensor,
+    t: int,
+    before: int,
+    eta: float,
+    noise: Tensor | None,
+    *,
+    clip: bool,
 ) -> Tensor:
     """Go from x_t to x_before (eq. 12 and 16); `noise` is needed only if eta > 0."""
     abar = process.alpha_bar(t)
@@ -40,7 +48,7 @@ def step(
     return x if noise is None else x + std * noise
 
 
-def export(process: DDPM, settings: DDIM, *, clip: bool) -> Exported:
+def export(process: DDPMProcess, settings: DDIM, *, clip: bool) -> Exported:
     """Return diffusers' scheduler. Its pipeline does not know of eta."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 

@@ -5,13 +5,13 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from scrimp_trainers.diffusion.edm import EDM
+from scrimp_trainers.diffusion.edm import EDMProcess
 from scrimp_trainers.diffusion.process import Noise, Predict
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.recipe.samplers import Heun
 
 
-def sample(process: EDM, settings: Heun, predict: Predict, noise: Noise, *, clip: bool) -> Tensor:  # noqa: ARG001
+def sample(process: EDMProcess, settings: Heun, predict: Predict, noise: Noise, *, clip: bool) -> Tensor:  # noqa: ARG001
     """Integrate from the highest sigma to 0 (algorithm 2; without churn algorithm 1).
 
     The last step, to sigma 0, is Euler's: 2 N - 1 evaluations of the model. EDM clips nothing, whatever `clip` says.
@@ -37,7 +37,7 @@ def sample(process: EDM, settings: Heun, predict: Predict, noise: Noise, *, clip
     return x
 
 
-def export(process: EDM, settings: Heun, *, clip: bool) -> Exported:  # noqa: ARG001
+def export(process: EDMProcess, settings: Heun, *, clip: bool) -> Exported:  # noqa: ARG001
     """Return diffusers' Euler scheduler, with as many evaluations: it has none that takes Heun's steps with EDM."""
     from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
