@@ -115,7 +115,7 @@ def test_an_image_with_two_captions_is_refused(tmp_path: Path):
 
 
 def test_a_dataset_without_captions_stays_what_it_was(tmp_path: Path):
-    """Boxes of a detector are no captions, and what names no captions is not told of them."""
+    """Boxes of a detector are no captions, and what names no captions says nothing of them."""
     write_images(tmp_path / "source")
     manifest = made(tmp_path / "data", str(tmp_path / "source"))
     assert manifest.modality == "images"

@@ -1,5 +1,7 @@
 """A conditioner: the conditions of a batch, of samples, and where they are hidden."""
 
+from typing import ClassVar
+
 import torch
 from trainers_small import CPU, random_batches
 
@@ -22,6 +24,7 @@ def test_a_batch_is_told_its_labels_and_those_that_are_hidden_get_the_class_afte
     batch = next(random_batches(8))
     classes = Classes(10)
     known = classes.of(batch)
+    assert known is not None
     assert known is batch.labels
     hidden = torch.arange(8) % 2 == 0
     conditions = hide(classes, known, hidden)
@@ -31,6 +34,8 @@ def test_a_batch_is_told_its_labels_and_those_that_are_hidden_get_the_class_afte
 
 class Captions:
     """A conditioner whose rows are vectors, as a text's embedding would be."""
+
+    name: ClassVar[str] = "text"
 
     def of(self, batch):
         return torch.ones(len(batch.labels), 5, 4)

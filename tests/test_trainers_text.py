@@ -39,10 +39,10 @@ NETWORK = {
 
 
 def recipe_of(folder: Path, **values: object) -> Recipe:
-    """A small recipe on pixels that is told captions."""
-    told: dict[str, Any] = {"conditioning.text": str(folder), "conditioning.label_drop": 0.1}
+    """A small recipe on pixels that takes captions."""
+    given: dict[str, Any] = {"conditioning.text": str(folder), "conditioning.label_drop": 0.1}
     return small("tiny-ddpm", training__kimg=0.08, sampler__steps=4).replace(
-        told | NETWORK | {name.replace("__", "."): value for name, value in values.items()}
+        given | NETWORK | {name.replace("__", "."): value for name, value in values.items()}
     )
 
 
@@ -72,14 +72,14 @@ def trained(recipe: Recipe, dataset: Dataset, folder: Path, images: int | None =
 # --- embeddings
 
 
-def test_each_image_is_told_the_embedding_of_its_own_caption(captioned_digits: Dataset, stable_diffusion: Path):
+def test_each_image_gets_the_embedding_of_its_own_caption(captioned_digits: Dataset, stable_diffusion: Path):
     texts = open_texts(captioned_digits, str(stable_diffusion), CPU)
     encoder = load_encoder(text_files.find(str(stable_diffusion), "here"), CPU)
     captions = captioned_digits.captions("train")
     assert len(texts.embeddings) == 11  # ten captions and the empty one
     for number in (0, 1, 17, 500):
-        told = texts.for_samples([number], CPU)
-        torch.testing.assert_close(told, encoder.encode([captions[number]]).half().float())
+        given = texts.for_samples([number], CPU)
+        torch.testing.assert_close(given, encoder.encode([captions[number]]).half().float())
     torch.testing.assert_close(texts.null(1, CPU), encoder.encode([""]).half().float())
     assert texts.shape == (encoder.length, encoder.width)
 
@@ -120,9 +120,9 @@ def test_embeddings_are_made_once_for_captions_encoder_and_tokenizer(
 def test_samples_are_drawn_of_the_captions_in_turn(stand_in: Path):
     encoder = load_encoder(text_files.find(str(stand_in), "here"), CPU)
     texts = texts_of(["one", "two"], encoder)
-    told = texts.for_samples([0, 1, 2], CPU)
-    assert torch.equal(told[0], told[2])
-    torch.testing.assert_close(told[1:2], encoder.encode(["two"]).half().float())
+    given = texts.for_samples([0, 1, 2], CPU)
+    assert torch.equal(given[0], given[2])
+    torch.testing.assert_close(given[1:2], encoder.encode(["two"]).half().float())
 
 
 def test_weights_saved_by_older_transformers_are_read(stand_in: Path, tmp_path: Path):
@@ -184,9 +184,9 @@ def test_a_model_that_is_not_there_is_named_in_one_line(tmp_path: Path, monkeypa
 
 
 def test_what_does_not_fit_together_is_refused(captioned_digits: Dataset, digits_dataset: Dataset, stand_in: Path):
-    with pytest.raises(UserError, match=r"conditioning needs a network that is told captions; use network.kind unet2d"):
+    with pytest.raises(UserError, match=r"conditioning needs a network that takes captions; use network.kind unet2d"):
         small("tiny-ddpm", conditioning__text=str(stand_in))
-    with pytest.raises(UserError, match=r"'unet2d_condition' is told captions; name conditioning.text"):
+    with pytest.raises(UserError, match=r"'unet2d_condition' takes captions; name conditioning.text"):
         recipe_of(stand_in, conditioning__text=None)
     with pytest.raises(UserError, match=r"classes and text exclude each other"):
         recipe_of(stand_in, conditioning__classes=True)

@@ -1,4 +1,4 @@
-"""What is exported of a model that is told captions: diffusers and transformers alone draw with it."""
+"""What is exported of a model that takes captions: diffusers and transformers alone draw with it."""
 
 import json
 import subprocess
@@ -119,11 +119,11 @@ def test_a_model_is_read_back_from_its_folder_alone(models: Path, stand_in: Path
     assert (swapped != before.numpy()).any()
 
 
-def test_captions_are_refused_by_a_model_that_is_told_none(tmp_path: Path):
+def test_captions_are_refused_by_a_model_that_takes_none(tmp_path: Path):
     from test_trainers_export import MANIFEST
     from trainers_small import small, small_state
 
     recipe = small("tiny-ddpm")
     export_model(tmp_path / "model", small_state(recipe).ema, recipe, MANIFEST, {})
-    with pytest.raises(UserError, match="is told no captions; leave them out"):
+    with pytest.raises(UserError, match="takes no captions; leave them out"):
         Model.load(tmp_path / "model", "cpu", ["a cat"])

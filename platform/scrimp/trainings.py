@@ -252,7 +252,7 @@ def load_model(folder: str | PathLike[str], *, device: str | None = None, captio
     device
         Such as `cpu` or `cuda:1`; by default the first GPU, or the CPU.
     captions
-        What samples of a model that is told captions are drawn of, in turn; by default some that it was trained on.
+        What samples of a model with captions are drawn of, in turn; by default some that it was trained on.
 
     Returns
     -------

@@ -32,13 +32,13 @@ class Model:
     codec: "Codec" = field(repr=False)
     """Decodes what the network generates."""
     conditioner: "Conditioner | None" = field(default=None, repr=False)
-    """Tells the network captions; None for a model that is told none."""
+    """The captions that it samples; None for a model that takes none."""
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None, captions: Sequence[str] = ()) -> "Model":
         """Load a trained model onto the given device; by default onto the best one available.
 
-        A model that is told captions draws samples of `captions` in turn, by default of some that it was trained on.
+        A model that takes captions draws samples of `captions` in turn, by default of some that it was trained on.
 
         Raises
         ------

@@ -63,11 +63,11 @@ def export_model(
     The network's folder and `scheduler/` can be loaded with diffusers alone; `README.md` is the model card
     and contains the code for that. A `model_index.json` is written only if one of diffusers' pipelines can sample from
     this model. None of them scales the input of an EDM network, passes on classes or coordinates, or decodes latents:
-    they would silently return noise. Nor do they support DDIM's eta. A network that is told captions and denoises
+    they would silently return noise. Nor do they support DDIM's eta. A network conditioned on captions that denoises
     latents of an AutoencoderKL is sampled by `StableDiffusionPipeline`, for which `vae/` is copied, too.
 
-    The text encoder and the tokenizer of a network that is told captions are copied; `captions` are those that samples
-    are drawn of where none are given.
+    The text encoder and the tokenizer of a network conditioned on captions are copied; `captions` are those that
+    samples are drawn of where none are given.
 
     Raises
     ------
@@ -132,18 +132,18 @@ def load_codec(folder: Path, recipe: Recipe, device: torch.device) -> Codec:
 def load_conditioner(
     folder: Path, recipe: Recipe, device: torch.device, captions: Sequence[str] = ()
 ) -> Conditioner | None:
-    """Open what tells a model that `export_model` wrote its captions; None for one that is told none.
+    """Open the captions of a model that `export_model` wrote; None for one that takes none.
 
     Without `captions`, samples are drawn of those that the model keeps.
 
     Raises
     ------
     UserError
-        If there are captions for a model that is told none, or a file is missing or damaged.
+        If there are captions for a model that takes none, or a file is missing or damaged.
     """
     if not recipe.conditioning.text:
         if captions:
-            raise UserError(f"{folder}: the model is told no captions; leave them out")
+            raise UserError(f"{folder}: the model takes no captions; leave them out")
         return None
 
     from scrimp_trainers.conditioning.text import load_encoder, texts_of

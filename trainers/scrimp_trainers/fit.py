@@ -61,7 +61,7 @@ def check_fit(recipe: Recipe, manifest: Manifest) -> None:
 
 
 def _check_conditioning(settings: Conditioning, manifest: Manifest) -> None:
-    """Require the labels, or the captions, that the network is told, and the text encoder if it is in a folder."""
+    """Require the labels or captions that the network takes, and the text encoder if it is in a folder."""
     if settings.classes and not manifest.classes:
         raise UserError(f"dataset {manifest.name} has no classes, but the recipe sets conditioning.classes")
     if settings.text and CAPTIONED not in manifest.kinds:

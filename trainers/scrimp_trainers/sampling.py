@@ -79,7 +79,7 @@ def generate_items(
 
     Image i depends only on the network, the seed and i (up to rounding: sums in a larger batch may be computed in
     another order). A class-conditional network draws its classes in turn; one for items of several lengths draws each
-    item's length from those of the training items. The `codec` is that of the recipe. A network that is told captions
+    item's length from those of the training items. The `codec` is that of the recipe. A network conditioned on captions
     needs its `conditioner`, whose captions it draws in turn.
     """
     network.eval()

@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
     """int64 [size + 1], how many items of each length it was trained on, a buffer; samples have lengths drawn from
     them. None for items of one size."""
     text: tuple[int, int] | None = None
-    """Tokens of a caption, and numbers of a token, that it is told; None if it is not told captions."""
+    """Tokens of a caption, and numbers of a token, that it takes; None if it takes no captions."""
     coordinates: bool = False
     """Whether it takes coordinates: which part of the whole image it sees."""
     tokens: int = 0
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
     def example(self, count: int) -> Conditions:
-        """Return conditions of the shape that it is told of `count` images, on the CPU, to measure what it costs."""
+        """Return conditions of the shape that it takes for `count` images, on the CPU, to measure what it costs."""
         if self.text:
             return Conditions(text=torch.zeros(count, *self.text))
         return Conditions(labels=torch.zeros(count, dtype=torch.long)) if self.classes else NOTHING

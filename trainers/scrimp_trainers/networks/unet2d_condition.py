@@ -41,10 +41,10 @@ class UNet2DCondition(Denoiser):
         Raises
         ------
         ValueError
-            If it is told no captions: where they are hidden it is told the empty one.
+            If it gets no captions: where they are hidden it takes the empty one.
         """
         if conditions.text is None:
-            raise ValueError("a UNet2DConditionModel is always told captions, if only the empty one")
+            raise ValueError("a UNet2DConditionModel always takes captions, if only the empty one")
         return self.unet(images, levels, encoder_hidden_states=conditions.text.to(images.dtype)).sample
 
     @property

@@ -407,9 +407,7 @@ def reference_recipe(settings: Reweighting) -> Recipe:
             "without such techniques, name a recipe without them"
         )
     if recipe.conditioning.text:
-        raise UserError(
-            f"reweighting.recipe {settings.recipe}: is told captions; name one that is told classes or none"
-        )
+        raise UserError(f"reweighting.recipe {settings.recipe}: takes captions; name one that takes classes or none")
     if recipe.training.select == "best":
         raise UserError(
             f"reweighting.recipe {settings.recipe}: training.select is best, but reference and proxy are not scored; "

@@ -29,7 +29,7 @@ OwnPart = Annotated[str, Field(pattern=r"^\w+:\w+$")]
 FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
-CAPTIONS = "a network that is told captions"
+CAPTIONS = "a network that takes captions"
 """What `conditioning.text` needs, and a network offers."""
 
 
@@ -87,7 +87,7 @@ class Conditioning(Section):
     """Train on class labels; the dataset must have them."""
     text: FileName | None = None
     """Folder or hub id, in the layout of Stable Diffusion, of the `tokenizer` and the `text_encoder` through which the
-    network is told captions; the dataset must have them. None: no captions."""
+    network is conditioned on captions; the dataset must have them. None: no captions."""
     label_drop: Probability = 0.0
     """Probability with which a label, or a caption, is hidden in training, for classifier-free guidance."""
 

@@ -23,7 +23,7 @@ class Prepared:
     codec: Codec = PIXEL_CODEC
     """Between the items and what the network is trained on."""
     conditioner: Conditioner | None = None
-    """What the network is told of captions; None if it is told classes, which need no preparation, or nothing."""
+    """The captions that the network is conditioned on; None if on classes, which need no preparation, or on nothing."""
     noise_keys: Tensor | None = None
     """int64 [N], a number for each training image, the seed of its fixed ambient noise."""
     class_weights: Tensor | None = None

@@ -328,7 +328,7 @@ def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slic
 def _drawn_condition(
     conditioner: Conditioner | None, batch: Batch, recipe: Recipe, generator: torch.Generator, rank_slice: slice
 ) -> dict[str, Tensor]:
-    """Return the condition of the batch by its name, hidden of some images at random; none if nothing is told."""
+    """Return the condition of the batch by its name, hidden for some images at random; none without conditions."""
     known = conditioner.of(batch) if conditioner else None
     if conditioner is None or known is None:
         return {}
