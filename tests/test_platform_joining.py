@@ -22,6 +22,9 @@ from scrimp_trainers.common.metrics_log import MetricsRow
 
 EXAMINATION_S = 5.0
 """Seconds until the doctor has seen the new node."""
+ENDED: list[Any] = []
+"""Nodes that have ended, kept as long as this process. A process forked by Python 3.13 drops the exit handlers, which
+alone hold them; closing a node's connection there ends it with a segmentation fault."""
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def one_node(monkeypatch):
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=nodes.address, **cluster.QUIET)
     yield nodes
+    ENDED.extend(nodes.list_all_nodes())
     ray.shutdown()
     nodes.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
