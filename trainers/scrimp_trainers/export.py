@@ -83,11 +83,12 @@ def export_model(
         pipeline = exported and exported.pipeline and network.library_class
         if exported and pipeline and network.takes_only_images_and_levels and decoding == Decoding():
             (part / "model_index.json").write_text(_index(network, exported))
-        if recipe.conditioning.text:
+        if recipe.conditioning.text and not network.base:
             _text_files(recipe).copy(part)
+        if recipe.conditioning.text:
             text_files.write_captions(part, captions)
         vae = _stable_diffusion_vae(network, recipe)
-        if exported and vae:
+        if exported and vae and not network.base:
             vae.copy(part)
             (part / "model_index.json").write_text(_stable_diffusion_index(exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
@@ -148,7 +149,9 @@ def load_conditioner(
 
     from scrimp_trainers.conditioning.text import load_encoder, texts_of
 
-    encoder = load_encoder(text_files.find(str(folder), str(folder)), device)
+    is_whole = (folder / text_files.ENCODER).is_dir()
+    files = text_files.find(str(folder), str(folder)) if is_whole else _text_files(recipe)
+    encoder = load_encoder(files, device)
     return texts_of(captions or text_files.read_captions(folder), encoder)
 
 
@@ -297,7 +300,8 @@ def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
         return f"With Scrimp:\n\n```python\nimport scrimp\n\n{own}images = scrimp.load_model('.').sample(16)\n```"
 
     if _stable_diffusion_vae(network, recipe):
-        return f"With diffusers alone, in this folder:\n\n```python\n{_stable_diffusion_code(recipe, exported)}```"
+        code = _stable_diffusion_code(network, recipe, exported)
+        return f"With diffusers alone, in this folder:\n\n```python\n{code}```"
 
     note = exported.note
     if recipe.sampler.guidance != 1:
@@ -308,11 +312,21 @@ def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
     return f"With diffusers alone, in this folder; {note}:\n\n```python\n{code}```"
 
 
-def _stable_diffusion_code(recipe: Recipe, exported: Exported) -> str:
-    return f"""from diffusers import {STABLE_DIFFUSION}
+def _stable_diffusion_code(network: Denoiser, recipe: Recipe, exported: Exported) -> str:
+    scheduler = type(exported.scheduler).__name__
+    loading = f"""from diffusers import {STABLE_DIFFUSION}
 
 pipeline = {STABLE_DIFFUSION}.from_pretrained(".")
-caption = "a caption"
+"""
+    if network.base:
+        folder = Path(network.base)
+        loading = f"""from diffusers import {scheduler}, {STABLE_DIFFUSION}
+
+pipeline = {STABLE_DIFFUSION}.from_pretrained({str(folder.resolve()) if folder.is_dir() else network.base!r})
+pipeline.scheduler = {scheduler}.from_pretrained("scheduler")
+pipeline.load_lora_weights(".")
+"""
+    return f"""{loading}caption = "a caption"
 image = pipeline(
     caption, num_inference_steps={exported.steps}, guidance_scale={recipe.sampler.guidance:g}{exported.arguments}
 ).images[0]

@@ -43,6 +43,8 @@ class Denoiser(nn.Module):
     """Whether it returns as many channels again: the variances of a reverse step."""
     folder: ClassVar[str] = "network"
     """Where it lies in the folder of an exported model."""
+    base: str = ""
+    """The model that it only adds to, a folder or hub id; its own folder does not hold that. Empty if it is whole."""
     library_class: ClassVar[str] = ""
     """The class of diffusers that reads it; empty if none does."""
 
@@ -58,6 +60,14 @@ class Denoiser(nn.Module):
     def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Return the raw output [B, C, H, W] for images [B, C, H, W] and what stands for their noise levels [B]."""
         raise NotImplementedError
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps of it: all of its tensors, but for those that training leaves as they are."""
+        return self.state_dict()
+
+    def load_kept(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        """Load what `kept_state` returned, read from a file; raises as `weights.load_weights` does."""
+        weights.load_weights(self, tensors, file)
 
     def example(self, count: int) -> Conditions:
         """Return conditions of the shape that it takes for `count` images, on the CPU, to measure what it costs."""

@@ -1,12 +1,16 @@
 """Stable Diffusion's U-Net, which attends to captions (Rombach et al. 2022): diffusers' `UNet2DConditionModel`."""
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.hub import find_part
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
@@ -17,6 +21,12 @@ from scrimp_trainers.recipe import networks
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The name that diffusers gives LoRA's updates."""
+LORA, ADAPTER = ".lora_", ".default."
+"""What is in the names of their tensors: that of the adapter, which diffusers' files leave out."""
+PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
+"""The layers that are updated."""
 TOKENS = 77
 """Tokens of a caption in CLIP; the network takes any number, but what it costs depends on it."""
 
@@ -27,9 +37,11 @@ class UNet2DCondition(Denoiser):
     folder = "unet"
     library_class = "UNet2DConditionModel"
 
-    def __init__(self, unet: "UNet2DConditionModel") -> None:
+    def __init__(self, unet: "UNet2DConditionModel", *, base: str = "", rank: int = 0) -> None:
         super().__init__()
         self.unet = unet
+        self.base = base
+        self.rank = rank
         config = unet.config
         self.classes = 0
         self.text = (TOKENS, config["cross_attention_dim"])
@@ -52,9 +64,30 @@ class UNet2DCondition(Denoiser):
         """No: it always takes captions."""
         return False
 
+    def kept_state(self) -> dict[str, Tensor]:
+        """Return all tensors, or with LoRA those of its updates alone."""
+        tensors = self.state_dict()
+        return {name: tensor for name, tensor in tensors.items() if LORA in name} if self.rank else tensors
+
+    def load_kept(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        """Load what `kept_state` returned, read from a file; raises as `weights.load_weights` does."""
+        if not self.rank:
+            return super().load_kept(tensors, file)
+        weights.require_same(tensors, self.kept_state(), file)
+        self.load_state_dict(tensors, strict=False)
+        return None
+
     def save(self, folder: Path) -> None:
-        """Write the `UNet2DConditionModel`."""
-        self.unet.save_pretrained(folder)
+        """Write the `UNet2DConditionModel`; or beside its folder LoRA's updates, in the form that diffusers reads."""
+        if not self.rank:
+            self.unet.save_pretrained(folder)
+            return
+        folder.mkdir()
+        section = networks.UNet2DCondition(pretrained=self.base, lora_rank=self.rank)
+        config = {"section": section.model_dump(), "image_size": self.shape[-1], "channels": self.shape[0]}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        updates = {name.replace(ADAPTER, "."): tensor.contiguous() for name, tensor in self.kept_state().items()}
+        save_file(updates, folder.parent / LORA_FILE, {"format": "pt"})
 
     def call(self, images: str, labels: str | None) -> str:
         """Return the code that asks a `UNet2DConditionModel`."""
@@ -91,14 +124,19 @@ def build(
             f"{2**halvings}; use fewer levels or another --size"
         )
     unet.register_to_config(sample_size=image_size)  # diffusers draws images of this size by default
+    if section.lora_rank:
+        _add_updates(unet, section.lora_rank)
+        return UNet2DCondition(unet, base=str(section.pretrained), rank=section.lora_rank)
     dropout.replace(unet)
     return UNet2DCondition(unet)
 
 
 def load(folder: Path) -> UNet2DCondition:
-    """Read the network of an exported model; raises as `load_library_network` does."""
+    """Read the network of an exported model; raises as `load_library_network` does, and where LoRA's base is gone."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    if (folder / LORA_FILE).is_file():
+        return _load_updated(folder)
     return UNet2DCondition(load_library_network(UNet2DConditionModel, folder / UNet2DCondition.folder))
 
 
@@ -125,11 +163,43 @@ def _pretrained(name: str, channels: int) -> "UNet2DConditionModel":
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     where = f"network.pretrained {name}"
-    unet = load_library_network(UNet2DConditionModel, find_part(name, UNet2DCondition.folder, (CONFIG, WEIGHTS), where))
+    if torch.get_default_device().type == "meta":  # its cost is counted, for which its weights are not read
+        folder = find_part(name, UNet2DCondition.folder, (CONFIG,), where)
+        unet: Any = UNet2DConditionModel.from_config(json.loads((folder / CONFIG).read_text()))
+    else:
+        folder = find_part(name, UNet2DCondition.folder, (CONFIG, WEIGHTS), where)
+        unet = load_library_network(UNet2DConditionModel, folder)
     taken = {unet.config["in_channels"], unet.config["out_channels"]}
     if taken != {channels}:
         raise UserError(f"{where}: takes {min(taken)} channels, but x has {channels}; name the codec that it is for")
     return unet
+
+
+def _add_updates(unet: "UNet2DConditionModel", rank: int) -> None:
+    """Add LoRA's updates to the projections of all attention, and leave everything else as it is."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("network.lora_rank needs the package peft: pip install 'scrimp[text]'") from None
+
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=PROJECTIONS))
+
+
+def _load_updated(folder: Path) -> UNet2DCondition:
+    """Read LoRA's base, and its updates."""
+    config_file, file = folder / UNet2DCondition.folder / CONFIG, folder / LORA_FILE
+    try:
+        config = json.loads(config_file.read_text())
+        section = networks.UNet2DCondition.model_validate(config.pop("section"))
+        network = build(section, **config)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{config_file}: not the config of a network with LoRA: {weights.one_line(error)}") from error
+    kept = {name.replace(ADAPTER, "."): name for name in network.kept_state()}
+    updates = weights.read_weights(file)
+    weights.require_same(updates, {name: network.kept_state()[own] for name, own in kept.items()}, file)
+    network.load_kept({kept[name]: tensor for name, tensor in updates.items()}, file)
+    return network
 
 
 def _start_as_identity(unet: nn.Module) -> None:

@@ -14,6 +14,11 @@ class Network(Section):
     """Which network."""
 
     @property
+    def is_trained_whole(self) -> bool:
+        """Whether all of its weights are trained."""
+        return True
+
+    @property
     def multiple(self) -> int:
         """What the side of an image must be a multiple of."""
         return 1
@@ -184,6 +189,9 @@ class UNet2DCondition(Network):
     pretrained: FileName | None = None
     """Folder or hub id of the network whose weights training begins with: a model in Stable Diffusion's layout, or its
     `unet` folder. None: a new one."""
+    lora_rank: Count | None = None
+    """Rank of updates of the pretrained network's attention (LoRA, Hu et al. 2022), which alone are trained, averaged
+    and kept. None trains all weights."""
     channels: Annotated[int, Field(ge=8, multiple_of=8)] = 320
     """Channels of the first level."""
     multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 4)
@@ -202,6 +210,11 @@ class UNet2DCondition(Network):
         return frozenset({"a grid"})
 
     @property
+    def is_trained_whole(self) -> bool:
+        """Whether all of its weights are trained, and not LoRA's updates alone."""
+        return self.lora_rank is None
+
+    @property
     def multiple(self) -> int:
         """What the side of an image must be a multiple of; that of a pretrained one is known when it is read."""
         return 1 if self.pretrained else 2 ** (len(self.multipliers) - 1)
@@ -212,6 +225,8 @@ class UNet2DCondition(Network):
         given = [name for name in shape if getattr(self, name) != type(self).model_fields[name].default]
         if self.pretrained and given:
             raise ValueError(f"{given[0]} is given by the config of pretrained {self.pretrained}; leave it out")
+        if self.lora_rank and not self.pretrained:
+            raise ValueError("lora_rank updates the network that pretrained names; name one, or leave it out")
         if any(self.channels * multiplier % self.heads for multiplier in self.multipliers):
             raise ValueError(f"heads {self.heads} does not divide the channels of every level")
         return self

@@ -84,6 +84,10 @@ class Recipe(Section):
             raise ValueError(f"sampler.steps: {self.sampler.steps} exceeds the chain's {most}")
         if CAPTIONS in self.network.offers and not self.conditioning.text:
             raise ValueError(f"network.kind: {self.network.kind!r} takes captions; name conditioning.text")
+        if self.sparsity.on and not self.network.is_trained_whole:
+            raise ValueError(
+                "sparsity masks the weights that network.lora_rank leaves as they are; turn one of them off"
+            )
         if self.sampler.guidance != 1 and not self._can_be_guided:
             raise ValueError(
                 "sampler.guidance needs conditioning.classes or text, and a conditioning.label_drop above 0"

@@ -123,7 +123,7 @@ def load(folder: Path, state: State, identity: dict[str, Any], defaults: Collect
     device = str(next(state.network.parameters()).device)
     for name, network in (("network", state.network), ("ema", state.ema)):
         file = folder / f"{name}.safetensors"
-        weights.load_weights(network, weights.read_weights(file, device), file)
+        network.load_kept(weights.read_weights(file, device), file)
     _load_optimizer(folder / "optimizer.safetensors", state, device)
     if state.masks:
         file = folder / "masks.safetensors"
@@ -139,7 +139,7 @@ def load(folder: Path, state: State, identity: dict[str, Any], defaults: Collect
 def _load_optimizer(file: Path, state: State, device: str) -> None:
     """Load the optimizer's state, whose tensors are named `<kind>/<parameter>`."""
     tensors = weights.read_weights(file, device)
-    parameters = dict(state.network.named_parameters())
+    parameters = {name: weight for name, weight in state.network.named_parameters() if weight.requires_grad}
 
     kinds = {name.partition("/")[0] for name in tensors}
     scalar = torch.zeros(())
@@ -157,8 +157,8 @@ def _load_optimizer(file: Path, state: State, device: str) -> None:
 
 def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:
     new.mkdir(parents=True)
-    save_file(_contiguous(state.network.state_dict()), new / "network.safetensors")
-    save_file(_contiguous(state.ema.state_dict()), new / "ema.safetensors")
+    save_file(_contiguous(state.network.kept_state()), new / "network.safetensors")
+    save_file(_contiguous(state.ema.kept_state()), new / "ema.safetensors")
     save_file(_contiguous(_optimizer_tensors(state)), new / "optimizer.safetensors")
     if state.masks:
         save_file(_contiguous(state.masks.tensors()), new / "masks.safetensors")
@@ -221,6 +221,7 @@ def _optimizer_tensors(state: State) -> dict[str, Tensor]:
     return {
         f"{kind}/{name}": torch.as_tensor(value)
         for name, parameter in state.network.named_parameters()
+        if parameter.requires_grad
         for kind, value in state.optimizer.state[parameter].items()
     }
 

@@ -97,8 +97,10 @@ def train(
     microbatch = Microbatch(training, rank_batch)
 
     network = cast(nn.Module, torch.compile(state.network)) if training.compile else state.network
-    parameters: list[Tensor] = list(state.network.parameters())
-    averages: list[Tensor] = list(state.ema.parameters())
+    pairs = zip(state.network.parameters(), state.ema.parameters(), strict=True)
+    trained = [(weight, average) for weight, average in pairs if weight.requires_grad]
+    parameters: list[Tensor] = [weight for weight, _ in trained]
+    averages: list[Tensor] = [average for _, average in trained]
     state.network.train()
     generator = torch.Generator(device)
     own_generator = torch.Generator(device)

@@ -94,7 +94,7 @@ def build_network(recipe: Recipe, image_size: int, channels: int, classes: int, 
 def _new_optimizer(optimizer: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer.kind]
     return kind(
-        network.parameters(),
+        [weight for weight in network.parameters() if weight.requires_grad],
         lr=optimizer.lr,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.eps,
