@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorCLIP, FeatureExtractorInceptionV3, FeatureExtractorVGG16, calculate_metrics
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 from torch_fidelity.feature_extractor_clip import VisionTransformer
-from torchvision import models
+from torchvision import models, transforms
 from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.functional import to_pil_image
 
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.metrics import dinov2, extractors, fidelity, weight_files
-from scrimp_trainers.metrics.extractors import vitg14
+from scrimp_trainers.metrics.extractors import sscd, vitg14
 from scrimp_trainers.metrics.extractors.extractor import Facts, Source, facts
 from scrimp_trainers.metrics.features import open_extractor
 from scrimp_trainers.recipe.scoring import Builtin, Extractor, Scoring
@@ -364,3 +365,29 @@ def test_a_weight_file_cannot_run_code(extractor: Extractor, tmp_path: Path):
     with pytest.raises(UserError, match=r"not the weights of extractor .*: damaged, or more than tensors"):
         opened(extractor, path)
     assert not trace.exists()
+
+
+def test_the_pixels_that_sscd_is_shown_are_those_of_dcrs_code():
+    images = pictures(3, seed=8)
+    theirs = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
+    )
+    expected = torch.stack([theirs(to_pil_image(image)) for image in images])
+    torch.testing.assert_close(sscd.as_shown(images), expected, rtol=0, atol=2 / 127.5)  # theirs rounds to 8 bits
+
+
+def test_sscd_is_read_from_a_file_of_the_published_form(tmp_path: Path):
+    """Its descriptor is the generalised mean over the grid, of power 3, and a linear layer."""
+    torch.manual_seed(0)
+    network = models.resnet50(num_classes=512).eval()
+    path = tmp_path / "sscd_disc_mixup.torchvision.pt"
+    torch.save({f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}, path)
+    images = pictures(2, seed=6)
+    features, logits = opened("sscd", path).features(images)
+    assert logits is None
+
+    grid = nn.Sequential(*list(network.children())[:-2])(sscd.as_shown(images))
+    pooled = ((grid.double() ** 3).sum(dim=(2, 3)) / 49) ** (1 / 3)
+    expected = pooled @ network.fc.weight.double().T + network.fc.bias.double()
+    expected = expected / expected.square().sum(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-5)

@@ -192,8 +192,8 @@ def train(
     kimg
         Training length in thousands of images; by default the recipe's.
     extractor
-        Score the result with this feature extractor: `classifier`, `inception`, `clip`, `dinov2`, `vitg14`, `vgg16`,
-        `resnet18`.
+        Score the result with this feature extractor: `classifier`, `inception`, `clip`, `dinov2`, `vitg14`, `sscd`,
+        `vgg16`, `resnet18`.
     samples
         Number of samples to score.
     rungs
@@ -289,7 +289,7 @@ def evaluate(
         A dataset or its folder.
     extractor
         The feature extractor: `inception` for FID, `classifier` for the dataset's own small CNN, `clip`, `dinov2`,
-        `vitg14`, `vgg16`, `resnet18`.
+        `vitg14`, `sscd`, `vgg16`, `resnet18`.
     samples
         Number of samples to score.
     weights

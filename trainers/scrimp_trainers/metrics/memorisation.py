@@ -2,7 +2,8 @@
 
 In feature space: the largest cosine similarity of each sample to a training image, and the share above a threshold.
 `memorized_fraction_vitg14` is the form of Shah et al. (2025): DINOv2's ViT-g/14 on images that are neither resized nor
-normalised, and 0.9. `memorized_fraction` is our own, in the features of the extractor that scores.
+normalised, and 0.9; `memorized_fraction_sscd` that of Somepalli et al. (2023): SSCD's ResNet-50, and 0.5.
+`memorized_fraction` is our own, in the features of the extractor that scores.
 
 In pixels: the distance to the nearest training image over that to the second nearest; a sample below 1/3 counts as
 copied (Gu et al. 2023). Held-out images, which cannot have been copied, are the control.

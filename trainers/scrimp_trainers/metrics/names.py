@@ -52,7 +52,7 @@ _SCORE = re.compile(r"(.*?)(_holdout|_class_\w+)?")
 def memorisation_names(extractor: Extractor) -> list[str]:
     """Names of the scores against the training set; `<name>_holdout` is the same for held-out images.
 
-    Those of `vitg14`, which are a paper's, bear its name; of the others the first is ours.
+    Those of `vitg14` and `sscd`, which are a paper's, bear their names; of the others the first is ours.
     """
     suffix = f"_{extractor}" if facts(extractor).names_memorisation else ""
     return [f"memorized_fraction{suffix}", f"similarity_mean{suffix}", PIXELS]

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from scrimp_trainers.recipe.sections import FilePath, OwnPart, Section
 
-Builtin = Literal["inception", "clip", "dinov2", "vitg14", "vgg16", "resnet18", "classifier"]
+Builtin = Literal["inception", "clip", "dinov2", "vitg14", "sscd", "vgg16", "resnet18", "classifier"]
 Extractor = Builtin | OwnPart
 
 SMALLEST = 20
@@ -18,7 +18,8 @@ class Scoring(Section):
 
     extractor: Extractor
     """The feature extractor: `inception` for FID, `classifier` for the dataset's own small CNN, `vitg14` for the
-    memorisation of Shah et al. (2025): DINOv2's ViT-g/14 on images that are neither resized nor normalised."""
+    memorisation of Shah et al. (2025): DINOv2's ViT-g/14 on images that are neither resized nor normalised; `sscd` for
+    that of Somepalli et al. (2023), which Shah et al. use for images with captions."""
     also: tuple[str, ...] = ()
     """Further scores, which cost time: `fd_infinity`, the Fréchet distance without the bias of the sample count;
     `fld_gap`, by how much likelier training images are than held-out ones under a density around the samples."""
@@ -27,9 +28,9 @@ class Scoring(Section):
     weights: FilePath | None = None
     """The extractor's weight file; none looks in torch's cache and then downloads it."""
     threshold: Annotated[float, Field(gt=-1, lt=1)] | None = None
-    """Cosine similarity to a training image above which a sample counts as memorised. None: 0.9 for `vitg14`, as in the
-    paper, and for `dinov2`, as we chose after it; for others the 99% quantile of the held-out images' own similarities,
-    since 0.9 means little there."""
+    """Cosine similarity to a training image above which a sample counts as memorised. None: 0.9 for `vitg14` and 0.5
+    for `sscd`, as in the papers, 0.9 for `dinov2`, as we chose after them; for others the 99% quantile of the held-out
+    images' own similarities, since 0.9 means little there."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Images that the extractor takes at once."""
     neighbours: Annotated[int, Field(ge=0)] = 16
