@@ -41,6 +41,11 @@ def test_the_updates_alone_are_trained_and_averaged(updated: Session, captioned_
         now = after.state_dict()
         moved = {name for name, tensor in before.state_dict().items() if not torch.equal(tensor, now[name])}
         assert moved == {name for name in now if is_update(name)}
+    assert {
+        name.split(".lora_")[0].rsplit(".transformer_blocks.")[-1] for name in updated.state.network.kept_state()
+    } == {
+        f"0.{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    }
     counted = {name for name, weight in updated.state.network.named_parameters() if weight.requires_grad}
     assert counted == {name for name in updated.state.network.state_dict() if is_update(name)}
 

@@ -15,7 +15,7 @@ from benchmarks import text_digits
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning import text, text_files
 from scrimp_trainers.conditioning.conditioner import hide
-from scrimp_trainers.conditioning.text import load_encoder, open_texts, texts_of
+from scrimp_trainers.conditioning.text import Texts, load_encoder, open_texts, texts_of
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.fit import check_fit
 from scrimp_trainers.metrics import cost
@@ -55,8 +55,13 @@ def fine_tuned(folder: Path, **values: object) -> Recipe:
     return load("sd-finetune").replace(base | {name.replace("__", "."): value for name, value in values.items()})
 
 
-def session(recipe: Recipe, dataset: Dataset, folder: Path, seed: int = 3) -> Session:
-    return Session(recipe, dataset, folder, seed, prepare_techniques(recipe, dataset, seed, CPU), device=CPU)
+def opened(dataset: Dataset, folder: Path) -> Texts:
+    return open_texts(dataset, text_files.find(str(folder), "here"), CPU)
+
+
+def session(recipe: Recipe, dataset: Dataset, folder: Path, seed: int = 3, **options: Any) -> Session:
+    prepared = prepare_techniques(recipe, dataset, seed, CPU)
+    return Session(recipe, dataset, folder, seed, prepared, device=CPU, **options)
 
 
 def trained(recipe: Recipe, dataset: Dataset, folder: Path, images: int | None = None) -> Session:
@@ -73,7 +78,7 @@ def trained(recipe: Recipe, dataset: Dataset, folder: Path, images: int | None =
 
 
 def test_each_image_gets_the_embedding_of_its_own_caption(captioned_digits: Dataset, stable_diffusion: Path):
-    texts = open_texts(captioned_digits, str(stable_diffusion), CPU)
+    texts = opened(captioned_digits, stable_diffusion)
     encoder = load_encoder(text_files.find(str(stable_diffusion), "here"), CPU)
     captions = captioned_digits.captions("train")
     assert len(texts.embeddings) == 11  # ten captions and the empty one
@@ -85,7 +90,7 @@ def test_each_image_gets_the_embedding_of_its_own_caption(captioned_digits: Data
 
 
 def test_a_dropped_caption_is_the_empty_one(captioned_digits: Dataset, stand_in: Path):
-    texts = open_texts(captioned_digits, str(stand_in), CPU)
+    texts = opened(captioned_digits, stand_in)
     known = texts.for_samples(range(4), CPU)
     hidden = hide(texts, known, torch.tensor([False, True, False, True]))
     assert torch.equal(hidden[::2], known[::2])
@@ -96,7 +101,7 @@ def test_a_dropped_caption_is_the_empty_one(captioned_digits: Dataset, stand_in:
 def test_embeddings_are_made_once_for_captions_encoder_and_tokenizer(
     captioned_digits: Dataset, stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = open_texts(captioned_digits, str(stand_in), CPU)
+    first = opened(captioned_digits, stand_in)
     made: list[Path] = []
 
     def counted(files: text_files.TextFiles, device: torch.device) -> text.TextEncoder:
@@ -106,14 +111,14 @@ def test_embeddings_are_made_once_for_captions_encoder_and_tokenizer(
     monkeypatch.setattr(text, "load_encoder", counted)
     copy = tmp_path / "copy"
     shutil.copytree(stand_in, copy)
-    assert torch.equal(open_texts(captioned_digits, str(copy), CPU).embeddings, first.embeddings)
+    assert torch.equal(opened(captioned_digits, copy).embeddings, first.embeddings)
     assert not made  # the same files elsewhere are the same
 
     config = copy / "tokenizer" / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 20}))
-    assert open_texts(captioned_digits, str(copy), CPU).shape == (20, text_digits.WIDTH)
+    assert opened(captioned_digits, copy).shape == (20, text_digits.WIDTH)
     text_digits.write_text_encoder(tmp_path / "other", seed=1)
-    assert not torch.equal(open_texts(captioned_digits, str(tmp_path / "other"), CPU).embeddings, first.embeddings)
+    assert not torch.equal(opened(captioned_digits, tmp_path / "other").embeddings, first.embeddings)
     assert len(made) == 2
 
 
@@ -146,8 +151,8 @@ def test_pickled_weights_are_not_read(stand_in: Path, tmp_path: Path, captioned_
         file = copy / part / name
         torch.save(load_file(file), file.with_suffix(".bin"))
         file.rename(file.with_suffix(".bin"))
-    with pytest.raises(UserError, match=r"conditioning.text .*pickled: has no model.safetensors"):
-        open_texts(captioned_digits, str(copy), CPU)
+    with pytest.raises(UserError, match=r"here: has no model.safetensors"):
+        opened(captioned_digits, copy)
     with pytest.raises(UserError, match=r"network.pretrained .*pickled: has no diffusion_pytorch_model.safetensors"):
         unet2d_condition.build(networks.UNet2DCondition(pretrained=str(copy)), image_size=4, channels=4)
 

@@ -174,24 +174,28 @@ def evaluate(
         If the sizes of the model's and the dataset's images differ, or the extractor is missing.
     """
     from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.export import require_same_shape
+    from scrimp_trainers.export import require_same_shape, text_files_of
     from scrimp_trainers.metrics import cost
     from scrimp_trainers.metrics.score import Scorer
     from scrimp_trainers.sampling import rendered
 
     network = model.network
+    scores_captions = names.scores_captions(scoring, bool(model.recipe.conditioning.text))
     require_same_shape(model.folder, network, model.recipe, model.codec, manifests.load_manifest(data))
     dataset = open_dataset(data)
+    tokens = None
     if model.recipe.conditioning.text:
         from scrimp_trainers.conditioning.text import open_texts
 
-        model = replace(model, conditioner=open_texts(dataset, str(model.folder), network.device))
+        texts = open_texts(dataset, text_files_of(model.folder, model.recipe), network.device)
+        model = replace(model, conditioner=texts)
+        tokens = texts.tokens(scoring.samples) if scores_captions else None
     scorer = Scorer(dataset, scoring, network.device)
     statistics: list[Tensor] = []
     items = model.items(scoring.samples, seed=seed, batch_size=scoring.batch_size)
     images = rendered(items, model.modality, statistics)
     images = report_progress(images, scoring.samples, progress)
-    scores = scorer.score(images, network.classes, statistics)
+    scores = scorer.score(images, network.classes, statistics, tokens)
 
     costs = {
         "parameters": cost.parameters(network),

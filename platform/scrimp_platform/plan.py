@@ -102,6 +102,7 @@ def make_plan(options: SweepOptions) -> Plan:
     names.check_scoring(space.scoring, manifest)
     goals = [*space.objectives, *space.constraints]
     names.check_classes(goals, space.scoring, manifest, base.conditioning.classes)
+    names.scores_captions(space.scoring, bool(base.conditioning.text))
     for values in [{}, *space.corners()]:
         fit.check_fit(base.replace(values), manifest)
     space = feasibility.resolve(space, manifest)

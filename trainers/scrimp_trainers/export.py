@@ -84,7 +84,7 @@ def export_model(
         if exported and pipeline and network.takes_only_images_and_levels and decoding == Decoding():
             (part / "model_index.json").write_text(_index(network, exported))
         if recipe.conditioning.text and not network.base:
-            _text_files(recipe).copy(part)
+            text_files.of_setting(recipe.conditioning.text).copy(part)
         if recipe.conditioning.text:
             text_files.write_captions(part, captions)
         vae = _stable_diffusion_vae(network, recipe)
@@ -149,10 +149,21 @@ def load_conditioner(
 
     from scrimp_trainers.conditioning.text import load_encoder, texts_of
 
-    is_whole = (folder / text_files.ENCODER).is_dir()
-    files = text_files.find(str(folder), str(folder)) if is_whole else _text_files(recipe)
-    encoder = load_encoder(files, device)
+    encoder = load_encoder(text_files_of(folder, recipe), device)
     return texts_of(captions or text_files.read_captions(folder), encoder)
+
+
+def text_files_of(folder: Path, recipe: Recipe) -> TextFiles:
+    """Find the text encoder of a model that `export_model` wrote: its own, or, with LoRA, that of the recipe.
+
+    Raises
+    ------
+    UserError
+        If a file is missing.
+    """
+    if (folder / text_files.ENCODER).is_dir():
+        return text_files.find(str(folder), str(folder))
+    return text_files.of_setting(str(recipe.conditioning.text))
 
 
 def require_same_shape(folder: Path, network: Denoiser, recipe: Recipe, codec: Codec, manifest: Manifest) -> None:
@@ -210,11 +221,6 @@ def _index(network: Denoiser, exported: Exported) -> str:
         network.folder: ["diffusers", network.library_class],
     }
     return json.dumps(index, indent=2) + "\n"
-
-
-def _text_files(recipe: Recipe) -> TextFiles:
-    name = str(recipe.conditioning.text)
-    return text_files.find(name, f"conditioning.text {name}")
 
 
 def _stable_diffusion_vae(network: Denoiser, recipe: Recipe) -> AutoencoderFiles | None:

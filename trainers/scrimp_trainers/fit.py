@@ -67,7 +67,7 @@ def _check_conditioning(settings: Conditioning, manifest: Manifest) -> None:
     if settings.text and CAPTIONED not in manifest.kinds:
         raise UserError(f"dataset {manifest.name} has no captions, but the recipe sets conditioning.text")
     if settings.text and Path(settings.text).is_absolute():
-        text_files.find(settings.text, f"conditioning.text {settings.text}")  # it is no name of the hub's
+        text_files.of_setting(settings.text)  # it is no name of the hub's
 
 
 def _check_coreset(settings: Coreset, manifest: Manifest) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from scrimp_trainers.common import cache_file, weights
 from scrimp_trainers.common.errors import DiskFull, UserError
 from scrimp_trainers.common.files import is_disk_full, locked
-from scrimp_trainers.conditioning import text_files
 from scrimp_trainers.conditioning.text_files import TextFiles
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
@@ -25,8 +24,6 @@ FORMAT = 1
 """Version of the cache. Raise it when embeddings are computed or kept in another way."""
 BLOCK = 64
 """Captions that are encoded and written together."""
-SHOWN = 64
-"""Captions of training images that an exported model keeps."""
 GPU_SHARE = 0.25
 """Embeddings are kept on a GPU if they take at most this share of the memory that is free there."""
 
@@ -40,7 +37,9 @@ class Texts:
     rows: Tensor
     """int64 [N], which of them is that of each training image, or of each caption to sample."""
     captions: list[str]
-    """The first captions, to show and to sample."""
+    """The captions themselves, of the same order as `rows`."""
+    files: TextFiles
+    """The encoder and its tokenizer."""
     name: ClassVar[str] = "text"
 
     @property
@@ -60,6 +59,12 @@ class Texts:
         """Return those of the captions of samples: the training images' in turn, or those to sample."""
         return self._take(self.rows[torch.tensor(numbers, device=self.rows.device) % len(self.rows)], device)
 
+    def tokens(self, count: int) -> Tensor:
+        """Return the tokens, int64 [count, L], of the captions that so many samples are drawn of."""
+        captions = [self.captions[number % len(self.captions)] for number in range(count)]
+        tokenizer = load_tokenizer(self.files)
+        return tokenized(tokenizer, captions, tokenizer.model_max_length)
+
     def _take(self, rows: Tensor, device: torch.device) -> Tensor:
         return self.embeddings[rows].to(device).float()
 
@@ -68,23 +73,22 @@ class Texts:
 class TextEncoder:
     """A frozen text encoder of transformers', such as Stable Diffusion's, and its tokenizer."""
 
+    files: TextFiles
     tokenizer: Any
     model: Any
     length: int
-    """Tokens of a caption; longer ones are cut, shorter ones padded."""
+    """Tokens of a caption."""
     width: int
     """Numbers in the embedding of a token."""
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Return the embeddings [b, L, D] of captions, as Stable Diffusion has them: the last hidden state."""
-        tokens = self.tokenizer(
-            list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
-        return self.model(tokens.input_ids.to(self.model.device)).last_hidden_state
+        tokens = tokenized(self.tokenizer, captions, self.length)
+        return self.model(tokens.to(self.model.device)).last_hidden_state
 
 
-def open_texts(dataset: Dataset, name: str, device: torch.device) -> Texts:
+def open_texts(dataset: Dataset, files: TextFiles, device: torch.device) -> Texts:
     """Read the embeddings of the training images' captions; the first process that needs them makes them.
 
     Raises
@@ -92,7 +96,6 @@ def open_texts(dataset: Dataset, name: str, device: torch.device) -> Texts:
     UserError
         If the encoder cannot be loaded, the dataset has no captions, or the cache cannot be written.
     """
-    files = text_files.find(name, f"conditioning.text {name}")
     captions = dataset.captions("train")
     different = ["", *sorted(set(captions) - {""})]
     path = dataset.folder / "cache" / _file_name(dataset, files)
@@ -112,13 +115,14 @@ def open_texts(dataset: Dataset, name: str, device: torch.device) -> Texts:
         embeddings = embeddings.to(device)
     number_of = {caption: number for number, caption in enumerate(different)}
     rows = torch.tensor([number_of[caption] for caption in captions], device=embeddings.device)
-    return Texts(embeddings, rows, captions[:SHOWN])
+    return Texts(embeddings, rows, captions, files)
 
 
 def texts_of(captions: Sequence[str], encoder: TextEncoder) -> Texts:
     """Return the conditioner of samples that are drawn of these captions in turn."""
     embeddings = encoder.encode(["", *captions]).half()
-    return Texts(embeddings, torch.arange(1, len(captions) + 1, device=embeddings.device), list(captions))
+    rows = torch.arange(1, len(captions) + 1, device=embeddings.device)
+    return Texts(embeddings, rows, list(captions), encoder.files)
 
 
 def load_encoder(files: TextFiles, device: torch.device) -> TextEncoder:
@@ -130,14 +134,14 @@ def load_encoder(files: TextFiles, device: torch.device) -> TextEncoder:
         If transformers is not installed, or a file is damaged.
     """
     try:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel
         from transformers.utils import logging
     except ImportError:
         raise UserError("conditioning.text needs the package transformers: pip install 'scrimp[text]'") from None
 
     logging.disable_progress_bar()
+    tokenizer = load_tokenizer(files)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
         read: Any = CLIPTextModel.from_pretrained
         model, loaded = read(
             files.encoder,
@@ -155,7 +159,23 @@ def load_encoder(files: TextFiles, device: torch.device) -> TextEncoder:
 
     config = model.config
     length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    return TextEncoder(tokenizer, model.requires_grad_(False).eval().to(device), length, config.hidden_size)
+    return TextEncoder(files, tokenizer, model.requires_grad_(False).eval().to(device), length, config.hidden_size)
+
+
+def load_tokenizer(files: TextFiles) -> Any:
+    """Load a tokenizer; raises as `load_encoder` does, which it needs no weights for."""
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
+    except Exception as error:  # each damaged file fails in a different way
+        raise UserError(f"{files.where}: cannot be loaded ({weights.one_line(error)}); get it anew") from error
+
+
+def tokenized(tokenizer: Any, captions: Sequence[str], length: int) -> Tensor:
+    """Return the tokens of captions, int64 [b, length]: longer ones are cut, shorter ones padded."""
+    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(captions), **options).input_ids
 
 
 def _file_name(dataset: Dataset, files: TextFiles) -> str:

@@ -63,6 +63,11 @@ def find(name: str, where: str) -> TextFiles:
     return TextFiles(where, tokenizer, encoder)
 
 
+def of_setting(text: str) -> TextFiles:
+    """Find those that `conditioning.text` names; raises as `find_part` does."""
+    return find(text, f"conditioning.text {text}")
+
+
 def write_captions(folder: Path, captions: Sequence[str]) -> None:
     """Keep captions in the folder of a model."""
     (folder / CAPTIONS_FILE).write_text(json.dumps(list(captions), indent=2, ensure_ascii=False) + "\n")

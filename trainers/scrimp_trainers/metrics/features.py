@@ -6,6 +6,7 @@ Each extractor is a file in `extractors/`, or a user's own module.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from scrimp_trainers.common import parts, weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics.extractors.extractor import facts
+from scrimp_trainers.metrics.names import needs
 from scrimp_trainers.metrics.weight_files import sha256, weight_file
 from scrimp_trainers.recipe.scoring import Extractor, Scoring
 
@@ -34,6 +36,8 @@ class FeatureExtractor:
     """Whether grey images are repeated to RGB for it."""
     device: torch.device
     """Where it runs."""
+    text: nn.Module | None = None
+    """Maps tokens of captions to features in the same space; none if no score needs it."""
 
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -55,6 +59,11 @@ class FeatureExtractor:
         features, *logits = self.network(images)
         return features.float(), logits[0].float() if logits else None
 
+    @torch.no_grad()
+    def of_captions(self, tokens: Tensor) -> Tensor:
+        """Extract features, float32 [b, d], of captions by their tokens, int64 [b, L]."""
+        return cast(nn.Module, self.text)(tokens.to(self.device)).float()
+
 
 def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: torch.device) -> FeatureExtractor:
     """Open the extractor that the settings name, for the dataset in `folder`.
@@ -67,6 +76,7 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
     name = scoring.extractor
     part = parts.module("metrics.extractors", name)
     rgb = False
+    text = None
     if parts.is_own(name):
         network = part(scoring.weights)
         digest = weights_hash(scoring, manifest)
@@ -75,6 +85,7 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
         digest = sha256(path)
         try:
             network = part.build(path)
+            text = part.build_text(path).to(device).eval() if needs(scoring, "CAPTIONS") else None
         except Exception as error:  # a damaged or foreign file fails in a different way in each library
             why = weights.one_line(error)
             raise UserError(f"{path}: not the weights of extractor {name}: {why}") from error
@@ -83,7 +94,7 @@ def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: t
         network = part.load(folder, manifest)
         digest = part.digest(manifest)
     network = network.requires_grad_(False).eval().to(device)
-    return FeatureExtractor(name, facts(name).layer, digest, network, rgb, device)
+    return FeatureExtractor(name, facts(name).layer, digest, network, rgb, device, text)
 
 
 def weights_hash(scoring: Scoring, manifest: Manifest) -> str:

@@ -61,6 +61,8 @@ class Compared:
     """float32 [n, k] of the samples, what their modality measures of items; none if it measures nothing."""
     reference_statistics: Tensor | None = None
     """float32 [m, k] of the reference set."""
+    captions: Tensor | None = None
+    """float32 [n, d] of the captions that the samples were drawn of; none if they were not, or nothing needs them."""
 
 
 def scores(compared: Compared) -> dict[str, float]:

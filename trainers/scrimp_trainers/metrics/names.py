@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.manifest import CAPTIONED, Manifest
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.metrics import families
 from scrimp_trainers.metrics.extractors.extractor import facts
@@ -115,6 +115,11 @@ def family(kind: str) -> Any:
     return parts.module("metrics.families", kind)
 
 
+def needs(scoring: Scoring, what: str) -> bool:
+    """Whether a further score needs something: HOLDOUT images, STATISTICS of items, or CAPTIONS of samples."""
+    return any(getattr(family(kind), f"NEEDS_{what}", False) for kind in scoring.also)
+
+
 def _families() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(families.__path__)]
 
@@ -163,17 +168,29 @@ def check_scoring(scoring: Scoring, manifest: Manifest) -> None:
         if scoring.weights is not None:
             raise UserError(f"weights {scoring.weights}: the classifier is the dataset's own; leave `weights` out")
     for kind in scoring.also:
-        if getattr(family(kind), "NEEDS_HOLDOUT", False) and "holdout" not in manifest.splits:
-            raise UserError(
-                f"scoring.also {kind}: dataset {manifest.name} has no held-out images; prepare it with --holdout"
-            )
-        if getattr(family(kind), "NEEDS_STATISTICS", False) and not hasattr(modality_of(manifest), "statistics"):
-            raise UserError(f"scoring.also {kind}: is not for {manifest.modality} as in dataset {manifest.name}")
+        _check_family(kind, scoring.extractor, manifest)
     count = manifest.splits[manifest.reference].count
     if count < SMALLEST:
         raise UserError(
             f"dataset {manifest.name}: {count} reference images are too few to score; {SMALLEST} are needed"
         )
+
+
+def _check_family(kind: str, extractor: Extractor, manifest: Manifest) -> None:
+    """Refuse further scores for which this dataset, or this extractor, lacks something."""
+    part = family(kind)
+    if getattr(part, "NEEDS_HOLDOUT", False) and "holdout" not in manifest.splits:
+        raise UserError(
+            f"scoring.also {kind}: dataset {manifest.name} has no held-out images; prepare it with --holdout"
+        )
+    if getattr(part, "NEEDS_STATISTICS", False) and not hasattr(modality_of(manifest), "statistics"):
+        raise UserError(f"scoring.also {kind}: is not for {manifest.modality} as in dataset {manifest.name}")
+    if not getattr(part, "NEEDS_CAPTIONS", False):
+        return
+    if CAPTIONED not in manifest.kinds:
+        raise UserError(f"scoring.also {kind}: dataset {manifest.name} has no captions; leave it out")
+    if not facts(extractor).reads_captions:
+        raise UserError(f"scoring.also {kind}: extractor {extractor} reads no captions; use clip")
 
 
 def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, conditional: bool) -> None:
@@ -201,6 +218,20 @@ def check_classes(names: Collection[str], scoring: Scoring, manifest: Manifest, 
             f"{classes} classes of dataset {manifest.name}; score {CLASS_SMALLEST * classes} samples or take "
             f"{score_names(scoring)[0]}"
         )
+
+
+def scores_captions(scoring: Scoring, captioned: bool) -> bool:
+    """Whether a score needs the captions of samples.
+
+    Raises
+    ------
+    UserError
+        If the model is not `captioned`: its samples are drawn of none.
+    """
+    asked = any(needs(each, "CAPTIONS") for each in scoring.each)
+    if asked and not captioned:
+        raise UserError("scoring.also clip_score: needs samples of captions; set conditioning.text, or leave it out")
+    return asked
 
 
 def require_objectives(names: Iterable[str], scoring: Scoring) -> None:

@@ -21,7 +21,7 @@ from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors.extractor import facts
 from scrimp_trainers.metrics.features import open_extractor
 from scrimp_trainers.metrics.fidelity import Compared
-from scrimp_trainers.metrics.names import CLASS_SMALLEST, check_scoring, class_wise, family, in_full
+from scrimp_trainers.metrics.names import CLASS_SMALLEST, check_scoring, class_wise, family, in_full, needs
 from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
 
 OF_ALL = ("samples", "reference", "reference_samples", "renderer", EXTRACTOR)
@@ -74,7 +74,13 @@ class Scorer:
             self._look_at_the_dataset()
         self.further = [Scorer(dataset, other, device, rank, world) for other in scoring.further]
 
-    def score(self, samples: Iterable[Tensor], classes: int = 0, statistics: Sequence[Tensor] = ()) -> Scores:
+    def score(
+        self,
+        samples: Iterable[Tensor],
+        classes: int = 0,
+        statistics: Sequence[Tensor] = (),
+        tokens: Tensor | None = None,
+    ) -> Scores:
         """Score this rank's share of the samples, together with the other ranks'.
 
         Parameters
@@ -85,6 +91,8 @@ class Scorer:
             Number of classes that the samples were conditioned on, as `Classes.for_samples` assigns them; 0 for none.
         statistics
             What `sampling.rendered` has collected once it has yielded all samples, [b, k] of each batch.
+        tokens
+            int64 [n, L], of the captions that all samples were drawn of, if a score needs them.
 
         Returns
         -------
@@ -95,17 +103,17 @@ class Scorer:
         numbers = (
             torch.cat(list(statistics)).to(self.device) if statistics else images.new_empty(len(images), 0).float()
         )
-        found = self._score(images, classes, numbers)
+        found = self._score(images, classes, numbers, tokens)
         if not self.further:
             return found
 
         values: dict[str, float | str] = {}
         for scorer in (self, *self.further):
-            own = found.values if scorer is self else scorer._score(images, classes, numbers).values
+            own = found.values if scorer is self else scorer._score(images, classes, numbers, tokens).values
             values |= {_in_full(name, scorer.extractor.name): value for name, value in own.items()}
         return replace(found, values=values | {EXTRACTOR: self.scoring.extractors})
 
-    def _score(self, images: Tensor, classes: int, statistics: Tensor) -> Scores:
+    def _score(self, images: Tensor, classes: int, statistics: Tensor, tokens: Tensor | None) -> Scores:
         """Score this rank's images with the first extractor. `statistics` are [b, k], k may be 0."""
         # Compare this rank's images with the training set.
         features, logits = self._extract(images)
@@ -138,6 +146,7 @@ class Scorer:
             self.holdout,
             statistics,
             self.reference_statistics,
+            self._of_captions(tokens),
         )
         values: dict[str, float | str] = {
             **fidelity.scores(compared),
@@ -200,6 +209,15 @@ class Scorer:
         logits = [part[1] for part in parts if part[1] is not None]
         return torch.cat([part[0] for part in parts]), torch.cat(logits) if logits else None
 
+    def _of_captions(self, tokens: Tensor | None) -> Tensor | None:
+        if tokens is None or self.extractor.text is None:
+            return None
+        parts = []
+        for part in tokens.split(self.scoring.batch_size):
+            heartbeat.beat()
+            parts.append(self.extractor.of_captions(part))
+        return torch.cat(parts)
+
     def _features(self, split: SplitName, images: Tensor | None = None) -> Tensor:
         """Features of a whole split, from the cache if they are there."""
 
@@ -216,7 +234,7 @@ class Scorer:
 
     def _reference_statistics(self) -> Tensor | None:
         """Return what the modality measures of the reference items, [m, k], if a further score needs it."""
-        if not any(getattr(family(kind), "NEEDS_STATISTICS", False) for kind in self.scoring.also):
+        if not needs(self.scoring, "STATISTICS"):
             return None
         items, _, _ = self.dataset.items(self.dataset.manifest.reference)
         return statistics_of(self.dataset.modality, items)

@@ -16,6 +16,7 @@ from scrimp_trainers.recipe import networks
 
 if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 
 class UNet(Denoiser):
@@ -130,7 +131,7 @@ def build(
         for block in _attending_decoder_blocks(unet):
             for number in range(len(block.attentions) - 1):
                 block.attentions[number] = nn.Identity()
-    _start_as_identity(unet)
+    start_as_identity(unet)
     dropout.replace(unet)
     return UNet(unet, augment_labels=augment_labels, coordinates=coordinates)
 
@@ -192,19 +193,22 @@ def _zeros_like(attention: nn.Module) -> nn.Module:
     return zeros
 
 
-def _start_as_identity(unet: "UNet2DModel") -> None:
+def start_as_identity(unet: "UNet2DModel | UNet2DConditionModel") -> None:
     """Shrink the last layer of every residual branch, and of the network, to almost nothing.
 
-    Both papers start so (EDM with a factor of 1e-5); diffusers does not.
+    The papers start so (EDM with a factor of 1e-5, DDPM and LDM with zeros); diffusers does not.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     last: list[nn.Module] = [unet.conv_out]
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
             last.append(module.conv2)
-        elif isinstance(module, Attention):
+        elif isinstance(module, Transformer2DModel):
+            last.append(module.proj_out)
+        elif isinstance(module, Attention) and module.residual_connection:  # it is no part of a transformer
             last.append(module.to_out[0])  # type: ignore[index]
     with torch.no_grad():
         for layer in last:

@@ -16,6 +16,7 @@ from scrimp_trainers.common.hub import find_part
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.networks import dropout
 from scrimp_trainers.networks.denoiser import CONFIG, WEIGHTS, Denoiser, load_library_network
+from scrimp_trainers.networks.unet import start_as_identity
 from scrimp_trainers.recipe import networks
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -25,8 +26,6 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers gives LoRA's updates."""
 LORA, ADAPTER = ".lora_", ".default."
 """What is in the names of their tensors: that of the adapter, which diffusers' files leave out."""
-PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
-"""The layers that are updated."""
 TOKENS = 77
 """Tokens of a caption in CLIP; the network takes any number, but what it costs depends on it."""
 
@@ -155,7 +154,7 @@ def _new(section: networks.UNet2DCondition, channels: int) -> "UNet2DConditionMo
         attention_head_dim=section.heads,  # diffusers' name for their number
         cross_attention_dim=section.text_width,
     )
-    _start_as_identity(unet)
+    start_as_identity(unet)
     return unet
 
 
@@ -176,14 +175,23 @@ def _pretrained(name: str, channels: int) -> "UNet2DConditionModel":
 
 
 def _add_updates(unet: "UNet2DConditionModel", rank: int) -> None:
-    """Add LoRA's updates to the projections of all attention, and leave everything else as it is."""
+    """Add LoRA's updates to the linear layers of all attention, and leave everything else as it is."""
+    from diffusers.models.attention_processor import Attention
+
     try:
         from peft import LoraConfig
     except ImportError:
         raise UserError("network.lora_rank needs the package peft: pip install 'scrimp[text]'") from None
 
+    updated = [
+        f"{name}.{inner}"
+        for name, block in unet.named_modules()
+        if isinstance(block, Attention)
+        for inner, layer in block.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=PROJECTIONS))
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=updated))
 
 
 def _load_updated(folder: Path) -> UNet2DCondition:
@@ -200,20 +208,3 @@ def _load_updated(folder: Path) -> UNet2DCondition:
     weights.require_same(updates, {name: network.kept_state()[own] for name, own in kept.items()}, file)
     network.load_kept({kept[name]: tensor for name, tensor in updates.items()}, file)
     return network
-
-
-def _start_as_identity(unet: nn.Module) -> None:
-    """Shrink the last layer of every residual branch, and of the network, to almost nothing, where LDM's is zero."""
-    from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-    last = [unet.conv_out]
-    for module in unet.modules():
-        if isinstance(module, ResnetBlock2D):
-            last.append(module.conv2)
-        elif isinstance(module, Transformer2DModel):
-            last.append(module.proj_out)
-    with torch.no_grad():
-        for layer in last:
-            layer.weight.mul_(1e-5)  # type: ignore[operator]
-            layer.bias.zero_()  # type: ignore[operator]

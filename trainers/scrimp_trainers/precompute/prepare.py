@@ -10,6 +10,7 @@ from torch import Tensor
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.files import atomic_file
 from scrimp_trainers.common.ranks import agreed, patient_group, rank_0_first, rank_and_world
+from scrimp_trainers.conditioning import text_files
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.recipe.needs import Kind
 from scrimp_trainers.recipe.recipe import Recipe
@@ -99,7 +100,8 @@ def _prepare(recipe: Recipe, dataset: Dataset, seed: int, device: torch.device) 
     if recipe.conditioning.text:
         from scrimp_trainers.conditioning.text import open_texts
 
-        prepared = replace(prepared, conditioner=open_texts(dataset, recipe.conditioning.text, device))
+        files = text_files.of_setting(recipe.conditioning.text)
+        prepared = replace(prepared, conditioner=open_texts(dataset, files, device))
 
     if recipe.ambient.on:
         keys, _ = dataset.entries("train")

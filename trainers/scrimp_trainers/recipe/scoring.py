@@ -22,7 +22,8 @@ class Scoring(Section):
     that of Somepalli et al. (2023), which Shah et al. use for images with captions."""
     also: tuple[str, ...] = ()
     """Further scores, which cost time: `fd_infinity`, the Fréchet distance without the bias of the sample count;
-    `fld_gap`, by how much likelier training images are than held-out ones under a density around the samples."""
+    `fld_gap`, by how much likelier training images are than held-out ones under a density around the samples;
+    `clip_score`, with `extractor: clip`, how well samples agree with the captions that they are drawn of."""
     samples: Annotated[int, Field(ge=SMALLEST)] = 1000
     """Images that are sampled for one score."""
     weights: FilePath | None = None

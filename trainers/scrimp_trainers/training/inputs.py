@@ -10,7 +10,7 @@ from torch import Tensor
 from scrimp_trainers.codecs.codec import Codec
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common.files import write_atomic
-from scrimp_trainers.conditioning.conditioner import Conditioner
+from scrimp_trainers.conditioning.text import Texts
 from scrimp_trainers.data.dataset import Dataset
 
 
@@ -22,7 +22,7 @@ class Prepared:
     """Positions of the coreset's images in the training split."""
     codec: Codec = PIXEL_CODEC
     """Between the items and what the network is trained on."""
-    conditioner: Conditioner | None = None
+    conditioner: Texts | None = None
     """The captions that the network is conditioned on; None if on classes, which need no preparation, or on nothing."""
     noise_keys: Tensor | None = None
     """int64 [N], a number for each training image, the seed of its fixed ambient noise."""

@@ -24,6 +24,7 @@ from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.export import export_model, is_current
 from scrimp_trainers.metrics import cost
+from scrimp_trainers.metrics.names import scores_captions
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
@@ -38,6 +39,8 @@ MASK_SCHEDULE = "training.kimg, which sets the masks' schedule,"
 """How a checkpoint's identity names the length of training, if the schedule of the masks depends on it."""
 TICKS = 100
 """Approximate number of rows in `metrics.jsonl`."""
+SHOWN_CAPTIONS = 64
+"""Captions of training images that an exported model keeps, of which it draws samples where none are given."""
 CHECK_INTERVAL_STEPS = 16
 CHECK_INTERVAL_IMAGES = 1000
 """Losses are read, and a checkpoint may be written, after at least this many steps and images, which costs little."""
@@ -134,9 +137,12 @@ class Session:
         self.step_flops = expected_cost.step_flops(recipe, self.state.network, dense_flops, self.flops)
 
         self.scorer = None
+        self.tokens = None
         if scoring:
             from scrimp_trainers.metrics.score import Scorer  # takes seconds to import
 
+            if scores_captions(scoring, prepared.conditioner is not None) and prepared.conditioner:
+                self.tokens = prepared.conditioner.tokens(scoring.samples)
             self.scorer = Scorer(dataset, scoring, self.device, self.rank, self.world)
 
     def resume(self) -> str:
@@ -299,7 +305,8 @@ class Session:
         values: dict[str, float | str] = {}
         if self.scorer:
             try:
-                scores = self.scorer.score(_keep_first(samples, shown), self.state.ema.classes, statistics)
+                classes = self.state.ema.classes
+                scores = self.scorer.score(_keep_first(samples, shown), classes, statistics, self.tokens)
             except torch.OutOfMemoryError as error:
                 size = self.scorer.scoring.batch_size
                 raise DeviceOutOfMemory(
@@ -433,7 +440,8 @@ class Session:
             if folder.exists() and not is_current(folder, *content):
                 shutil.rmtree(folder)
             if not folder.exists():
-                export_model(folder, *content, captions=getattr(self.prepared.conditioner, "captions", ()))
+                texts = self.prepared.conditioner
+                export_model(folder, *content, captions=texts.captions[:SHOWN_CAPTIONS] if texts else ())
         if self.world > 1:
             dist.barrier()  # all files exist when this method returns on any rank
         heartbeat.pause()

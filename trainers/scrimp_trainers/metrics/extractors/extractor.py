@@ -7,7 +7,8 @@ a dataset lacks, answer at once. Besides, it has either of these:
 - `load(folder, manifest)` and `digest(manifest)`, if its weights are the dataset's own: the network, and the SHA-256 of
   its file. It is shown the dataset's own channels.
 
-A network maps uint8 images [b, C, H, W] to a tuple of features [b, d] and, with `logits`, class logits.
+A network maps uint8 images [b, C, H, W] to a tuple of features [b, d] and, with `logits`, class logits. One that reads
+captions has `build_text(path)` besides: a network that maps their tokens, int64 [b, L], to features [b, d].
 """
 
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ class Facts:
     """What the quantities are called over it, without a suffix; none: as they are, with its name behind."""
     names_memorisation: bool = False
     """Whether the scores of memorisation bear its name, because they are a paper's."""
+    reads_captions: bool = False
+    """Whether it has features of captions, too, in the space of those of images."""
 
 
 @dataclass(frozen=True)
