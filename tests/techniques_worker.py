@@ -9,12 +9,23 @@ from drawings_small import recipe_of
 from safetensors.torch import save_file
 from techniques_small import NAMES, examples, session, with_techniques
 from torch import Tensor
+from trainers_small import small
 
+from benchmarks import text_digits
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.recipe.recipe import Recipe
 
-RANKED = [*NAMES, "codec-vq", "gru"]
-"""The techniques, another kind of codec, and a GRU on pen drawings."""
+RANKED = [*NAMES, "codec-vq", "gru", "captions"]
+"""The techniques, another kind of codec, a GRU on pen drawings, and Stable Diffusion's U-Net on captioned images."""
+CAPTIONED = {
+    "network.kind": "unet2d_condition",
+    "network.channels": 16,
+    "network.multipliers": [1, 2],
+    "network.blocks": 1,
+    "network.heads": 2,
+    "network.text_width": text_digits.WIDTH,
+    "conditioning.label_drop": 0.2,
+}
 STEPS = 6
 """The last changes the masks."""
 
@@ -23,8 +34,10 @@ def recipe_of_ranks(name: str, folder: Path) -> Recipe:
     """Return a small recipe with a technique."""
     size = {"training__batch_size": 16, "training__microbatch": 4, "training__kimg": 0.16}
     if name == "gru":
-        told = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
-        return recipe_of(**size, **told).replace(examples(folder)["sparsity"])
+        classes = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
+        return recipe_of(**size, **classes).replace(examples(folder)["sparsity"])
+    if name == "captions":
+        return small("tiny-ddpm", **size).replace(CAPTIONED | {"conditioning.text": str(folder / "text")})
     technique, _, codec = name.partition("-")
     return with_techniques((technique,), folder, codec=codec or "kl", **size)
 
@@ -32,7 +45,8 @@ def recipe_of_ranks(name: str, folder: Path) -> Recipe:
 def gradients(name: str, digits: Path, folder: Path, out: Path) -> dict[str, Tensor]:
     """Train some steps with a technique and return the gradients that the optimizer was given, and the masks."""
     recipe = recipe_of_ranks(name, folder)
-    dataset = open_dataset(digits if recipe.codec.modality == "images" else folder / "data")
+    data = {"gru": folder / "data", "captions": folder / "captioned"}.get(name, digits)
+    dataset = open_dataset(data)
     repeat = session(recipe, dataset, out / name)
     seen: dict[str, Tensor] = {}
 

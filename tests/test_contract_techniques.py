@@ -1,5 +1,6 @@
 """What every technique promises, whoever adds it: it is found here by its section in the recipe."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from techniques_small import NAMES, PAIRS, examples, session, with_techniques
 from techniques_worker import RANKED, gradients
 
+from benchmarks import text_digits
 from scrimp_trainers import techniques
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.dataset import open_dataset
@@ -130,9 +132,15 @@ def test_two_ranks_have_the_gradients_of_one_rank_with_twice_the_batch(files, fe
     examples(files)  # the files that both ranks read
     examples(files, "vq")
     small_drawings(files)
+    text_digits.write_images(files / "images")
+    text_digits.write_text_encoder(files / "text")
+    prepare(str(files / "images"), files / "captioned", Options(limit=96, classifier=False))
     script = Path(__file__).with_name("techniques_worker.py")
     arguments = [str(files / "meeting"), str(few_digits.folder), str(files)]
-    ranks = [subprocess.Popen([sys.executable, str(script), str(rank), *arguments]) for rank in range(2)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen([sys.executable, str(script), str(rank), *arguments], env=environment) for rank in range(2)
+    ]
     alone = {name: gradients(name, few_digits.folder, files, files / "one") for name in RANKED}
     assert [rank.wait() for rank in ranks] == [0, 0]
     for name, expected in alone.items():
