@@ -105,12 +105,12 @@ def test_sweep_trials_and_repeats_nest(uri, client, folder):
     assert {name: run.info.status for name, run in runs.items()} == {
         sweep: "FINISHED",
         "trial 0": "FINISHED",
-        "trial 1": "KILLED",
+        "trial 1": "FINISHED",  # halving ended it, as planned
         "trial 2": "FAILED",
         "repeat 0.0": "FINISHED",
         "repeat 0.1": "FINISHED",
         "repeat 0.2": "FINISHED",
-        "repeat 1.0": "KILLED",
+        "repeat 1.0": "FINISHED",
         "repeat 2.0": "FAILED",
     }
     experiment = client.get_experiment_by_name(f"data-{sweep}")
@@ -153,6 +153,57 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
     assert repeat.data.tags["scrimp.checkpoint"] == str(weights)
     assert repeat.data.tags["scrimp.checkpoint_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert runs["repeat 2.0"].data.tags["scrimp.cause"] == "Diverged: step 7: loss is nan"
+
+
+def test_the_list_shows_what_a_sweep_and_its_trials_have_found(uri, client, folder):
+    add_repeat(folder, Repeat(1, 1, 18, "search", "running"), rungs=[])
+    Mirror(folder, uri).sync()
+    runs = runs_of(client, folder)
+    sweep, trial, stopped = runs[folder.path.name], runs["trial 0"], runs["trial 1"]
+    known = records.read_records(folder)
+    best = leaderboard.rank(known.trials, records.space_of(folder))[0]
+
+    assert sweep.info.status == "RUNNING"
+    assert sweep.data.metrics["trials"] == 3
+    assert sweep.data.metrics["repeats"] == 3
+    assert sweep.data.metrics["best_trial"] == 0
+    ended = [repeat for repeat in known.repeats if not repeat.open]
+    assert sweep.data.metrics["gpu_hours"] == pytest.approx(sum(repeat.device_hours for repeat in ended))
+    for name in ("mean", "ci_low", "ci_high"):
+        assert sweep.data.metrics[f"fd_classifier_{name}"] == trial.data.metrics[f"fd_classifier_{name}"]
+
+    assert trial.data.metrics["kimg"] == 60
+    assert trial.data.metrics["gpu_hours"] == pytest.approx(best.gpu_hours)
+    assert trial.data.tags["scrimp.status"] == best.status
+    assert stopped.data.metrics["kimg"] == 20
+    assert stopped.data.metrics["repeats"] == 0
+
+
+def test_the_sweeps_chart_is_the_best_score_over_gpu_minutes(uri, client, folder):
+    for number, (score, minutes) in enumerate([(3.0, 400), (1.5, 500)], 3):
+        Trial(number, {"optimizer.lr": 0.002}, "complete").save(folder)
+        repeat = Repeat(number, 0, 20 + number, "search", "finished", spent=3600.0)
+        add_repeat(folder, repeat, rungs=[], ended=minutes, last_score=score)
+    mirror = Mirror(folder, uri)
+    mirror.sync()
+    run = runs_of(client, folder)[folder.path.name]
+    first = 100 / 60
+    assert [value for _, value in curve(client, run, "fd_classifier_best_so_far")][-3:] == [first, first, 1.5]
+    steps = [step for step, _ in curve(client, run, "fd_classifier_best_so_far")]
+    assert steps[-1] - steps[-2] == 60
+    before = len(steps)
+    mirror.sync("complete")
+    assert len(curve(client, run, "fd_classifier_best_so_far")) == before
+
+
+def test_a_sweeps_page_begins_with_the_verdict(uri, client, folder):
+    Mirror(folder, uri).sync("complete")
+    rows = leaderboard.rank(records.read_records(folder).trials, records.space_of(folder))
+    sweep = runs_of(client, folder)[folder.path.name]
+    text = sweep.data.tags["mlflow.note.content"]
+    assert text.startswith(leaderboard.verdict(rows, records.space_of(folder)))
+    assert "| 0 | " in text
+    assert sweep.data.tags["mlflow.source.name"] == "tracked"
 
 
 def test_the_recommended_model_is_that_of_the_winners_typical_repeat(uri, client, folder):

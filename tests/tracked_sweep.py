@@ -48,12 +48,18 @@ def description(folder: SweepFolder) -> dict:
     }
 
 
-def add_repeat(folder: SweepFolder, repeat: Repeat, rungs: list[float]) -> None:
+def add_repeat(
+    folder: SweepFolder, repeat: Repeat, rungs: list[float], ended: float = 300, last_score: float | None = None
+) -> None:
+    """Add a repeat that ended so many seconds after it was handed out; with a score of its own at the last rung."""
     repeat.started = time.time() - 900
-    repeat.ended = None if repeat.open else repeat.started + 300
+    repeat.ended = None if repeat.open else repeat.started + ended
     files = folder.repeat(repeat.trial, repeat.repeat)
     store.write_atomic(files.recipe, "about: a recipe\n")
     add_lines(folder, repeat, range(4, int(max(rungs, default=8)) + 1, 4), rungs)
+    if last_score is not None:
+        row = make_row(kimg=60.064, rung=60.0, fd_classifier=last_score, extractor="classifier", memorized_fraction=0.0)
+        metrics_log.append_row(files.metrics, row)
     repeat.rungs = {row.rung: row for row in metrics_log.read_rows(files.metrics) if row.rung is not None}
     repeat.save(files)
     if repeat.status == "finished":

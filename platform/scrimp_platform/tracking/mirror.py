@@ -18,10 +18,10 @@ from typing import Any
 from scrimp_platform import store
 from scrimp_platform.report import leaderboard
 from scrimp_platform.report.ranking import TrialRow
-from scrimp_platform.search import records, stats
+from scrimp_platform.search import records
 from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
-from scrimp_platform.tracking import mlflow_server
+from scrimp_platform.tracking import columns, mlflow_server
 from scrimp_platform.tracking.mlflow_runs import PARENT_TAG, Run, SweepRuns
 from scrimp_platform.tracking.mlflow_server import Server
 from scrimp_spaces.space import Space
@@ -42,8 +42,8 @@ MLFLOW_STATUS = {
     "paused": "SCHEDULED",
     "finished": "FINISHED",
     "complete": "FINISHED",
-    "stopped": "KILLED",
-    "pruned": "KILLED",
+    "stopped": "FINISHED",  # as planned: halving ended it
+    "pruned": "FINISHED",
     "failed": "FAILED",
 }
 """MLflow's run status for each status of a trial or repeat."""
@@ -103,11 +103,13 @@ class Mirror:
         has_ended = bool(outcome)
         sweep_run = runs.get_or_create("", sweep["name"], sweep["started"])
         space = Space.model_validate(sweep["space"])
-        self._known = records.read_records(self._folder, self._known)
-        trials = [trial for trial in self._known.trials if trial.status != "damaged"]
-        rows = {row.number: row for row in leaderboard.rank(trials, space)}
+        known = records.read_records(self._folder, self._known)
+        self._known = known
+        trials = [trial for trial in known.trials if trial.status != "damaged"]
+        ranked = leaderboard.rank(trials, space)
+        rows = {row.number: row for row in ranked}
         if not has_ended:
-            self._update_sweep(runs, sweep_run, sweep, space, "RUNNING")
+            self._update_sweep(runs, sweep_run, sweep, known, ranked, space, "RUNNING")
 
         # Trials and repeats.
         sent = 0
@@ -129,12 +131,20 @@ class Mirror:
         for file in (self._folder.description, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.send_file(sweep_run, file)
         if has_ended:
-            self._send_recommended_model(runs, sweep_run, self._known.trials, space)
+            self._send_recommended_model(runs, sweep_run, known.trials, space)
             status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
-            self._update_sweep(runs, sweep_run, sweep, space, status, outcome)
+            self._update_sweep(runs, sweep_run, sweep, known, ranked, space, status, outcome)
 
     def _update_sweep(
-        self, runs: SweepRuns, run: Run, sweep: dict[str, Any], space: Space, status: str, outcome: str = ""
+        self,
+        runs: SweepRuns,
+        run: Run,
+        sweep: dict[str, Any],
+        known: Records,
+        rows: list[TrialRow],
+        space: Space,
+        status: str,
+        outcome: str = "",
     ) -> None:
         params: dict[str, Any] = {
             "recipe": space.recipe,
@@ -152,36 +162,26 @@ class Mirror:
             "scrimp.folder": self._folder.path,
             "scrimp.outcome": outcome,
             "mlflow.user": os.environ.get("USER", ""),
+            "mlflow.source.name": sweep["space_name"],
+            "mlflow.note.content": columns.description(rows, space),
         }
-        runs.update(run, status, params=params, tags=tags)
+        metrics = columns.of_sweep(known, rows, space)
+        gpu_minutes = round(60 * metrics["gpu_hours"])
+        runs.send_points(run, columns.best_so_far(known, rows, space))
+        runs.update(run, status, params=params, tags=tags, metrics=metrics, step=gpu_minutes)
 
     def _update_trial(
         self, runs: SweepRuns, sweep_run: Run, run: Run, row: TrialRow, space: Space, has_ended: bool
     ) -> None:
         trial = row.trial
-        last_rung = space.budget.rungs_kimg[-1]
-        fresh = records.unbiased_repeats(trial, space, last_rung)
-        judged = [repeat for repeat in trial.finished_repeats(last_rung) if repeat not in fresh]
-        metrics: dict[str, float] = {}
-        for name in [*space.objectives, *space.constraints]:
-            summary = stats.summarize(records.finite_scores(fresh, name, last_rung))
-            if row.fresh and name in row.summaries:  # by the model of the race
-                summary = row.summaries[name]
-            chosen_at = stats.summarize(records.finite_scores(judged, name, last_rung)).mean
-            values = {"mean": summary.mean, "ci_low": summary.low, "ci_high": summary.high, "chosen_at": chosen_at}
-            for part, value in values.items():
-                if math.isfinite(value):
-                    metrics[f"{name}_{part}"] = value
-        finished = sum(repeat.status == "finished" for repeat in trial.repeats)
-        metrics["repeats"] = finished
-
+        metrics = columns.of_trial(row, space)
         if any(repeat.open for repeat in trial.repeats):
             status = "SCHEDULED" if has_ended else "RUNNING"
         else:
             status = MLFLOW_STATUS[trial.status]
         ended = max((repeat.ended or 0 for repeat in trial.repeats), default=0)
-        tags = {PARENT_TAG: sweep_run.id}
-        runs.update(run, status, ended, params=trial.params, tags=tags, metrics=metrics, step=finished)
+        tags = {PARENT_TAG: sweep_run.id, "scrimp.status": row.status}
+        runs.update(run, status, ended, params=trial.params, tags=tags, metrics=metrics, step=int(metrics["repeats"]))
 
     def _send_repeat(self, runs: SweepRuns, trial_run: Run, trial: Trial, repeat: Repeat, has_ended: bool) -> None:
         files = self._folder.repeat(repeat.trial, repeat.repeat)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrimp_platform import store
 from scrimp_platform.throttle import Throttle
+from scrimp_platform.tracking.columns import Point
 from scrimp_trainers.common.metrics_log import MetricsRow
 
 if TYPE_CHECKING:
@@ -176,6 +177,21 @@ class SweepRuns:
             metrics = [metric for line in part for metric in line_metrics(line, run.start)]
             self._send(run, LogBatch(metrics))
             run.curve[:] = line_position(part[-1])
+            self._save_soon()
+
+    def send_points(self, run: Run, points: Sequence[Point]) -> None:
+        """Send the new points of the sweep's own curves, at steps of GPU-minutes."""
+        from mlflow.entities import Metric
+
+        new_points = [point for point in points if point.ended > run.curve[0]]
+        metrics = [
+            Metric(name, value, _milliseconds(point.ended), point.gpu_minutes)
+            for point in new_points
+            for name, value in point.metrics.items()
+        ]
+        if metrics:
+            self._send(run, LogBatch(metrics))
+            run.curve[0] = new_points[-1].ended
             self._save_soon()
 
     def send_file(self, run: Run, file: Path, folder: str = "") -> None:
