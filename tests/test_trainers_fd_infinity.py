@@ -61,5 +61,5 @@ def test_it_is_measured_where_it_is_asked_for():
     assert "fid_infinity" in names.score_names(asked)
     with pytest.raises(UserError, match=r"^fid_infinity: is not measured .* set scoring.also to \[fd_infinity\]"):
         names.require_objectives(["fid_infinity"], Scoring(extractor="inception"))
-    with pytest.raises(UserError, match="there are no scores 'fd_zero'; use fd_infinity, fld_gap"):
+    with pytest.raises(UserError, match="there are no scores 'fd_zero'; use clip_score, fd_infinity, fld_gap"):
         names.require_objectives(["fid"], Scoring(extractor="inception", also=("fd_zero",)))

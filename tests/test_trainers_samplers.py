@@ -334,7 +334,8 @@ class Exact(Denoiser):
         settings, t = self.recipe.diffusion, int(levels[0])
         assert isinstance(settings, Chain)
         assert (conditions.mask is not None) == (self.lengths is not None)
-        std = HIDDEN_STD if self.classes and conditions.labels is None else STD
+        is_hidden = self.classes and bool((conditions.labels == self.classes).all())
+        std = HIDDEN_STD if is_hidden else STD
         noise = noise_share(settings, t, std) * images
         if not isinstance(settings, IDDPM):
             return noise
