@@ -229,8 +229,15 @@ def test_training_begins_with_the_pretrained_weights(captioned_digits: Dataset, 
         assert torch.equal(begun[name], tensor.to(begun[name].dtype)), name
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-@pytest.mark.parametrize("sigma_n", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("sigma_n", "prediction"),
+    [
+        (0.0, "epsilon"),
+        (0.5, "v"),
+        pytest.param(0.0, "v", marks=pytest.mark.slow),
+        pytest.param(0.5, "epsilon", marks=pytest.mark.slow),
+    ],
+)
 def test_the_loss_falls_on_64_items(
     captioned_digits: Dataset, stand_in: Path, tmp_path: Path, prediction: str, sigma_n: float
 ):
