@@ -17,15 +17,15 @@ from scrimp_trainers.recipe.recipe import Recipe
 
 RANKED = [*NAMES, "codec-vq", "gru", "captions"]
 """The techniques, another kind of codec, a GRU on pen drawings, and Stable Diffusion's U-Net on captioned images."""
-CAPTIONED = {
+CAPTIONED_NETWORK = {
     "network.kind": "unet2d_condition",
     "network.channels": 16,
     "network.multipliers": [1, 2],
     "network.blocks": 1,
     "network.heads": 2,
     "network.text_width": text_digits.WIDTH,
-    "conditioning.label_drop": 0.2,
 }
+"""A small one of Stable Diffusion's class."""
 STEPS = 6
 """The last changes the masks."""
 
@@ -37,7 +37,9 @@ def recipe_of_ranks(name: str, folder: Path) -> Recipe:
         classes = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
         return recipe_of(**size, **classes).replace(examples(folder)["sparsity"])
     if name == "captions":
-        return small("tiny-ddpm", **size).replace(CAPTIONED | {"conditioning.text": str(folder / "text")})
+        return small("tiny-ddpm", **size).replace(
+            CAPTIONED_NETWORK | {"conditioning.text": str(folder / "text"), "conditioning.label_drop": 0.2}
+        )
     technique, _, codec = name.partition("-")
     return with_techniques((technique,), folder, codec=codec or "kl", **size)
 

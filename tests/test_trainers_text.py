@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from techniques_worker import CAPTIONED_NETWORK
 from trainers_small import small
 
 from benchmarks import text_digits
@@ -28,21 +29,13 @@ from scrimp_trainers.sampling import generate
 from scrimp_trainers.training.session import Session
 
 CPU = torch.device("cpu")
-NETWORK = {
-    "network.kind": "unet2d_condition",
-    "network.channels": 16,
-    "network.multipliers": [1, 2],
-    "network.blocks": 1,
-    "network.heads": 2,
-    "network.text_width": text_digits.WIDTH,
-}
 
 
 def recipe_of(folder: Path, **values: object) -> Recipe:
     """A small recipe on pixels that takes captions."""
     given: dict[str, Any] = {"conditioning.text": str(folder), "conditioning.label_drop": 0.1}
     return small("tiny-ddpm", training__kimg=0.08, sampler__steps=4).replace(
-        given | NETWORK | {name.replace("__", "."): value for name, value in values.items()}
+        given | CAPTIONED_NETWORK | {name.replace("__", "."): value for name, value in values.items()}
     )
 
 

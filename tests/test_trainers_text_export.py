@@ -35,17 +35,17 @@ root = sys.argv[1]
 def card(name):
     os.chdir(os.path.join(root, name))
     torch.manual_seed(0)
-    found = {}
-    exec(re.search("```python\\n(.*?)```", open("README.md").read(), re.DOTALL)[1], found)
-    return found
-found = {"pixels": card("pixels")["images"].numpy(), "image": np.asarray(card("latents")["image"])}
+    drawings = {}
+    exec(re.search("```python\\n(.*?)```", open("README.md").read(), re.DOTALL)[1], drawings)
+    return drawings
+drawings = {"pixels": card("pixels")["images"].numpy(), "image": np.asarray(card("latents")["image"])}
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained(os.path.join(root, "latents"))
 pipeline.set_progress_bar_config(disable=True)
 noise = torch.from_numpy(np.load(os.path.join(root, "noise.npy")))
 drawn = pipeline(sys.argv[2:], latents=noise, num_inference_steps=4, guidance_scale=3, output_type="np")
 assert not any(name.startswith("scrimp") for name in sys.modules)
-np.savez(os.path.join(root, "found.npz"), drawn=drawn.images, **found)
+np.savez(os.path.join(root, "drawings.npz"), drawn=drawn.images, **drawings)
 """
 
 
@@ -82,7 +82,7 @@ def test_stable_diffusions_pipeline_draws_what_we_draw(models: Path, stand_in: P
     assert isinstance(recipe.codec, Autoencoder)
     codec = pretrained.build(recipe.codec, (3,), CPU)
     ours = torch.cat(list(generate(network, recipe, 2, seed=1, codec=codec, conditioner=texts)))
-    theirs = np.load(models / "found.npz")["drawn"].transpose(0, 3, 1, 2) * 255
+    theirs = np.load(models / "drawings.npz")["drawn"].transpose(0, 3, 1, 2) * 255
     # Ours come from embeddings in half precision, and are rounded to grey levels.
     np.testing.assert_allclose(ours.numpy(), theirs, atol=2)
     assert np.abs(theirs[0] - theirs[1]).max() > 10
@@ -98,9 +98,9 @@ def test_a_pipeline_is_named_only_for_latents(models: Path):
 
 
 def test_the_cards_own_lines_draw(models: Path):
-    found = np.load(models / "found.npz")
-    assert found["pixels"].shape == (16, 1, 8, 8)
-    assert found["image"].shape == (8, 8, 3)
+    drawings = np.load(models / "drawings.npz")
+    assert drawings["pixels"].shape == (16, 1, 8, 8)
+    assert drawings["image"].shape == (8, 8, 3)
 
 
 def test_a_model_is_read_back_from_its_folder_alone(models: Path, stand_in: Path):

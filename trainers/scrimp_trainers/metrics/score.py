@@ -103,15 +103,15 @@ class Scorer:
         numbers = (
             torch.cat(list(statistics)).to(self.device) if statistics else images.new_empty(len(images), 0).float()
         )
-        found = self._score(images, classes, numbers, tokens)
+        scores = self._score(images, classes, numbers, tokens)
         if not self.further:
-            return found
+            return scores
 
         values: dict[str, float | str] = {}
         for scorer in (self, *self.further):
-            own = found.values if scorer is self else scorer._score(images, classes, numbers, tokens).values
+            own = scores.values if scorer is self else scorer._score(images, classes, numbers, tokens).values
             values |= {_in_full(name, scorer.extractor.name): value for name, value in own.items()}
-        return replace(found, values=values | {EXTRACTOR: self.scoring.extractors})
+        return replace(scores, values=values | {EXTRACTOR: self.scoring.extractors})
 
     def _score(self, images: Tensor, classes: int, statistics: Tensor, tokens: Tensor | None) -> Scores:
         """Score this rank's images with the first extractor. `statistics` are [b, k], k may be 0."""

@@ -119,19 +119,19 @@ def _captions(
     tree: Tree, names: list[str], layout: Layout, skipped: Counter[str], notes: list[str]
 ) -> list[str | None] | None:
     """Return the caption of each image, None for one without; None if there are no captions, or none are wanted."""
-    found = None if layout.captions == "none" else caption_files.find(tree, names)
-    if found is None:
+    table = None if layout.captions == "none" else caption_files.find(tree, names)
+    if table is None:
         return None
 
     # Its files are neither left out nor of no use.
-    for file in found.files - {name for name in tree.names if PurePosixPath(name).name in label_files.NAMES}:
+    for file in table.files - {name for name in tree.names if PurePosixPath(name).name in label_files.NAMES}:
         skipped[f"not an image ({PurePosixPath(file).suffix.lower()})"] -= 1
     for reason in [reason for reason, count in skipped.items() if not count]:
         del skipped[reason]
-    notes[:] = [note for note in notes if not any(note.startswith(f"{file} is not used: ") for file in found.files)]
+    notes[:] = [note for note in notes if not any(note.startswith(f"{file} is not used: ") for file in table.files)]
 
-    captions = [found.of.get(name) or None for name in names]
-    notes.append(f"{found.note}: {caption_files.describe(captions)}")
+    captions = [table.of.get(name) or None for name in names]
+    notes.append(f"{table.note}: {caption_files.describe(captions)}")
     return captions
 
 
