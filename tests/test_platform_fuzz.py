@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from made_up_sweep import make_space, write_sweep
 
+from scrimp_platform import storage_loss
 from scrimp_platform.cli import status
 from scrimp_platform.report import importance, leaderboard, page
 from scrimp_platform.search import records
@@ -93,6 +94,25 @@ def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder, 
             assert answer == right or any(file.name in problem for problem in problems), f"{read.__name__}: {file}"
             if read is report_answer:
                 assert recommendations(answer) <= {recommended}
+        restore(folder, whole)
+
+
+def test_a_folder_in_place_of_a_file_is_named(folder):
+    reads = (status_answer, report_answer, resume_answer)
+    expected = [read(folder)[0] for read in reads]
+    whole = contents(folder)
+    one_of_each_name = {file.name: file for file in whole}
+    for file in one_of_each_name.values():
+        file.unlink()
+        file.mkdir()
+        for read, right in zip(reads, expected, strict=True):
+            try:
+                with storage_loss.explained(folder):
+                    answer, problems = read(folder)
+            except UserError as error:
+                answer, problems = None, [str(error)]
+            assert answer == right or any(file.name in problem for problem in problems), f"{read.__name__}: {file}"
+        file.rmdir()
         restore(folder, whole)
 
 

@@ -1,4 +1,7 @@
-"""What happens when the storage is removed, unmounted or no longer answers: one error message, no process left."""
+"""What happens when the storage is removed, unmounted or no longer answers: one error message, no process left.
+
+The same for a folder that has the name of one of the sweep's files.
+"""
 
 import contextlib
 import errno
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scrimp_platform.store import SweepFolder
+from scrimp_trainers.common.errors import UserError
 
 LOST_ERRNOS = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENODEV)
 
@@ -34,9 +38,13 @@ def explained(folder: SweepFolder) -> Iterator[None]:
     ------
     StorageLost
         If that is the cause.
+    UserError
+        If a folder has the name of one of the sweep's files.
     """
     try:
         yield
+    except IsADirectoryError as error:
+        raise UserError(f"{error.filename2 or error.filename}: a folder, where a file belongs; move it away") from error
     except Exception as error:
         cause = _cause(folder, error)
         if not cause:
