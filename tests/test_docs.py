@@ -2,11 +2,14 @@
 
 import ast
 import re
+import shlex
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from scrimp_platform.cli.main import scrimp
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [*ROOT.glob("*/scrimp"), *ROOT.glob("*/scrimp_*")]
@@ -106,3 +109,31 @@ def test_the_layers_are_those_that_the_linter_checks():
 def test_every_folder_of_the_platform_is_on_the_architecture_page():
     for folder in (ROOT / "platform" / "scrimp_platform").glob("*/__init__.py"):
         assert f"`{folder.parent.name}/`" in ARCHITECTURE
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """Return name and arguments of each `scrimp` command, and of `sweep.py`, in a page's code."""
+    indented = re.findall(r"^    (\S.*)$", page.read_text(), re.MULTILINE)
+    inline = re.findall(r"`([^`\n]+)`", without_code_blocks(page))
+    commands: list[list[str]] = []
+    for line in indented + inline:
+        if not line.startswith(("scrimp ", "python sweep.py", "ray submit", "ray exec")):
+            continue
+        words = shlex.split(line, comments=True)
+        if words[1] == "exec":
+            words = shlex.split(words[-1])
+        if words[0] == "scrimp" and words[1] != "--help":
+            commands.append(words[1:])
+        elif "sweep.py" in words:
+            commands.append(["sweep", *words[words.index("sweep.py") + 1 :]])
+    return commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_has_a_name_and_options_that_exist(page):
+    for name, *words in commands_in(page):
+        assert name in scrimp.commands, name
+        command = scrimp.commands[name]
+        options = {flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]}
+        used = {word.partition("=")[0] for word in words if word.startswith("-")}
+        assert used <= options | {"--help", "-h"}, f"scrimp {name}: {used - options}"
