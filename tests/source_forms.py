@@ -9,9 +9,13 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COUNT, SIDE = 12, 32
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
@@ -118,6 +122,62 @@ def lsun(path: Path, images: list[bytes]) -> Path:
     return path
 
 
+def features(**columns: object) -> dict[bytes, bytes]:
+    """Return what Hugging Face's `datasets` writes into a schema."""
+    return {b"huggingface": json.dumps({"info": {"features": columns}}).encode()}
+
+
+NAMED = features(label={"_type": "ClassLabel", "names": ["class0", "class1", "class2"]})
+
+
+def arrow_table(
+    start: int = 0, end: int = COUNT, metadata: dict[bytes, bytes] | None = None, **columns: object
+) -> "pa.Table":
+    """Return a table as `datasets` keeps one: images as pairs of bytes and a path, and classes by number."""
+    import pyarrow as pa
+
+    content = {"image": [{"bytes": png(image), "path": None} for image in PIXELS[start:end]], **columns}
+    return pa.table(content).replace_schema_metadata(metadata)
+
+
+def parquet(table: "pa.Table") -> bytes:
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+def saved_to_disk(table: "pa.Table") -> bytes:
+    import pyarrow as pa
+
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def pixel_table(labelled: bool = True) -> bytes:
+    """Return a table of grey images with a column a pixel."""
+    header = ["label"] * labelled + [f"pixel{number}" for number in range(SIDE**2)]
+    rows = [[LABELS[i]] * labelled + list(PIXELS[i, ..., 0].ravel()) for i in range(COUNT)]
+    return "\n".join(",".join(map(str, row)) for row in [header, *rows]).encode()
+
+
+def packed_pixel_table(usage: list[str] | None = None) -> bytes:
+    """Return a table of grey images with all pixels in one column, as FER2013 has."""
+    usage = usage or ["Training"] * COUNT
+    pixels = [" ".join(map(str, image.ravel())) for image in PIXELS[..., 0]]
+    rows = [f"{LABELS[i]},{pixels[i]},{usage[i]}" for i in range(COUNT)]
+    return "\n".join(["emotion,pixels,Usage", *rows]).encode()
+
+
 LABELLED: dict[str, Callable[[Path], Path]] = {
     "images: folders": lambda path: make_folder(path, files()),
     "images: zip": lambda path: make_zip(path.with_suffix(".zip"), files()),
@@ -136,6 +196,33 @@ LABELLED: dict[str, Callable[[Path], Path]] = {
     "idx": lambda path: make_folder(path, mnist()),
     "idx: gz": lambda path: make_folder(path, mnist(".gz")),
     "idx: one file, labels beside it": lambda path: make_folder(path, mnist(".gz")) / "train-images-idx3-ubyte.gz",
+    "arrow: parquet": lambda path: make_folder(
+        path,
+        {
+            "data/train-00000-of-00002.parquet": parquet(arrow_table(0, 5, NAMED, label=LABELS[:5])),
+            "data/train-00001-of-00002.parquet": parquet(arrow_table(5, COUNT, NAMED, label=LABELS[5:])),
+        },
+    ),
+    "arrow: words": lambda path: make_folder(
+        path, {"x.parquet": parquet(arrow_table(label=[f"class{label}" for label in LABELS]))}
+    ),
+    "arrow: saved to disk": lambda path: make_folder(
+        path,
+        {
+            "train/data-00000-of-00001.arrow": saved_to_disk(arrow_table(metadata=NAMED, label=LABELS)),
+            "train/cache-0123.arrow": b"",
+            "dataset_dict.json": b"{}",
+        },
+    ),
+    "arrow: saved to disk, zip": lambda path: make_zip(
+        path.with_suffix(".zip"), {"data-00000-of-00001.arrow": saved_to_disk(arrow_table(label=LABELS))}
+    ),
+    "npy": lambda path: make_folder(path, {"images.npy": npy(PIXELS), "labels.npy": npy(LABELS)}),
+    "npy: a class each": lambda path: make_folder(
+        path, {f"class{label}.npy": npy(PIXELS[label == LABELS]) for label in range(3)}
+    ),
+    "pixel_table": lambda path: make_folder(path, {"train.csv": pixel_table()}),
+    "pixel_table: one column": lambda path: make_folder(path, {"fer2013.csv": packed_pixel_table()}),
     "webdataset: one": lambda path: make_tar(path.with_suffix(".tar"), samples()),
     "webdataset: folder": shards,
 }
@@ -150,5 +237,9 @@ UNLABELLED: dict[str, Callable[[Path], Path]] = {
     "lsun": lambda path: lsun(path, list(files(False).values())),
     "npz": lambda path: make_npz(path.with_suffix(".npz"), images=PIXELS),
     "npz: grey": lambda path: make_npz(path.with_suffix(".npz"), images=PIXELS[..., :1]),
+    "arrow": lambda path: make_folder(path, {"x.parquet": parquet(arrow_table(width=[SIDE] * COUNT))}),
+    "npy": lambda path: make_folder(path, {"x.npy": npy(PIXELS)}) / "x.npy",
+    "npy: rows": lambda path: make_folder(path, {"x.npy": npy(PIXELS[..., 0].reshape(COUNT, -1))}),
+    "pixel_table": lambda path: make_folder(path, {"x.csv": pixel_table(labelled=False)}),
     "idx": lambda path: make_folder(path, {"train-images-idx3-ubyte": mnist()["train-images-idx3-ubyte"]}),
 }

@@ -431,7 +431,7 @@ def test_classes_that_are_never_trained_on_are_pointed_out(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("more.zip", r"1 x \.zip\); name one archive"), ("a.parquet", r"1 x \.parquet\); `scrimp prepare")],
+    [("more.zip", r"1 x \.zip\); name one archive"), ("a.h5", r"1 x \.h5\); `scrimp prepare")],
 )
 def test_what_lies_there_instead_of_images_is_named(name, message, tmp_path):
     (tmp_path / "in").mkdir()

@@ -27,6 +27,7 @@ def prepare(
     first: int | None = None,
     holdout: float | None = None,
     labels: str | None = None,
+    label_column: str | None = None,
     classes: str | None = None,
     flat: bool = False,
     frames: Literal["first", "all"] = "first",
@@ -50,7 +51,7 @@ def prepare(
     Parameters
     ----------
     source
-        A folder, zip, tar or npz of images, CIFAR-10, idx, LSUN or WebDataset shards, or the name `digits`.
+        Images in any form that docs/datasets.md lists, or the name `digits`.
     out
         The folder to create; it must not exist.
     size
@@ -63,6 +64,8 @@ def prepare(
         Images to hold out from training: a number, or a fraction if below 1.
     labels
         Source of the classes: `none`, `folder`, or a file that lists them; by default whatever the source offers.
+    label_column
+        The column of labels in that file, or in a table of images; by default one of the usual names.
     classes
         A file that lists the classes to take, one a line; by default all.
     flat
@@ -127,6 +130,7 @@ def prepare(
         skip_bad=skip_bad,
         reader=reader,
         labels=labels,
+        label_column=label_column,
         classes=classes,
         flat=flat,
         frames=frames,

@@ -62,7 +62,14 @@ def prepare(source: str, out: Path, options: Options, progress: ReportProgress |
         If the source, an image in it, or an option is not valid. No files are left then.
     """
     _validate(options)
-    layout = Layout(options.labels, options.classes, options.flat, options.frames, options.captions)
+    layout = Layout(
+        labels=options.labels,
+        label_column=options.label_column,
+        classes=options.classes,
+        flat=options.flat,
+        frames=options.frames,
+        captions=options.captions,
+    )
     with atomic_folder(out) as folder, pixel_limit(options.max_pixels):
         # Read the images as pixels of one size.
         scratch = folder / "scratch"

@@ -138,6 +138,7 @@ OWN_PARTS = click.option(
 @click.option(
     "--labels", type=NAME, metavar="none|folder|strokes|FILE", help="Source of the classes.  [default: detected]"
 )
+@click.option("--label-column", metavar="NAME", help="Column of the labels in that FILE, or in a table of images.")
 @click.option("--classes", type=NAME, metavar="FILE", help="Take only the classes that FILE lists, one a line.")
 @click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes.")
 @click.option(
@@ -169,8 +170,9 @@ OWN_PARTS = click.option(
 def prepare(source: str, out: Path, **options: Any) -> None:
     """Make the dataset OUT from SOURCE.
 
-    SOURCE is a folder, zip, tar or npz of images, CIFAR-10, idx, LSUN, WebDataset shards, or the name digits; or
-    pen drawings: Quick, Draw! ndjson, npz as sketch-rnn's, SVG files of strokes such as KanjiVG's.
+    SOURCE is a folder, zip or tar of images, or npz, npy, parquet, Arrow or tables of pixels, or CIFAR-10, idx, LSUN
+    or WebDataset shards, or the name digits; or pen drawings: Quick, Draw! ndjson, npz as sketch-rnn's, SVG files of
+    strokes such as KanjiVG's.
     """
     from scrimp_platform.cli import commands
 

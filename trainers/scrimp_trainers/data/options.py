@@ -44,6 +44,8 @@ class Options:
     labels: str | None = None
     """Where classes come from: `none`, `folder`, `strokes` (how many a pen drawing has), or a file with them; None
     detects it."""
+    label_column: str | None = None
+    """The column of labels in that file, or in a table of images; None: one of the usual names."""
     classes: str | None = None
     """A file that lists the classes to take, one a line; None for all."""
     flat: bool = False

@@ -97,13 +97,16 @@ def _other_files(tree: Tree) -> str:
 
 
 def _read(reader: Any, tree: Tree, layout: Layout) -> Source:
-    if reader.__name__.endswith(".images"):
+    name = reader.__name__.rpartition(".")[2]
+    if name == "images":
         return reader.read(tree, layout)
     if layout.flat or layout.frames == "all" or layout.labels not in (None, "none", "strokes"):
         raise UserError(
             f"{tree.path}: --flat, --frames and --labels folder or FILE are for image files; use --labels none, or none"
         )
-    images = reader.read(tree)
+    if layout.label_column and name != "arrow":
+        raise UserError(f"{tree.path}: --label-column is for tables of labels and of images, which this is not")
+    images = reader.read(tree, layout) if name == "arrow" else reader.read(tree)
     if layout.labels == "none":
         images = replace(images, labels=None, classes=None)
     if layout.captions == "none":

@@ -74,6 +74,8 @@ def read(tree: Tree, layout: Layout) -> Source:
     UserError
         If it is ambiguous which folders are classes, or a list of labels does not match the images.
     """
+    if layout.label_column and layout.labels in (None, "none", "folder"):
+        raise UserError("--label-column: name the table of labels, too: --labels FILE")
     skipped = Counter(tree.skipped)
     notes: list[str] = []
     names = _image_files(tree, skipped)
@@ -219,7 +221,7 @@ def _label_table(
     if layout.labels in ("none", "folder"):
         return None
     if layout.labels is not None:
-        table = label_files.read_table(layout.labels, names)
+        table = label_files.read_table(layout.labels, names, layout.label_column)
     else:
         table = label_files.find_table(tree, top, names, notes)
     if table is not None:

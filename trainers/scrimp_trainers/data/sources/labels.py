@@ -1,4 +1,4 @@
-"""Lists of labels beside images, as in Hugging Face's imagefolder, Tiny ImageNet and EDM's dataset tool.
+"""Lists of labels beside images: of Hugging Face's imagefolder, Kaggle, CelebA, Tiny ImageNet, EDM's dataset tool.
 
 Not a reader of its own (it has no `recognises`); `images` uses it.
 """
@@ -20,7 +20,7 @@ TINY_IMAGENET = "val_annotations.txt"
 IMAGENET = "LOC_val_solution.csv"
 TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl")
 NAMES = frozenset({EDM_TOOL, TINY_IMAGENET, IMAGENET, *TABLES})
-FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
+FILE_COLUMNS = ("file_name", "filename", "file", "image", "path", "image_id", "image_name", "id")
 LABEL_COLUMNS = ("label", "class", "category", "target")
 """Names of the columns, in upper or lower case."""
 COLUMNS = f"files ({', '.join(FILE_COLUMNS)}) and labels ({', '.join(LABEL_COLUMNS)})"
@@ -82,7 +82,9 @@ def find_table(tree: Tree, top: str, names: list[str], notes: list[str]) -> Labe
         if rows is not None:
             return LabelTable(file.name, where, _match(rows, names, str(file.parent), where))
         if file.name != EDM_TOOL:
-            notes.append(f"{file} is not used: it has no columns of {COLUMNS}")
+            notes.append(
+                f"{file} is not used: it has no columns of {COLUMNS}; --labels {file} --label-column NAME uses another"
+            )
     return None
 
 
@@ -106,8 +108,8 @@ def _edm_rows(data: bytes, where: str) -> list[tuple[str, str]] | None:
     return [(name, str(label)) for name, label in pairs]
 
 
-def read_table(path: str, names: list[str]) -> LabelTable:
-    """Read the list of labels that the user names.
+def read_table(path: str, names: list[str], column: str | None = None) -> LabelTable:
+    """Read the list of labels that the user names; `column` names the one of the labels.
 
     Raises
     ------
@@ -119,9 +121,11 @@ def read_table(path: str, names: list[str]) -> LabelTable:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from None
-    rows = _table_rows(data, Path(path).name, where)
+    rows = _table_rows(data, Path(path).name, where, column)
+    if rows is None and column:
+        raise UserError(f"{where}: has no column {column}, or none of files ({', '.join(FILE_COLUMNS)})")
     if rows is None:
-        raise UserError(f"{where}: has no columns of {COLUMNS}")
+        raise UserError(f"{where}: has no columns of {COLUMNS}; --label-column NAME names another one of labels")
     return LabelTable(path, where, _match(rows, names, "", where))
 
 
@@ -146,8 +150,8 @@ def read_classes(path: str) -> frozenset[str]:
     return names
 
 
-def _table_rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | None:
-    """Return file and class of each row; None if the table has no such columns."""
+def _table_rows(data: bytes, name: str, where: str, column: str | None = None) -> list[tuple[str, str]] | None:
+    """Return file and class of each row, from `column` or one of `LABEL_COLUMNS`; None without such columns."""
     try:
         text = data.decode("utf-8-sig")
         if name == TINY_IMAGENET:
@@ -160,8 +164,14 @@ def _table_rows(data: bytes, name: str, where: str) -> list[tuple[str, str]] | N
     except (ValueError, IndexError):
         raise UserError(f"{where}: not a table of UTF-8 text; fix it, or use --labels none") from None
 
-    rows = read_rows(data, name, where, FILE_COLUMNS, LABEL_COLUMNS, hint="use --labels none")
-    return rows and [(file, _class_name(value, f"{where}: {file}")) for file, value in rows]
+    label_columns = [column.lower()] if column else LABEL_COLUMNS
+    rows = read_rows(data, name, where, FILE_COLUMNS, label_columns, hint="use --labels none")
+    if rows is None:
+        return None
+    pairs = [(file, _class_name(value, f"{where}: {file}")) for file, value in rows]
+    if column and {label for _, label in pairs} <= {"-1", "1"}:
+        return [(file, column if label == "1" else f"not {column}") for file, label in pairs]  # CelebA's attributes
+    return pairs
 
 
 def read_rows(
@@ -176,7 +186,12 @@ def read_rows(
     """
     try:
         text = data.decode("utf-8-sig")
-        table = _jsonl(text) if name.endswith(".jsonl") else _csv(text)
+        if name.endswith(".jsonl"):
+            table = _jsonl(text)
+        elif text.split("\n", 1)[0].strip().isdigit():
+            table = _celeba(text)
+        else:
+            table = _csv(text)
     except (ValueError, csv.Error, RecursionError):
         raise UserError(f"{where}: not a table of UTF-8 text; fix it, or {hint}") from None
 
@@ -203,6 +218,13 @@ def _csv(text: str) -> list[Mapping[str, Any]]:
     return list(csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True))
 
 
+def _celeba(text: str) -> list[Mapping[str, Any]]:
+    """Read CelebA's own form: the number of rows, the attributes, then in each line an image and 1 or -1 for each."""
+    _, header, *lines = text.splitlines()
+    columns = ["file", *header.split()]
+    return [dict(zip(columns, line.split(), strict=True)) for line in lines if line.strip()]
+
+
 def _class_name(value: Any, where: str) -> str:
     """Return the name of a class: a text or a whole number."""
     if isinstance(value, str) and value.strip():
@@ -215,21 +237,27 @@ def _class_name(value: Any, where: str) -> str:
 
 
 def _match(rows: list[tuple[str, str]], names: list[str], root: str, where: str) -> dict[str, str]:
-    """Match rows with images, by paths below `root` or else by file names; return the class of each image."""
+    """Match rows with images, by paths below `root`, or by file names, or by these without endings.
+
+    Returns the class of each image.
+    """
     # Tables from Windows contain backslashes.
     by_path = [(str(PurePosixPath(root, file.replace("\\", "/"))), label) for file, label in rows]
     images = set(names)
     if any(path in images for path, _ in by_path):
         return _one_class_each(by_path, where)
 
+    # Kaggle's tables often have no endings.
+    by_file_name = [(PurePosixPath(name).name, name) for name in names]
+    if not {file for file, _ in rows} & {file_name for file_name, _ in by_file_name}:
+        by_file_name = [(PurePosixPath(name).stem, name) for name in names]
+
     image_of: dict[str, str] = {}
-    for name in names:
-        file_name = PurePosixPath(name).name
+    for file_name, name in by_file_name:
         if file_name in image_of:
             raise UserError(f"{where}: {file_name} is the name of several images; give their paths")
         image_of[file_name] = name
-    by_file_name = [(image_of.get(file, file), label) for file, label in rows]
-    return _one_class_each(by_file_name, where)
+    return _one_class_each([(image_of.get(file, file), label) for file, label in rows], where)
 
 
 def _one_class_each(pairs: list[tuple[str, str]], where: str) -> dict[str, str]:

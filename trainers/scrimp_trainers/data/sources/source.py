@@ -18,6 +18,8 @@ class Layout:
 
     labels: str | None = None
     """`none`, `folder`, `strokes` (how many a pen drawing has), or a file that lists them; None: detect it."""
+    label_column: str | None = None
+    """The column of labels in that file, or in a table of images; None: one of the usual names."""
     classes: str | None = None
     """A file that lists the classes to take, one a line; None for all."""
     flat: bool = False
