@@ -26,7 +26,7 @@ from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.subsets import choose_subsets
-from scrimp_trainers.ingest import prepare
+from scrimp_trainers.ingest import CONTACT_SHEET, prepare
 
 
 def made(out: Path, source: str = "digits", classifier: bool | None = False, **options: Any) -> Manifest:
@@ -54,7 +54,7 @@ def test_the_manifest_tells_what_the_shards_hold(digits_dataset: Dataset):
     assert manifests.load_manifest(digits_dataset.folder) == manifest
     # Other tests may have used the dataset, which fills its cache.
     files = {name for name in contents(digits_dataset.folder) if not name.startswith("cache/")}
-    assert files == {manifests.MANIFEST_FILE} | {
+    assert files == {manifests.MANIFEST_FILE, CONTACT_SHEET} | {
         shard.file for split in manifest.splits.values() for shard in split.shards
     }
     for split in manifest.splits.values():
@@ -282,7 +282,7 @@ def killed_at(out: Path, image: int) -> None:
     script = f"""if True:
         import os, signal
         from pathlib import Path
-        from scrimp_trainers.data.options import Options; from scrimp_trainers.ingest import prepare
+        from scrimp_trainers.data.options import Options; from scrimp_trainers.ingest import CONTACT_SHEET, prepare
         def progress(done, total):
             if done == {image}:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -370,3 +370,13 @@ def test_fifty_thousand_images_and_their_classifier_take_at_most_two_cpu_minutes
     assert manifest.classifier is not None
     assert manifest.classifier.accuracy > 0.4
     assert cpu_seconds < 120
+
+
+@pytest.mark.parametrize("labels", [None, "none"])
+def test_the_contact_sheet_shows_the_first_training_images_over_their_classes(labels, tmp_path: Path):
+    prepare("digits", tmp_path / "digits", Options(classifier=False, limit=20, labels=labels))
+    sheet = np.asarray(Image.open(tmp_path / "digits" / CONTACT_SHEET))
+    images, _, _ = open_dataset(tmp_path / "digits").images("train")
+    np.testing.assert_array_equal(sheet[16:166:20, 16:166:20, 0], images[0, 0])
+    under = sheet[167:178, 6:166]
+    assert (under < 100).any() == (labels is None)

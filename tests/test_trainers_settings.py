@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, Split
+from scrimp_trainers.data.manifest import ClassifierRecord, EncoderRecord, Manifest, Split
 from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe.scoring import Scoring
 
@@ -94,6 +94,20 @@ def test_a_dataset_without_classifier_is_told_so():
         names.check_scoring(Scoring(extractor="classifier"), manifest(classifier=False))
     names.check_scoring(Scoring(extractor="classifier"), manifest())
     names.check_scoring(Scoring(extractor="inception"), manifest(classifier=False))
+
+
+def test_a_dataset_without_a_contrastive_encoder_or_with_a_blind_one_is_told_so():
+    scoring = Scoring(extractor="contrastive")
+    with pytest.raises(UserError, match=r"birds has no contrastive encoder.*use classifier"):
+        names.check_scoring(scoring, manifest())
+
+    def encoder(noise: float) -> EncoderRecord:
+        return EncoderRecord(file="e.safetensors", sha256="", degradations={"blur": 7.0, "noise": noise}, seed=0)
+
+    unlabelled = manifest(classifier=False)
+    names.check_scoring(scoring, unlabelled.model_copy(update={"encoder": encoder(noise=1.5)}))
+    with pytest.raises(UserError, match=r"birds does not see noise; use inception"):
+        names.check_scoring(scoring, unlabelled.model_copy(update={"encoder": encoder(noise=0.9)}))
 
 
 def test_a_weight_file_for_the_datasets_own_classifier_is_refused(tmp_path):

@@ -94,8 +94,8 @@ def prepare(
     seed
         Seed of every random draw.
     classifier
-        Train a small CNN on the labels, which can score models. By default it is trained, and used if it is better
-        than chance.
+        Train a small CNN, which can score models: on the labels, or without labels by contrast. By default it is
+        trained, and used if it is better than chance.
     codec, encoder
         Also encode the images with this autoencoder, for training on latents.
     progress

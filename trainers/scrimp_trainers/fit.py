@@ -8,6 +8,7 @@ from scrimp_trainers.conditioning import text_files
 from scrimp_trainers.data.manifest import CAPTIONED, RESIDENT, Manifest
 from scrimp_trainers.data.modalities.modality import has_mirror, modality_of, train_bytes
 from scrimp_trainers.metrics.extractors.extractor import facts
+from scrimp_trainers.metrics.names import fault_of_own
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
 from scrimp_trainers.recipe.sections import Conditioning
 from scrimp_trainers.recipe.techniques import Coreset, Patches, Reweighting
@@ -71,16 +72,12 @@ def _check_conditioning(settings: Conditioning, manifest: Manifest) -> None:
 
 
 def _check_coreset(settings: Coreset, manifest: Manifest) -> None:
-    """Require that the dataset has the classifier by which the coreset is scored."""
-    if not settings.on or settings.score == "random" or not facts(settings.features).needs_classifier:
-        return
-    if not manifest.classifier:
-        raise UserError(f"coreset.features: dataset {manifest.name} has no classifier; use another surrogate")
-    if not manifest.classifier.usable:
-        raise UserError(
-            f"coreset.features: the classifier of dataset {manifest.name} is no better than always naming the largest "
-            "class; use another surrogate, or prepare the dataset with --classifier to use it anyway"
-        )
+    """Require that the dataset has the network of its own by which the coreset is scored."""
+    own = facts(settings.features).own
+    if settings.on and settings.score != "random" and own:
+        fault = fault_of_own(own, manifest)
+        if fault:
+            raise UserError(f"coreset.features: {fault}")
 
 
 def check_class_weights(settings: Reweighting, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +19,43 @@ from PIL import ImageColor
 from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.common.files import atomic_folder, explain_disk_full, write_atomic
 from scrimp_trainers.data import manifest as manifests
+from scrimp_trainers.data.contact_sheet import sheet
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.duplicates import Duplicates, find_duplicates
-from scrimp_trainers.data.manifest import CAPTIONED, ClassifierRecord, Manifest, SourceSummary, Split, SplitName
-from scrimp_trainers.data.modalities import captioned
+from scrimp_trainers.data.manifest import (
+    CAPTIONED,
+    ClassifierRecord,
+    EncoderRecord,
+    Manifest,
+    SourceSummary,
+    Split,
+    SplitName,
+)
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.data.options import NEAR_IMAGES, Options
 from scrimp_trainers.data.pixels import pixel_limit
 from scrimp_trainers.data.reading import TAR_BYTES, ReportProgress, UsableImages, map_in_order, read_images, select
-from scrimp_trainers.data.shards import Sample, write_shards
+from scrimp_trainers.data.shards import Sample, read_shard, write_shards
 from scrimp_trainers.data.sources import open_source
 from scrimp_trainers.data.sources.source import Layout, Source, first_images
 from scrimp_trainers.data.subsets import choose_subsets
 
 CLASSIFIER_FILE = "classifier.safetensors"
+ENCODER_FILE = "encoder.safetensors"
 CONTACT_SHEET = "contact_sheet.png"
-"""The first training drawings as they are rendered, or the first images over their captions."""
+"""The first training images, or drawings as they are rendered, over their captions or classes."""
+ON_SHEET = 64
 IMAGE_OPTIONS = ("depth16", "background", "max_pixels")
 """Options that drawings do not have."""
 MAX_SIZES = 20
 """Number of image sizes that the summary lists."""
 SIGNIFICANCE = 0.05
 """Level of the test whether the classifier is better than chance."""
+LEAST_FOR_ENCODER = 640
+"""Training images below which an extractor of 64 features is not learned without labels: a tenth is held out, and its
+covariance needs as many."""
 CLASSIFIER_BYTES = 2**31
-"""The classifier is trained on as many images as fit into this many bytes of pixels."""
+"""The feature extractor is trained on as many images as fit into this many bytes of pixels."""
 
 
 def prepare(source: str, out: Path, options: Options, progress: ReportProgress | None = None) -> Manifest:
@@ -92,7 +106,7 @@ def prepare(source: str, out: Path, options: Options, progress: ReportProgress |
         content_hash, splits = _write_splits(usable, chosen, folder, options)
         shutil.rmtree(scratch)
 
-        # Describe the dataset, and train its classifier.
+        # Describe the dataset, and train its own feature extractor.
         folders = [f"{Path(path).parent}/" for path in (source, options.reference) if path is not None]
         manifest = Manifest(
             name=options.name or _default_name(out),
@@ -110,8 +124,10 @@ def prepare(source: str, out: Path, options: Options, progress: ReportProgress |
         if options.classifier is not False and manifest.classes is not None and len(manifest.classes) > 1:
             classifier = _train_classifier(folder, manifest, len(manifest.classes), options)
             manifest = manifest.model_copy(update={"classifier": classifier})
-        if manifest.modality != "images":
-            _write_contact_sheet(folder, manifest)
+        elif options.classifier is not False and manifest.splits["train"].count >= LEAST_FOR_ENCODER:
+            encoder = _train_encoder(folder, manifest, options)
+            manifest = manifest.model_copy(update={"encoder": encoder})
+        _write_contact_sheet(folder, manifest)
         write_atomic(folder / manifests.MANIFEST_FILE, manifest.to_json())
     return manifest
 
@@ -235,18 +251,16 @@ def _lengths(images: UsableImages, rows: np.ndarray) -> list[int] | None:
 
 def _write_contact_sheet(folder: Path, manifest: Manifest) -> None:
     """Draw the first training items on a sheet, to see that they were read as they were meant."""
-    from scrimp_trainers.sampling import GRID_IMAGES, image_grid
+    modality = modality_of(manifest)
+    shard = manifest.splits["train"].shards[0]
+    samples = list(islice(read_shard(folder, shard), ON_SHEET))
+    items = [modality.decode(sample.data, shard.file) for sample in samples]
+    pictures = np.stack(items) if "images" in manifest.kinds else modality.render(modality.collate(items)).numpy()
 
-    first = manifest.splits["train"].shards[:1]
-    split = Split(count=first[0].count, per_class=None, shards=first)
-    dataset = Dataset(folder, manifest.model_copy(update={"splits": {"train": split}}))
-    items, _, _ = dataset.items("train")
-    pictures = dataset.modality.render(items[:GRID_IMAGES])
-    if manifest.modality == CAPTIONED:
-        sheet = captioned.sheet(pictures.numpy(), dataset.captions("train")[: len(pictures)])
-    else:
-        sheet = image_grid(pictures)
-    sheet.save(folder / CONTACT_SHEET)
+    captions = [sample.caption or "" for sample in samples]
+    if manifest.modality != CAPTIONED and manifest.classes is not None:
+        captions = [manifest.classes[sample.label or 0] for sample in samples]
+    sheet(pictures, captions if any(captions) else ()).save(folder / CONTACT_SHEET)
 
 
 def _summary(
@@ -290,6 +304,24 @@ def _without_folders(line: str, folders: list[str]) -> str:
     for folder in folders:
         line = line.removeprefix(folder)
     return line
+
+
+def _train_encoder(folder: Path, manifest: Manifest, options: Options) -> EncoderRecord:
+    """Train the feature extractor of a dataset without labels, and measure what it sees."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as for the classifier
+    import safetensors.torch
+
+    from scrimp_trainers.metrics.contrastive import train_encoder
+
+    dataset = Dataset(folder, manifest.model_copy(update={"splits": _splits_in_memory(manifest)}))
+    images, _, _ = dataset.images("train")
+    held_out_images = dataset.images("holdout")[0] if "holdout" in manifest.splits else images[:0]
+    state, degradations = train_encoder(images, held_out_images, seed=options.seed)
+    data = safetensors.torch.save(state)
+    write_atomic(folder / ENCODER_FILE, data)
+    return EncoderRecord(
+        file=ENCODER_FILE, sha256=hashlib.sha256(data).hexdigest(), degradations=degradations, seed=options.seed
+    )
 
 
 def _train_classifier(folder: Path, manifest: Manifest, classes: int, options: Options) -> ClassifierRecord:
@@ -369,8 +401,9 @@ def _provenance(source: str, images: Source, options: Options) -> dict[str, str 
     recorded = {name: value for name, value in asdict(options).items() if name not in ("name", "workers")}
     if options.reference is not None:
         recorded["reference"] = Path(options.reference).resolve().name
-    if options.captions is None:
-        del recorded["captions"]
+    for name in ("captions", "label_column"):
+        if recorded[name] is None:
+            del recorded[name]
     if options.classes is not None:
         recorded["classes"] = Path(options.classes).name
     return {"source": Path(source).resolve().name, "format": images.format, "images": images.count, **recorded}

@@ -35,6 +35,7 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
     with terminal.progress() as progress:
         manifest = ingest.prepare(source, out, Options(**options), progress)
     terminal.show_dataset(out, manifest)
+    terminal.say(f"look at {out / ingest.CONTACT_SHEET}")
 
     if codec_settings.on:
         with terminal.progress() as progress:

@@ -162,7 +162,7 @@ OWN_PARTS = click.option(
 @click.option(
     "--classifier/--no-classifier",
     default=None,
-    help="Train a small CNN on the labels.  [default: train it; scores use it if it is better than chance]",
+    help="Train a small CNN to score with, by labels or contrast.  [default: train it; use it if it is of use]",
 )
 @click.option("--codec", type=click.Choice(["kl", "tiny", "vq"]), help="Also encode the images, to train on latents.")
 @click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Autoencoder of the codec.  [default: sd-vae-ft-mse]")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, SourceSummary
+from scrimp_trainers.data.manifest import ClassifierRecord, EncoderRecord, Manifest, SourceSummary
 
 MAX_NAMES = 20
 """Number of classes or unusable images that are listed by name."""
@@ -36,6 +36,8 @@ def summary_lines(manifest: Manifest) -> Iterator[str]:
         )
     if manifest.classifier:
         yield from _classifier(manifest.classifier)
+    if manifest.encoder:
+        yield from _encoder(manifest.encoder)
 
 
 def _first_names(names: list[str], separator: str = ", ") -> str:
@@ -94,3 +96,13 @@ def _classifier(classifier: ClassifierRecord) -> Iterator[str]:
     if not classifier.better_than_chance:
         use = "scores use it all the same" if classifier.usable else "scores do not use it"
         yield f"WARNING: the classifier is no better than always predicting the largest class; {use}. Check the labels."
+
+
+def _encoder(encoder: EncoderRecord) -> Iterator[str]:
+    ratios = ", ".join(f"{name} {ratio:.1f}" for name, ratio in encoder.degradations.items())
+    yield (
+        "contrastive: trained without labels; times as far from the training images as the held-out images are: "
+        f"{ratios}"
+    )
+    if encoder.unseen:
+        yield f"WARNING: it does not see {' and '.join(encoder.unseen)}, so scores do not use it."

@@ -70,6 +70,25 @@ class ClassifierRecord(ManifestModel):
     """Seed of its training."""
 
 
+class EncoderRecord(ManifestModel):
+    """The small CNN trained without labels, a feature extractor for scores."""
+
+    file: str = Field(pattern=FILE_NAME)
+    """Its safetensors file inside the dataset's folder."""
+    sha256: str
+    """Hash of the file."""
+    degradations: dict[str, float]
+    """Of each known degradation, how many times as far from the training images the degraded held-out images are as the
+    held-out images themselves: a ratio of Fréchet distances."""
+    seed: int
+    """Seed of its training."""
+
+    @property
+    def unseen(self) -> list[str]:
+        """The degradations that it takes for no change, or for an improvement."""
+        return [name for name, ratio in self.degradations.items() if ratio <= 1]
+
+
 class SourceSummary(ManifestModel):
     """What `scrimp prepare` read from its sources."""
 
@@ -127,7 +146,9 @@ class Manifest(ManifestModel):
     reference: Literal["train", "reference"]
     """The split that scores compare with: LD-Diffusion's case 2 (train) or case 1 (the full set it came from)."""
     classifier: ClassifierRecord | None = None
-    """The dataset's own feature extractor, if one was trained."""
+    """The dataset's own feature extractor, if it has labels and one was trained."""
+    encoder: EncoderRecord | None = None
+    """The same of a dataset without labels."""
     summary: SourceSummary = SourceSummary()
     """What `scrimp prepare` read from the sources."""
     provenance: dict[str, str | int | float | bool | None]

@@ -29,7 +29,8 @@ class Options:
     name: str | None = None
     """Name in reports; by default that of the new folder."""
     classifier: bool | None = None
-    """Train a classifier on the labels, if there are any. True: use it even if it is no better than chance."""
+    """Train a small CNN: on the labels, or without labels by contrast. True: use a classifier even if it is no better
+    than chance."""
     near: float | None = None
     """Largest mean absolute difference, of 255, between images that count as near; 0: equal images only. None: 8 for
     images; equal ones only for drawings, whose pictures are mostly background, so that different ones are near."""

@@ -30,10 +30,10 @@ THREADS = 2
 """Sums depend on how many threads share them, so the number is fixed whatever the machine has."""
 
 
-class Classifier(nn.Module):
-    """Three convolutions down to a grid of about 4x4, averaged, and two linear layers."""
+class Trunk(nn.Module):
+    """Three convolutions down to a grid of about 4x4, averaged, and a linear layer."""
 
-    def __init__(self, channels: int, size: int, classes: int) -> None:
+    def __init__(self, channels: int, size: int) -> None:
         super().__init__()
         self.size = min(size, 64)
         stride = max(1, self.size // 16)
@@ -43,15 +43,25 @@ class Classifier(nn.Module):
             *_block(64, 128, kernel=3, stride=2),
         )
         self.features = nn.Linear(128, WIDTH)
+
+    def features_of(self, x: Tensor) -> Tensor:
+        """Map scaled images [B, C, H, W] to features [B, 64]."""
+        if x.shape[-1] > self.size:
+            x = F.interpolate(x, size=(self.size, self.size), mode="area")
+        x = self.body(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+        return F.silu(self.features(x))
+
+
+class Classifier(Trunk):
+    """The trunk, and a linear layer that names the class."""
+
+    def __init__(self, channels: int, size: int, classes: int) -> None:
+        super().__init__(channels, size)
         self.head = nn.Linear(WIDTH, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 images [B, C, H, W] to features [B, 64] and logits [B, classes]."""
-        x = scaled(images)
-        if x.shape[-1] > self.size:
-            x = F.interpolate(x, size=(self.size, self.size), mode="area")
-        x = self.body(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
-        features = F.silu(self.features(x))
+        features = self.features_of(scaled(images))
         return features, self.head(features)
 
 
@@ -99,7 +109,7 @@ def train_classifier(
         pixels = pixels[kept]
         targets = targets[kept]
 
-    with _reproducible(seed):
+    with reproducible(seed):
         network = Classifier(images.shape[1], images.shape[2], classes)
         _fit(network, pixels, targets, generator)
         accuracy = _accuracy(network, *held)
@@ -107,7 +117,8 @@ def train_classifier(
 
 
 @contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int) -> Iterator[None]:
+    """Let torch draw by a seed and compute with a fixed number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:

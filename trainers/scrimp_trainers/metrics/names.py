@@ -7,7 +7,7 @@ formulas bear its name: `fd_classifier`, `kd_dinov2`.
 import pkgutil
 import re
 from collections.abc import Collection, Iterable
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
@@ -154,19 +154,13 @@ def check_scoring(scoring: Scoring, manifest: Manifest) -> None:
     for other in scoring.further:
         check_scoring(other, manifest)
 
-    if facts(scoring.extractor).needs_classifier:
-        if manifest.classifier is None:
-            raise UserError(
-                f"extractor {scoring.extractor}: dataset {manifest.name} has none, because it has no labels or was "
-                "prepared without one; prepare it again with labels, or use inception"
-            )
-        if not manifest.classifier.usable:
-            raise UserError(
-                f"extractor {scoring.extractor}: that of dataset {manifest.name} is no better than always naming the "
-                "largest class; use inception, or prepare the dataset with --classifier to use it all the same"
-            )
+    own = facts(scoring.extractor).own
+    if own:
+        fault = fault_of_own(own, manifest)
+        if fault:
+            raise UserError(f"extractor {scoring.extractor}: {fault}")
         if scoring.weights is not None:
-            raise UserError(f"weights {scoring.weights}: the classifier is the dataset's own; leave `weights` out")
+            raise UserError(f"weights {scoring.weights}: the {own} is the dataset's own; leave `weights` out")
     for kind in scoring.also:
         _check_family(kind, scoring.extractor, manifest)
     count = manifest.splits[manifest.reference].count
@@ -174,6 +168,30 @@ def check_scoring(scoring: Scoring, manifest: Manifest) -> None:
         raise UserError(
             f"dataset {manifest.name}: {count} reference images are too few to score; {SMALLEST} are needed"
         )
+
+
+def fault_of_own(own: Literal["classifier", "encoder"], manifest: Manifest) -> str:
+    """Return why a dataset's own network cannot be used, and what to do; empty if it can."""
+    dataset = f"dataset {manifest.name}"
+    if own == "classifier":
+        if manifest.classifier is None:
+            other = "contrastive" if manifest.encoder else "inception"
+            return (
+                f"{dataset} has no classifier, because it has no labels or was prepared without one; prepare it again "
+                f"with labels, or use {other}"
+            )
+        if not manifest.classifier.usable:
+            return (
+                f"that of {dataset} is no better than always naming the largest class; use inception, or prepare the "
+                "dataset with --classifier to use it all the same"
+            )
+        return ""
+    if manifest.encoder is None:
+        other = "classifier" if manifest.classifier else "inception"
+        return f"{dataset} has no contrastive encoder, which datasets without labels get; use {other}"
+    if manifest.encoder.unseen:
+        return f"that of {dataset} does not see {' and '.join(manifest.encoder.unseen)}; use inception"
+    return ""
 
 
 def _check_family(kind: str, extractor: Extractor, manifest: Manifest) -> None:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from scrimp_trainers.recipe.sections import FilePath, OwnPart, Section
 
-Builtin = Literal["inception", "clip", "dinov2", "vitg14", "sscd", "vgg16", "resnet18", "classifier"]
+Builtin = Literal["inception", "clip", "dinov2", "vitg14", "sscd", "vgg16", "resnet18", "classifier", "contrastive"]
 Extractor = Builtin | OwnPart
 
 SMALLEST = 20
@@ -17,9 +17,10 @@ class Scoring(Section):
     """How many samples are scored, with which extractor. A list of them scores the same samples with several."""
 
     extractor: Extractor
-    """The feature extractor: `inception` for FID, `classifier` for the dataset's own small CNN, `vitg14` for the
-    memorisation of Shah et al. (2025): DINOv2's ViT-g/14 on images that are neither resized nor normalised; `sscd` for
-    that of Somepalli et al. (2023), which Shah et al. use for images with captions."""
+    """The feature extractor: `inception` for FID; `classifier` for the dataset's own small CNN, and `contrastive` for
+    that of a dataset without labels; `vitg14` for the memorisation of Shah et al. (2025): DINOv2's ViT-g/14 on images
+    that are neither resized nor normalised; `sscd` for that of Somepalli et al. (2023), which Shah et al. use for
+    images with captions."""
     also: tuple[str, ...] = ()
     """Further scores, which cost time: `fd_infinity`, the Fréchet distance without the bias of the sample count;
     `fld_gap`, by how much likelier training images are than held-out ones under a density around the samples;

@@ -305,7 +305,7 @@ class Coreset(Section):
     score: Literal["gaussian", "ppca", "knn", "moderate", "closest", "random"] = "gaussian"
     """Log-likelihood under the class's Gaussian or its PPCA, minus the distance to the 5th neighbour, the middle band
     of distances to the class's median (Moderate-DS), the closest to it, or chance."""
-    features: Literal["inception", "resnet18", "clip", "dinov2", "classifier"] = "inception"
+    features: Literal["inception", "resnet18", "clip", "dinov2", "classifier", "contrastive"] = "inception"
     """The surrogate whose features are scored."""
     weights: FilePath | None = None
     """The surrogate's weight file; none looks in torch's cache and then downloads it."""

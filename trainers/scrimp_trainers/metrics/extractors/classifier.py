@@ -9,7 +9,7 @@ from scrimp_trainers.metrics.extractors.extractor import Facts
 if TYPE_CHECKING:  # importing it takes seconds
     from torch.nn import Module
 
-FACTS = Facts(logits=True, needs_classifier=True)
+FACTS = Facts(logits=True, own="classifier")
 
 
 def load(folder: Path, manifest: Manifest) -> "Module":

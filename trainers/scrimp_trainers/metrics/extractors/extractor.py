@@ -13,6 +13,7 @@ captions has `build_text(path)` besides: a network that maps their tokens, int64
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from scrimp_trainers.common import parts
 from scrimp_trainers.recipe.scoring import Extractor
@@ -28,8 +29,8 @@ class Facts:
     """Whether it also gives class logits, without which there is no inception score."""
     similar: float | None = None
     """Cosine similarity above which an image is a near-copy; none: the held-out images settle it."""
-    needs_classifier: bool = False
-    """Whether it is the dataset's own classifier, which a dataset may lack."""
+    own: Literal["classifier", "encoder"] | None = None
+    """Which network of the dataset's own it is, by its name in the manifest; a dataset may lack it."""
     score_names: Mapping[str, str] | None = None
     """What the quantities are called over it, without a suffix; none: as they are, with its name behind."""
     names_memorisation: bool = False
