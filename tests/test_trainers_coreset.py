@@ -302,7 +302,7 @@ def test_random_needs_no_surrogate(digits_dataset: Dataset):
 
 
 def test_a_surrogate_that_the_dataset_lacks_is_refused(digits_dataset: Dataset):
-    with pytest.raises(UserError, match="extractor classifier: dataset digits has none"):
+    with pytest.raises(UserError, match="extractor classifier: dataset digits has no classifier"):
         positions_kept(digits_dataset, SETTINGS, CPU, seed=0)
 
 
