@@ -328,6 +328,7 @@ def _check_resume(
 
     # Of own parts the content counts, not the place.
     may_change = {f"space.budget.{name}" for name in LIMITS} | {"space.about", "space.parts"}
+    may_change |= {path for path in before.keys() | after.keys() if path.startswith("space.made_for")}
     fixed = sorted((before.keys() | after.keys()) - may_change)
     changed = [path for path in fixed if before.get(path) != after.get(path)]
     changes = [f"{path} was {before.get(path)}, is {after.get(path)}" for path in changed]

@@ -23,9 +23,24 @@ from scrimp_trainers.metrics.names import require_objectives
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe, explain
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.sections import FilePath, OwnPart, Section
+from scrimp_trainers.recipe.sections import Count, FilePath, OwnPart, Section
 
 SPACES = importlib.resources.files("scrimp_spaces")
+
+
+class MadeFor(Section):
+    """The dataset that a space is made for, for a plan without one."""
+
+    size: Count
+    """Side of the images in pixels, or the most points of a drawing."""
+    channels: Literal[1, 3] = 3
+    """1 for grey images."""
+    items: Count
+    """Training items."""
+    reference: Count | None = None
+    """Items that samples are compared with; none if these are the training items."""
+    classes: Annotated[int, Field(ge=0)] = 0
+    """Number of classes."""
 
 
 class Space(Section):
@@ -33,6 +48,8 @@ class Space(Section):
 
     about: str = ""
     """What the space is for."""
+    made_for: MadeFor | None = None
+    """The dataset that it is made for: what `scrimp spaces NAME --on` reckons with where no other is named."""
     recipe: str
     """The preset, or the path of the recipe, that every trial starts from."""
     override: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
+from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
@@ -266,6 +267,23 @@ def show_space(name: str, as_yaml: bool) -> None:
         click.echo(spaces.space_yaml(name), nl=False)
     else:
         terminal.show_space(space)
+
+
+def show_forecast(name: str, machine: str, data: Path | None) -> None:
+    """Print what a sweep of a space would take on a machine that is not here."""
+    from scrimp_platform.machine import parse_machine
+
+    on = parse_machine(machine)
+    space = spaces.load_space(name)
+    given = manifests.load_manifest(data) if data else None
+
+    from scrimp_platform.cli import forecast_view
+    from scrimp_platform.search import forecast
+
+    manifest = given or forecast.made_up_manifest(space)
+    for recipe in forecast.extreme_recipes(space):
+        fit.check_fit(recipe, manifest)
+    forecast_view.show_forecast(forecast.forecast(space, manifest, on))
 
 
 def list_recipes() -> None:

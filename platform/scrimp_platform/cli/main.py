@@ -363,11 +363,22 @@ def check(file: Path) -> None:
 @scrimp.command("spaces")
 @click.argument("name", type=NAME, required=False)
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print NAME as YAML, as a template for your own.")
-def spaces_command(name: str | None, as_yaml: bool) -> None:
-    """List the search spaces, or print the space NAME as a table."""
+@click.option("--on", "machine", metavar="2x24GB", help="Print what a sweep of NAME takes on such a machine.")
+@click.option("--data", type=FOLDER, help="Dataset for --on.  [default: one such as NAME is made for]")
+def spaces_command(name: str | None, as_yaml: bool, machine: str | None, data: Path | None) -> None:
+    """List the search spaces, or print the space NAME as a table.
+
+    With --on nothing is trained or measured, and no GPU is needed: memory is counted, times are reckoned.
+    """
     from scrimp_platform.cli import commands
 
-    if name:
+    if machine and (as_yaml or not name):
+        raise click.UsageError("--on takes the NAME of a space, and not --yaml")
+    if data and not machine:
+        raise click.UsageError("--data is for --on; write a machine, such as --on 2x24GB")
+    if name and machine:
+        commands.show_forecast(name, machine, data)
+    elif name:
         commands.show_space(name, as_yaml)
     else:
         commands.list_spaces()

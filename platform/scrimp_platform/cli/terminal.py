@@ -96,6 +96,11 @@ def _describe_needed(needed: estimate.Needed, space: Space) -> str:
 
 
 def _describe_dataset(manifest: Manifest) -> str:
+    return f"{describe_items(manifest)}, content {manifest.content_hash[:12]}"
+
+
+def describe_items(manifest: Manifest) -> str:
+    """Say what a dataset is called, and how many items of which size and how many classes it has."""
     classes = len(manifest.classes or ())
     count = manifest.splits["train"].count
     if "images" in manifest.kinds:
@@ -103,7 +108,7 @@ def _describe_dataset(manifest: Manifest) -> str:
         items = f"{count} images of {manifest.size}x{manifest.size}, {colours}"
     else:
         items = f"{count} {manifest.modality} of up to {manifest.size} points"
-    return f"{manifest.name}: {items}, {classes} classes, content {manifest.content_hash[:12]}"
+    return f"{manifest.name}: {items}, {classes} classes"
 
 
 def _describe_search(space: Space) -> str:

@@ -90,9 +90,7 @@ def measure_base_recipe(plan: Plan) -> Speed:
     training = kimg * 1000 / row.images_per_second
     scoring = (row.seconds - training) * plan.space.scoring.samples / samples
     speed = Speed(training / kimg, scoring, size)
-    chance = random.Random(0)
-    drawn = list(plan.space.arms.values()) or [plan.space.draw(chance) for _ in range(DRAWS)]
-    weighed = next((recipe for recipe in _recipes(plan.space, drawn) if recipe.reweighting.on), None)
+    weighed = weighed_recipe(plan.space)
     if weighed is None:
         return speed
 
@@ -146,6 +144,13 @@ def needed(space: Space, trials: int) -> Needed:
     return max((_needed_by(_recipes(space, values)) for values in draws), key=lambda each: each.work)
 
 
+def weighed_recipe(space: Space) -> Recipe | None:
+    """Return a recipe of the space that needs a reference or a proxy; None if there is none among some random draws."""
+    chance = random.Random(0)
+    drawn = list(space.arms.values()) or [space.draw(chance) for _ in range(DRAWS)]
+    return next((recipe for recipe in _recipes(space, drawn) if recipe.reweighting.on), None)
+
+
 def _may_weigh(space: Space) -> bool:
     return space.base().reweighting.on or any(path.startswith("reweighting.") for path in space.search)
 
@@ -170,28 +175,56 @@ def _needed_by(recipes: Iterable[Recipe]) -> Needed:
     return Needed(references, len(needed_once) - references, kimg, total)
 
 
-def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
-    """Assume that no trial fails, and that the race eliminates none, unless `max_gpu_hours` ends it before."""
-    budget = plan.space.budget
-    limit = math.inf
-    if budget.max_gpu_hours is not None:
-        limit = budget.max_gpu_hours / placement.devices * 3600
+@dataclass(frozen=True)
+class Work:
+    """What a sweep trains and scores if no trial fails, and the race eliminates none."""
 
-    needed_speed = speed.seconds_per_needed_kimg or speed.seconds_per_kimg
+    trials: int
+    race_repeats: int
+    needed: Needed
+    """The references and proxies."""
+    search_kimg: float
+    search_scores: int
+    race_kimg: float
+    race_scores: int
+
+
+def work(space: Space, speed: Speed, devices: int) -> Work:
+    """Return the work of a sweep, of as many trials as the budget states, or else as its hours allow."""
+    budget = space.budget
     trials = budget.trials
     if trials is None:
         many = 1000
         seconds_each = _seconds(*halving.search_work(many, budget), speed) / many
-        seconds_each += needed(plan.space, DRAWS).work * needed_speed / DRAWS
-        trials = max(1, int((1 - budget.race_share) * limit / seconds_each))
-    before = needed(plan.space, trials).work * needed_speed
+        seconds_each += needed(space, DRAWS).work * _needed_speed(speed) / DRAWS
+        trials = max(1, int((1 - budget.race_share) * _limit(space, devices) / seconds_each))
     kimg, scores = halving.search_work(trials, budget)
-
     race = min(budget.leaders, trials) * (budget.repeats - 1)
-    kimg += race * budget.rungs_kimg[-1]
-    scores += race * len(budget.rungs_kimg)
-    seconds = min(limit, before + _seconds(kimg, scores, speed))
-    return Estimate(trials, race, kimg, seconds / placement.places / 3600, (trials + race) * speed.bytes)
+    rungs = budget.rungs_kimg
+    return Work(trials, race, needed(space, trials), kimg, scores, race * rungs[-1], race * len(rungs))
+
+
+def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
+    """Assume that no trial fails, and that the race eliminates none, unless `max_gpu_hours` ends it before."""
+    whole = work(plan.space, speed, placement.devices)
+    kimg = whole.search_kimg + whole.race_kimg
+    scores = whole.search_scores + whole.race_scores
+    before = whole.needed.work * _needed_speed(speed)
+    seconds = min(_limit(plan.space, placement.devices), before + _seconds(kimg, scores, speed))
+    repeats = whole.trials + whole.race_repeats
+    return Estimate(
+        whole.trials, whole.race_repeats, kimg, seconds / placement.places / 3600, repeats * speed.bytes
+    )
+
+
+def _limit(space: Space, devices: int) -> float:
+    """Return the seconds of repeats that a budget allows, one after the other."""
+    hours = space.budget.max_gpu_hours
+    return math.inf if hours is None else hours / devices * 3600
+
+
+def _needed_speed(speed: Speed) -> float:
+    return speed.seconds_per_needed_kimg or speed.seconds_per_kimg
 
 
 def _seconds(kimg: float, scores: float, speed: Speed) -> float:

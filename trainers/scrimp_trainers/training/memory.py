@@ -1,6 +1,8 @@
 """How many images fit into a GPU's memory, for the error message of a recipe that asks for too many."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,8 @@ from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.training import counted_memory
+from scrimp_trainers.training.counted_memory import Counted
 from scrimp_trainers.training.state import State
 
 SPARE = 0.1
@@ -34,22 +38,19 @@ class Memory:
 
 
 def measure_memory(recipe: Recipe, state: State, device: torch.device) -> Memory:
-    """Measure a forward and a backward pass with one image and with two. The state's gradients are lost."""
-    network = state.network
+    """Measure forward and backward passes with a few images, or count them where these do not fit.
 
-    moments = 0
-    if not state.optimizer.state:  # not allocated yet, so not part of what is measured
-        moments = 2 * sum(p.numel() * p.element_size() for p in network.parameters())
+    The state's gradients are lost.
+    """
+    needed = None
+    with contextlib.suppress(torch.OutOfMemoryError):
+        needed = _measured(recipe, state, device)
+    if needed is None:
+        needed = counted_memory.count(recipe, state.network)
 
-    peak_of_one = _peak(recipe, network, 1, device)
-    peak_of_two = _peak(recipe, network, 2, device)
     free, total = torch.cuda.mem_get_info(device)
-    return Memory(
-        total=total,
-        others=total - free - torch.cuda.memory_reserved(device),
-        constant=2 * peak_of_one - peak_of_two + moments,
-        image=max(1, peak_of_two - peak_of_one),
-    )
+    others = total - free - torch.cuda.memory_reserved(device)
+    return Memory(total, others, needed.constant, needed.image)
 
 
 def out_of_memory_error(recipe: Recipe, memory: Memory) -> UserError:
@@ -72,12 +73,37 @@ def out_of_memory_error(recipe: Recipe, memory: Memory) -> UserError:
     )
 
 
-def _peak(recipe: Recipe, network: Denoiser, count: int, device: torch.device) -> int:
-    """Return the peak memory of a forward and a backward pass with `count` images."""
+def _measured(recipe: Recipe, state: State, device: torch.device) -> Counted:
+    """Measure what a step takes; raises `torch.OutOfMemoryError` where the images of `BATCHES` do not fit."""
+    trained = [weight for weight in state.network.parameters() if weight.requires_grad]
+    for weight in trained:  # of a step in several parts, all but the first find gradients
+        weight.grad = torch.zeros_like(weight)
+    moments = 0
+    if not state.optimizer.state:  # not allocated yet, so not part of what is measured
+        moments = 2 * sum(weight.numel() * weight.element_size() for weight in trained)
+
+    with _without_trials():
+        peaks = [_peak(recipe, state.network, images, device) for images in counted_memory.BATCHES]
+    image, fixed = counted_memory.line(peaks)
+    return Counted(fixed + moments, image, operations=0)
+
+
+@contextlib.contextmanager
+def _without_trials() -> Iterator[None]:
+    """Keep cuDNN from trying algorithms, whose workspaces would count."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _peak(recipe: Recipe, network: Denoiser, images: int, device: torch.device) -> int:
+    """Return the peak memory of a step's forward and backward passes on so many images."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    images = torch.zeros(count, *network.shape, device=device)
     with autocast(recipe.training.precision, device):
-        output = network(images, torch.ones(count, device=device), network.example(count).to(device))
-    output.float().square().sum().backward()
+        loss = counted_memory.summed_loss(recipe, network, network, images, device)
+    loss.backward()
     return torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,83 @@
+"""The output of `scrimp spaces NAME --on 2x24GB`."""
+
+import math
+
+from scrimp_platform.cli import terminal
+from scrimp_platform.report.formatting import number
+from scrimp_platform.search.forecast import Forecast, Hours
+from scrimp_trainers.common.gpus import FP32_SHARE, TENSOR_SHARE
+from scrimp_trainers.training.load import EXTRACTOR_S, LAUNCH_S, LINK_BYTES
+
+
+def show_forecast(forecast: Forecast) -> None:
+    """Print what a sweep would take on a machine that is not here, and what that assumes."""
+    machine = forecast.machine
+    work = forecast.work
+    gpus = machine.gpus
+    rows = {
+        "machine": f"{gpus} GPU{'s' if gpus > 1 else ''} of {machine.gpu.memory} GB for each repeat",
+        "data": terminal.describe_items(forecast.manifest),
+        "memory": _memory(forecast),
+        "microbatch": _microbatch(forecast),
+        "repeats": _repeats(forecast),
+        "search": f"{work.trials} trials: {_gpu_hours(forecast.search, forecast.references)}{_of(forecast.search_limit)}",
+        "race": f"at most {work.race_repeats} repeats: {_gpu_hours(forecast.race)}{_of(forecast.race_limit)}",
+        "disk": f"at most {forecast.bytes / 2**30:,.1f} GiB",
+        "assumes": _assumptions(forecast),
+    }
+    terminal.show_list(rows)
+    for fault in forecast.faults:
+        terminal.say(f"EXCEEDS  {fault}")
+
+
+def _memory(forecast: Forecast) -> str:
+    step = forecast.step
+    memory = step.memory
+    images = step.bytes - memory.others - memory.constant
+    return (
+        f"{_gib(step.bytes)} of {_gib(memory.total)} GiB: {_gib(memory.constant)} weights, average, gradients, moments; "
+        f"{_gib(images)} activations; {_gib(memory.others)} CUDA, scores, data"
+    )
+
+
+def _microbatch(forecast: Forecast) -> str:
+    step = forecast.step
+    return f"{step.microbatch} of a GPU's {step.images} images at once; {step.fit:,} would fit"
+
+
+def _repeats(forecast: Forecast) -> str:
+    repeat = forecast.repeat
+    gpus = forecast.machine.gpus
+    hours = repeat.total / gpus
+    return (
+        f"{number(1 / hours)} an hour: {number(hours)} h each, {number(repeat.training / gpus)} of training and "
+        f"{number(repeat.scoring / gpus)} of scoring"
+    )
+
+
+def _gpu_hours(hours: Hours, references: float = 0.0) -> str:
+    parts = [f"{number(hours.training)} training", f"{number(hours.scoring)} scoring"]
+    if references:
+        parts.append(f"{number(references)} references")
+    return f"{number(hours.total + references)} GPU-hours ({', '.join(parts)})"
+
+
+def _of(limit: float) -> str:
+    return f", of {limit:,.0f}" if math.isfinite(limit) else ""
+
+
+def _assumptions(forecast: Forecast) -> str:
+    gpu = forecast.machine.gpu
+    rate = gpu.rate(forecast.precision) / 1e12
+    share = f"{FP32_SHARE:.0%} of its peak"
+    if forecast.precision != "fp32":
+        share = f"{TENSOR_SHARE:.0%} of its tensor cores' peak"
+    return (
+        f"{gpu.name} at {rate:.1f} TFLOP/s in {forecast.precision}, {share}; {LAUNCH_S * 1e6:.0f} us to launch an "
+        f"operation; {LINK_BYTES / 1e9:.0f} GB/s between GPUs; {EXTRACTOR_S * 1e3:.0f} ms to see a sample; in every "
+        "trial the costliest recipe. Nothing is measured: `scrimp sweep --dry-run` measures, on the machine"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"

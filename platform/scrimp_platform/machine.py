@@ -1,0 +1,37 @@
+"""A machine that is not here, as `--on 2x24GB` names it."""
+
+import re
+from dataclasses import dataclass
+
+from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.gpus import CARDS, GPU
+
+MOST_GPUS = 16
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A node with some GPUs of a kind."""
+
+    gpus: int
+    gpu: GPU
+
+
+def parse_machine(text: str) -> Machine:
+    """Read `2x24GB`: how many GPUs, and the memory of each.
+
+    Raises
+    ------
+    UserError
+        If it is no such text, or no known GPU has this memory.
+    """
+    found = re.fullmatch(r"(\d+)x(\d+)GB", text, re.IGNORECASE)
+    known = ", ".join(map(str, CARDS))
+    if not found:
+        raise UserError(f"--on {text}: write GPUs and the memory of each, such as 2x24GB")
+    gpus, memory = map(int, found.groups())
+    if not 1 <= gpus <= MOST_GPUS:
+        raise UserError(f"--on {text}: a machine has 1 to {MOST_GPUS} GPUs")
+    if memory not in CARDS:
+        raise UserError(f"--on {text}: the speed of a GPU with {memory} GB is not known; take {known} GB")
+    return Machine(gpus, CARDS[memory])

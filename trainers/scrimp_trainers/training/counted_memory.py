@@ -1,0 +1,158 @@
+"""A training step's memory, counted on tensors without content: nothing is computed, and no GPU is needed."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.recipe.recipe import Recipe
+from scrimp_trainers.techniques import masking, sparsity
+
+BATCHES = (4, 8)
+"""Images of the two passes from whose peaks the memory of one image follows. With fewer, what a pass takes whatever its
+batch would weigh too much."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a step takes, in bytes, and how many operations its forward passes launch."""
+
+    constant: int
+    """Memory of the weights, their average, gradients, moments and masks, and of copies in half precision."""
+    image: int
+    """Memory of one image's activations."""
+    operations: int
+    """Operations of the forward passes, however many images they see."""
+
+
+def count(recipe: Recipe, network: Denoiser) -> Counted:
+    """Count the memory of a step as a GPU allocates it, but for the workspaces of its libraries.
+
+    The peak is at the end of the forward passes: backward frees activations faster than it makes gradients of them.
+    What augmentation takes before, and the images themselves, are not counted.
+
+    Parameters
+    ----------
+    network
+        The recipe's network, on any device; left as it is.
+    """
+    passes = [_forward(recipe, network, images) for images in BATCHES]
+    image, fixed = line([live.peak for live in passes])
+    return Counted(_kept_bytes(recipe, network) + fixed, image, passes[0].operations)
+
+
+def line(peaks: Sequence[int]) -> tuple[int, int]:
+    """Return the bytes that each image adds to the peaks of `BATCHES`, at least 1, and those that none does."""
+    fewer, more = BATCHES
+    image = max(1, (peaks[1] - peaks[0]) // (more - fewer))
+    return image, max(0, peaks[0] - fewer * image)
+
+
+def summed_loss(
+    recipe: Recipe, network: Denoiser, call: Callable[..., Tensor], images: int, device: torch.device
+) -> Tensor:
+    """Return some loss of all of a step's passes on so many images, 0-d.
+
+    Parameters
+    ----------
+    call
+        Stands for the network: takes what it takes.
+    """
+    arguments = torch.zeros(images, *network.shape, device=device), torch.ones(images, device=device)
+    conditions = network.example(images).to(device)
+    loss = call(*arguments, conditions).float().square().sum()
+    if recipe.masking.on:  # the pass on a part of the tokens, at its most
+        kept = masking.count_kept(network.tokens, recipe.masking.ratio)
+        shown = torch.arange(kept, device=device).expand(images, -1)
+        loss = loss + call(*arguments, replace(conditions, kept=shown)).float().square().sum()
+    return loss
+
+
+def _forward(recipe: Recipe, network: Denoiser, images: int) -> "_Live":
+    """Follow the memory of the forward passes on so many images, on a CPU whose arithmetic is a GPU's."""
+    device = torch.device("cpu")
+    half = recipe.training.precision in ("bf16", "fp16")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        own = [*network.named_parameters(), *network.named_buffers()]
+        tensors = {
+            name: torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad) for name, tensor in own
+        }
+        live = _Live(tensors)
+        with live, _LikeCUDA(live), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            summed_loss(recipe, network, lambda *inputs: functional_call(network, tensors, inputs), images, device)
+    return live
+
+
+def _kept_bytes(recipe: Recipe, network: Denoiser) -> int:
+    """Return the bytes of weights and their average, of the gradients and both moments of what is trained, and of masks."""
+    sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in network.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    kept = 2 * sum(size for size, _ in sizes) + 3 * trained
+    if recipe.sparsity.on:
+        masks = 1 if recipe.sparsity.accumulate == 1 else 2  # and as many sums of dense gradients
+        masked = sparsity.maskable(recipe.sparsity, network).values()
+        kept += masks * sum(weight.numel() * weight.element_size() for weight in masked)
+    return kept
+
+
+class _Live(TorchDispatchMode):
+    """Follows how many bytes the tensors hold that are made while it is active, besides those that are `known`."""
+
+    def __init__(self, known: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.peak = 0
+        self.operations = 0
+        self._storages = weakref.WeakSet(tensor.untyped_storage() for tensor in known.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._storages:
+            return
+        self._storages.add(storage)
+        size = storage.nbytes()
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.bytes -= size
+
+
+class _LikeCUDA(TorchFunctionMode):
+    """Makes a CPU do what CUDA does, where they differ.
+
+    Under autocast, CUDA computes norms in fp32, and keeps that for backward. A recurrent layer launches two operations
+    at each point for each layer and direction; on a CPU it is many more.
+    """
+
+    def __init__(self, live: _Live) -> None:
+        super().__init__()
+        self.live = live
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.group_norm, F.layer_norm):
+            args = (args[0].float(), *args[1:])
+        launched = self.live.operations
+        result = func(*args, **(kwargs or {}))
+        if func is torch.gru:
+            items, _, _, _, layers, _, _, bidirectional, _ = args
+            self.live.operations = launched + 2 * layers * (1 + bidirectional) * items.shape[1]
+        return result
