@@ -168,6 +168,17 @@ def counting_by_path(kind: Any) -> str:
     return "" if "Sequential.0" in counts else f"counts for {sorted(counts)}, not for Sequential.0"
 
 
+def without_content(kind: Any) -> str:
+    with kind(allow_non_fake_inputs=True):
+        tensor = torch.ones(2) + torch.empty(2**50)[:2]  # a petabyte
+    return "" if tensor.untyped_storage().nbytes() == 8 else "makes no tensors without content"
+
+
+def listing(leaves: Callable[[Any], list[Any]]) -> str:
+    found = leaves([1, {"a": (2,)}])
+    return "" if found == [1, 2] else f"lists {found}"
+
+
 RAY = "ray._private"
 ACTORS = "ray.air.execution._internal.RayActorManager"
 CONTROLLER = "ray.tune.execution.tune_controller"
@@ -288,6 +299,10 @@ PARTS = [
     Part("torch._foreach_lerp_", making([2.0, 2.0], [torch.tensor([3.0, 2.0])], 0.5)),
     Part("torch._foreach_zero_", making([0.0, 0.0])),
     Part("torch.utils.flop_counter.FlopCounterMode", counting_by_path, "get_flop_counts"),
+    # torch: tensors without content, of which what is allocated is followed.
+    Part("torch._subclasses.fake_tensor.FakeTensorMode", without_content),
+    Part("torch.utils._python_dispatch.TorchDispatchMode", having("__torch_dispatch__")),
+    Part("torch.utils._pytree.tree_leaves", listing),
     # torch-fidelity: extractors without their own way to load weights, and scores from features alone.
     Part("torch_fidelity.feature_extractor_base.FeatureExtractorBase", taking("name", "features_list")),
     Part(f"{CLIP}.FeatureExtractorCLIP.forward", using("model", "resolution", DTYPE), "FeatureExtractorCLIP"),

@@ -20,7 +20,6 @@ from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
-from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
@@ -281,8 +280,6 @@ def show_forecast(name: str, machine: str, data: Path | None) -> None:
     from scrimp_platform.search import forecast
 
     manifest = given or forecast.made_up_manifest(space)
-    for recipe in forecast.extreme_recipes(space):
-        fit.check_fit(recipe, manifest)
     forecast_view.show_forecast(forecast.forecast(space, manifest, on))
 
 

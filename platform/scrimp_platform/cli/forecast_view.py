@@ -56,10 +56,15 @@ def _repeats(forecast: Forecast) -> str:
 
 
 def _gpu_hours(hours: Hours, references: float = 0.0) -> str:
-    parts = [f"{number(hours.training)} training", f"{number(hours.scoring)} scoring"]
+    parts = {"training": hours.training, "scoring": hours.scoring}
     if references:
-        parts.append(f"{number(references)} references")
-    return f"{number(hours.total + references)} GPU-hours ({', '.join(parts)})"
+        parts["references"] = references
+    shown = [f"{_hours(value)} {name}" for name, value in parts.items()]
+    return f"{_hours(hours.total + references)} GPU-hours ({', '.join(shown)})"
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else number(value)
 
 
 def _of(limit: float) -> str:

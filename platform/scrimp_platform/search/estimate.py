@@ -212,9 +212,7 @@ def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
     before = whole.needed.work * _needed_speed(speed)
     seconds = min(_limit(plan.space, placement.devices), before + _seconds(kimg, scores, speed))
     repeats = whole.trials + whole.race_repeats
-    return Estimate(
-        whole.trials, whole.race_repeats, kimg, seconds / placement.places / 3600, repeats * speed.bytes
-    )
+    return Estimate(whole.trials, whole.race_repeats, kimg, seconds / placement.places / 3600, repeats * speed.bytes)
 
 
 def _limit(space: Space, devices: int) -> float:

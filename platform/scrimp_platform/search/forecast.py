@@ -14,6 +14,7 @@ from scrimp_platform.machine import Machine
 from scrimp_platform.search import estimate
 from scrimp_platform.search.estimate import Speed, Work
 from scrimp_spaces.budget import Budget
+from scrimp_spaces.constraints import Bound
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import CAPTIONED, Manifest, Split
@@ -82,24 +83,27 @@ class Forecast:
     """Of the recipe that takes most memory."""
     speed: Speed
     """Of the recipe that takes most time."""
+    base_speed: Speed
+    """Of the base recipe."""
     work: Work
     budget: Budget
+    most_device_hours: float = math.inf
+    """Device-hours of a repeat that the space allows."""
 
     @property
     def repeat(self) -> Hours:
         """Of a repeat that is trained to the end."""
-        rungs = self.budget.rungs_kimg
-        return self._hours(rungs[-1], len(rungs))
+        return self._repeat(self.speed)
 
     @property
     def search(self) -> Hours:
         """Of the search."""
-        return self._hours(self.work.search_kimg, self.work.search_scores)
+        return self._hours(self.speed, self.work.search_kimg, self.work.search_scores)
 
     @property
     def race(self) -> Hours:
         """Of the race, if it eliminates no trial."""
-        return self._hours(self.work.race_kimg, self.work.race_scores)
+        return self._hours(self.speed, self.work.race_kimg, self.work.race_scores)
 
     @property
     def references(self) -> float:
@@ -133,15 +137,28 @@ class Forecast:
             faults.append(f"a GPU has room for {step.fit} images, and the recipe needs {step.least} at once")
         searching = self.search.total + self.references
         if searching > self.search_limit:
-            faults.append(f"the search takes {searching:,.0f} GPU-hours; the budget has {self.search_limit:,.0f} for it")
+            faults.append(
+                f"the search takes {searching:,.0f} GPU-hours; the budget has {self.search_limit:,.0f} for it"
+            )
         if self.race.total > self.race_limit:
-            faults.append(f"the race may take {self.race.total:,.0f} GPU-hours; the search leaves {self.race_limit:,.0f}")
+            faults.append(
+                f"the race may take {self.race.total:,.0f} GPU-hours; the search leaves {self.race_limit:,.0f}"
+            )
+        base_hours = self._repeat(self.base_speed).total
+        if base_hours > self.most_device_hours:
+            faults.append(
+                f"the base recipe takes {base_hours:,.1f} device-hours; constraints allow {self.most_device_hours:g}"
+            )
         return faults
 
-    def _hours(self, kimg: float, scores: int) -> Hours:
+    def _repeat(self, speed: Speed) -> Hours:
+        rungs = self.budget.rungs_kimg
+        return self._hours(speed, rungs[-1], len(rungs))
+
+    def _hours(self, speed: Speed, kimg: float, scores: int) -> Hours:
         gpus = self.machine.gpus
-        training = kimg * self.speed.seconds_per_kimg * gpus / 3600
-        scoring = scores * self.speed.seconds_per_score * gpus / 3600
+        training = kimg * speed.seconds_per_kimg * gpus / 3600
+        scoring = scores * speed.seconds_per_score * gpus / 3600
         return Hours(training, scoring)
 
 
@@ -153,6 +170,10 @@ def forecast(space: Space, manifest: Manifest, machine: Machine) -> Forecast:
     UserError
         If a recipe does not fit the dataset.
     """
+    modality = space.base().codec.modality
+    if modality not in manifest.kinds:
+        raise UserError(f"dataset {manifest.name} is of {manifest.modality}, but the space is for {modality}")
+
     loads: dict[str, Load] = {}
     steps = []
     speeds = []
@@ -182,8 +203,10 @@ def forecast(space: Space, manifest: Manifest, machine: Machine) -> Forecast:
         precision=space.base().training.precision,
         step=max(steps, key=lambda each: each.bytes),
         speed=speed,
+        base_speed=speeds[0],
         work=estimate.work(space, speed, machine.gpus),
         budget=space.budget,
+        most_device_hours=_most(space.constraints.get("device_hours")),
     )
 
 
@@ -237,6 +260,10 @@ def step_of(recipe: Recipe, own_load: Load, manifest: Manifest, space: Space, ma
         least = images
     fit = memory.images_in(memory.total - memory.others)
     return Step(memory, images, least, fit)
+
+
+def _most(bound: Bound | None) -> float:
+    return math.inf if bound is None or bound.max is None else bound.max
 
 
 def _cached_load(recipe: Recipe, manifest: Manifest, loads: dict[str, Load]) -> Load:

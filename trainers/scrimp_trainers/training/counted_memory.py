@@ -22,6 +22,9 @@ BATCHES = (4, 8)
 """Images of the two passes from whose peaks the memory of one image follows. With fewer, what a pass takes whatever its
 batch would weigh too much."""
 
+RECURRENT_KEPT = 8
+"""Numbers that a recurrent layer is assumed to keep for backward, at each point for each of its units."""
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -139,8 +142,8 @@ class _Live(TorchDispatchMode):
 class _LikeCUDA(TorchFunctionMode):
     """Makes a CPU do what CUDA does, where they differ.
 
-    Under autocast, CUDA computes norms in fp32, and keeps that for backward. A recurrent layer launches two operations
-    at each point for each layer and direction; on a CPU it is many more.
+    Under autocast, CUDA computes norms in fp32, and keeps that for backward. A recurrent layer is one call of cuDNN,
+    and on a CPU many for each of its points.
     """
 
     def __init__(self, live: _Live) -> None:
@@ -148,11 +151,17 @@ class _LikeCUDA(TorchFunctionMode):
         self.live = live
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.gru:
+            return self._gru(*args)
         if func in (F.group_norm, F.layer_norm):
             args = (args[0].float(), *args[1:])
-        launched = self.live.operations
-        result = func(*args, **(kwargs or {}))
-        if func is torch.gru:
-            items, _, _, _, layers, _, _, bidirectional, _ = args
-            self.live.operations = launched + 2 * layers * (1 + bidirectional) * items.shape[1]
-        return result
+        return func(*args, **(kwargs or {}))
+
+    def _gru(self, items: Tensor, state: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+        """Return outputs [B, points, D] of a GRU that goes first by items, which hold what cuDNN keeps for backward."""
+        rows, count, width = state.shape  # a row for each layer and direction
+        _, _, layers, _, _, _, _ = settings
+        points = items.shape[1]
+        self.live.operations += 2 * rows * points
+        kept = items.new_empty(rows, count, points, RECURRENT_KEPT * width)
+        return kept[0, :, :, : rows // layers * width], state

@@ -94,7 +94,7 @@ def load_of(recipe: Recipe, manifest: Manifest) -> Load:
     UserError
         If the recipe does not fit the dataset.
     """
-    recipe = _with_published_network(recipe)
+    recipe = with_published_network(recipe)
     shape = x_shape(recipe, manifest)
     with torch.device("meta"):
         network = build_network(recipe, shape[-1], shape[0], len(manifest.classes or []), seed=0)
@@ -166,18 +166,24 @@ def seconds_per_score(load: Load, recipe: Recipe, scoring: Scoring, gpu: GPU, gp
     return recipe.nfe * max(computing, launching) + decoding + extracting
 
 
-def _with_published_network(recipe: Recipe) -> Recipe:
-    """Return a recipe whose network needs no file: one of Stable Diffusion 2.1's size in place of an absent one."""
+def with_published_network(recipe: Recipe) -> Recipe:
+    """Return a recipe whose network needs no file: one of Stable Diffusion 2.1's size in place of an absent one.
+
+    Raises
+    ------
+    UserError
+        If the network only adds to the absent one.
+    """
     network = recipe.network
     pretrained = getattr(network, "pretrained", None)
     if pretrained is None or not _is_absent(pretrained):
         return recipe
     if not network.is_trained_whole:
-        raise UserError(f"network.pretrained {pretrained}: is not on this machine, and lora_rank needs it; get it first")
+        raise UserError(
+            f"network.pretrained {pretrained}: is not on this machine, and lora_rank needs it; get it first"
+        )
     # Without `pretrained` guidance would need captions that are hidden.
-    return recipe.replace(
-        {"network.pretrained": None, "network.text_width": 1024, "conditioning.label_drop": 0.1}
-    )
+    return recipe.replace({"network.pretrained": None, "network.text_width": 1024, "conditioning.label_drop": 0.1})
 
 
 def _is_absent(name: str) -> bool:
