@@ -9,7 +9,6 @@ from techniques_small import TRANSFORMER
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.func import functional_call
 from trainers_small import small, small_state
 
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions

@@ -14,13 +14,14 @@ def show_forecast(forecast: Forecast) -> None:
     machine = forecast.machine
     work = forecast.work
     gpus = machine.gpus
+    searching = _gpu_hours(forecast.search, forecast.references)
     rows = {
         "machine": f"{gpus} GPU{'s' if gpus > 1 else ''} of {machine.gpu.memory} GB for each repeat",
         "data": terminal.describe_items(forecast.manifest),
         "memory": _memory(forecast),
         "microbatch": _microbatch(forecast),
         "repeats": _repeats(forecast),
-        "search": f"{work.trials} trials: {_gpu_hours(forecast.search, forecast.references)}{_of(forecast.search_limit)}",
+        "search": f"{work.trials} trials: {searching}{_of(forecast.search_limit)}",
         "race": f"at most {work.race_repeats} repeats: {_gpu_hours(forecast.race)}{_of(forecast.race_limit)}",
         "disk": f"at most {forecast.bytes / 2**30:,.1f} GiB",
         "assumes": _assumptions(forecast),
@@ -35,8 +36,8 @@ def _memory(forecast: Forecast) -> str:
     memory = step.memory
     images = step.bytes - memory.others - memory.constant
     return (
-        f"{_gib(step.bytes)} of {_gib(memory.total)} GiB: {_gib(memory.constant)} weights, average, gradients, moments; "
-        f"{_gib(images)} activations; {_gib(memory.others)} CUDA, scores, data"
+        f"{_gib(step.bytes)} of {_gib(memory.total)} GiB: {_gib(memory.constant)} weights, average, gradients, "
+        f"moments; {_gib(images)} activations; {_gib(memory.others)} CUDA, scores, data"
     )
 
 

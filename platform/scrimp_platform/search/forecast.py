@@ -137,13 +137,10 @@ class Forecast:
             faults.append(f"a GPU has room for {step.fit} images, and the recipe needs {step.least} at once")
         searching = self.search.total + self.references
         if searching > self.search_limit:
-            faults.append(
-                f"the search takes {searching:,.0f} GPU-hours; the budget has {self.search_limit:,.0f} for it"
-            )
-        if self.race.total > self.race_limit:
-            faults.append(
-                f"the race may take {self.race.total:,.0f} GPU-hours; the search leaves {self.race_limit:,.0f}"
-            )
+            faults.append(f"the search takes {searching:,.0f} GPU-hours; the budget has {self.search_limit:,.0f}")
+        racing = self.race.total
+        if racing > self.race_limit:
+            faults.append(f"the race may take {racing:,.0f} GPU-hours; the search leaves {self.race_limit:,.0f}")
         base_hours = self._repeat(self.base_speed).total
         if base_hours > self.most_device_hours:
             faults.append(

@@ -97,7 +97,7 @@ def _forward(recipe: Recipe, network: Denoiser, images: int) -> "_Live":
 
 
 def _kept_bytes(recipe: Recipe, network: Denoiser) -> int:
-    """Return the bytes of weights and their average, of the gradients and both moments of what is trained, and of masks."""
+    """Return the bytes of weights and their average, of gradients and both moments of what is trained, of masks."""
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in network.parameters()]
     trained = sum(size for size, is_trained in sizes if is_trained)
     kept = 2 * sum(size for size, _ in sizes) + 3 * trained

@@ -1,4 +1,4 @@
-"""What a recipe asks of GPUs that are not here: its memory is counted, its time follows from FLOPs at an assumed speed."""
+"""What a recipe asks of GPUs that are not here: memory is counted, time follows from FLOPs at an assumed speed."""
 
 import math
 from dataclasses import dataclass
@@ -122,12 +122,14 @@ def x_shape(recipe: Recipe, manifest: Manifest) -> tuple[int, ...]:
     """
     items = modality_of(manifest).shape
     published = LATENTS.get(recipe.codec.kind)
-    if published is None or not _is_absent(getattr(recipe.codec, "encoder", "")):
-        shape = parts.module("codecs", recipe.codec.part).shape(recipe.codec, items)
-        if shape is not None:
+    part = parts.module("codecs", recipe.codec.part)
+    if published is None:
+        return part.shape(recipe.codec, items)
+    if not _is_absent(getattr(recipe.codec, "encoder", "")):
+        shape = part.shape(recipe.codec, items)
+        if shape is not None:  # it is if only the hub knows
             return shape
 
-    assert published
     if items[-1] % published.factor:
         raise UserError(f"codec.kind {recipe.codec.kind}: {items[-1]} pixels are no multiple of {published.factor}")
     return published.channels, *(side // published.factor for side in items[1:])
@@ -179,9 +181,7 @@ def with_published_network(recipe: Recipe) -> Recipe:
     if pretrained is None or not _is_absent(pretrained):
         return recipe
     if not network.is_trained_whole:
-        raise UserError(
-            f"network.pretrained {pretrained}: is not on this machine, and lora_rank needs it; get it first"
-        )
+        raise UserError(f"network.pretrained {pretrained}: is not on this machine, and lora_rank needs it; get it")
     # Without `pretrained` guidance would need captions that are hidden.
     return recipe.replace({"network.pretrained": None, "network.text_width": 1024, "conditioning.label_drop": 0.1})
 
