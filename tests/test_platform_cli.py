@@ -79,6 +79,7 @@ MISTAKES = [
     (["doctor", "--storage", "lab.yaml"], "--storage lab.yaml: not a folder"),
     (["doctor", "--tracking-uri", "host:5000"], "--tracking-uri host:5000: not the address of an MLflow server"),
     (["spaces", "nope"], "space nope: no such space or file"),
+    (["spaces", "quickstart", "--on", "2x24"], "--on 2x24: write GPUs and the memory of each, such as 2x24GB"),
     (["recipes", "nope"], "recipe nope: no such preset or file"),
     (["dance"], "No such command 'dance'"),
 ]

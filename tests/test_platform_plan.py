@@ -1,6 +1,7 @@
 """Plans: what the command line changes, what a name may resume, what is refused, what it will cost."""
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -100,6 +101,16 @@ def test_fresh_starts_beside_the_old_sweep(options):
     fresh = plan.make_plan(change(options, fresh=True))
     assert fresh.folder.path.name == "quickstart-digits-2"
     assert not fresh.resumed
+
+
+def test_what_a_space_is_made_for_may_change(options, tmp_path):
+    text = plan.spaces.space_yaml("quickstart")
+    space = tmp_path / "mine.yaml"
+    space.write_text(text.replace("items: 1438", "items: 9"))
+    begin(change(options, space=str(space)))
+    for made_for in ("", "made_for: {size: 32, items: 1000}\n"):
+        space.write_text(re.sub("^made_for.*\n", made_for, text, flags=re.MULTILINE))
+        assert plan.make_plan(change(options, space=str(space))).resumed
 
 
 def test_a_storage_that_cannot_be_written_is_refused(options, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from scrimp_spaces.budget import Budget
 from scrimp_spaces.constraints import Bound
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.data.manifest import CAPTIONED, Manifest, Split
+from scrimp_trainers.data.manifest import CAPTIONED, Manifest, Split, SplitName
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
 from scrimp_trainers.training import load
 from scrimp_trainers.training.load import Load
@@ -219,7 +219,7 @@ def made_up_manifest(space: Space) -> Manifest:
     if made_for is None:
         raise UserError("the space has no made_for, which says for what data it is; name a dataset with --data")
     base = space.base()
-    splits = {"train": Split(count=made_for.items, per_class=None, shards=[])}
+    splits: dict[SplitName, Split] = {"train": Split(count=made_for.items, per_class=None, shards=[])}
     if made_for.reference:
         splits["reference"] = Split(count=made_for.reference, per_class=None, shards=[])
     return Manifest(
