@@ -7,6 +7,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.gpus import CARDS, GPU
 
 MOST_GPUS = 16
+"""Of one machine; more are a typing mistake."""
 
 
 @dataclass(frozen=True)
