@@ -1,4 +1,4 @@
-"""Where the regret of a sweep comes from: proposals, halving, the choice of the leaders, or that of the recommended one.
+"""Where the regret of a sweep comes from: proposals, halving, the choice of leaders, or that of the recommended one.
 
 `python -m benchmarks.search.losses [SURFACE] [SEEDS]` prints the table.
 """
