@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.search import cells, peers, races, replays, report, surfaces, tables, warm
+from benchmarks.search import cells, losses, peers, races, replays, report, surfaces, tables, warm
 from benchmarks.search import statistics as paired_statistics
 from benchmarks.search.__main__ import console
 from benchmarks.search.cells import Cell
@@ -383,3 +383,11 @@ def test_a_sweep_of_the_comparison_can_be_read_back_as_an_earlier_one(tmp_path):
     start = warm.given([tmp_path], SPACE)
     assert len(start.sweeps[0].recipes) == 10
     assert start.sweeps[0].recipes[0]["network.dropout"] < start.sweeps[0].recipes[-1]["network.dropout"]
+
+
+def test_what_a_sweep_loses_is_told_by_step(monkeypatch):
+    """Each step chooses among what the one before left; without noise the race recommends the best that it has."""
+    monkeypatch.setattr(cells, "SURFACES", {"dropout": lambda seed: Dropout(horizon=1000.0)})
+    lost = losses.losses("dropout", 0)
+    assert lost.proposed <= lost.complete <= lost.raced
+    assert lost.recommended == pytest.approx(lost.raced)

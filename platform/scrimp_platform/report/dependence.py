@@ -7,9 +7,9 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search import curves
+from scrimp_platform.search.curve_model import one_thread
 from scrimp_platform.search.curves import Curves
 from scrimp_platform.search.records import Trial
 from scrimp_platform.search.stats import CONFIDENCE
@@ -83,7 +83,7 @@ def _dependence(learned: Curves, objective: str, path: str) -> Dependence:
     errors: list[float] = []
     for share in learned.encoding.shares([{path: value} for value in values])[:, field]:
         shares[:, field] = share
-        with threadpool_limits(1):
+        with one_thread():
             points = learned.points_at(shares)
             mean, _, covariance = learned.model.predict(points, learned.last, points)
         means.append(float(mean.mean()))

@@ -15,14 +15,16 @@ what the scores say of them: near 0 where an earlier sweep misleads. `trust` is 
 """
 
 import dataclasses
+import functools
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 MEAN_STD = 10.0
 """Prior standard deviation of a rung's mean, in units of the scores' spread: as good as unknown."""
@@ -232,13 +234,23 @@ class CurveModel:
 
 
 def fitted(scores: Observations) -> CurveModel:
-    """Fit a model to some of many scores, and condition it on all.
-
-    It works with one thread: more are slower for matrices of this size, and would make proposals depend on the number
-    of cores.
-    """
-    with threadpool_limits(1):
+    """Fit a model to some of many scores, and condition it on all."""
+    with one_thread():
         return CurveModel(scores, CurveModel(thinned(scores)).theta)
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Return a context in which linear algebra works with one thread.
+
+    More are slower for matrices of this size, and would make proposals depend on the number of cores.
+    """
+    return _threads().limit(limits=1)
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """Return what controls the threads of the libraries; to look for these takes as long as a prediction."""
+    return ThreadpoolController()
 
 
 def thinned(scores: Observations) -> Observations:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
-from threadpoolctl import threadpool_limits
 
-from scrimp_platform.search.curve_model import CurveModel
+from scrimp_platform.search.curve_model import CurveModel, one_thread
 from scrimp_platform.search.curves import Curves
 
 RANDOM = 512
@@ -74,7 +73,7 @@ def _running(curves: Curves, best: int) -> list[int]:
 
 
 def _gains(curves: Curves, points: np.ndarray, best: int, running: Sequence[int]) -> np.ndarray:
-    with threadpool_limits(1):
+    with one_thread():
         gains = expected_gains(curves.model, curves.last, points, curves.points[best], curves.points[running])
     return curves.kept(points) * gains
 

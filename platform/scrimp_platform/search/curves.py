@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr
-from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search import curve_model
 from scrimp_platform.search.curve_model import CurveModel, Observations
@@ -40,7 +39,7 @@ class Limit:
 
     def kept(self, points: np.ndarray, rung: int) -> np.ndarray:
         """Return the probability [N] that the number of recipes [N, D + E], over all seeds, is within the limits."""
-        with threadpool_limits(1):
+        with curve_model.one_thread():
             mean, variance, _ = self.model.predict(points, rung, points[:1])
         std = np.sqrt(np.maximum(variance, 1e-12))
         return ndtr((self.high - mean) / std) - ndtr((self.low - mean) / std)
@@ -118,14 +117,14 @@ def learn(
     encoding = Encoding(space)
     prior = prior or Prior(space)
     shares = encoding.shares([trial.params for trial in trials])
-    with threadpool_limits(1):
+    with curve_model.one_thread():
         points = np.concatenate([encoding.points(shares), prior.expectations(shares)], axis=1)
     if known and known.scores == known_scores:
         return dataclasses.replace(known, trials=trials, points=points)
 
     scores = curve_scores(trials, points, encoding.columns, space)
     model = curve_model.fitted(scores)
-    with threadpool_limits(1):
+    with curve_model.one_thread():
         means = model.means(points[scored], len(scores.log_kimg) - 1)
     numbers = [trials[i].number for i in scored]
     expected = dict(zip(numbers, means.tolist(), strict=True))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from scrimp_platform.search.records import Trial
 from scrimp_platform.search.verdict import MARGIN
@@ -82,11 +81,12 @@ def expected_gain(learned: "Curves") -> Gain | None:
     if len(scored) < LEAST_TRIALS:
         return None
     from scrimp_platform.search import curve_proposals
+    from scrimp_platform.search.curve_model import one_thread
 
     seed = len(learned.scores)
     known, coming = curve_proposals.next_points(learned, AHEAD, seed)
     recipes = np.concatenate([known, coming])
-    with threadpool_limits(1):
+    with one_thread():
         mean, _, covariance = learned.model.predict(recipes, learned.last, recipes)
         draws = np.random.default_rng(seed).multivariate_normal(mean, covariance, DRAWS, method="eigh")
     so_far = draws[:, : len(known)].min(axis=1)
