@@ -19,7 +19,7 @@ from scrimp_trainers.diffusion import edm
 from scrimp_trainers.precompute.reweighting import compute_class_weights
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Reweighting
-from scrimp_trainers.training import checkpoint, session
+from scrimp_trainers.training import checkpoint, checkpoint_writer, session
 
 
 def interrupted() -> Recipe:
@@ -35,15 +35,16 @@ def killed(dataset: str, folder: str) -> None:
 
     By then the line of step 32 is on disk, and the last checkpoint, of step 32 too, is older than it.
     """
-    save, calls = checkpoint.save, []
+    write, calls = checkpoint.write, []
 
-    def save_eight(*arguments: object) -> None:
+    def write_eight(*arguments: object) -> None:
         calls.append(arguments)
         if len(calls) == 9:
             os.kill(os.getpid(), signal.SIGKILL)
-        save(*arguments)  # type: ignore[arg-type]
+        write(*arguments)  # type: ignore[arg-type]
 
-    checkpoint.save = save_eight
+    checkpoint.write = write_eight
+    checkpoint_writer.COST_FACTOR = 0
     session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     for _ in run.train_repeat(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
@@ -59,12 +60,16 @@ def shared() -> Recipe:
 
 
 def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> None:
-    """Run one of several ranks, and a second time what is then finished."""
+    """Run one of several ranks, of which the first writes checkpoints all the time; then run what is finished."""
+    session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 1
+    checkpoint_writer.COST_FACTOR = 0
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=int(world))
     heard = [
         [
             line.loss
-            for line in run.train_repeat(shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05])
+            for line in run.train_repeat(
+                shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05], checkpoint_seconds=0
+            )
         ]
         for _ in range(2)
     ]

@@ -208,10 +208,11 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             direction=direction,
             say=lambda note: report({NOTE: note}),
         )
-        for row in rows:
-            storage_loss.require_storage(folder.record)
-            if row.rung is not None:
-                report({ROW: row})
+        with contextlib.closing(rows):  # before the lock is released: a checkpoint may be being written
+            for row in rows:
+                storage_loss.require_storage(folder.record)
+                if row.rung is not None:
+                    report({ROW: row})
 
 
 def _load_own_parts(folder: SweepFolder, sweep: dict[str, Any]) -> None:
