@@ -16,6 +16,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, Split, SplitName
 from scrimp_trainers.metrics import dinov2, features, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
+from scrimp_trainers.metrics.features import FeatureExtractor
 from scrimp_trainers.metrics.names import in_full, score_names
 from scrimp_trainers.metrics.score import Scorer
 from scrimp_trainers.recipe.scoring import Scoring
@@ -362,11 +363,48 @@ def test_class_wise_scores_are_left_out_where_they_would_mean_nothing(pictures, 
         assert not [name for name in values if "_class_" in name]
 
 
+class SmallDevice:
+    """An extractor on a device that holds so many images."""
+
+    def __init__(self, extractor: FeatureExtractor, most: int) -> None:
+        self.extractor = extractor
+        self.most = most
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.extractor, name)
+
+    def features(self, images: Tensor) -> Any:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        self.sizes.append(len(images))
+        return self.extractor.features(images)
+
+
+def test_features_that_do_not_fit_are_extracted_in_halves_that_do(pictures, digits):
+    judge = scorer(pictures(train=slice(0, 300), holdout=slice(300, 400)))
+    images = list(samples(digits, slice(1000, 1150)))
+    whole = judge.score(images).values
+    judge.extractor = small = SmallDevice(judge.extractor, most=40)
+    found = judge.score(images).values
+    assert small.sizes == [32, 32, 32, 32, 22]  # 64, 32
+    assert numbers(found) == pytest.approx(numbers(whole), rel=1e-5)
+
+
+def test_an_extractor_that_cannot_take_one_image_is_named(pictures, digits):
+    judge = scorer(pictures(train=slice(0, 300), holdout=slice(300, 400)))
+    judge.extractor = SmallDevice(judge.extractor, most=0)
+    with pytest.raises(UserError, match="extractor classifier: not even one image fits into the memory"):
+        judge.score(samples(digits, slice(1000, 1150)))
+
+
 def rank_scores(rank: int, store: str, dataset: Pictures, images: Tensor, results: Any) -> None:
+    """Score as one of two ranks, the second of which has less memory."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found = score.Scorer(dataset, SCORING, "cpu", rank, 2).score(images[rank::2].split(40))  # type: ignore[arg-type]
-    results.put((rank, found.values))
+    judge = score.Scorer(dataset, SCORING, "cpu", rank, 2)  # type: ignore[arg-type]
+    judge.extractor = SmallDevice(judge.extractor, most=64 >> rank)  # type: ignore[assignment]
+    results.put((rank, judge.score(images[rank::2].split(40)).values))
     dist.destroy_process_group()
 
 

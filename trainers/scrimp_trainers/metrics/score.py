@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scrimp_trainers.common import heartbeat
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.fitting import FittingSize, in_parts
 from scrimp_trainers.common.metrics_log import EXTRACTOR
 from scrimp_trainers.common.ranks import rank_0_first
 from scrimp_trainers.conditioning.classes import Classes
@@ -59,7 +60,8 @@ class Scorer:
     Raises
     ------
     UserError
-        If the dataset cannot be scored so, or the extractor's weights cannot be had.
+        If the dataset cannot be scored so, the extractor's weights cannot be had, or not even one image fits into
+        memory with it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Scorer:
         self.scoring = scoring
         self.world = world
         self.device = torch.device(device)
+        self.extracted = FittingSize(scoring.batch_size)  # images that the extractor takes at once
         with rank_0_first(rank, world):
             self._look_at_the_dataset()
         self.further = [Scorer(dataset, other, device, rank, world) for other in scoring.further]
@@ -202,21 +205,24 @@ class Scorer:
         return fidelity.class_scores(self.extractor.name, features, labels, self.reference, self.labels)
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        parts = []
-        for part in images.split(self.scoring.batch_size):
+        def extract(part: slice) -> tuple[Tensor, Tensor | None]:
             heartbeat.beat()
-            parts.append(self.extractor.features(part))
+            return self.extractor.features(images[part])
+
+        parts = list(in_parts(len(images), self.extracted, extract, f"extractor {self.extractor.name}"))
         logits = [part[1] for part in parts if part[1] is not None]
         return torch.cat([part[0] for part in parts]), torch.cat(logits) if logits else None
 
     def _of_captions(self, tokens: Tensor | None) -> Tensor | None:
         if tokens is None or self.extractor.text is None:
             return None
-        parts = []
-        for part in tokens.split(self.scoring.batch_size):
+
+        def extract(part: slice) -> Tensor:
             heartbeat.beat()
-            parts.append(self.extractor.of_captions(part))
-        return torch.cat(parts)
+            return self.extractor.of_captions(tokens[part])
+
+        what = f"extractor {self.extractor.name}, captions"
+        return torch.cat(list(in_parts(len(tokens), self.extracted, extract, what)))
 
     def _features(self, split: SplitName, images: Tensor | None = None) -> Tensor:
         """Features of a whole split, from the cache if they are there."""

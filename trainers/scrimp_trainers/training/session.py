@@ -300,7 +300,6 @@ class Session:
             self.recipe,
             count,
             seed=self.state.seed,
-            batch_size=self.microbatch,  # what fits in training fits here
             rank=self.rank,
             world=self.world,
             codec=self.prepared.codec,
@@ -313,9 +312,9 @@ class Session:
                 classes = self.state.ema.classes
                 scores = self.scorer.score(_keep_first(samples, shown), classes, statistics, self.tokens)
             except torch.OutOfMemoryError as error:
-                size = self.scorer.scoring.batch_size
                 raise DeviceOutOfMemory(
-                    f"scoring.batch_size {size} does not fit into the memory that training leaves; halve it"
+                    f"scoring: to compare {count} samples with the dataset's images takes more memory than training "
+                    "leaves on the device; set scoring.samples lower"
                 ) from error
             values = scores.values
             if len(scores.samples):
