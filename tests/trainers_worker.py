@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from trainers_small import small
 
 from scrimp_trainers import run
 from scrimp_trainers.common import heartbeat, ranks
+from scrimp_trainers.common.errors import DeviceOutOfMemory
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.diffusion import edm
 from scrimp_trainers.precompute.reweighting import compute_class_weights
@@ -107,6 +109,26 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
             pass
 
 
+def starved(number: str, meeting: str, dataset: str, folder: str) -> None:
+    """Train as one of two ranks, the second of which has no memory for its third pass; keep what each raises."""
+    denoise, calls = edm.EDMProcess.denoise, []
+
+    def lacking(*arguments: Any, **inputs: Any) -> Any:
+        calls.append(1)
+        if number == "1" and len(calls) == 3:
+            raise DeviceOutOfMemory("not even one image fits into the memory of a device")
+        return denoise(*arguments, **inputs)
+
+    edm.EDMProcess.denoise = lacking
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=2)
+    try:
+        list(run.train_repeat(shared(), open_dataset(Path(dataset)), Path(folder, "run"), 7, rungs_kimg=[]))
+    except Exception as error:
+        Path(folder, f"rank-{number}.pickle").write_bytes(pickle.dumps(error))
+
+
+COMMANDS = {"killed": killed, "rank": rank, "weights": weights, "hangs": hangs, "starved": starved}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"killed": killed, "rank": rank, "weights": weights, "hangs": hangs}[sys.argv[1]](*sys.argv[2:])
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

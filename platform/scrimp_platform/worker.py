@@ -233,8 +233,22 @@ def _folder(task: Task) -> WorkFolder:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what a worker or Train's controller raised, without the two layers that Ray Train wraps around it."""
+    """Return what a worker or Train's controller raised, without the two layers that Ray Train wraps around it.
+
+    If several workers failed, it is what the first of them to fail raised: the others lost their connection to it.
+    """
     controller_failure = getattr(error, "controller_failure", error)
-    worker_failures = getattr(error, "worker_failures", {})
-    failure = next(iter(worker_failures.values()), controller_failure)
-    return getattr(failure, "_base_exc", failure)
+    failures = getattr(error, "worker_failures", {}).values() or [controller_failure]
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
+    return min(causes, key=_distance_from_cause)
+
+
+def _distance_from_cause(failure: BaseException) -> int:
+    """Return 0 for what a worker raised of its own accord, 1 for a worker that died, 2 for a lost connection to it."""
+    from torch import distributed
+
+    is_of_nccl = isinstance(failure, distributed.DistError)
+    is_of_gloo = isinstance(failure, RuntimeError) and "gloo/transport" in str(failure)
+    if is_of_nccl or is_of_gloo:
+        return 2
+    return 0 if NODE in vars(failure) else 1
