@@ -6,6 +6,7 @@ import pickle
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -16,7 +17,10 @@ from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from test_trainers_run import start_worker
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from scrimp_cluster import nodes
+from scrimp_cluster.nodes import Node
 from scrimp_platform import cluster, plan, store, worker
 from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
@@ -92,6 +96,22 @@ def test_what_ended_a_worker_is_the_cause_and_not_the_connection_that_the_others
     assert cause_of(WorkerGroupError("Training failed", {0: lost, 1: died, 2: lost})) is died
     assert cause_of(WorkerGroupError("Training failed", {0: died, 1: full})) is full
     assert cause_of(WorkerGroupError("Training failed", {0: lost})) is lost
+
+
+def test_a_worker_on_a_gpu_computes_with_its_share_of_the_cores(monkeypatch):
+    here = SimpleNamespace(get_node_id=lambda: "b")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(nodes, "alive", lambda: (Node("one", 64, 4, "a"), Node("other", 12, 2, "b")))
+    with threadpool_limits(1):
+        worker._use_share_of_cores(2)
+        assert asked == [6]
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {6}
+
+        worker._use_share_of_cores(0)
+        assert asked == [6, 1]
 
 
 @pytest.fixture
