@@ -13,7 +13,7 @@ from scrimp_trainers.common import heartbeat
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.fitting import FittingSize, in_parts
 from scrimp_trainers.common.metrics_log import EXTRACTOR
-from scrimp_trainers.common.ranks import rank_0_first
+from scrimp_trainers.common.ranks import agreed, patient_group, rank_0_first
 from scrimp_trainers.conditioning.classes import Classes
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
@@ -70,7 +70,9 @@ class Scorer:
         check_scoring(scoring, dataset.manifest)
         self.dataset = dataset
         self.scoring = scoring
+        self.rank = rank
         self.world = world
+        self.group = patient_group() if world > 1 else None
         self.device = torch.device(device)
         self.extracted = FittingSize(scoring.batch_size)  # images that the extractor takes at once
         with rank_0_first(rank, world):
@@ -130,15 +132,30 @@ class Scorer:
         if len(rows) < SMALLEST:
             raise UserError(f"{len(rows)} samples are too few to score; {SMALLEST} are needed")
 
-        width = features.shape[1]
-        first_logit = width + 2 + statistics.shape[1]
+        # Score once for all ranks: the other ones would take its cores.
+        values: dict[str, float | str] = {}
+        if self.rank == 0:
+            values = self._compare(rows, features.shape[1], statistics.shape[1], classes, tokens)
+        values = agreed(values, self.group)
+
+        shown = min(self.scoring.neighbours, len(images))
+        return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
+
+    def _compare(
+        self, rows: Tensor, width: int, measured: int, classes: int, tokens: Tensor | None
+    ) -> dict[str, float | str]:
+        """Score the samples of all ranks by what is known of each, the columns of `rows`.
+
+        These are its features, `width` columns; its similarity to the training set; its pixel ratio; `measured` columns
+        of statistics; and its logits, if the extractor has any.
+        """
+        first_logit = width + 2 + measured
         features = rows[:, :width]
         similarity = rows[:, width]
         ratio = rows[:, width + 1]
         statistics = rows[:, width + 2 : first_logit]
-        logits = None if logits is None else rows[:, first_logit:].cpu()
+        logits = rows[:, first_logit:].cpu() if rows.shape[1] > first_logit else None
 
-        # Score.
         compared = Compared(
             self.extractor.name,
             features,
@@ -169,8 +186,7 @@ class Scorer:
         for kind in self.scoring.also:
             values |= family(kind).scores(compared)
 
-        shown = min(self.scoring.neighbours, len(images))
-        return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
+        return values
 
     def _look_at_the_dataset(self) -> None:
         """Compute what does not depend on the samples, or read it from the dataset's cache."""
