@@ -2,22 +2,33 @@
 
 import json
 import os
+import pickle
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
 from process_tree import descendants, title
+from ray import tune
+from ray.exceptions import RayActorError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from test_trainers_run import start_worker
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from scrimp_platform import cluster, plan, store
+from scrimp_cluster import nodes
+from scrimp_cluster.nodes import Node
+from scrimp_platform import cluster, plan, store, worker
 from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.worker import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
-from scrimp_trainers.common.errors import Diverged
+from scrimp_trainers.common.errors import DeviceOutOfMemory, Diverged
 
 GONE = "0" * 56
 """The id of a node that is not there."""
@@ -36,13 +47,71 @@ def two_slots():
 
 
 def test_what_a_train_worker_raised_is_found_in_what_train_raises():
-    from ray.train import WorkerGroupError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-
     diverged = Diverged("step 3: loss is nan")
     wrapped = WorkerGroupError("Training failed", {1: UserExceptionWithTraceback(diverged, "Traceback ...")})
     assert cause_of(wrapped) is diverged
     assert cause_of(diverged) is diverged
+
+
+@pytest.mark.slow
+def test_a_rank_without_memory_is_the_cause_and_not_the_connection_that_the_other_lost(
+    digits_dataset, tmp_path, monkeypatch
+):
+    """Two ranks of which the second runs out of memory. The repeat is not tried again: it would not fit again."""
+    processes = [
+        start_worker("starved", number, tmp_path / "meeting", digits_dataset.folder, tmp_path) for number in range(2)
+    ]
+    for process in processes:
+        assert process.wait(timeout=100) == 0
+    failures = {rank: pickle.loads((tmp_path / f"rank-{rank}.pickle").read_bytes()) for rank in range(2)}  # noqa: S301
+    for failure in failures.values():
+        vars(failure)[worker.NODE] = "the node"
+    assert "Connection" in str(failures[0])
+
+    def fail(_):
+        raise WorkerGroupError("Training failed", failures)
+
+    reported = []
+    monkeypatch.setattr(worker, "_train", fail)
+    monkeypatch.setattr(tune, "report", reported.append)
+    task = {"sweep": str(tmp_path), "dataset": "", "gpus": 2, "fit_nodes": [], "trial": 0, "repeat": 0}
+    tune_repeat(task | {"preparation": ""})
+    message = "DeviceOutOfMemory: not even one image fits into the memory of a device"
+    assert reported == [{worker.FAILURE: message, worker.NON_RETRYABLE: True, worker.NODE: "the node"}]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"),
+        torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"),
+    ],
+)
+def test_what_ended_a_worker_is_the_cause_and_not_the_connection_that_the_others_lost(lost):
+    full = DeviceOutOfMemory("not even one image fits into the memory of a device")
+    for failure in (lost, full):
+        vars(failure)[worker.NODE] = "the node"
+    died = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError())
+    assert cause_of(WorkerGroupError("Training failed", {0: lost, 1: full})) is full
+    assert cause_of(WorkerGroupError("Training failed", {0: lost, 1: died, 2: lost})) is died
+    assert cause_of(WorkerGroupError("Training failed", {0: died, 1: full})) is full
+    assert cause_of(WorkerGroupError("Training failed", {0: lost})) is lost
+
+
+def test_a_worker_on_a_gpu_computes_with_its_share_of_the_cores(monkeypatch):
+    here = SimpleNamespace(get_node_id=lambda: "b")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(nodes, "alive", lambda: (Node("one", 64, 4, "a"), Node("other", 12, 2, "b")))
+    with threadpool_limits(1):
+        worker._use_share_of_cores(2)
+        assert asked == [6]
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {6}
+
+        worker._use_share_of_cores(0)
+        assert asked == [6, 1]
 
 
 @pytest.fixture

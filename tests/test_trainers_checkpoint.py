@@ -15,6 +15,10 @@ from scrimp_trainers.training.loop import train
 IDENTITY = {"optimizer": {"lr": 0.1}, "seed": 0}
 
 
+def save(folder, state, identity, extra, previous=None):
+    checkpoint.write(folder, checkpoint.take_snapshot(state, identity, extra), previous)
+
+
 def everything(state):
     """All tensors of a state, by name."""
     optimizer = {
@@ -41,7 +45,7 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path, kind):
     steps = train(recipe, whole, random_batches(8), device=CPU)
     for _ in range(5):
         next(steps)
-    checkpoint.save(tmp_path / "last", whole, IDENTITY, {"best": 1.5})
+    save(tmp_path / "last", whole, IDENTITY, {"best": 1.5})
     list(steps)
 
     resumed = small_state(recipe, number=0)
@@ -52,20 +56,20 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path, kind):
 
 
 def test_a_checkpoint_before_the_first_step_loads(tmp_path):
-    checkpoint.save(tmp_path / "last", small_state(small()), IDENTITY, {})
+    save(tmp_path / "last", small_state(small()), IDENTITY, {})
     loaded = small_state(small())
     checkpoint.load(tmp_path / "last", loaded, IDENTITY)
     assert_same(small_state(small()), loaded)
 
 
 def test_another_runs_checkpoint_is_refused_with_the_difference(tmp_path):
-    checkpoint.save(tmp_path / "last", small_state(small()), IDENTITY, {})
+    save(tmp_path / "last", small_state(small()), IDENTITY, {})
     with pytest.raises(UserError, match=r"another run \(optimizer\.lr is 0\.1 there and 0\.2 here\)"):
         checkpoint.load(tmp_path / "last", small_state(small()), {"optimizer": {"lr": 0.2}, "seed": 0})
 
 
 def test_a_checkpoint_older_than_a_field_loads_if_the_field_has_its_default(tmp_path):
-    checkpoint.save(tmp_path / "last", small_state(small()), IDENTITY, {})
+    save(tmp_path / "last", small_state(small()), IDENTITY, {})
     now = {**IDENTITY, "mixup": {"alpha": 0.0}}
     assert checkpoint.load(tmp_path / "last", small_state(small()), now, {"mixup.alpha"}) == {}
     with pytest.raises(UserError, match=r"mixup\.alpha is None there and 0\.0 here"):
@@ -99,9 +103,9 @@ def two_checkpoints(tmp_path):
     steps = train(recipe, state, random_batches(8), device=CPU)
     next(steps)
     next(steps)
-    checkpoint.save(tmp_path / "best", state, IDENTITY, {"from": "best"})
+    save(tmp_path / "best", state, IDENTITY, {"from": "best"})
     next(steps)
-    checkpoint.save(tmp_path / "last", state, IDENTITY, {"from": "last"})
+    save(tmp_path / "last", state, IDENTITY, {"from": "last"})
     return [tmp_path / "last", tmp_path / "best"]
 
 
@@ -138,7 +142,7 @@ def test_the_checksums_are_those_of_sha256sum(two_checkpoints):
 @pytest.mark.parametrize("kept", [None, "previous"])
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, kept):
     state, previous = small_state(small()), kept and tmp_path / kept
-    checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 1}, previous)
+    save(tmp_path / "last", state, IDENTITY, {"number": 1}, previous)
 
     rename = Path.rename
 
@@ -149,10 +153,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, kep
 
     monkeypatch.setattr(Path, "rename", die)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 2}, previous)
+        save(tmp_path / "last", state, IDENTITY, {"number": 2}, previous)
     monkeypatch.undo()
     assert checkpoint.restore([tmp_path / "last", tmp_path / "previous"], state, IDENTITY) == ({"number": 1}, "")
-    checkpoint.save(tmp_path / "last", state, IDENTITY, {"number": 3}, previous)
+    save(tmp_path / "last", state, IDENTITY, {"number": 3}, previous)
     assert checkpoint.load(tmp_path / "last", state, IDENTITY) == {"number": 3}
     assert {path.name for path in tmp_path.iterdir()} == {"last"} | ({kept} if kept else set())
 
@@ -174,7 +178,7 @@ def test_sigkill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
                 state.step += 1
                 for parameter in [*state.network.parameters(), *state.ema.parameters()]:
                     parameter.data.fill_(float(state.step))
-                checkpoint.save(tmp_path / "last", state, IDENTITY, {})
+                save(tmp_path / "last", state, IDENTITY, {})
                 os.write(tell, b".")
         for _ in range(3):
             os.read(told, 1)

@@ -12,7 +12,7 @@ from scrimp_trainers.common.errors import DiskFull
 from scrimp_trainers.common.files import is_disk_full, try_lock, write_atomic
 from scrimp_trainers.recipe.recipe import load
 from scrimp_trainers.run import train_repeat
-from scrimp_trainers.training import checkpoint, session
+from scrimp_trainers.training import checkpoint, checkpoint_writer, session
 
 RECIPE = small(training__batch_size=32, training__kimg=0.512, sampler__steps=1)
 
@@ -21,6 +21,7 @@ RECIPE = small(training__batch_size=32, training__kimg=0.512, sampler__steps=1)
 def looks_often(monkeypatch):
     monkeypatch.setattr(session, "CHECK_INTERVAL_STEPS", 4)
     monkeypatch.setattr(session, "CHECK_INTERVAL_IMAGES", 4)
+    monkeypatch.setattr(checkpoint_writer, "COST_FACTOR", 0)
 
 
 def train(dataset, folder, checkpoint_seconds=0.0):
@@ -82,10 +83,10 @@ def test_a_read_only_disk_ends_a_repeat_which_then_goes_on(digits_dataset, small
 
 def test_a_checkpoint_that_does_not_fit_takes_no_room_from_the_one_before(small_disk):
     folder, state = small_disk.path / "last", small_state(small())
-    checkpoint.save(folder, state, {}, {"number": 1})
+    checkpoint.write(folder, checkpoint.take_snapshot(state, {}, {"number": 1}))
     small_disk.fill(spare=8192)
     with pytest.raises(Exception) as caught:  # noqa: PT011
-        checkpoint.save(folder, state, {}, {"number": 2})
+        checkpoint.write(folder, checkpoint.take_snapshot(state, {}, {"number": 2}))
     assert is_no_room(caught.value)
     assert [path.name for path in small_disk.path.iterdir() if path.is_dir()] == ["last"]
     assert checkpoint.restore([folder], small_state(small()), {}) == ({"number": 1}, "")

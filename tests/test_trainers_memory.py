@@ -12,6 +12,7 @@ from trainers_small import random_batches, small, small_state
 
 from scrimp_trainers.common.errors import DeviceOutOfMemory, NonRetryable, UserError
 from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.run import train_repeat
 from scrimp_trainers.training import memory
 from scrimp_trainers.training.loop import train
@@ -121,6 +122,20 @@ def test_where_not_one_image_fits_the_repeat_ends(digits_dataset, tmp_path, monk
     monkeypatch.setattr(memory, "measure_memory", lambda *_: Memory(total=60, others=2, constant=57, image=10))
     with pytest.raises(DeviceOutOfMemory, match="not even one image fits"):
         list(train_repeat(RECIPE, digits_dataset, tmp_path / "none", 5, rungs_kimg=[]))
+
+
+def test_a_comparison_of_samples_that_does_not_fit_is_named(digits_dataset, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *_):
+            pass
+
+        def score(self, *_):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB.")
+
+    monkeypatch.setattr("scrimp_trainers.metrics.score.Scorer", Full)
+    scoring = Scoring(extractor="classifier", samples=20)
+    with pytest.raises(DeviceOutOfMemory, match="scoring: to compare 20 samples with the dataset's images takes more"):
+        list(train_repeat(RECIPE, digits_dataset, tmp_path, 5, rungs_kimg=[], scoring=scoring))
 
 
 # One step from the same weights, in which eps keeps the update proportional to the gradient.

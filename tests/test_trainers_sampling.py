@@ -7,6 +7,7 @@ from scrimp_trainers import sampling
 from scrimp_trainers.codecs.pixels import to_pixels
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.diffusion import edm
+from scrimp_trainers.networks.unet import UNet
 
 KINDS = {
     "heun": small(sampler__steps=6),
@@ -61,6 +62,35 @@ def test_batches_are_as_large_as_asked():
     recipe = KINDS["heun"]
     sizes = [len(batch) for batch in sampling.generate(awake(recipe), recipe, 11, seed=0, batch_size=4)]
     assert sizes == [4, 4, 3]
+
+
+def limit_memory(monkeypatch, most):
+    """Let the device hold the activations of so many images."""
+    forward = UNet.forward
+
+    def limited(self, images, *arguments, **inputs):
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(self, images, *arguments, **inputs)
+
+    monkeypatch.setattr(UNet, "forward", limited)
+
+
+@pytest.mark.parametrize("recipe", [KINDS["heun"], KINDS["ancestral"]], ids=["heun", "ancestral"])
+def test_sampling_that_runs_out_of_memory_goes_on_in_halves_with_the_same_noise(monkeypatch, recipe):
+    network = awake(recipe)
+    expected = list(sampling.generate(network, recipe, 11, seed=3, batch_size=3))
+    limit_memory(monkeypatch, 5)
+    found = list(sampling.generate(network, recipe, 11, seed=3, batch_size=12))
+    assert [len(batch) for batch in found] == [3, 3, 3, 2]  # 12, 6, 3
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+
+
+def test_sampling_without_memory_for_one_image_says_that_it_is_sampling_that_does_not_fit(monkeypatch):
+    recipe = KINDS["heun"]
+    limit_memory(monkeypatch, 0)
+    with pytest.raises(UserError, match="sampling: not even one image fits into the memory"):
+        drawn(small_state(recipe).ema, recipe, 4)
 
 
 def test_the_network_is_evaluated_as_often_as_the_recipe_says(monkeypatch):

@@ -1,6 +1,8 @@
 import hashlib
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import ClassifierRecord, Manifest, Split, SplitName
 from scrimp_trainers.metrics import dinov2, features, fidelity, references, score
 from scrimp_trainers.metrics.classifier import train_classifier
+from scrimp_trainers.metrics.features import FeatureExtractor
 from scrimp_trainers.metrics.names import in_full, score_names
 from scrimp_trainers.metrics.score import Scorer
 from scrimp_trainers.recipe.scoring import Scoring
@@ -239,7 +242,7 @@ def test_duplicates_among_the_training_images_do_not_hide_copies(pictures, digit
 def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, monkeypatch):
     dataset = pictures(train=slice(0, 300), holdout=slice(300, 400), reference=slice(0, 900))
     first = scorer(dataset).score(samples(digits, slice(1000, 1100))).values
-    names = sorted(path.name for path in (dataset.folder / "cache").iterdir())
+    names = sorted(path.name for path in (dataset.folder / "cache").glob("*.safetensors"))
     assert len(names) == 4  # features of three splits, statistics of the reference
     assert all(name.startswith(dataset.manifest.content_hash[:16] + "-classifier-") for name in names)
     with monkeypatch.context() as patch:
@@ -248,13 +251,13 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     assert second.score(samples(digits, slice(1000, 1100))).values == first
     other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))
     scorer(other)
-    assert len(list((dataset.folder / "cache").iterdir())) == 8
+    assert len(list((dataset.folder / "cache").glob("*.safetensors"))) == 8
 
 
 def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypatch):
     dataset = pictures(train=slice(0, 300))
     scorer(dataset)
-    written = {path.name for path in (dataset.folder / "cache").iterdir()}
+    written = {path.name for path in (dataset.folder / "cache").glob("*.safetensors")}
     computed, statistics = [], fidelity.statistics
     monkeypatch.setattr(fidelity, "statistics", lambda features: computed.append(1) or statistics(features))
     scorer(dataset)
@@ -262,7 +265,7 @@ def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypat
     monkeypatch.setattr(references, "FORMAT", references.FORMAT + 1)
     scorer(dataset)
     assert computed == [1]
-    assert len({path.name for path in (dataset.folder / "cache").iterdir()} - written) == 2
+    assert len({path.name for path in (dataset.folder / "cache").glob("*.safetensors")} - written) == 2
 
 
 def flip_last_byte(path: Path) -> None:
@@ -284,7 +287,7 @@ def flip_last_byte(path: Path) -> None:
 def test_a_damaged_cache_is_computed_again(damage: Callable[[Path], None], pictures, digits):
     dataset = pictures(train=slice(0, 300))
     first = scorer(dataset).score(samples(digits, slice(1000, 1100))).values
-    files = sorted((dataset.folder / "cache").iterdir())
+    files = sorted((dataset.folder / "cache").glob("*.safetensors"))
     whole = [path.read_bytes() for path in files]
     for path in files:
         damage(path)
@@ -362,11 +365,66 @@ def test_class_wise_scores_are_left_out_where_they_would_mean_nothing(pictures, 
         assert not [name for name in values if "_class_" in name]
 
 
+def test_processes_that_need_the_same_features_at_the_same_time_compute_them_once(tmp_path):
+    made = []
+
+    def make() -> dict[str, Tensor]:
+        made.append(1)
+        time.sleep(0.2)
+        return {"features": torch.arange(4.0)}
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: references.cached(tmp_path / "cache" / "file.safetensors", make), range(3)))
+    assert len(made) == 1
+    assert all(torch.equal(each["features"], torch.arange(4.0)) for each in found)
+
+
+class SmallDevice:
+    """An extractor on a device that holds so many images."""
+
+    def __init__(self, extractor: FeatureExtractor, most: int) -> None:
+        self.extractor = extractor
+        self.most = most
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.extractor, name)
+
+    def features(self, images: Tensor) -> Any:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        self.sizes.append(len(images))
+        return self.extractor.features(images)
+
+
+def test_features_that_do_not_fit_are_extracted_in_halves_that_do(pictures, digits):
+    judge: Any = scorer(pictures(train=slice(0, 300), holdout=slice(300, 400)))
+    images = list(samples(digits, slice(1000, 1150)))
+    whole = judge.score(images).values
+    judge.extractor = small = SmallDevice(judge.extractor, most=40)
+    found = judge.score(images).values
+    assert small.sizes == [32, 32, 32, 32, 22]  # 64, 32
+    assert numbers(found) == pytest.approx(numbers(whole), rel=1e-5)
+
+
+def test_an_extractor_that_cannot_take_one_image_is_named(pictures, digits):
+    judge: Any = scorer(pictures(train=slice(0, 300), holdout=slice(300, 400)))
+    judge.extractor = SmallDevice(judge.extractor, most=0)
+    with pytest.raises(UserError, match="extractor classifier: not even one image fits into the memory"):
+        judge.score(samples(digits, slice(1000, 1150)))
+
+
 def rank_scores(rank: int, store: str, dataset: Pictures, images: Tensor, results: Any) -> None:
+    """Score as one of two ranks, the second of which has less memory."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found = score.Scorer(dataset, SCORING, "cpu", rank, 2).score(images[rank::2].split(40))  # type: ignore[arg-type]
-    results.put((rank, found.values))
+    judge: Any = score.Scorer(dataset, SCORING, "cpu", rank, 2)  # type: ignore[arg-type]
+    judge.extractor = SmallDevice(judge.extractor, most=64 >> rank)
+    compared = []
+    scores = fidelity.scores
+    fidelity.scores = lambda features: compared.append(rank) or scores(features)  # type: ignore[assignment]
+    values = judge.score(images[rank::2].split(40)).values
+    results.put((rank, values, len(compared)))
     dist.destroy_process_group()
 
 
@@ -381,10 +439,11 @@ def test_two_ranks_with_unequal_shares_find_what_one_finds(pictures, digits, tmp
     ]
     for worker in workers:
         worker.start()
-    found = dict(results.get(timeout=100) for _ in workers)
+    found = {rank: answer for rank, *answer in (results.get(timeout=100) for _ in workers)}
     for worker in workers:
         worker.join(timeout=20)
     alone = scorer(dataset).score([images]).values
-    assert found[0] == found[1]
-    assert numbers(found[0]) == pytest.approx(numbers(alone), rel=1e-5)
+    assert found[0][0] == found[1][0]
+    assert numbers(found[0][0]) == pytest.approx(numbers(alone), rel=1e-5)
+    assert [found[rank][1] for rank in range(2)] == [1, 0]  # KID and the Fréchet distance are computed once
     assert alone["samples"] == 151

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -14,12 +15,13 @@ from trainers_small import small
 
 from scrimp_trainers import run
 from scrimp_trainers.common import heartbeat, ranks
+from scrimp_trainers.common.errors import DeviceOutOfMemory
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.diffusion import edm
 from scrimp_trainers.precompute.reweighting import compute_class_weights
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Reweighting
-from scrimp_trainers.training import checkpoint, session
+from scrimp_trainers.training import checkpoint, checkpoint_writer, session
 
 
 def interrupted() -> Recipe:
@@ -35,15 +37,16 @@ def killed(dataset: str, folder: str) -> None:
 
     By then the line of step 32 is on disk, and the last checkpoint, of step 32 too, is older than it.
     """
-    save, calls = checkpoint.save, []
+    write, calls = checkpoint.write, []
 
-    def save_eight(*arguments: object) -> None:
+    def write_eight(*arguments: object) -> None:
         calls.append(arguments)
         if len(calls) == 9:
             os.kill(os.getpid(), signal.SIGKILL)
-        save(*arguments)  # type: ignore[arg-type]
+        write(*arguments)  # type: ignore[arg-type]
 
-    checkpoint.save = save_eight
+    checkpoint.write = write_eight
+    checkpoint_writer.COST_FACTOR = 0
     session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 4
     data, out = open_dataset(Path(dataset)), Path(folder)
     for _ in run.train_repeat(interrupted(), data, out, 7, rungs_kimg=[3], checkpoint_seconds=0):
@@ -59,12 +62,16 @@ def shared() -> Recipe:
 
 
 def rank(number: str, world: str, meeting: str, dataset: str, folder: str) -> None:
-    """Run one of several ranks, and a second time what is then finished."""
+    """Run one of several ranks, of which the first writes checkpoints all the time; then run what is finished."""
+    session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 1
+    checkpoint_writer.COST_FACTOR = 0
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=int(world))
     heard = [
         [
             line.loss
-            for line in run.train_repeat(shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05])
+            for line in run.train_repeat(
+                shared(), open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05], checkpoint_seconds=0
+            )
         ]
         for _ in range(2)
     ]
@@ -102,6 +109,26 @@ def hangs(dataset: str, folder: str, patience: str) -> None:
             pass
 
 
+def starved(number: str, meeting: str, dataset: str, folder: str) -> None:
+    """Train as one of two ranks, the second of which has no memory for its third pass; keep what each raises."""
+    denoise, calls = edm.EDMProcess.denoise, []
+
+    def lacking(*arguments: Any, **inputs: Any) -> Any:
+        calls.append(1)
+        if number == "1" and len(calls) == 3:
+            raise DeviceOutOfMemory("not even one image fits into the memory of a device")
+        return denoise(*arguments, **inputs)
+
+    edm.EDMProcess.denoise = lacking
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=2)
+    try:
+        list(run.train_repeat(shared(), open_dataset(Path(dataset)), Path(folder, "run"), 7, rungs_kimg=[]))
+    except Exception as error:
+        Path(folder, f"rank-{number}.pickle").write_bytes(pickle.dumps(error))
+
+
+COMMANDS = {"killed": killed, "rank": rank, "weights": weights, "hangs": hangs, "starved": starved}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"killed": killed, "rank": rank, "weights": weights, "hangs": hangs}[sys.argv[1]](*sys.argv[2:])
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
+from scrimp_cluster import nodes
 from scrimp_platform import cluster, storage_loss, store
 from scrimp_platform.store import SweepFolder, WorkFolder
 from scrimp_trainers.common import heartbeat, parts
@@ -163,7 +164,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     Or train the reference or proxy that repeats need, and report what it has cost.
     """
-    import torch
+    from torch import distributed
 
     from scrimp_trainers.common.device import select_device
     from scrimp_trainers.data.dataset import open_dataset
@@ -172,9 +173,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     from scrimp_trainers.recipe.scoring import Scoring
     from scrimp_trainers.run import train_repeat
 
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
-
+    _use_share_of_cores(task["gpus"])
     folder = _folder(task)
     sweep = store.read_json(SweepFolder(Path(task["sweep"])).description)
     record = store.read_json(folder.record)
@@ -186,7 +185,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     # A worker that outlives a killed driver must not write at the same time as its successor.
     lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
         lock = store.exclusive(folder.lock, f"repeat {folder.label}", LOCK_TIMEOUT_S)
 
     recipe = recipes.read(folder.recipe)
@@ -208,10 +207,32 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             direction=direction,
             say=lambda note: report({NOTE: note}),
         )
-        for row in rows:
-            storage_loss.require_storage(folder.record)
-            if row.rung is not None:
-                report({ROW: row})
+        with contextlib.closing(rows):  # before the lock is released: a checkpoint may be being written
+            for row in rows:
+                storage_loss.require_storage(folder.record)
+                if row.rung is not None:
+                    report({ROW: row})
+
+
+def _use_share_of_cores(gpus: int) -> None:
+    """Let a worker on a GPU compute with its share of the node's cores: each GPU has one worker.
+
+    Ray lets it have a single thread. On the CPU one core is its share, and what it computes the same on every node.
+    """
+    import torch
+
+    if not gpus or not torch.cuda.is_available():
+        torch.set_num_threads(1)
+        return
+
+    import ray
+    from threadpoolctl import threadpool_limits
+
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in nodes.alive() if node.id == here)
+    threads = max(1, node.cpus // node.gpus)
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)  # numpy has threads of its own
 
 
 def _load_own_parts(folder: SweepFolder, sweep: dict[str, Any]) -> None:
@@ -232,8 +253,22 @@ def _folder(task: Task) -> WorkFolder:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what a worker or Train's controller raised, without the two layers that Ray Train wraps around it."""
+    """Return what a worker or Train's controller raised, without the two layers that Ray Train wraps around it.
+
+    If several workers failed, it is what the first of them to fail raised: the others lost their connection to it.
+    """
     controller_failure = getattr(error, "controller_failure", error)
-    worker_failures = getattr(error, "worker_failures", {})
-    failure = next(iter(worker_failures.values()), controller_failure)
-    return getattr(failure, "_base_exc", failure)
+    failures = getattr(error, "worker_failures", {}).values() or [controller_failure]
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
+    return min(causes, key=_distance_from_cause)
+
+
+def _distance_from_cause(failure: BaseException) -> int:
+    """Return 0 for what a worker raised of its own accord, 1 for a worker that died, 2 for a lost connection to it."""
+    from torch import distributed
+
+    is_of_nccl = isinstance(failure, distributed.DistError)
+    is_of_gloo = isinstance(failure, RuntimeError) and "gloo/transport" in str(failure)
+    if is_of_nccl or is_of_gloo:
+        return 2
+    return 0 if NODE in vars(failure) else 1

@@ -1,7 +1,8 @@
 """One repeat, from its seed or its last checkpoint to its model. `scrimp train` and a sweep's workers call it."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ def train_repeat(
     checkpoint_seconds: float = 60.0,
     device: torch.device | str | None = None,
     say: Callable[[str], object] = warnings.warn,
-) -> Iterator[MetricsRow]:
+) -> Generator[MetricsRow, None, None]:
     """Train a repeat, or resume it, and yield its rows of metrics as they are written.
 
     There is a row at every tick and at every rung. At a rung it also holds the scores, and it is on disk together with
@@ -52,7 +53,7 @@ def train_repeat(
     objective, direction
         The score that decides which checkpoint is `checkpoint/best`, which is exported with `training.select: best`.
     checkpoint_seconds
-        Time between checkpoints, in addition to those at rungs.
+        Time between checkpoints, in addition to those at rungs; more if one costs more than a fiftieth of it.
     say
         Called with a message if a checkpoint was damaged, or code or libraries have changed since the last attempt.
 
@@ -71,39 +72,39 @@ def train_repeat(
     prepared = prepare_techniques(recipe, dataset, seed, device, *ranks.rank_and_world())
 
     # Start, or resume from the last checkpoint.
-    session = Session(recipe, dataset, folder, seed, prepared, scoring, device=device)
-    note = session.resume()
-    if note:
-        say(note)
-    rows = session.progress.lines
-    yield from [row for row in rows if row.rung is not None]
+    with closing(Session(recipe, dataset, folder, seed, prepared, scoring, device=device)) as session:
+        note = session.resume()
+        if note:
+            say(note)
+        rows = session.progress.lines
+        yield from [row for row in rows if row.rung is not None]
 
-    # Train; score at each rung.
-    steps = session.steps()
-    for images, rung in session.due_rows(rungs_kimg):
-        session.train_to(images, steps, checkpoint_seconds)
-        row = session.metrics_row(rung)
-        if rung is not None:
-            row = session.score_rung(row)
+        # Train; score at each rung.
+        steps = session.steps()
+        for images, rung in session.due_rows(rungs_kimg):
+            session.train_to(images, steps, checkpoint_seconds)
+            row = session.metrics_row(rung)
+            if rung is not None:
+                row = session.score_rung(row)
+                row = session.with_best(row, objective, direction)
+            session.write_row(row)
+            if rung is not None:
+                session.save_if_best(row, objective)
+                session.save("last")
+            with session.pause():
+                yield row
+
+        # Score a model that was trained without scores.
+        if scoring and not rows[-1].extractor:
+            row = session.score_rung(rows[-1])
             row = session.with_best(row, objective, direction)
-        session.write_row(row)
-        if rung is not None:
-            session.save_if_best(row, objective)
+            session.replace_last_row(row)
             session.save("last")
-        with session.pause():
-            yield row
+            with session.pause():
+                yield row
 
-    # Score a model that was trained without scores.
-    if scoring and not rows[-1].extractor:
-        row = session.score_rung(rows[-1])
-        row = session.with_best(row, objective, direction)
-        session.replace_last_row(row)
-        session.save("last")
-        with session.pause():
-            yield row
-
-    # Export the last model, or on request that of the best rung.
-    if recipe.training.select == "best":
-        session.export(session.load_best(str(objective)))
-    else:
-        session.export(rows[-1])
+        # Export the last model, or on request that of the best rung.
+        if recipe.training.select == "best":
+            session.export(session.load_best(str(objective)))
+        else:
+            session.export(rows[-1])

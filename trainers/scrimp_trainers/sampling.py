@@ -16,6 +16,7 @@ from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.device import autocast
 from scrimp_trainers.common.files import atomic_folder
+from scrimp_trainers.common.fitting import FittingSize, in_parts
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditioner import Conditioner
@@ -77,10 +78,17 @@ def generate_items(
 ) -> Iterator[Items]:
     """Draw items with the recipe's sampler, on the network's device. Rank r draws images r, r + world, ...
 
+    At most `batch_size` images are drawn at once, and half as many whenever memory runs out.
+
     Image i depends only on the network, the seed and i (up to rounding: sums in a larger batch may be computed in
     another order). A class-conditional network draws its classes in turn; one for items of several lengths draws each
     item's length from those of the training items. The `codec` is that of the recipe. A network conditioned on captions
     needs its `conditioner`, whose captions it draws in turn.
+
+    Raises
+    ------
+    UserError
+        If not even one image fits into memory.
     """
     network.eval()
     numbers_of_rank = range(rank, count, world)
@@ -88,14 +96,17 @@ def generate_items(
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
     conditioner = conditioner or conditioner_for(network.classes)
 
-    for first in range(0, len(numbers_of_rank), batch_size):
-        numbers = numbers_of_rank[first : first + batch_size]
+    def draw(part: slice) -> Items:
+        numbers = numbers_of_rank[part]
         noise = _noise_source(network, numbers, seed)
         mask = _drawn_mask(network, numbers, seed)
         predict = _guided_denoiser(network, process, recipe, conditioner, numbers, mask)
         x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
         items = codec.decode(x)
-        yield items if mask is None else Items(items.values, mask)
+        return items if mask is None else Items(items.values, mask)
+
+    size = FittingSize(batch_size)
+    yield from in_parts(len(numbers_of_rank), size, draw, "sampling")
 
 
 def image_grid(images: Tensor, columns: int = 8) -> Image.Image:

@@ -1,7 +1,8 @@
 """Features and statistics of a dataset's splits, computed once and kept in the dataset's `cache/` folder.
 
-A file's name holds everything that its content depends on, and the version of its format. Several processes may make
-the same file at once: each writes its own copy aside and renames it, so readers see a whole one or none.
+A file's name holds everything that its content depends on, and the version of its format. One process makes it and the
+others wait, so that a dataset is decoded once where several trainings begin together. Where a file system has no locks
+each makes its own copy and renames it: readers see a whole one or none.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scrimp_trainers.common.files import atomic_file
+from scrimp_trainers.common.files import atomic_file, locked
 from scrimp_trainers.data.manifest import Manifest, SplitName
 from scrimp_trainers.data.modalities.modality import renderer
 from scrimp_trainers.metrics.features import FeatureExtractor
@@ -37,12 +38,17 @@ def cache_file(folder: Path, manifest: Manifest, extractor: FeatureExtractor, sp
 def cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
     """Read tensors from a file; if it is missing or damaged, make them and write it."""
     found = _read(path)
-    if found is None:
-        found = {name: value.cpu().contiguous() for name, value in make().items()}
-        # A dataset may lie on a read-only or full disk; then every process makes its own.
-        with contextlib.suppress(OSError), atomic_file(path) as part:
-            _save(found, part)
-    return found
+    if found is not None:
+        return found
+
+    with locked(path):
+        found = _read(path)  # another process may have made it in the meantime
+        if found is None:
+            found = {name: value.cpu().contiguous() for name, value in make().items()}
+            # A dataset may lie on a read-only or full disk; then every process makes its own.
+            with contextlib.suppress(OSError), atomic_file(path) as part:
+                _save(found, part)
+        return found
 
 
 def _read(path: Path) -> Tensors | None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from scrimp_trainers.common import heartbeat
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.fitting import FittingSize, in_parts
 from scrimp_trainers.common.metrics_log import EXTRACTOR
-from scrimp_trainers.common.ranks import rank_0_first
+from scrimp_trainers.common.ranks import agreed, patient_group, rank_0_first
 from scrimp_trainers.conditioning.classes import Classes
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import SplitName
@@ -59,7 +60,8 @@ class Scorer:
     Raises
     ------
     UserError
-        If the dataset cannot be scored so, or the extractor's weights cannot be had.
+        If the dataset cannot be scored so, the extractor's weights cannot be had, or not even one image fits into
+        memory with it.
     """
 
     def __init__(
@@ -68,8 +70,11 @@ class Scorer:
         check_scoring(scoring, dataset.manifest)
         self.dataset = dataset
         self.scoring = scoring
+        self.rank = rank
         self.world = world
+        self.group = patient_group() if world > 1 else None
         self.device = torch.device(device)
+        self.extracted = FittingSize(scoring.batch_size)  # images that the extractor takes at once
         with rank_0_first(rank, world):
             self._look_at_the_dataset()
         self.further = [Scorer(dataset, other, device, rank, world) for other in scoring.further]
@@ -127,15 +132,30 @@ class Scorer:
         if len(rows) < SMALLEST:
             raise UserError(f"{len(rows)} samples are too few to score; {SMALLEST} are needed")
 
-        width = features.shape[1]
-        first_logit = width + 2 + statistics.shape[1]
+        # Score once for all ranks: the other ones would take its cores.
+        values: dict[str, float | str] = {}
+        if self.rank == 0:
+            values = self._compare(rows, features.shape[1], statistics.shape[1], classes, tokens)
+        values = agreed(values, self.group)
+
+        shown = min(self.scoring.neighbours, len(images))
+        return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
+
+    def _compare(
+        self, rows: Tensor, width: int, measured: int, classes: int, tokens: Tensor | None
+    ) -> dict[str, float | str]:
+        """Score the samples of all ranks by what is known of each, the columns of `rows`.
+
+        These are its features, `width` columns; its similarity to the training set; its pixel ratio; `measured` columns
+        of statistics; and its logits, if the extractor has any.
+        """
+        first_logit = width + 2 + measured
         features = rows[:, :width]
         similarity = rows[:, width]
         ratio = rows[:, width + 1]
         statistics = rows[:, width + 2 : first_logit]
-        logits = None if logits is None else rows[:, first_logit:].cpu()
+        logits = rows[:, first_logit:].cpu() if rows.shape[1] > first_logit else None
 
-        # Score.
         compared = Compared(
             self.extractor.name,
             features,
@@ -166,8 +186,7 @@ class Scorer:
         for kind in self.scoring.also:
             values |= family(kind).scores(compared)
 
-        shown = min(self.scoring.neighbours, len(images))
-        return Scores(values, images[:shown].cpu(), self.training[position[:shown].cpu()])
+        return values
 
     def _look_at_the_dataset(self) -> None:
         """Compute what does not depend on the samples, or read it from the dataset's cache."""
@@ -202,21 +221,24 @@ class Scorer:
         return fidelity.class_scores(self.extractor.name, features, labels, self.reference, self.labels)
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        parts = []
-        for part in images.split(self.scoring.batch_size):
+        def extract(part: slice) -> tuple[Tensor, Tensor | None]:
             heartbeat.beat()
-            parts.append(self.extractor.features(part))
+            return self.extractor.features(images[part])
+
+        parts = list(in_parts(len(images), self.extracted, extract, f"extractor {self.extractor.name}"))
         logits = [part[1] for part in parts if part[1] is not None]
         return torch.cat([part[0] for part in parts]), torch.cat(logits) if logits else None
 
     def _of_captions(self, tokens: Tensor | None) -> Tensor | None:
         if tokens is None or self.extractor.text is None:
             return None
-        parts = []
-        for part in tokens.split(self.scoring.batch_size):
+
+        def extract(part: slice) -> Tensor:
             heartbeat.beat()
-            parts.append(self.extractor.of_captions(part))
-        return torch.cat(parts)
+            return self.extractor.of_captions(tokens[part])
+
+        what = f"extractor {self.extractor.name}, captions"
+        return torch.cat(list(in_parts(len(tokens), self.extracted, extract, what)))
 
     def _features(self, split: SplitName, images: Tensor | None = None) -> Tensor:
         """Features of a whole split, from the cache if they are there."""

@@ -128,8 +128,7 @@ def _features(dataset: Dataset, scoring: Scoring, device: torch.device, report: 
         return {"features": torch.cat(parts)}
 
     path = references.cache_file(dataset.folder, dataset.manifest, extractor, "train", "features")
-    with locked(path):  # different lists share these features
-        return references.cached(path, extract)["features"].numpy()
+    return references.cached(path, extract)["features"].numpy()
 
 
 def _write_list(

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Reweighting
 from scrimp_trainers.training import checkpoint
+from scrimp_trainers.training.checkpoint_writer import CheckpointWriter
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared
 from scrimp_trainers.training.loop import Step, StepLosses, train
 from scrimp_trainers.training.session import Session
@@ -60,17 +62,18 @@ def train_reference(
 ) -> Denoiser:
     """Train the reference like any repeat, on all ranks, or resume it; return its averaged network."""
     if ranks.agreed(not (folder / "model").exists(), group):
-        session = Session(recipe, dataset, folder, REFERENCE_SEED, _prepared(recipe, dataset, device), device=device)
-        session.resume()
-        steps = session.steps()
-        for images, _ in session.due_rows():
-            session.train_to(images, steps, CHECKPOINT_SECONDS)
-            session.write_row(session.metrics_row())
+        prepared = _prepared(recipe, dataset, device)
+        with closing(Session(recipe, dataset, folder, REFERENCE_SEED, prepared, device=device)) as session:
+            session.resume()
+            steps = session.steps()
+            for images, _ in session.due_rows():
+                session.train_to(images, steps, CHECKPOINT_SECONDS)
+                session.write_row(session.metrics_row())
 
-        last = session.progress.lines[-1]
-        session.replace_last_row(replace(last, scores={"device_hours": last.seconds * session.world / 3600}))
-        session.save("last")
-        session.export(session.progress.lines[-1])
+            last = session.progress.lines[-1]
+            session.replace_last_row(replace(last, scores={"device_hours": last.seconds * session.world / 3600}))
+            session.save("last")
+            session.export(session.progress.lines[-1])
     network, _ = load_model(folder / "model", device)
     return network.requires_grad_(False)
 
@@ -162,7 +165,6 @@ def train_proxy(
 
     # Train.
     started = time.monotonic()
-    last_save = started
     seconds_before = weights.seconds
     codec_part = parts.module("codecs", recipe.codec.part)
     draw = partial(codec_part.batches, recipe.codec) if hasattr(codec_part, "batches") else batches
@@ -180,21 +182,22 @@ def train_proxy(
     steps = count_steps(training)
     path_interval = max(1, steps // PATH_POINTS)
     heartbeat.beat()
-    for step in train_steps(recipe, state, proxy_batches, weights, reference, settings, device, prepared):
-        if step.step % path_interval == 0:
-            weights.path.append([step.step, *weights.alpha.tolist()])
+    with closing(CheckpointWriter()) as writer:
+        for step in train_steps(recipe, state, proxy_batches, weights, reference, settings, device, prepared):
+            if step.step % path_interval == 0:
+                weights.path.append([step.step, *weights.alpha.tolist()])
 
-        if step.step % CHECK_INTERVAL_STEPS == 0 or step.step == steps:
-            if not math.isfinite(float(weights.alpha.sum())):
-                raise Diverged(f"reweighting's proxy, step {step.step}: its loss is not finite")
-            heartbeat.beat()
-            weights.seconds = seconds_before + time.monotonic() - started
-            if rank == 0 and time.monotonic() - last_save > CHECKPOINT_SECONDS:
-                # A damaged last checkpoint must not replace the intact one before it.
-                keep_replaced = None if damage else previous
-                checkpoint.save(last, state, identity, _to_json(weights), keep_replaced)
-                last_save = time.monotonic()
-                damage = ""
+            if step.step % CHECK_INTERVAL_STEPS == 0 or step.step == steps:
+                if not math.isfinite(float(weights.alpha.sum())):
+                    raise Diverged(f"reweighting's proxy, step {step.step}: its loss is not finite")
+                heartbeat.beat()
+                weights.seconds = seconds_before + time.monotonic() - started
+                if rank == 0 and writer.due(CHECKPOINT_SECONDS):
+                    # A damaged last checkpoint must not replace the intact one before it.
+                    keep_replaced = None if damage else previous
+                    writer.begin(last, state, identity, _to_json(weights), keep_replaced)
+                    damage = ""
+        writer.wait()
     heartbeat.pause()
     return weights
 

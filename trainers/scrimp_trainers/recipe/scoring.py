@@ -34,7 +34,7 @@ class Scoring(Section):
     for `sscd`, as in the papers, 0.9 for `dinov2`, as we chose after them; for others the 99% quantile of the held-out
     images' own similarities, since 0.9 means little there."""
     batch_size: Annotated[int, Field(ge=1)] = 256
-    """Images that the extractor takes at once."""
+    """Images that the extractor takes at once, and half as many whenever memory runs out."""
     neighbours: Annotated[int, Field(ge=0)] = 16
     """Samples that are shown beside their nearest training images."""
     further: tuple["Scoring", ...] = ()

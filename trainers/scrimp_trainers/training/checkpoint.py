@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,38 @@ class Damaged(Exception):
     """A file of a checkpoint is missing, cut short or changed."""
 
 
-def save(
-    folder: Path, state: State, identity: dict[str, Any], extra: dict[str, Any], previous: Path | None = None
-) -> None:
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, as it was at one moment: later steps of the training leave it alone."""
+
+    files: dict[str, dict[str, Tensor]]
+    """The tensors of each file, by their names; contiguous, in main memory."""
+    record: str
+    """What `state.json` says."""
+
+
+def take_snapshot(state: State, identity: dict[str, Any], extra: dict[str, Any]) -> Snapshot:
+    """Copy what a checkpoint holds to main memory.
+
+    Parameters
+    ----------
+    identity
+        What must be the same when training resumes from here; serialisable as JSON.
+    extra
+        What else the caller wants to restore; serialisable as JSON.
+    """
+    files = {
+        "network": _copied(state.network.kept_state()),
+        "ema": _copied(state.ema.kept_state()),
+        "optimizer": _copied(_optimizer_tensors(state)),
+    }
+    if state.masks:
+        files["masks"] = _copied(state.masks.tensors())
+    record = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
+    return Snapshot(files, json.dumps(record, indent=2) + "\n")
+
+
+def write(folder: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
     """Replace the checkpoint in this folder.
 
     The new one is written beside the old one, synced and renamed: a kill at any moment leaves one of the two.
@@ -36,16 +66,12 @@ def save(
     ----------
     previous
         Where to keep the replaced checkpoint, instead of the one before it; None deletes it.
-    identity
-        What must be the same when training resumes from here; serialisable as JSON.
-    extra
-        What else the caller wants to restore; serialisable as JSON.
     """
     new = _beside(folder, "new")
     old = previous or _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
     try:
-        _write(new, state, identity, extra)
+        _write_files(new, snapshot)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # free the space on a full disk
         raise
@@ -64,7 +90,7 @@ def restore(
 ) -> tuple[dict[str, Any] | None, str]:
     """Load the first intact checkpoint among these folders into a new state.
 
-    A kill between the two renames of `save` leaves the checkpoint beside its folder; it is found there. `identity` and
+    A kill between the two renames of `write` leaves the checkpoint beside its folder; it is found there. `identity` and
     `defaults` are as in `load`.
 
     Returns
@@ -155,15 +181,11 @@ def _load_optimizer(file: Path, state: State, device: str) -> None:
         state.optimizer.state[parameters[parameter_name]][kind] = tensor.clone()
 
 
-def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, Any]) -> None:
+def _write_files(new: Path, snapshot: Snapshot) -> None:
     new.mkdir(parents=True)
-    save_file(_contiguous(state.network.kept_state()), new / "network.safetensors")
-    save_file(_contiguous(state.ema.kept_state()), new / "ema.safetensors")
-    save_file(_contiguous(_optimizer_tensors(state)), new / "optimizer.safetensors")
-    if state.masks:
-        save_file(_contiguous(state.masks.tensors()), new / "masks.safetensors")
-    record = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
-    (new / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+    for name, tensors in snapshot.files.items():
+        save_file(tensors, new / f"{name}.safetensors")
+    (new / "state.json").write_text(snapshot.record)
     (new / SUMS).write_text(_checksums(new))
 
     for path in new.glob("*.safetensors"):
@@ -226,8 +248,9 @@ def _optimizer_tensors(state: State) -> dict[str, Tensor]:
     }
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    layout = torch.contiguous_format  # what safetensors can write
+    return {name: tensor.detach().to("cpu", copy=True, memory_format=layout) for name, tensor in tensors.items()}
 
 
 def _beside(folder: Path, what: str) -> Path:

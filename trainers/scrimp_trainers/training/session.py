@@ -31,6 +31,7 @@ from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.sampling import GRID_IMAGES, generate_items, image_grid, neighbour_grid, rendered
 from scrimp_trainers.techniques import sparsity
 from scrimp_trainers.training import checkpoint, expected_cost, memory
+from scrimp_trainers.training.checkpoint_writer import CheckpointWriter
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, write_artifacts
 from scrimp_trainers.training.loop import Step, read_losses, refuse_explosion, train
 from scrimp_trainers.training.state import count_steps, initial_state, learning_rate
@@ -111,10 +112,10 @@ class Session:
         # The clock, all in `time.monotonic`.
         now = time.monotonic()
         self.clock_start = now  # `progress.seconds` counts the time before it
-        self.last_save = now
         self.rate_start = (0, now)  # images and time from which images per second are measured
 
         self.progress = Progress()
+        self.writer = CheckpointWriter()
         self.microbatch = recipe.training.batch_size // self.world  # until the first step finds what fits
         self.last_is_intact = True  # whether checkpoint/last, if it exists, may become checkpoint/previous
 
@@ -228,7 +229,11 @@ class Session:
         return sorted((images, rung) for images, rung in rung_at.items() if images > last_images)
 
     def train_to(self, images: int, steps: Iterator[Step], checkpoint_seconds: float) -> None:
-        """Take steps until `images` images have been seen."""
+        """Take steps until `images` images have been seen.
+
+        Checkpoints are begun every `checkpoint_seconds`, or less often if they cost much, and written while training
+        goes on. If one fails, its error is raised here a few steps later, or by `save`.
+        """
         check_interval_images = math.ceil(CHECK_INTERVAL_IMAGES / self.recipe.training.batch_size)
         check_interval = max(CHECK_INTERVAL_STEPS, check_interval_images)
         taken: list[Step] = []
@@ -245,8 +250,8 @@ class Session:
                 self.progress.loss_steps += len(taken)
                 taken.clear()
                 heartbeat.beat()
-                if time.monotonic() - self.last_save > checkpoint_seconds:
-                    self.save("last")
+                if self.rank == 0 and self.writer.due(checkpoint_seconds):
+                    self._begin_save("last")
 
     def _next_step(self, steps: Iterator[Step]) -> Step:
         try:
@@ -295,7 +300,6 @@ class Session:
             self.recipe,
             count,
             seed=self.state.seed,
-            batch_size=self.microbatch,  # what fits in training fits here
             rank=self.rank,
             world=self.world,
             codec=self.prepared.codec,
@@ -308,9 +312,9 @@ class Session:
                 classes = self.state.ema.classes
                 scores = self.scorer.score(_keep_first(samples, shown), classes, statistics, self.tokens)
             except torch.OutOfMemoryError as error:
-                size = self.scorer.scoring.batch_size
                 raise DeviceOutOfMemory(
-                    f"scoring.batch_size {size} does not fit into the memory that training leaves; halve it"
+                    f"scoring: to compare {count} samples with the dataset's images takes more memory than training "
+                    "leaves on the device; set scoring.samples lower"
                 ) from error
             values = scores.values
             if len(scores.samples):
@@ -406,16 +410,24 @@ class Session:
 
     def save(self, name: Literal["last", "best"]) -> None:
         """Write a checkpoint. The old `checkpoint/last` becomes `checkpoint/previous`, unless it is damaged."""
+        self._begin_save(name)
+        self.writer.wait()
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written: nothing writes to the folder afterwards."""
+        self.writer.close()
+
+    def _begin_save(self, name: Literal["last", "best"]) -> None:
+        """Begin to write a checkpoint of this moment."""
         self.progress.seconds = self._seconds()
         self.clock_start = time.monotonic()
-        self.last_save = time.monotonic()
 
         if self.rank == 0:
             folder = self.folder / "checkpoint"
             previous = None
             if name == "last" and self.last_is_intact:
                 previous = folder / "previous"
-            checkpoint.save(folder / name, self.state, self._identity(), self.progress.to_json(), previous)
+            self.writer.begin(folder / name, self.state, self._identity(), self.progress.to_json(), previous)
 
         if name == "last":
             self.last_is_intact = True
