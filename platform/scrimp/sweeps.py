@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scrimp.trainings import dataset_folder
-from scrimp_platform import store
+from scrimp_platform import recommended, store
 from scrimp_platform.model import Model
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.report.leaderboard import TrialRow
@@ -137,11 +137,8 @@ class Result:
     @property
     def _best_repeat(self) -> RepeatFolder | None:
         """The best trial's typical repeat; None while a trial that may be better has damaged records."""
-        best = leaderboard.best(self._rows)
-        if best is None or any(leaderboard.may_hide_best(row.trial) for row in self._rows):
-            return None
-        typical = leaderboard.typical_repeat(best, self.space)
-        return SweepFolder(self.folder).repeat(typical.trial, typical.repeat)
+        best = recommended.repeat_of(SweepFolder(self.folder), self._rows, self.space)
+        return best.files if best else None
 
 
 def sweep(

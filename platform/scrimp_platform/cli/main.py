@@ -212,7 +212,10 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--caption", multiple=True, help="Caption to draw; several in turn.  [default: some of the training's]")
 @OWN_PARTS
 def sample(model: Path, out: Path, **options: Any) -> None:
-    """Draw images from MODEL; write them to OUT as PNGs and one grid."""
+    """Draw images from MODEL; write them to OUT as PNGs and one grid.
+
+    MODEL is the folder of a model, or of a sweep, whose recommended model is taken.
+    """
     from scrimp_platform.cli import commands
 
     commands.sample(model, out, **options)
@@ -220,19 +223,23 @@ def sample(model: Path, out: Path, **options: Any) -> None:
 
 @scrimp.command()
 @click.argument("model", type=FOLDER)
-@click.argument("data", type=FOLDER)
-@click.option("--extractor", default="inception", show_default=True, help="Feature extractor.")
+@click.argument("data", type=FOLDER, required=False)
+@click.option("--extractor", help="Feature extractor.  [default: inception, or that of the sweep]")
 @click.option(
-    "--samples", type=click.IntRange(1), default=50_000, show_default=True, help="Number of samples to score."
+    "--samples", type=click.IntRange(1), help="Number of samples to score.  [default: 50,000, or as the sweep]"
 )
 @click.option("--weights", type=FILE, help="Weight file of the extractor.")
 @click.option("--threshold", type=_Number(), help="Similarity above which a sample counts as memorised.")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images per batch.  [default: 256, or as the sweep]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--grid", type=FOLDER, help="PNG to write: samples and their nearest training images.")
 @OWN_PARTS
-def evaluate(model: Path, data: Path, **options: Any) -> None:
-    """Score MODEL against DATA: fidelity, memorisation and cost."""
+def evaluate(model: Path, data: Path | None, **options: Any) -> None:
+    """Score MODEL against DATA: fidelity, memorisation and cost.
+
+    MODEL is the folder of a model, or of a sweep: then its recommended model is scored, by default on the sweep's
+    dataset and as the sweep scores.
+    """
     from scrimp_platform.cli import commands
 
     commands.evaluate(model, data, **options)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from scrimp_platform import recommended
 from scrimp_platform.cluster import Placement
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import dataset, formatting, leaderboard
@@ -169,6 +170,11 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space
     say(f"report       {folder.report}")
     if folder.best_recipe.exists():
         say(f"best recipe  {folder.best_recipe}")
+    model = recommended.repeat_of(folder, rows, space)
+    if model and model.files.model.exists():
+        say(f"its model    {model.files.model}")
+        say(f"sample it    {recommended.sample_command(folder)}")
+        say(f"train on     {recommended.longer_command(folder, model, space)}")
 
 
 def show_ranking(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space) -> None:
