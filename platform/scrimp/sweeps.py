@@ -145,7 +145,7 @@ def sweep(
     space: Space | str | PathLike[str] = "quickstart",
     data: Dataset | str | PathLike[str] = "digits",
     *,
-    trials: int | None = None,
+    trials: int | str | None = None,
     repeats: int | None = None,
     rungs: Sequence[float] | None = None,
     name: str | None = None,
@@ -172,7 +172,7 @@ def sweep(
         A dataset, its folder, or `digits`, which is prepared on first use.
     trials, repeats, rungs, max_gpu_hours
         These replace the space's budget: number of recipes to try, seeds per leading trial, marks in kimg at which
-        repeats are scored, and the maximum of device-hours.
+        repeats are scored, and the maximum of device-hours. Of `trials`, `"+4"` adds to those that the sweep has.
     until_gain
         The search ends once ten more trials are expected to improve the best score by less than this share: `"0.5%"`.
     name

@@ -68,7 +68,9 @@ def run_sweep(options: SweepOptions) -> Ending:
     placement = cluster.place(cluster.peek(), options.gpus_per_repeat)
     plan = make_plan(options)
     if options.dry_run:
-        speed = estimate.last_speed(plan, placement.gpus_per_repeat) or estimate.measure_base_recipe(plan)
+        speed = estimate.last_speed(plan, placement.gpus_per_repeat)
+        if not speed and not plan.resumed:
+            speed = estimate.measure_base_recipe(plan)
         terminal.show_plan(plan, placement, speed)
         return Ending(plan.folder)
 

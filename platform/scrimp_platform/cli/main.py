@@ -52,6 +52,17 @@ class _Number(click.FloatRange):
         return number
 
 
+class _Trials(click.IntRange):
+    """A number of trials, or one to add, such as `+4`, which stays text."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return f"+{number}" if str(value).startswith("+") else number
+
+
 FOLDER = _Path(path_type=Path)
 FILE = _Path(path_type=Path, exists=True)
 NAME = _NameOrPath()
@@ -71,7 +82,9 @@ STORAGE = click.option(
     "--space", type=NAME, default="quickstart", show_default=True, help="Search space: a name or a YAML file."
 )
 @click.option("--data", type=NAME, default="digits", show_default=True, help="Folder of a prepared dataset, or digits.")
-@click.option("--trials", type=click.IntRange(1), help="Number of recipes to try.")
+@click.option(
+    "--trials", type=_Trials(), metavar="N|+N", help="Number of recipes to try; +N adds to those that the sweep has."
+)
 @click.option("--repeats", type=click.IntRange(1), help="Seeds per leading trial, including that of the search.")
 @click.option("--rungs", metavar="KIMG,..", callback=_parse_rungs, help="Training lengths at which repeats are scored.")
 @click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scrimp_platform import recommended
+from scrimp_platform import left, recommended
 from scrimp_platform.cluster import Placement
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import dataset, formatting, leaderboard
@@ -58,7 +58,10 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
     needed = estimate.needed(space, space.budget.trials or estimate.DRAWS)
     if needed.proxies:
         rows["needs"] = _describe_needed(needed, space)
-    if speed:
+    remainder = left.of_resumed(plan, placement)
+    if remainder:
+        rows["left"] = remainder.text()
+    elif speed:
         cost = estimate.estimate_sweep(plan, placement, speed)
         rows["will take"] = (
             f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
@@ -310,7 +313,7 @@ def show_list(entries: Mapping[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, about in entries.items():
         table.add_row(f"[bold]{name}[/bold]", escape(about))
-    console.print(table)
+    return table
 
 
 def show_problems(problems: Sequence[str]) -> None:

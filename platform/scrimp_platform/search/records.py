@@ -259,6 +259,14 @@ def space_of(folder: SweepFolder) -> Space:
 
 def read_records(folder: SweepFolder, earlier: Records | None = None) -> Records:
     """Read every trial of a sweep with its repeats; repeats that had ended in `earlier` are not read again.
+def ending(folder: SweepFolder, description: Mapping[str, Any]) -> str:
+    """Return why the last driver of a sweep ended; empty if that is not recorded, or it has not ended."""
+    outcome = store.read_sound(folder.outcome)
+    if outcome and outcome["ended"] >= description["driver_started"]:
+        return outcome["reason"]
+    return ""
+
+
 
     A record that is damaged or missing is named in `problems`. What depends on it is left out: the repeat or the
     trial has the status `damaged` and no scores.
