@@ -13,7 +13,7 @@ from functools import partial
 from scrimp_cluster import doctor
 from scrimp_cluster.doctor import ClusterReport
 from scrimp_platform import cluster, interrupt, job, storage_loss, store
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import live, status, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
@@ -187,9 +187,17 @@ def search_and_race(ledger: Ledger, plan: Plan, placement: Placement) -> str:
     task = {"sweep": str(plan.folder.path), "dataset": str(plan.dataset), "gpus": gpus}
     pool = NodePool(placement, lambda nodes: examine_nodes(nodes, plan), ledger.say)
     limits = tune_loop.Limits(ledger)
-    with interrupt.deferred(lambda: terminal.say(ENDING)):
+    with interrupt.deferred(lambda: terminal.say(ENDING)), live.shown(lambda: status.of_driver(ledger)) as refresh:
         tune_loop.run_repeats(
-            ledger, tune_repeat, task, pool.places, limits, pool.fit_nodes, pool.record_failure, reuse=not gpus
+            ledger,
+            tune_repeat,
+            task,
+            pool.places,
+            limits,
+            pool.fit_nodes,
+            pool.record_failure,
+            reuse=not gpus,
+            each_step=refresh,
         )
     return limits.reached or "complete"
 

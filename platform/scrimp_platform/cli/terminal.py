@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from scrimp_platform import left, recommended
 from scrimp_platform.cluster import Placement
@@ -171,6 +173,7 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space
     if reason != "complete":
         say(f"Not complete: {reason}. Run the same command again to resume.")
     say(f"report       {folder.report}")
+    say(f"leaderboard  {folder.leaderboard}")
     if folder.best_recipe.exists():
         say(f"best recipe  {folder.best_recipe}")
     model = recommended.repeat_of(folder, rows, space)
@@ -310,6 +313,11 @@ def _plain(value: Any) -> str:
 
 def show_list(entries: Mapping[str, str]) -> None:
     """Print names, each with its description."""
+    console.print(list_table(entries))
+
+
+def list_table(entries: Mapping[str, str]) -> Table:
+    """Lay out names, each with its description."""
     table = Table.grid(padding=(0, 2))
     for name, about in entries.items():
         table.add_row(f"[bold]{name}[/bold]", escape(about))
@@ -392,6 +400,16 @@ def say(text: str) -> None:
     """Print a message without markup or line breaks, so that paths can be copied."""
     lines = [printable(line) for line in text.split("\n")]
     console.print("\n".join(lines), soft_wrap=True, markup=False)
+
+
+def pass_on(line: str) -> None:
+    """Print what another process of Scrimp has printed, unchanged; in a terminal above a live table."""
+    if console.is_terminal:
+        text = line.rstrip("\n")
+        console.print(Text.from_ansi(text, end=""), soft_wrap=True, end=line[len(text) :])
+    else:
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
 
 def show_dataset(folder: Path, manifest: Manifest) -> None:

@@ -211,8 +211,9 @@ logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITIC
 class RungScheduler(FIFOScheduler):
     """Stops a repeat if the ledger decides so, or if it waits for nodes that are no longer the fit ones."""
 
-    def __init__(self, searcher: RepeatSearcher) -> None:
+    def __init__(self, searcher: RepeatSearcher, each_step: Callable[[], object]) -> None:
         super().__init__()
+        self._each_step = each_step
         self._searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -225,6 +226,7 @@ class RungScheduler(FIFOScheduler):
 
         Tune calls this at every step, but asks for another repeat only while none is waiting.
         """
+        self._each_step()
         self._searcher.withdraw_outdated(tune_controller)
         return super().choose_trial_to_run(tune_controller)
 
@@ -278,6 +280,7 @@ def run_repeats(
     fit_nodes: Callable[[], list[str]] = list,
     record_failure: Callable[[str], object] = str,
     reuse: bool = True,
+    each_step: Callable[[], object] = lambda: None,
 ) -> None:
     """Train repeats until the ledger has no more, or a limit is reached.
 
@@ -297,6 +300,8 @@ def run_repeats(
         Called with the id of a node on which a repeat has failed that may be retried.
     reuse : bool
         Whether Tune reuses a process for the next repeat, for which the function must end as soon as it is stopped.
+    each_step : Callable, optional
+        Called several times a second, in the thread that makes the decisions.
 
     Raises
     ------
@@ -309,7 +314,7 @@ def run_repeats(
         tune.with_resources(trainable, _resources),
         param_space=config,
         tune_config=tune.TuneConfig(
-            search_alg=searcher, scheduler=RungScheduler(searcher), num_samples=-1, reuse_actors=reuse
+            search_alg=searcher, scheduler=RungScheduler(searcher, each_step), num_samples=-1, reuse_actors=reuse
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
