@@ -5,13 +5,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scrimp_cluster.facts import code, versions
 from scrimp_platform import store
-from scrimp_platform.search import feasibility, records
+from scrimp_platform.search import budget_changes, feasibility, records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import mlflow_server
 from scrimp_spaces import space as spaces
@@ -84,6 +84,8 @@ class Plan:
     """What the sweep is given of earlier ones."""
     own_parts: tuple[Path, ...] = ()
     """The user's own parts, where the user has them; space and base recipe name their copies in the sweep's folder."""
+    limits_set: budget_changes.Changes = field(default_factory=dict)
+    """Limits that `scrimp set` has changed, and that the options leave so."""
 
 
 def make_plan(options: SweepOptions) -> Plan:
@@ -110,6 +112,8 @@ def make_plan(options: SweepOptions) -> Plan:
 
     folder = _folder(options, storage, manifest)
     space = _with_added_trials(space, options, folder)
+    limits_set = budget_changes.in_force(folder, space)
+    space = budget_changes.applied(space, limits_set)
     own_parts = base.parts
     resumed = _check_resume(folder, space, manifest, options.seed, own_parts)
     if own_parts:
@@ -117,7 +121,7 @@ def make_plan(options: SweepOptions) -> Plan:
         space = space.model_copy(update={"parts": copies})
         base = base.model_copy(update={"parts": copies})
     warm_start = _warm_start(options, space, storage, folder, resumed)
-    return Plan(options, space, base, storage, folder, dataset, manifest, resumed, warm_start, own_parts)
+    return Plan(options, space, base, storage, folder, dataset, manifest, resumed, warm_start, own_parts, limits_set)
 
 
 def check_options(options: SweepOptions) -> Space:
@@ -264,6 +268,7 @@ def sweep_record(plan: Plan) -> dict[str, Any]:
         },
         "parts": parts.digests(plan.own_parts),
         "seed": plan.options.seed,
+        budget_changes.KEY: plan.limits_set,
         "added": plan.options.trials if _is_addition(plan.options.trials) else None,
         "started": earlier.get("started", now),
         "driver_started": now,

@@ -17,7 +17,7 @@ from scrimp_platform import operations, recommended, store
 from scrimp_platform.cli import terminal
 from scrimp_platform.model import Model, require_model
 from scrimp_platform.report import goals, leaderboard
-from scrimp_platform.search import records
+from scrimp_platform.search import budget_changes, records, steering
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
@@ -232,6 +232,50 @@ def status(storage: Path) -> None:
     from scrimp_platform.cli import status, status_view
 
     status_view.show_storage(*status.read_storage(Storage(storage.expanduser())))
+
+
+def set_limits(sweep: Path, assignments: Sequence[str]) -> None:
+    """Change limits of a sweep's budget, each by a request."""
+    space = records.space_of(SweepFolder(sweep))
+    limits = [budget_changes.parse(assignment) for assignment in assignments]
+    for field, value in limits:
+        space = budget_changes.with_limit(space, field, value)
+    for field, value in limits:
+        _request(sweep, steering.make("set", field=field, value=value))
+
+
+def stop(sweep: Path, trial: int) -> None:
+    """Stop a trial of a sweep."""
+    records.space_of(SweepFolder(sweep))
+    _request(sweep, steering.make("stop", trial=trial))
+
+
+def pause(sweep: Path) -> None:
+    """Pause a sweep that runs."""
+    records.space_of(SweepFolder(sweep))
+    _request(sweep, steering.make("pause"))
+
+
+def _request(sweep: Path, request: steering.Request) -> None:
+    """Ask something of a sweep's driver and print its answer.
+
+    Raises
+    ------
+    UserError
+        If the driver refuses it, or the sweep is to pause and does not run.
+    """
+    folder = SweepFolder(sweep)
+    answered = steering.ask(folder, request)
+    if answered.refused:
+        raise UserError(answered.answer)
+    if answered.answered:
+        terminal.say(answered.answer)
+    elif store.holder(folder.lock):
+        terminal.say("the sweep has not answered yet; it will carry this out at its next decision")
+    elif request.action == "pause":
+        raise UserError(f"{sweep}: does not run, so there is nothing to pause")
+    else:
+        terminal.say("the sweep does not run; it will carry this out when its command is run again")
 
 
 def ui(storage: Path, service: bool) -> None:

@@ -342,6 +342,46 @@ def status(storage: Path) -> None:
     commands.status(storage)
 
 
+@scrimp.command("set")
+@click.argument("sweep", type=FOLDER)
+@click.argument("limits", metavar="LIMIT=VALUE...", nargs=-1, required=True)
+def set_command(sweep: Path, limits: tuple[str, ...]) -> None:
+    """Change limits of SWEEP's budget, also while it runs.
+
+    For example: scrimp set runs/lab-photos budget.trials=40. Limits are budget.trials, budget.repeats,
+    budget.max_gpu_hours and budget.until_gain; `none` removes one. The sweep's command keeps what was set, unless its
+    own option is changed later.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.set_limits(sweep, limits)
+
+
+@scrimp.command()
+@click.argument("sweep", type=FOLDER)
+@click.option("--trial", type=click.IntRange(0), required=True, help="Number of the trial.")
+def stop(sweep: Path, trial: int) -> None:
+    """Stop a trial of SWEEP for good.
+
+    It is trained no further and gets no more repeats; the scores that it has keep counting.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.stop(sweep, trial)
+
+
+@scrimp.command()
+@click.argument("sweep", type=FOLDER)
+def pause(sweep: Path) -> None:
+    """Pause SWEEP until its command is run again.
+
+    It may run on any node that shares the folder. What is trained resumes from its checkpoints.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.pause(sweep)
+
+
 @scrimp.command()
 @STORAGE
 @click.option("--service", is_flag=True, help="Run it as a systemd service, also after a reboot.")
