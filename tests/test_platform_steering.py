@@ -49,7 +49,7 @@ class Driver:
         self.steering.check()
 
 
-def request(folder: SweepFolder, action: str, **values) -> Path:
+def request(folder: SweepFolder, action: steering.Action, **values) -> Path:
     """Write a request as a command does, but wait for no answer."""
     file = folder.request(f"{next(NUMBERS):020d}-1")
     file.parent.mkdir(exist_ok=True)
@@ -108,6 +108,7 @@ def test_what_is_set_needs_a_limit_that_can_change():
     assert budget_changes.parse("budget.trials=40") == ("trials", 40)
     assert budget_changes.parse("until_gain=0.5%") == ("until_gain", "0.5%")
     assert budget_changes.parse("budget.max_gpu_hours=none") == ("max_gpu_hours", None)
+    assert budget_changes.parse("budget.max_gpu_hours=1.5") == ("max_gpu_hours", 1.5)
     for wrong in ("budget.rungs_kimg=[1]", "objectives=fid", "budget.trials"):
         with pytest.raises(UserError, match=r"these can: budget\.trials, |give a value, such as budget\.trials=40"):
             budget_changes.parse(wrong)
@@ -301,7 +302,7 @@ def test_a_mistake_is_refused_in_a_line_and_leaves_nothing(folder, arguments, co
 
 
 def test_a_sweep_of_another_user_is_left_alone(folder, monkeypatch, capsys):
-    monkeypatch.setattr(steering.os, "access", lambda _, mode, **__: not mode & os.W_OK)  # root may write all
+    monkeypatch.setattr(steering.os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(SystemExit):
         main.main(["set", str(folder.path), "budget.trials=7"])
     assert "belongs to another user; only its owner" in capsys.readouterr().err

@@ -137,7 +137,7 @@ def evaluate(
         terminal.say(f"samples, each beside its nearest training image, in {grid}")
 
 
-def _with_values(scoring: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _with_values(scoring: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the scoring of a sweep with other values; all of its extractors score as many samples."""
     further = scoring["further"]
     if "samples" in chosen:
@@ -265,11 +265,11 @@ def _request(sweep: Path, request: steering.Request) -> None:
         If the driver refuses it, or the sweep is to pause and does not run.
     """
     folder = SweepFolder(sweep)
-    answered = steering.ask(folder, request)
-    if answered.refused:
-        raise UserError(answered.answer)
-    if answered.answered:
-        terminal.say(answered.answer)
+    reply = steering.ask(folder, request)
+    if reply.refused:
+        raise UserError(reply.answer)
+    if reply.answered:
+        terminal.say(reply.answer)
     elif store.holder(folder.lock):
         terminal.say("the sweep has not answered yet; it will carry this out at its next decision")
     elif request.action == "pause":

@@ -4,10 +4,9 @@ The same command of the sweep resumes it with what was set. Once its options ask
 that was set, they count again: the last word is the user's.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
-
-import yaml
 
 from scrimp_platform import store
 from scrimp_platform.store import SweepFolder
@@ -37,8 +36,17 @@ def parse(assignment: str) -> tuple[str, Any]:
     if field not in CHANGEABLE:
         names = ", ".join(f"budget.{name}" for name in CHANGEABLE)
         raise UserError(f"{path}: cannot change in a sweep that has begun; these can: {names}")
-    value = None if text.lower() in ("none", "null") else yaml.safe_load(text)
-    return field, value
+    return field, _value(text)
+
+
+def _value(text: str) -> int | float | str | None:
+    """Return the number that a text is; a percentage stays a text."""
+    if text.lower() == "none":
+        return None
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def with_limit(space: Space, field: str, value: Any) -> Space:
@@ -56,8 +64,16 @@ def with_limit(space: Space, field: str, value: Any) -> Space:
 
 
 def save(folder: SweepFolder, field: str, before: Space, after: Space) -> None:
-    """Write to `sweep.json` that a limit has changed."""
+    """Write to `sweep.json` that a limit has changed.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or damaged.
+    """
     description = store.read_json(folder.description)
+    if description is None:
+        raise UserError(f"{folder.description}: missing")
     changes = description.get(KEY, {})
     asked = changes.get(field, {}).get("instead_of", getattr(before.budget, field))
     changes[field] = {"value": getattr(after.budget, field), "instead_of": asked}

@@ -24,12 +24,15 @@ from scrimp_trainers.common.errors import DamagedRecord, UserError
 if TYPE_CHECKING:
     from scrimp_platform.search.ledger import Ledger
 
+Action = Literal["set", "stop", "pause"]
+
 CHECK_INTERVAL_S = 1.0
 """How often the driver looks for requests."""
 ANSWER_TIMEOUT_S = 15.0
 """How long a command waits for the driver's answer."""
 SILENCE_TIMEOUT_S = 3.0
 """The same where no driver is seen. On storage without locks between machines there may be one nevertheless."""
+POLL_INTERVAL_S = 0.2
 PAUSED = "paused"
 """Why a sweep has ended that was asked to pause."""
 
@@ -38,7 +41,7 @@ PAUSED = "paused"
 class Request:
     """What a user asks of a sweep, and what the driver answered."""
 
-    action: Literal["set", "stop", "pause"]
+    action: Action
     by: str
     """Who asks, and on which node."""
     made: float
@@ -52,7 +55,7 @@ class Request:
     refused: bool = False
 
 
-def make(action: Literal["set", "stop", "pause"], **values: Any) -> Request:
+def make(action: Action, **values: Any) -> Request:
     """Return a request in the name of this user."""
     try:
         user = getpass.getuser()
@@ -71,21 +74,23 @@ def ask(folder: SweepFolder, request: Request) -> Request:
     UserError
         If the folder belongs to another user.
     """
-    if not os.access(folder.path, os.W_OK | os.X_OK, effective_ids=True):
+    if folder.path.stat().st_uid != os.geteuid():
         raise UserError(f"{folder.path}: belongs to another user; only its owner can change how the sweep runs")
     file = folder.request(f"{time.time_ns():020d}-{os.getpid()}")
     file.parent.mkdir(exist_ok=True)
     store.write_json(file, asdict(request))
 
     begun = time.monotonic()
-    while not (answered := _read(file)).answered:
+    reply = request
+    while not reply.answered:
         waited = time.monotonic() - begun
         if waited > ANSWER_TIMEOUT_S or (waited > SILENCE_TIMEOUT_S and not store.holder(folder.lock)):
             break
-        time.sleep(0.2)
-    if not answered.answered and request.action == "pause" and not store.holder(folder.lock):
+        time.sleep(POLL_INTERVAL_S)
+        reply = _read(file)
+    if not reply.answered and request.action == "pause" and not store.holder(folder.lock):
         file.unlink()
-    return answered
+    return reply
 
 
 def _read(file: Path) -> Request:
