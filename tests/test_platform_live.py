@@ -1,15 +1,22 @@
 """The live table: what it shows, that it fits any terminal, that it is absent from pipes and leaves no trace."""
 
+import asyncio
 import io
 import math
 import re
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from made_up_sweep import make_space, next_repeat, write_sweep
 from rich.console import Console
 
+from scrimp_platform import job
 from scrimp_platform.cli import live, status, terminal
 from scrimp_platform.search.ledger import Ledger
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 BUDGET = {"trials": 14, "rungs_kimg": [10, 20, 4000], "reduction": 2, "leaders": 3, "repeats": 3, "max_gpu_hours": 40}
 
@@ -107,3 +114,32 @@ def test_a_thousand_trials_are_not_ranked_again_at_each_refresh(ledger, monkeypa
     for _ in range(3):
         view.draw()
     assert len(ranked) == 1
+
+
+def test_an_error_of_the_table_does_not_end_the_sweep(ledger, monkeypatch):
+    def read():
+        raise ZeroDivisionError("by zero")
+
+    screen = use_terminal(monkeypatch, 120)
+    with live.shown(read) as refresh:
+        refresh()
+        refresh()
+    assert screen.getvalue().count("the live table has ended by an error of its own (ZeroDivisionError: by zero)") == 1
+
+
+def test_who_follows_a_job_sees_the_table_below_its_lines(ledger, monkeypatch):
+    class Client:
+        """A cluster's Jobs API with one job."""
+
+        async def tail_job_logs(self, name):
+            await asyncio.sleep(0.1)
+            yield "  0:07  promoting repeat 3.0\n"
+
+        def get_job_info(self, name):
+            return SimpleNamespace(status="SUCCEEDED")
+
+    screen = use_terminal(monkeypatch, 120)
+    assert job.follow(cast("JobSubmissionClient", Client()), "lab-20260131", ledger.folder) == 0
+    text = screen.getvalue()
+    assert "  0:07  promoting repeat 3.0\n" in text
+    assert " device-hours of at most 40" in text

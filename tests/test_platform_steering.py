@@ -92,7 +92,12 @@ def test_hours_that_are_set_end_the_sweep(folder):
 
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
-    [("trials", 0, "greater than"), ("repeats", None, "repeats"), ("until_gain", 2, "until_gain")],
+    [
+        ("trials", 0, "greater than"),
+        ("repeats", None, "repeats"),
+        ("until_gain", 2, "until_gain"),
+        ("rungs_kimg", [1], "budget.rungs_kimg: cannot change in a sweep that has begun"),
+    ],
 )
 def test_a_value_that_the_space_does_not_allow_changes_nothing(folder, field, value, complaint):
     driver = Driver(folder)
@@ -271,6 +276,7 @@ def test_a_command_waits_for_the_answer_of_a_driver(folder, capsys):
 def test_without_a_driver_a_request_waits_for_the_next_one(folder, monkeypatch, capsys):
     monkeypatch.setattr(steering, "SILENCE_TIMEOUT_S", 0.1)
     main.main(["stop", str(folder.path), "--trial", "0"])
+    assert [request.text().partition(" has ")[2] for request in steering.waiting(folder)] == ["asked to stop trial 0"]
     assert "it will carry this out when its command is run again" in capsys.readouterr().out
     assert Driver(folder).ledger.trials[0].status == "pruned"
 

@@ -76,10 +76,15 @@ class LiveView:
         """Show the status now, unless it was shown a moment ago."""
         if time.monotonic() < self._due:
             return
-        # What cannot be read now may be readable the next time; if the storage is gone, the ledger notices it.
-        with contextlib.suppress(OSError, UserError):
-            self._throttle(lambda: live.update(self.draw(), refresh=True))
         self._due = time.monotonic() + REFRESH_INTERVAL_S
+        try:
+            self._throttle(lambda: live.update(self.draw(), refresh=True))
+        except (OSError, UserError):
+            pass  # it may be readable the next time; if the storage is gone, the ledger notices it
+        except Exception as error:  # a sweep of many days must not end because of its table
+            self._due = math.inf
+            live.update("")
+            terminal.say(f"the live table has ended by an error of its own ({type(error).__name__}: {error})")
 
     def draw(self) -> RenderableType:
         """Return the table and the lines below it, as they fit the terminal."""

@@ -19,7 +19,7 @@ from scrimp_platform import left, recommended
 from scrimp_platform.cluster import Placement
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import dataset, formatting, leaderboard
-from scrimp_platform.search import estimate, gain, resolution
+from scrimp_platform.search import budget_changes, estimate, gain, resolution, steering
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.ranges import Range
@@ -54,6 +54,8 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "search": _describe_search(space),
         **({"warm start": "\n".join(plan.warm_start.notes)} if plan.warm_start.notes else {}),
         **_describe_goals(space),
+        "was set": budget_changes.describe(plan.limits_set),
+        "waiting": "\n".join(request.text() for request in steering.waiting(plan.folder)),
         "race tells": _describe_resolution(plan),
         "runs on": placement.describe(),
     }

@@ -33,10 +33,14 @@ def parse(assignment: str) -> tuple[str, Any]:
     field = path.removeprefix("budget.")
     if not equals:
         raise UserError(f"{assignment}: give a value, such as budget.trials=40")
+    _require_changeable(field, path)
+    return field, _value(text)
+
+
+def _require_changeable(field: str, path: str) -> None:
     if field not in CHANGEABLE:
         names = ", ".join(f"budget.{name}" for name in CHANGEABLE)
         raise UserError(f"{path}: cannot change in a sweep that has begun; these can: {names}")
-    return field, _value(text)
 
 
 def _value(text: str) -> int | float | str | None:
@@ -55,8 +59,9 @@ def with_limit(space: Space, field: str, value: Any) -> Space:
     Raises
     ------
     UserError
-        If the space does not allow the value.
+        If this limit cannot change, or the space does not allow the value.
     """
+    _require_changeable(field, f"budget.{field}")
     if space.arms and field == "trials":
         raise UserError("budget.trials: the space lists its trials, which are its arms")
     tree = space.model_dump(mode="json")
@@ -92,3 +97,14 @@ def applied(space: Space, changes: Changes) -> Space:
     for field, change in changes.items():
         space = with_limit(space, field, change["value"])
     return space
+
+
+def describe(changes: Changes) -> str:
+    """Describe in a line what was set; empty if nothing was."""
+    parts = [f"budget.{field} {text_of(change['value'])}" for field, change in changes.items()]
+    return ", ".join(parts)
+
+
+def text_of(value: float | None) -> str:
+    """Return the text of a limit, as `scrimp set` takes it."""
+    return "none" if value is None else f"{value:g}"

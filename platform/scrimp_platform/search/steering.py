@@ -6,6 +6,7 @@ changes is on disk before it acts and before it is answered: if the driver is ki
 the request out again, which then changes nothing.
 """
 
+import contextlib
 import getpass
 import os
 import time
@@ -53,6 +54,14 @@ class Request:
     answered: float | None = None
     answer: str = ""
     refused: bool = False
+
+    def text(self) -> str:
+        """Describe what is asked."""
+        if self.action == "set":
+            value = self.value if isinstance(self.value, str) else budget_changes.text_of(self.value)
+            return f"{self.by} has set budget.{self.field} to {value}"
+        target = "the sweep" if self.trial is None else f"trial {self.trial}"
+        return f"{self.by} has asked to {self.action} {target}"
 
 
 def make(action: Action, **values: Any) -> Request:
@@ -105,6 +114,17 @@ def _read(file: Path) -> Request:
         return Request(**(store.read_json(file) or {}))
     except TypeError:
         raise DamagedRecord(f"{file}: not a request of this version") from None
+
+
+def waiting(folder: SweepFolder) -> list[Request]:
+    """Return the requests that the next driver will carry out."""
+    requests = []
+    for file in folder.requests():
+        with contextlib.suppress(DamagedRecord):  # the driver will name it
+            request = _read(file)
+            if not request.answered and request.action != "pause":
+                requests.append(request)
+    return requests
 
 
 class Steering:
@@ -181,11 +201,11 @@ class Steering:
         old = getattr(before.budget, request.field)
         new = getattr(after.budget, request.field)
         if old == new:
-            return f"budget.{request.field} is {_text(new)} already"
+            return f"budget.{request.field} is {budget_changes.text_of(new)} already"
 
         self._writer.save_limit(request.field, before, after)
         self._ledger.change_limits(after)
-        change = f"budget.{request.field} is {_text(new)}, was {_text(old)}"
+        change = f"budget.{request.field} is {budget_changes.text_of(new)}, was {budget_changes.text_of(old)}"
         self._ledger.say(f"{change}: set by {request.by}")
         return change
 
@@ -209,7 +229,3 @@ class Steering:
         for repeat in trial.repeats:
             if repeat.open or repeat.status == "paused":
                 self._ledger.stop(repeat, trial.stopped)
-
-
-def _text(value: Any) -> str:
-    return "none" if value is None else f"{value:g}"
