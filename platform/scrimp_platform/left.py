@@ -1,6 +1,7 @@
 """What a sweep that was begun earlier has left to do, for its plan: told from its records, before anything starts."""
 
 import math
+import statistics
 from dataclasses import dataclass
 
 from scrimp_platform.cluster import Placement
@@ -39,14 +40,17 @@ class Left:
             spent = formatting.number(self.spent)
             return f"nothing: of --max-gpu-hours {self.most_hours:g}, {spent} are spent; raise it to go on"
 
-        parts = ["trials to begin"]
-        if self.to_begin is not None:
-            parts = [f"{formatting.plural(self.to_begin, 'trial')} after the {self.begun} begun"]
+        parts = []
+        if self.to_begin is None:
+            parts.append("trials to begin")
+        elif self.to_begin:
+            parts.append(f"{formatting.plural(self.to_begin, 'trial')} after the {self.begun} begun")
         if self.going_on:
             parts.append(f"{formatting.plural(self.going_on, 'repeat')} to go on with")
-        parts.append(f"at most {formatting.plural(self.of_race, 'repeat')} of the race")
+        if self.of_race:
+            parts.append(f"at most {formatting.plural(self.of_race, 'repeat')} of the race")
         time = f"; about {formatting.duration(self.hours)}" if self.hours is not None else ""
-        return f"{formatting.conjunction(parts)}{time}"
+        return f"{formatting.conjunction(parts or ['nothing that can be counted yet'])}{time}"
 
 
 def of_resumed(plan: Plan, placement: Placement) -> Left | None:
@@ -57,13 +61,22 @@ def of_resumed(plan: Plan, placement: Placement) -> Left | None:
     known = records.read_as_observer(plan.folder)
     budget = plan.space.budget
     is_complete = records.ending(plan.folder, description) == "complete"
+    to_begin = None if budget.trials is None else max(0, budget.trials - len(known.trials))
+
+    # Of a race that is over new trials may lead, and each then gets fresh seeds.
+    expected = estimate.max_race_repeats_left(known.trials, plan.space)
+    of_race = max(expected, min(budget.leaders, to_begin or 0) * (budget.repeats - 1))
     seconds = estimate.seconds_left(known.trials, plan.space, {}, known.preparations)
+    finished = [repeat.last.seconds for repeat in known.repeats if repeat.status == "finished" and repeat.last]
+    if seconds is not None and finished:
+        seconds += (of_race - expected) * statistics.fmean(finished)
+
     return Left(
         finished=is_complete and not _allows_more(records.space_of(plan.folder).budget, budget),
         begun=len(known.trials),
-        to_begin=None if budget.trials is None else max(0, budget.trials - len(known.trials)),
+        to_begin=to_begin,
         going_on=sum(repeat.open or repeat.status == "paused" for repeat in known.repeats),
-        of_race=estimate.max_race_repeats_left(known.trials, plan.space),
+        of_race=of_race,
         hours=None if seconds is None else seconds / placement.places / 3600,
         spent=sum(work.device_hours for work in [*known.repeats, *known.preparations]),
         most_hours=math.inf if budget.max_gpu_hours is None else budget.max_gpu_hours,

@@ -144,7 +144,7 @@ def _scores(running: RunningRepeat, objective: str) -> str:
 def _next_rung(running: RunningRepeat, marks: Sequence[float]) -> str:
     """Return the rung to which a repeat is on its way, and the time until then at its speed."""
     goal = estimate.next_goal(running.repeat, marks)
-    if not running.images_per_second or goal <= running.kimg:
+    if not running.node or not running.images_per_second or goal <= running.kimg:
         return f"{goal:g}"
     seconds = (goal - running.kimg) * 1000 / running.images_per_second
     seconds -= running.seconds_since_update or 0.0

@@ -65,7 +65,7 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
     remainder = left.of_resumed(plan, placement)
     if remainder:
         rows["left"] = remainder.text()
-    elif speed:
+    if speed and (remainder is None or remainder.begun == 0):
         cost = estimate.estimate_sweep(plan, placement, speed)
         rows["will take"] = (
             f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "

@@ -220,6 +220,7 @@ def _kill(controller: Any, trial: Any) -> None:
     inner = controller._tune_controller
     inner._actor_manager.doomed.add(inner._trial_to_actor[trial])
     inner._schedule_trial_stop(trial, exception=RuntimeError("stopped by its user"))
+    inner._set_trial_status(trial, Trial.TERMINATED)  # it has not failed
 
 
 class ActorManager(RayActorManager):
@@ -248,6 +249,8 @@ class ActorManager(RayActorManager):
 tune_controller.RayActorManager = ActorManager  # Tune has no setting for it
 # Tune prints a traceback if its own records do not fit on the disk. They are not needed: the ledger has everything.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+# Nor is the list, at the end, of repeats whose processes died: the ledger has said a line for each.
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
 
 class RungScheduler(FIFOScheduler):
@@ -257,6 +260,10 @@ class RungScheduler(FIFOScheduler):
         super().__init__()
         self._searcher = searcher
         self._each_step = each_step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep what is done at each step out of Tune's own records, which are never restored."""
+        return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Pass a repeat's report to the ledger, which decides whether the repeat continues."""
