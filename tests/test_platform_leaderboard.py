@@ -346,6 +346,20 @@ def test_many_fields_are_folded_into_one_column():
     assert "weight_decay -" in " ".join(console.file.getvalue().split())  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_fields_are_left_out_where_each_word_would_have_its_own_line():
+    constraints = {name: {"max": 9.0} for name in ("memorized_fraction", "train_flops", "parameters")}
+    search = {"optimizer.beta1": {"uniform": [0.1, 0.9]}, "network.dropout": {"uniform": [0.1, 0.5]}}
+    trial = trained(0, 5.0)
+    trial.params |= {"optimizer.beta1": 0.123, "network.dropout": 0.456}
+    rows, space = ranked(trial, search=search, constraints=constraints)
+    for width, shown in ((60, False), (110, True)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(leaderboard.table(rows, space, width))
+        text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert ("0.456" in text) is shown
+        assert len([line for line in text.splitlines() if line.strip()]) <= 4
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [

@@ -12,11 +12,12 @@ from typing import cast
 
 import pytest
 
-from scrimp_platform import plan, store
+from scrimp_platform import left, plan, store
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.plan import SweepOptions
 from scrimp_platform.search import estimate, records, warm_start
 from scrimp_platform.search.estimate import Speed
+from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import Storage
 from scrimp_trainers import ingest
 from scrimp_trainers.common.errors import UserError
@@ -169,6 +170,61 @@ def test_a_measured_speed_is_found_again_for_the_same_plan_and_no_other(options)
     assert estimate.last_speed(the_plan, 0) == speed
     assert estimate.last_speed(the_plan, 2) is None
     assert estimate.last_speed(plan.make_plan(change(options, rungs=(1.0, 2.0))), 0) is None
+
+
+def finish(the_plan: plan.Plan) -> None:
+    """Train all that a sweep has to do, by made-up curves."""
+    from made_up_sweep import train_all
+
+    folder = the_plan.folder
+    train_all(Ledger(folder, the_plan.space, the_plan.options.seed, 1, lambda _: None))
+    store.write_json(folder.outcome, {"reason": "complete", "ended": time.time(), "trials": 0})
+
+
+def what_is_left(options: SweepOptions) -> left.Left:
+    of_plan = left.of_resumed(plan.make_plan(options), place((Node("here", 2, 0),), None))
+    assert of_plan
+    return of_plan
+
+
+def test_of_a_finished_sweep_nothing_is_left_and_trials_can_be_added(options):
+    options = change(options, trials=5, rungs=(1.0, 2.0), repeats=2)
+    assert left.of_resumed(plan.make_plan(options), place((Node("here", 2, 0),), None)) is None
+    finish(begin(options))
+    assert what_is_left(options).text().startswith("nothing: the sweep is complete; --trials +4 adds four trials")
+    assert what_is_left(change(options, trials=3)).finished
+
+    more = what_is_left(change(options, trials="+4"))
+    assert (more.begun, more.to_begin, more.going_on) == (5, 4, 0)
+    assert more.of_race >= 3  # three leaders may be new, and each gets one fresh seed
+    assert more.text().startswith("4 trials after the 5 begun and at most ")
+    assert more.hours
+    assert not what_is_left(change(options, repeats=3)).finished
+
+
+def test_added_trials_are_added_once_until_they_are_done(options):
+    options = change(options, trials=2, rungs=(1.0, 2.0), repeats=1)
+    finish(begin(options))
+    added = change(options, trials="+4")
+    the_plan = begin(added)
+    assert the_plan.space.budget.trials == 6
+    assert plan.make_plan(added).space.budget.trials == 6  # interrupted, and resumed by the same command
+    finish(the_plan)
+    assert plan.make_plan(added).space.budget.trials == 10
+    assert plan.make_plan(change(options, trials="+1")).space.budget.trials == 7
+
+
+def test_nothing_is_left_once_the_hours_are_spent(options):
+    options = change(options, trials=2, rungs=(1.0, 2.0), repeats=1, max_gpu_hours=1e-6)
+    finish(begin(options))
+    store.write_json(begin(options).folder.outcome, {"reason": "max_gpu_hours 1e-06 reached", "ended": time.time()})
+    assert "nothing: of --max-gpu-hours 1e-06, " in what_is_left(options).text()
+
+
+@pytest.mark.parametrize(("trials", "complaint"), [("+4", "there is no .*quickstart-digits yet"), ("four", "or \\+4")])
+def test_trials_that_add_to_nothing_are_refused(options, trials, complaint):
+    with pytest.raises(UserError, match=complaint):
+        plan.make_plan(change(options, trials=trials))
 
 
 def test_a_warm_start_takes_the_leaders_values_that_this_space_allows(options, tmp_path):

@@ -241,6 +241,31 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
     assert [(begun / str(trial)).read_text() for trial in range(4)] == [here, here, *[f"{here} {GONE}"] * 2]
 
 
+def test_a_stopped_repeat_ends_though_it_reports_nothing_and_its_place_is_free(ray_here, tmp_path, capfd):
+    def pretend(config: dict) -> None:
+        from ray import tune
+
+        tune.report({worker.WORKING: True})
+        if config["trial"] == 0:
+            time.sleep(300)
+        tune.report({worker.ROW: MetricsRow.from_entries(TICK | {"rung": 20.0, "fd_classifier": 0.0})})
+
+    def stop_the_first() -> None:
+        first = ledger.trials[0].repeats[0] if ledger.trials else None
+        if first and first.began:
+            ledger.trials[0].stopped = "stopped by anna"
+            ledger.stop(first, "stopped by anna")
+
+    began = time.monotonic()
+    ledger = open_ledger(SweepFolder(tmp_path / "sweep"), one_rung(2))
+    tune_loop.run_repeats(
+        ledger, pretend, {}, lambda: 1, tune_loop.Limits(ledger), reuse=True, each_step=stop_the_first
+    )
+    assert time.monotonic() - began < 120
+    assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("stopped", 1), ("finished", 1)]
+    assert "".join(capfd.readouterr()) == ""
+
+
 def test_a_process_that_waits_for_gpus_is_withdrawn_and_one_that_works_is_not(ray_here, tmp_path):
     def pretend(config: dict) -> None:
         from ray import tune

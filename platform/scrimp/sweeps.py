@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scrimp.trainings import dataset_folder
-from scrimp_platform import store
+from scrimp_platform import recommended, store
 from scrimp_platform.model import Model
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.report.leaderboard import TrialRow
@@ -137,18 +137,15 @@ class Result:
     @property
     def _best_repeat(self) -> RepeatFolder | None:
         """The best trial's typical repeat; None while a trial that may be better has damaged records."""
-        best = leaderboard.best(self._rows)
-        if best is None or any(leaderboard.may_hide_best(row.trial) for row in self._rows):
-            return None
-        typical = leaderboard.typical_repeat(best, self.space)
-        return SweepFolder(self.folder).repeat(typical.trial, typical.repeat)
+        best = recommended.repeat_of(SweepFolder(self.folder), self._rows, self.space)
+        return best.files if best else None
 
 
 def sweep(
     space: Space | str | PathLike[str] = "quickstart",
     data: Dataset | str | PathLike[str] = "digits",
     *,
-    trials: int | None = None,
+    trials: int | str | None = None,
     repeats: int | None = None,
     rungs: Sequence[float] | None = None,
     name: str | None = None,
@@ -175,7 +172,7 @@ def sweep(
         A dataset, its folder, or `digits`, which is prepared on first use.
     trials, repeats, rungs, max_gpu_hours
         These replace the space's budget: number of recipes to try, seeds per leading trial, marks in kimg at which
-        repeats are scored, and the maximum of device-hours.
+        repeats are scored, and the maximum of device-hours. Of `trials`, `"+4"` adds to those that the sweep has.
     until_gain
         The search ends once ten more trials are expected to improve the best score by less than this share: `"0.5%"`.
     name

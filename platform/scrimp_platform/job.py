@@ -12,13 +12,15 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scrimp_cluster import proxies
 from scrimp_platform import interrupt, store
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import live, status, terminal
 from scrimp_platform.plan import ALL, Plan
+from scrimp_platform.store import SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
@@ -61,7 +63,7 @@ def run_as_job(plan: Plan, address: str) -> int:
 
     terminal.say(f"Running as job {name}, which survives this terminal. Run the same command to reattach.")
     terminal.say(f"To stop it: Ctrl-C, or `ray job stop {name}`.\n")
-    return follow(client, name)
+    return follow(client, name, plan.folder)
 
 
 def jobs_client(address: str) -> "JobSubmissionClient":
@@ -137,7 +139,7 @@ def _space_argument(plan: Plan) -> str:
     return space if space in spaces.names() else str(Path(space).absolute())
 
 
-def follow(client: "JobSubmissionClient", name: str) -> int:
+def follow(client: "JobSubmissionClient", name: str, folder: SweepFolder) -> int:
     """Print a job's log until it ends; return the job's exit status. Ctrl-C stops the job."""
 
     def stop(*_: Any) -> None:
@@ -145,8 +147,9 @@ def follow(client: "JobSubmissionClient", name: str) -> int:
         client.stop_job(name)
 
     try:
-        with interrupt.handled(stop, signal.SIGINT):
-            asyncio.run(_print_log(client, name))
+        # The job itself has no terminal, so the table is drawn here, from the sweep's files.
+        with interrupt.handled(stop, signal.SIGINT), live.shown(lambda: status.read_sweep(folder)) as refresh:
+            asyncio.run(_print_log(client, name, refresh))
             job = client.get_job_info(name)
     except (OSError, RuntimeError):
         terminal.say("The cluster no longer answers. Run the same command again to reattach or to resume the sweep.")
@@ -161,12 +164,21 @@ def follow(client: "JobSubmissionClient", name: str) -> int:
     return job.driver_exit_code or 1
 
 
-async def _print_log(client: "JobSubmissionClient", name: str) -> None:
+async def _print_log(client: "JobSubmissionClient", name: str, refresh: Callable[[], object]) -> None:
     import aiohttp
 
+    async def refresh_often() -> None:
+        while True:
+            refresh()
+            await asyncio.sleep(live.REFRESH_INTERVAL_S)
+
+    table = asyncio.create_task(refresh_often())
     try:
         async for lines in client.tail_job_logs(name):
-            sys.stdout.writelines(line for line in lines.splitlines(keepends=True) if not RAYS_LINE.match(line))
-            sys.stdout.flush()
+            for line in lines.splitlines(keepends=True):
+                if not RAYS_LINE.match(line):
+                    terminal.pass_on(line)
     except aiohttp.ClientError as error:
         raise ConnectionError from error
+    finally:
+        table.cancel()

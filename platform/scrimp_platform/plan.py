@@ -5,13 +5,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scrimp_cluster.facts import code, versions
 from scrimp_platform import store
-from scrimp_platform.search import feasibility, records
+from scrimp_platform.search import budget_changes, feasibility, records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import mlflow_server
 from scrimp_spaces import space as spaces
@@ -47,7 +47,8 @@ class SweepOptions:
 
     space: str | Space = "quickstart"
     data: str = DIGITS
-    trials: int | None = None
+    trials: int | str | None = None
+    """Recipes to try; `+4` adds to the trials that an earlier sweep of this name has."""
     repeats: int | None = None
     rungs: tuple[float, ...] | None = None
     name: str | None = None
@@ -83,6 +84,8 @@ class Plan:
     """What the sweep is given of earlier ones."""
     own_parts: tuple[Path, ...] = ()
     """The user's own parts, where the user has them; space and base recipe name their copies in the sweep's folder."""
+    limits_set: budget_changes.Changes = field(default_factory=dict)
+    """Limits that `scrimp set` has changed, and that the options leave so."""
 
 
 def make_plan(options: SweepOptions) -> Plan:
@@ -108,6 +111,9 @@ def make_plan(options: SweepOptions) -> Plan:
     space = feasibility.resolve(space, manifest)
 
     folder = _folder(options, storage, manifest)
+    space = _with_added_trials(space, options, folder)
+    limits_set = budget_changes.in_force(folder, space)
+    space = budget_changes.applied(space, limits_set)
     own_parts = base.parts
     resumed = _check_resume(folder, space, manifest, options.seed, own_parts)
     if own_parts:
@@ -115,7 +121,7 @@ def make_plan(options: SweepOptions) -> Plan:
         space = space.model_copy(update={"parts": copies})
         base = base.model_copy(update={"parts": copies})
     warm_start = _warm_start(options, space, storage, folder, resumed)
-    return Plan(options, space, base, storage, folder, dataset, manifest, resumed, warm_start, own_parts)
+    return Plan(options, space, base, storage, folder, dataset, manifest, resumed, warm_start, own_parts, limits_set)
 
 
 def check_options(options: SweepOptions) -> Space:
@@ -154,7 +160,7 @@ def resolve_space(options: SweepOptions) -> Space:
 
     budget = space.budget.model_dump()
     chosen = {
-        "trials": options.trials,
+        "trials": None if _is_addition(options.trials) else options.trials,
         "repeats": options.repeats,
         "rungs_kimg": options.rungs,
         "max_gpu_hours": options.max_gpu_hours,
@@ -167,14 +173,43 @@ def resolve_space(options: SweepOptions) -> Space:
     return spaces.parse_space(space.model_dump() | {"budget": budget, "override": override}, where)
 
 
+def _is_addition(trials: int | str | None) -> bool:
+    """Whether a number of trials is one to add, such as `+4`."""
+    if trials is None or isinstance(trials, int):
+        return False
+    if not re.fullmatch(r"\+[1-9][0-9]*", trials):
+        raise UserError(f"--trials {trials}: give a number such as 20, or +4 to add to a sweep's trials")
+    return True
+
+
+def _with_added_trials(space: Space, options: SweepOptions, folder: SweepFolder) -> Space:
+    """Return the space with the trials that are added to those of the earlier sweep.
+
+    They are added once: until they are done, the same command resumes the sweep.
+    """
+    if not _is_addition(options.trials):
+        return space
+    if not folder.description.exists():
+        raise UserError(f"--trials {options.trials}: adds to a sweep, but there is no {folder.path} yet; give a number")
+
+    earlier = records.sweep_description(folder)
+    trials = records.space_of(folder).budget.trials
+    if space.arms or trials is None:
+        limit = "its space lists its trials" if space.arms else "hours alone limit it; raise --max-gpu-hours"
+        raise UserError(f"--trials {options.trials}: sweep {folder.path.name} has no number to add to: {limit}")
+    if earlier.get("added") != options.trials or records.ending(folder, earlier) == "complete":
+        trials += int(str(options.trials))
+    return space.model_copy(update={"budget": space.budget.model_copy(update={"trials": trials})})
+
+
 def _absolute_files(space: Space) -> dict[str, str]:
     """Return the recipe's fields that name an existing file by a relative path, made absolute for the workers."""
     fields = recipes.flattened(space.base().model_dump(mode="json"))
     absolute = {}
-    for field in FILE_FIELDS:
-        name = fields.get(field)
+    for path in FILE_FIELDS:
+        name = fields.get(path)
         if name and Path(name).exists() and not Path(name).is_absolute():
-            absolute[field] = str(Path(name).absolute())
+            absolute[path] = str(Path(name).absolute())
     return absolute
 
 
@@ -233,6 +268,8 @@ def sweep_record(plan: Plan) -> dict[str, Any]:
         },
         "parts": parts.digests(plan.own_parts),
         "seed": plan.options.seed,
+        budget_changes.KEY: plan.limits_set,
+        "added": plan.options.trials if _is_addition(plan.options.trials) else None,
         "started": earlier.get("started", now),
         "driver_started": now,
         **software,

@@ -249,6 +249,14 @@ class SweepFolder:
         """Optuna's studies; optuna-dashboard opens them."""
         return self.path / "study.journal"
 
+    def request(self, name: str) -> Path:
+        """File of what a user asks of the sweep while it runs, and of the answer; names are in order of time."""
+        return self.path / "requests" / f"{name}.json"
+
+    def requests(self) -> list[Path]:
+        """Return every request, in order of time."""
+        return sorted((self.path / "requests").glob("[0-9]*.json"))
+
     @property
     def outcome(self) -> Path:
         """How the last driver ended: why, and when."""

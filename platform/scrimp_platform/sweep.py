@@ -13,7 +13,7 @@ from functools import partial
 from scrimp_cluster import doctor
 from scrimp_cluster.doctor import ClusterReport
 from scrimp_platform import cluster, interrupt, job, storage_loss, store
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import live, status, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
@@ -21,6 +21,7 @@ from scrimp_platform.plan import Plan, SweepOptions, check_options, make_plan, s
 from scrimp_platform.report import leaderboard
 from scrimp_platform.search import estimate, feasibility, records, warm_start
 from scrimp_platform.search.ledger import Ledger
+from scrimp_platform.search.steering import Steering
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.throttle import Throttle
 from scrimp_platform.tracking.mirror import MirrorThread
@@ -68,7 +69,9 @@ def run_sweep(options: SweepOptions) -> Ending:
     placement = cluster.place(cluster.peek(), options.gpus_per_repeat)
     plan = make_plan(options)
     if options.dry_run:
-        speed = estimate.last_speed(plan, placement.gpus_per_repeat) or estimate.measure_base_recipe(plan)
+        speed = estimate.last_speed(plan, placement.gpus_per_repeat)
+        if not speed and not plan.resumed:
+            speed = estimate.measure_base_recipe(plan)
         terminal.show_plan(plan, placement, speed)
         return Ending(plan.folder)
 
@@ -169,7 +172,7 @@ def open_ledger(plan: Plan, placement: Placement) -> Ledger:
     def write_leaderboard() -> None:
         # The ledger already reports while it is being opened.
         if ledger and plan.folder.journal.exists():
-            leaderboard.write_csv(leaderboard.rank(ledger.trials, plan.space), plan.space, plan.folder)
+            leaderboard.write_csv(leaderboard.rank(ledger.trials, ledger.space), ledger.space, plan.folder)
 
     known_costs = partial(feasibility.known_costs, plan.space, plan.manifest)
     ledger = Ledger(plan.folder, plan.space, plan.options.seed, placement.devices, say, plan.warm_start, known_costs)
@@ -185,9 +188,24 @@ def search_and_race(ledger: Ledger, plan: Plan, placement: Placement) -> str:
     task = {"sweep": str(plan.folder.path), "dataset": str(plan.dataset), "gpus": gpus}
     pool = NodePool(placement, lambda nodes: examine_nodes(nodes, plan), ledger.say)
     limits = tune_loop.Limits(ledger)
-    with interrupt.deferred(lambda: terminal.say(ENDING)):
+    steering = Steering(ledger, limits.end)
+    steering.begin()
+
+    def each_step() -> None:
+        steering.check()
+        refresh()
+
+    with interrupt.deferred(lambda: terminal.say(ENDING)), live.shown(lambda: status.of_driver(ledger)) as refresh:
         tune_loop.run_repeats(
-            ledger, tune_repeat, task, pool.places, limits, pool.fit_nodes, pool.record_failure, reuse=not gpus
+            ledger,
+            tune_repeat,
+            task,
+            pool.places,
+            limits,
+            pool.fit_nodes,
+            pool.record_failure,
+            reuse=not gpus,
+            each_step=each_step,
         )
     return limits.reached or "complete"
 

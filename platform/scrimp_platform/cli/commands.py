@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-from scrimp_platform import operations, store
+from scrimp_platform import operations, recommended, store
 from scrimp_platform.cli import terminal
 from scrimp_platform.model import Model, require_model
 from scrimp_platform.report import goals, leaderboard
-from scrimp_platform.search import records
+from scrimp_platform.search import budget_changes, records, steering
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
@@ -91,8 +91,8 @@ def train(
 def sample(
     model: Path, out: Path, number: int, seed: int, steps: int | None, batch_size: int, caption: tuple[str, ...]
 ) -> None:
-    """Draw images from a model as PNGs and one grid."""
-    require_model(model)
+    """Draw images from a model, or from the recommended one of a sweep, as PNGs and one grid."""
+    model = _model_folder(model)
     if out.exists():
         raise UserError(f"{out}: exists already; choose another folder")
     from scrimp_trainers import sampling
@@ -106,25 +106,61 @@ def sample(
 
 def evaluate(
     model: Path,
-    data: Path,
+    data: Path | None,
     seed: int,
     grid: Path | None,
     **scoring_values: Any,
 ) -> None:
-    """Score a model against a dataset."""
-    require_model(model)
-    scoring = operations.make_scoring(manifests.load_manifest(data), **scoring_values)
+    """Score a model against a dataset; the recommended model of a sweep by default as the sweep scores."""
+    chosen = {name: value for name, value in scoring_values.items() if value is not None}
+    settings: dict[str, Any] = {"extractor": "inception", "samples": 50_000} | chosen
+    if recommended.is_sweep(model):
+        sweep = records.sweep_description(SweepFolder(model))
+        data = data or Path(sweep["dataset"]["folder"])
+        if "extractor" not in chosen:
+            settings = _with_values(sweep["space"]["scoring"], chosen)
+    if data is None:
+        raise click.UsageError(f"{model}: not a sweep, which knows its dataset; name DATA, too")
+
+    folder = _model_folder(model)
+    scoring = operations.make_scoring(manifests.load_manifest(data), **settings)
     if grid and not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: its folder does not exist")
     from scrimp_trainers.sampling import neighbour_grid
 
     with terminal.progress() as progress:
-        values, scores = operations.evaluate(Model.load(model), data, scoring, seed, progress)
+        values, scores = operations.evaluate(Model.load(folder), data, scoring, seed, progress)
     terminal.show_values(values)
 
     if grid:
         neighbour_grid(scores.samples, scores.nearest).save(grid, "PNG")
         terminal.say(f"samples, each beside its nearest training image, in {grid}")
+
+
+def _with_values(scoring: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the scoring of a sweep with other values; all of its extractors score as many samples."""
+    further = scoring["further"]
+    if "samples" in chosen:
+        further = [other | {"samples": chosen["samples"]} for other in further]
+    return scoring | chosen | {"further": further}
+
+
+def _model_folder(path: Path) -> Path:
+    """Return a model's folder; of a sweep that of its recommended model, and say which one that is.
+
+    Raises
+    ------
+    UserError
+        If the folder holds neither a model nor a sweep with one.
+    """
+    if not recommended.is_sweep(path):
+        require_model(path)
+        return path
+    found = recommended.find(SweepFolder(path))
+    require_model(found.files.model)
+    standing = "recommended" if found.final else "best so far"
+    terminal.say(f"model of repeat {found.files.label}, whose trial is {standing}: {found.files.model}")
+    return found.files.model
 
 
 def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> None:
@@ -196,6 +232,50 @@ def status(storage: Path) -> None:
     from scrimp_platform.cli import status, status_view
 
     status_view.show_storage(*status.read_storage(Storage(storage.expanduser())))
+
+
+def set_limits(sweep: Path, assignments: Sequence[str]) -> None:
+    """Change limits of a sweep's budget, each by a request."""
+    space = records.space_of(SweepFolder(sweep))
+    limits = [budget_changes.parse(assignment) for assignment in assignments]
+    for field, value in limits:
+        space = budget_changes.with_limit(space, field, value)
+    for field, value in limits:
+        _request(sweep, steering.make("set", field=field, value=value))
+
+
+def stop(sweep: Path, trial: int) -> None:
+    """Stop a trial of a sweep."""
+    records.space_of(SweepFolder(sweep))
+    _request(sweep, steering.make("stop", trial=trial))
+
+
+def pause(sweep: Path) -> None:
+    """Pause a sweep that runs."""
+    records.space_of(SweepFolder(sweep))
+    _request(sweep, steering.make("pause"))
+
+
+def _request(sweep: Path, request: steering.Request) -> None:
+    """Ask something of a sweep's driver and print its answer.
+
+    Raises
+    ------
+    UserError
+        If the driver refuses it, or the sweep is to pause and does not run.
+    """
+    folder = SweepFolder(sweep)
+    reply = steering.ask(folder, request)
+    if reply.refused:
+        raise UserError(reply.answer)
+    if reply.answered:
+        terminal.say(reply.answer)
+    elif store.holder(folder.lock):
+        terminal.say("the sweep has not answered yet; it will carry this out at its next decision")
+    elif request.action == "pause":
+        raise UserError(f"{sweep}: does not run, so there is nothing to pause")
+    else:
+        terminal.say("the sweep does not run; it will carry this out when its command is run again")
 
 
 def ui(storage: Path, service: bool) -> None:

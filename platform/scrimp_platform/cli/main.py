@@ -52,6 +52,17 @@ class _Number(click.FloatRange):
         return number
 
 
+class _Trials(click.IntRange):
+    """A number of trials, or one to add, such as `+4`, which stays text."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return f"+{number}" if str(value).startswith("+") else number
+
+
 FOLDER = _Path(path_type=Path)
 FILE = _Path(path_type=Path, exists=True)
 NAME = _NameOrPath()
@@ -71,7 +82,9 @@ STORAGE = click.option(
     "--space", type=NAME, default="quickstart", show_default=True, help="Search space: a name or a YAML file."
 )
 @click.option("--data", type=NAME, default="digits", show_default=True, help="Folder of a prepared dataset, or digits.")
-@click.option("--trials", type=click.IntRange(1), help="Number of recipes to try.")
+@click.option(
+    "--trials", type=_Trials(), metavar="N|+N", help="Number of recipes to try; +N adds to those that the sweep has."
+)
 @click.option("--repeats", type=click.IntRange(1), help="Seeds per leading trial, including that of the search.")
 @click.option("--rungs", metavar="KIMG,..", callback=_parse_rungs, help="Training lengths at which repeats are scored.")
 @click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")
@@ -212,7 +225,10 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--caption", multiple=True, help="Caption to draw; several in turn.  [default: some of the training's]")
 @OWN_PARTS
 def sample(model: Path, out: Path, **options: Any) -> None:
-    """Draw images from MODEL; write them to OUT as PNGs and one grid."""
+    """Draw images from MODEL; write them to OUT as PNGs and one grid.
+
+    MODEL is the folder of a model, or of a sweep, whose recommended model is taken.
+    """
     from scrimp_platform.cli import commands
 
     commands.sample(model, out, **options)
@@ -220,19 +236,23 @@ def sample(model: Path, out: Path, **options: Any) -> None:
 
 @scrimp.command()
 @click.argument("model", type=FOLDER)
-@click.argument("data", type=FOLDER)
-@click.option("--extractor", default="inception", show_default=True, help="Feature extractor.")
+@click.argument("data", type=FOLDER, required=False)
+@click.option("--extractor", help="Feature extractor.  [default: inception, or that of the sweep]")
 @click.option(
-    "--samples", type=click.IntRange(1), default=50_000, show_default=True, help="Number of samples to score."
+    "--samples", type=click.IntRange(1), help="Number of samples to score.  [default: 50,000, or as the sweep]"
 )
 @click.option("--weights", type=FILE, help="Weight file of the extractor.")
 @click.option("--threshold", type=_Number(), help="Similarity above which a sample counts as memorised.")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images per batch.  [default: 256, or as the sweep]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--grid", type=FOLDER, help="PNG to write: samples and their nearest training images.")
 @OWN_PARTS
-def evaluate(model: Path, data: Path, **options: Any) -> None:
-    """Score MODEL against DATA: fidelity, memorisation and cost."""
+def evaluate(model: Path, data: Path | None, **options: Any) -> None:
+    """Score MODEL against DATA: fidelity, memorisation and cost.
+
+    MODEL is the folder of a model, or of a sweep: then its recommended model is scored, by default on the sweep's
+    dataset and as the sweep scores.
+    """
     from scrimp_platform.cli import commands
 
     commands.evaluate(model, data, **options)
@@ -320,6 +340,46 @@ def status(storage: Path) -> None:
     from scrimp_platform.cli import commands
 
     commands.status(storage)
+
+
+@scrimp.command("set")
+@click.argument("sweep", type=FOLDER)
+@click.argument("limits", metavar="LIMIT=VALUE...", nargs=-1, required=True)
+def set_command(sweep: Path, limits: tuple[str, ...]) -> None:
+    """Change limits of SWEEP's budget, also while it runs.
+
+    For example: scrimp set runs/lab-photos budget.trials=40. Limits are budget.trials, budget.repeats,
+    budget.max_gpu_hours and budget.until_gain; `none` removes one. The sweep's command keeps what was set, unless its
+    own option is changed later.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.set_limits(sweep, limits)
+
+
+@scrimp.command()
+@click.argument("sweep", type=FOLDER)
+@click.option("--trial", type=click.IntRange(0), required=True, help="Number of the trial.")
+def stop(sweep: Path, trial: int) -> None:
+    """Stop a trial of SWEEP for good.
+
+    It is trained no further and gets no more repeats; the scores that it has keep counting.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.stop(sweep, trial)
+
+
+@scrimp.command()
+@click.argument("sweep", type=FOLDER)
+def pause(sweep: Path) -> None:
+    """Pause SWEEP until its command is run again.
+
+    It may run on any node that shares the folder. What is trained resumes from its checkpoints.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.pause(sweep)
 
 
 @scrimp.command()

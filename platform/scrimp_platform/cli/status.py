@@ -1,10 +1,12 @@
 """The status of the sweeps in a storage folder, from their files alone: no cluster is needed, only a node with them."""
 
+import os
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scrimp_platform import store
 from scrimp_platform.search import estimate, records
@@ -13,6 +15,9 @@ from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
+
+if TYPE_CHECKING:
+    from scrimp_platform.search.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,10 @@ def read_storage(storage: Storage) -> StorageStatus:
     for folder in storage.sweeps():
         try:
             description = records.sweep_description(folder)
-            node = lock_node(folder.lock)
-            reason = _reason(folder, description)
-            if reason == "complete" and not node:
+            if records.ending(folder, description) == "complete" and not lock_node(folder.lock):
                 complete.append(folder.path.name)
             else:
-                unfinished.append(_read_sweep(folder, description, node, reason))
+                unfinished.append(read_sweep(folder))
         except UserError as error:
             problems.append(str(error))
         except OSError as error:  # it belongs to another user, or its disk fails
@@ -124,25 +127,40 @@ def lock_node(lock: Path) -> str:
     return store.holder(lock).rpartition(" on ")[2]
 
 
-def _reason(folder: SweepFolder, description: dict[str, Any]) -> str:
-    """Return why the last driver ended; empty if that is not recorded, or it has not ended."""
-    outcome = store.read_sound(folder.outcome)
-    if outcome and outcome["ended"] >= description["driver_started"]:
-        return outcome["reason"]
-    return ""
+def read_sweep(folder: SweepFolder) -> SweepStatus:
+    """Read the status of a sweep.
 
-
-def _read_sweep(folder: SweepFolder, description: dict[str, Any], node: str, reason: str) -> SweepStatus:
+    Raises
+    ------
+    UserError
+        If the folder is not that of a sweep, or its `sweep.json` is damaged.
+    """
+    description = records.sweep_description(folder)
+    node = lock_node(folder.lock)
+    reason = records.ending(folder, description)
     known = records.read_as_observer(folder)
-    running = [
-        _read_running(repeat, folder.repeat(repeat.trial, repeat.repeat))
-        for repeat in known.repeats
-        if repeat.status == "running"
-    ]
     space = records.space_of(folder)
+    running = read_running(folder, known.repeats)
     return SweepStatus(
         folder, description, space, known.trials, running, node, reason, known.problems, known.preparations
     )
+
+
+def of_driver(ledger: "Ledger") -> SweepStatus:
+    """Return the status that a sweep's own driver knows, without reading its records again."""
+    running = read_running(ledger.folder, ledger.repeats)
+    preparations = list(ledger.preparations.values())
+    node = os.uname().nodename
+    return SweepStatus(ledger.folder, {}, ledger.space, ledger.trials, running, node, "", [], preparations)
+
+
+def read_running(folder: SweepFolder, repeats: Iterable[Repeat]) -> list[RunningRepeat]:
+    """Read how far the repeats have come that are running."""
+    return [
+        _read_running(repeat, folder.repeat(repeat.trial, repeat.repeat))
+        for repeat in repeats
+        if repeat.status == "running"
+    ]
 
 
 def _read_running(repeat: Repeat, files: RepeatFolder) -> RunningRepeat:

@@ -32,11 +32,11 @@ def show_sweep(sweep: SweepStatus) -> None:
     rows = {
         sweep.folder.path.name: _driver(sweep),
         "of": f"space {description.get('space_name', '')}, dataset {description['dataset']['name']}, since {started}",
-        "trials": _trials(sweep),
-        "repeats": _repeats(sweep),
-        "needs": _preparations(sweep),
+        "trials": describe_trials(sweep),
+        "repeats": describe_repeats(sweep),
+        "needs": describe_preparations(sweep),
         "best": leaderboard.verdict(leaderboard.rank(sweep.trials, sweep.space), sweep.space),
-        "spent": _spent(sweep),
+        "spent": describe_spent(sweep),
     }
     outlook = gain.of_more_trials(sweep.trials, sweep.space, sweep.folder)
     if outlook:
@@ -60,7 +60,8 @@ def _driver(sweep: SweepStatus) -> str:
     return f"does not run: {sweep.reason or 'its driver is gone'}"
 
 
-def _trials(sweep: SweepStatus) -> str:
+def describe_trials(sweep: SweepStatus) -> str:
+    """Say how many trials have begun, and how many are to come."""
     begun = len(sweep.trials)
     if sweep.space.budget.trials is None:
         return f"{begun} begun"
@@ -68,7 +69,8 @@ def _trials(sweep: SweepStatus) -> str:
     return f"{begun} begun, {to_come} to come" if to_come else f"{begun}, all begun"
 
 
-def _repeats(sweep: SweepStatus) -> str:
+def describe_repeats(sweep: SweepStatus) -> str:
+    """Count the repeats by their status, and those to come."""
     counts = Counter(repeat.status for repeat in sweep.repeats)
     text = ", ".join(f"{counts[status]} {status}" for status in get_args(RepeatStatus) if counts[status])
     to_come = estimate.max_race_repeats_left(sweep.trials, sweep.space)
@@ -77,7 +79,7 @@ def _repeats(sweep: SweepStatus) -> str:
     return text
 
 
-def _preparations(sweep: SweepStatus) -> str:
+def describe_preparations(sweep: SweepStatus) -> str:
     """Say of each reference and proxy that runs where it does, and of the others how many there are."""
     lines = []
     for preparation in sweep.preparations:
@@ -91,7 +93,8 @@ def _preparations(sweep: SweepStatus) -> str:
     return "\n".join(lines)
 
 
-def _spent(sweep: SweepStatus) -> str:
+def describe_spent(sweep: SweepStatus) -> str:
+    """Say what the sweep has cost, and what it may cost."""
     text = f"{formatting.number(sweep.device_hours)} device-hours"
     if sweep.space.budget.max_gpu_hours:
         text += f" of at most {sweep.space.budget.max_gpu_hours:g}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from scrimp_platform import left, recommended
 from scrimp_platform.cluster import Placement
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import dataset, formatting, leaderboard
-from scrimp_platform.search import estimate, gain, resolution
+from scrimp_platform.search import budget_changes, estimate, gain, resolution, steering
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.ranges import Range
@@ -51,13 +54,18 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "search": _describe_search(space),
         **({"warm start": "\n".join(plan.warm_start.notes)} if plan.warm_start.notes else {}),
         **_describe_goals(space),
+        "was set": budget_changes.describe(plan.limits_set),
+        "waiting": "\n".join(request.text() for request in steering.waiting(plan.folder)),
         "race tells": _describe_resolution(plan),
         "runs on": placement.describe(),
     }
     needed = estimate.needed(space, space.budget.trials or estimate.DRAWS)
     if needed.proxies:
         rows["needs"] = _describe_needed(needed, space)
-    if speed:
+    remainder = left.of_resumed(plan, placement)
+    if remainder:
+        rows["left"] = remainder.text()
+    if speed and (remainder is None or remainder.begun == 0):
         cost = estimate.estimate_sweep(plan, placement, speed)
         rows["will take"] = (
             f"about {formatting.duration(cost.hours)} and {cost.bytes / 2**20:,.0f} MiB "
@@ -167,8 +175,14 @@ def show_result(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space
     if reason != "complete":
         say(f"Not complete: {reason}. Run the same command again to resume.")
     say(f"report       {folder.report}")
+    say(f"leaderboard  {folder.leaderboard}")
     if folder.best_recipe.exists():
         say(f"best recipe  {folder.best_recipe}")
+    model = recommended.repeat_of(folder, rows, space)
+    if model and model.files.model.exists():
+        say(f"its model    {model.files.model}")
+        say(f"sample it    {recommended.sample_command(folder)}")
+        say(f"train on     {recommended.longer_command(folder, model, space)}")
 
 
 def show_ranking(folder: SweepFolder, rows: Sequence[leaderboard.TrialRow], space: Space) -> None:
@@ -301,10 +315,15 @@ def _plain(value: Any) -> str:
 
 def show_list(entries: Mapping[str, str]) -> None:
     """Print names, each with its description."""
+    console.print(list_table(entries))
+
+
+def list_table(entries: Mapping[str, str]) -> Table:
+    """Lay out names, each with its description."""
     table = Table.grid(padding=(0, 2))
     for name, about in entries.items():
         table.add_row(f"[bold]{name}[/bold]", escape(about))
-    console.print(table)
+    return table
 
 
 def show_problems(problems: Sequence[str]) -> None:
@@ -383,6 +402,16 @@ def say(text: str) -> None:
     """Print a message without markup or line breaks, so that paths can be copied."""
     lines = [printable(line) for line in text.split("\n")]
     console.print("\n".join(lines), soft_wrap=True, markup=False)
+
+
+def pass_on(line: str) -> None:
+    """Print what another process of Scrimp has printed, unchanged; in a terminal above a live table."""
+    if console.is_terminal:
+        text = line.rstrip("\n")
+        console.print(Text.from_ansi(text, end=""), soft_wrap=True, end=line[len(text) :])
+    else:
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
 
 def show_dataset(folder: Path, manifest: Manifest) -> None:

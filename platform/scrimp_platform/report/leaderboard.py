@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -33,6 +33,8 @@ __all__ = [
     "score_text", "status_text", "table", "typical_repeat", "verdict", "write_csv",
 ]  # fmt: skip
 
+MIN_FOLDED_WIDTH = 20
+"""Of the column that all searched fields share."""
 _GOOD = "bold green"
 _BAD = "red"
 _STYLES = {"recommended": _GOOD, "leader": _GOOD, "front": _GOOD, "tied": "green", "failed": _BAD, "damaged": _BAD}
@@ -250,19 +252,29 @@ def _cell(value: Any) -> Any:
 def table(rows: Sequence[TrialRow], space: Space, width: int = 100) -> Table:
     """Lay out the leaderboard for a terminal: with the time if there is room, else without it, else with folded fields.
 
-    Folded means that the searched fields share one column, which wraps.
+    Folded means that the searched fields share one column, which wraps. They are left out where it would be so narrow
+    that each word had its own line; `leaderboard.csv` has them.
     """
     measure = Console(width=1000).measure
     for with_time in (True, False):
         layout = _table(rows, space, with_time, padding=int(with_time))
         if measure(layout).maximum <= width:
             return layout
-    return _table(rows, space, with_time=True, padding=1, folded=True)
+    without_fields = _table(rows, space, with_time=True, padding=1, fields="none")
+    if measure(without_fields).maximum + MIN_FOLDED_WIDTH > width:
+        return without_fields
+    return _table(rows, space, with_time=True, padding=1, fields="folded")
 
 
-def _table(rows: Sequence[TrialRow], space: Space, with_time: bool, padding: int, folded: bool = False) -> Table:
+def _table(
+    rows: Sequence[TrialRow],
+    space: Space,
+    with_time: bool,
+    padding: int,
+    fields: Literal["columns", "folded", "none"] = "columns",
+) -> Table:
     first = next(iter(space.objectives))
-    with_chosen_at = not folded and any(chosen_at_text(row, first) for row in rows)
+    with_chosen_at = fields == "columns" and any(chosen_at_text(row, first) for row in rows)
     names = formatting.short_names(space.search)
 
     # The columns.
@@ -276,19 +288,20 @@ def _table(rows: Sequence[TrialRow], space: Space, with_time: bool, padding: int
         titles.insert(0, "chosen at")
     if with_time:
         titles.append("time")
-    if not folded:
+    if fields == "columns":
         titles += names.values()
     for title in titles:
         wrapped = title.replace("_", "_\n") if len(title) > 9 else title
         result.add_column(wrapped, justify="right", no_wrap=True)
-    if folded:
+    if fields == "folded":
         result.add_column("searched fields")
 
     # The cells.
     for row in rows:
         scores = _score_cells(row, with_chosen_at, with_time)
         cells = [str(row.rank), str(row.number), row.status, _repeats_text(row), *scores]
-        cells += _field_cells(row, names, folded)
+        if fields != "none":
+            cells += _field_cells(row, names, fields == "folded")
         result.add_row(*map(escape, cells), style=_style(row))
     return result
 

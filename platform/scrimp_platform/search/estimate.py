@@ -276,10 +276,7 @@ def seconds_left(
     for repeat in repeats:
         if repeat.open:
             trained = running.get(f"{repeat.trial}.{repeat.repeat}", repeat.last.kimg if repeat.last else 0.0)
-            goal = marks[-1]
-            if repeat.phase == "search":
-                goal = next(rung for rung in marks if rung > repeat.passed or rung == marks[-1])
-            kimg += max(0.0, goal - trained)
+            kimg += max(0.0, next_goal(repeat, marks) - trained)
 
     # Of the race.
     kimg += max_race_repeats_left(trials, space) * marks[-1]
@@ -289,6 +286,13 @@ def seconds_left(
     spent = sum(each.device_hours for each in [*repeats, *preparations])
     limit = max(0.0, budget.max_gpu_hours - spent) / repeats[0].devices * 3600
     return limit if budget.trials is None else min(left, limit)
+
+
+def next_goal(repeat: Repeat, marks: Sequence[float]) -> float:
+    """Return the rung to which a repeat trains before it may be paused; in the race that is the last one."""
+    if repeat.phase == "race":
+        return marks[-1]
+    return next(rung for rung in marks if rung > repeat.passed or rung == marks[-1])
 
 
 def max_race_repeats_left(trials: Sequence[Trial], space: Space) -> int:

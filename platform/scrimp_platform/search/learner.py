@@ -32,6 +32,10 @@ class Learner:
         self._looked_ahead: curves.Curves | None = None
         self._gain: gain.Gain | None = None
 
+    def change_limits(self, space: Space) -> None:
+        """Judge from now on by another budget."""
+        self._space = space
+
     def learned(self, proposed: Sequence[Trial]) -> curves.Curves | None:
         """Return the model, fitted to all proposals so far; None where it does not propose."""
         if self._space.proposals == "curves" and not self._space.arms:

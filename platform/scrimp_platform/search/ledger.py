@@ -256,6 +256,15 @@ class Ledger:
         ending = f"failed ({failure})" if failure else "finished"
         self.say(f"{preparation.name} {ending}: {_short(preparation.device_hours)} device-hours")
 
+    def stop(self, repeat: Repeat, cause: str) -> None:
+        """End a repeat that waits, runs or is paused, because its trial has been stopped (`search/steering.py`)."""
+        self._close(repeat, "stopped", cause)
+
+    def change_limits(self, space: Space) -> None:
+        """Decide from now on by another budget, which is on disk already."""
+        self.space = space
+        self._learner.change_limits(space)
+
     def note(self, work: Repeat | Preparation, text: str) -> None:
         """Print a message from a worker."""
         self.say(f"{self._name(work)}: {text}")

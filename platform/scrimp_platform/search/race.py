@@ -20,7 +20,8 @@ def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, Rank] 
     Parameters
     ----------
     trials
-        Of the sweep. Of those with the same recipe one races: the one with the most repeats, or the first.
+        Of the sweep. Of those with the same recipe one races: the one with the most repeats, or the first. One that a
+        user has stopped leaves its place to another, unless it has fresh seeds to be judged by.
     space
         With the objectives, the constraints and the number of leaders.
     expected
@@ -29,6 +30,7 @@ def leaders(trials: Sequence[Trial], space: Space, expected: Mapping[int, Rank] 
     """
     rung = space.budget.rungs_kimg[-1]
     complete = [trial for trial in trials if trial.status == "complete" and rung in trial.repeats[0].rungs]
+    complete = [trial for trial in complete if not trial.stopped or len(trial.repeats) > 1]
     distinct: dict[str, Trial] = {}
     for trial in sorted(complete, key=lambda trial: (-len(trial.repeats), trial.number)):
         distinct.setdefault(repr(sorted(trial.params.items())), trial)
@@ -52,7 +54,7 @@ def next_trial(raced: Sequence[Trial], space: Space) -> Trial | None:
     Repeats that wait or run count as seeds. Once the recommended trial is within 2% of the best with a probability of
     0.95, only its own repeats are completed. Arms are compared, so each gets all repeats.
     """
-    incomplete = [trial for trial in raced if len(trial.repeats) < space.budget.repeats]
+    incomplete = [trial for trial in raced if len(trial.repeats) < space.budget.repeats and not trial.stopped]
     incomplete.sort(key=lambda trial: len(trial.repeats))
     few = [trial for trial in incomplete if space.arms or len(_seeds(trial)) < FIRST_SEEDS]
     if few:

@@ -1,11 +1,15 @@
 """Writes a sweep's records and recipes. It waits while the disk is full, and raises an error if the storage is gone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from scrimp_platform import storage_loss, store
+from scrimp_platform.search import budget_changes
 from scrimp_platform.search.records import Preparation, Repeat, Trial
 from scrimp_platform.store import SweepFolder, WorkFolder, write_atomic
+from scrimp_spaces.space import Space
 
 
 class RecordWriter:
@@ -40,6 +44,14 @@ class RecordWriter:
     def write_recipe(self, work: Repeat | Preparation, recipe: str) -> None:
         """Write the recipe, as YAML, that a repeat or a preparation trains."""
         self._write(partial(write_atomic, self.files(work).recipe, recipe))
+
+    def write_record(self, file: Path, record: Mapping[str, Any]) -> None:
+        """Write another record of the sweep."""
+        self._write(partial(store.write_json, file, record))
+
+    def save_limit(self, field: str, before: Space, after: Space) -> None:
+        """Write that a limit of the budget has changed."""
+        self._write(partial(budget_changes.save, self._folder, field, before, after))
 
     def _write(self, write: Callable[[], None]) -> None:
         def write_if_storage_exists() -> None:

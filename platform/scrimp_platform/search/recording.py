@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from scrimp_platform import store
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Records, Repeat, Trial
+from scrimp_platform.search.steering import PAUSED
 from scrimp_platform.search.verdict import MARGIN, judge
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
@@ -103,7 +104,7 @@ def _obstacle(folder: SweepFolder, space: Space, known: Records) -> str:
         return "it has several objectives, so that no single recipe is what a search should find"
     if known.problems:
         return f"records are damaged: {known.problems[0]}"
-    if store.holder(folder.lock) or not outcome or outcome["reason"] == "interrupted" or is_open:
+    if store.holder(folder.lock) or not outcome or outcome["reason"] in ("interrupted", PAUSED) or is_open:
         return "it is not finished; run its command again to end it"
     if known.preparations:
         return "its trials share references and proxies, whose cost belongs to no single trial"

@@ -157,7 +157,8 @@ class Trial:
 
     `skipped` means that it is not trained: its values contradict each other, so that no recipe has them, or its `costs`
     break a constraint. Of a `damaged` trial only the number is known; this is never written. `costs` are those of its
-    costs on which there are constraints, as far as they are known before training.
+    costs on which there are constraints, as far as they are known before training. `stopped` says who has stopped it:
+    no repeat of it is trained any further, and it gets no more of them.
     """
 
     number: int
@@ -165,6 +166,7 @@ class Trial:
     status: TrialStatus = "running"
     repeats: list[Repeat] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
 
     @property
     def unfinished(self) -> bool:
@@ -255,6 +257,14 @@ def space_of(folder: SweepFolder) -> Space:
         return Space.model_validate(tree)
     except UserError:
         raise DamagedRecord(f"{folder.description}: its space is not one of this version") from None
+
+
+def ending(folder: SweepFolder, description: Mapping[str, Any]) -> str:
+    """Return why the last driver of a sweep ended; empty if that is not recorded, or it has not ended."""
+    outcome = store.read_sound(folder.outcome)
+    if outcome and outcome["ended"] >= description["driver_started"]:
+        return outcome["reason"]
+    return ""
 
 
 def read_records(folder: SweepFolder, earlier: Records | None = None) -> Records:

@@ -63,6 +63,7 @@ class RepeatSearcher(Searcher):
         self._fail = fail
         self._repeats: dict[str, Repeat | Preparation] = {}
         self._ending: set[str] = set()
+        self._working: set[str] = set()
         self._tune_trials: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
@@ -104,6 +105,29 @@ class RepeatSearcher(Searcher):
         """
         return trial.config["fit_nodes"] != self._fit_nodes()
 
+    def step(self, work: Callable[[], object]) -> None:
+        """Do what is done at every step of Tune, between two decisions."""
+        self._decide(work, None)
+
+    def end_stopped(self, controller: Any) -> None:
+        """End the processes of repeats that were stopped while they ran.
+
+        One that trains is killed, as it may report only at a distant rung. One that still waits for its GPUs ends when
+        it next reports: if it were killed, its request for them would stay.
+        """
+        stopped = [trial_id for trial_id, work in self._repeats.items() if not work.open]
+        for trial_id in stopped:
+            trial = self._tune_trials[trial_id]
+            del self._repeats[trial_id]
+            if trial.status == Trial.PENDING and trial.temporary_state.ray_actor is None:
+                del self._tune_trials[trial_id]
+                _unstage(controller, trial)
+            elif trial_id in self._working:
+                del self._tune_trials[trial_id]
+                _kill(controller, trial)
+            else:
+                self._ending.add(trial_id)
+
     def _withdraw(self, trial: Any) -> None:
         del self._tune_trials[trial.trial_id]
         repeat = self._repeats.pop(trial.trial_id)
@@ -117,10 +141,16 @@ class RepeatSearcher(Searcher):
 
     def handle_result(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Pass to the ledger what a repeat reported; return whether the repeat continues."""
+        if result.get(WORKING):
+            self._working.add(trial_id)
+        elif WORKING in result:
+            self._working.discard(trial_id)
         return self._decide(lambda: self._handle(trial_id, result), False)
 
     def _handle(self, trial_id: str, result: dict[str, Any]) -> bool:
-        repeat = self._repeats[trial_id]
+        repeat = self._repeats.get(trial_id)
+        if repeat is None:  # stopped
+            return False
         if NOTE in result:
             self._ledger.note(repeat, result[NOTE])
         if WORKING in result:
@@ -185,17 +215,30 @@ def _unstage(controller: Any, trial: Any) -> None:
     inner._schedule_trial_stop(trial)
 
 
+def _kill(controller: Any, trial: Any) -> None:
+    """Kill the process of a trial; Tune would keep it for the next repeat, which it does not take while it trains."""
+    inner = controller._tune_controller
+    inner._actor_manager.doomed.add(inner._trial_to_actor[trial])
+    inner._schedule_trial_stop(trial, exception=RuntimeError("stopped by its user"))
+    inner._set_trial_status(trial, Trial.TERMINATED)  # it has not failed
+
+
 class ActorManager(RayActorManager):
-    """Tune's actor manager, with two differences: when a machine runs out of memory, and after Ctrl-C.
+    """Tune's actor manager, with two differences: when a machine runs out of memory, and when a process is to end.
 
     A process that Ray kills because its machine ran out of memory counts like any other death; Tune would end the
-    whole sweep (ray 2.60, `RayActorManager._actor_task_failed`). After Ctrl-C processes are killed at once; Tune would
-    wait 10 s for each to report, which it does at its next rung, and kill it then.
+    whole sweep (ray 2.60, `RayActorManager._actor_task_failed`). After Ctrl-C, and if they are `doomed`, processes are
+    killed at once; Tune would wait 10 s for each to report, which it does at its next rung, and kill it then.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.doomed: set[Any] = set()
 
     def remove_actor(self, tracked_actor: Any, kill: bool = False, stop_future: Any = None) -> bool:
         """Stop a process."""
-        return super().remove_actor(tracked_actor, kill or interrupt.requested() is not None, stop_future)
+        at_once = kill or tracked_actor in self.doomed or interrupt.requested() is not None
+        return super().remove_actor(tracked_actor, at_once, stop_future)
 
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
@@ -206,14 +249,21 @@ class ActorManager(RayActorManager):
 tune_controller.RayActorManager = ActorManager  # Tune has no setting for it
 # Tune prints a traceback if its own records do not fit on the disk. They are not needed: the ledger has everything.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+# Nor is the list, at the end, of repeats whose processes died: the ledger has said a line for each.
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
 
 class RungScheduler(FIFOScheduler):
     """Stops a repeat if the ledger decides so, or if it waits for nodes that are no longer the fit ones."""
 
-    def __init__(self, searcher: RepeatSearcher) -> None:
+    def __init__(self, searcher: RepeatSearcher, each_step: Callable[[], object]) -> None:
         super().__init__()
         self._searcher = searcher
+        self._each_step = each_step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep what is done at each step out of Tune's own records, which are never restored."""
+        return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Pass a repeat's report to the ledger, which decides whether the repeat continues."""
@@ -225,6 +275,8 @@ class RungScheduler(FIFOScheduler):
 
         Tune calls this at every step, but asks for another repeat only while none is waiting.
         """
+        self._searcher.step(self._each_step)
+        self._searcher.end_stopped(tune_controller)
         self._searcher.withdraw_outdated(tune_controller)
         return super().choose_trial_to_run(tune_controller)
 
@@ -246,6 +298,10 @@ class Limits(Stopper):
     def end_after_error(self, error: OSError) -> None:
         """End the sweep because its ledger cannot write."""
         self.failure = error
+
+    def end(self, reason: str) -> None:
+        """End the sweep for this reason."""
+        self._limit = reason
 
     @property
     def reached(self) -> str:
@@ -278,6 +334,7 @@ def run_repeats(
     fit_nodes: Callable[[], list[str]] = list,
     record_failure: Callable[[str], object] = str,
     reuse: bool = True,
+    each_step: Callable[[], object] = lambda: None,
 ) -> None:
     """Train repeats until the ledger has no more, or a limit is reached.
 
@@ -297,6 +354,8 @@ def run_repeats(
         Called with the id of a node on which a repeat has failed that may be retried.
     reuse : bool
         Whether Tune reuses a process for the next repeat, for which the function must end as soon as it is stopped.
+    each_step : Callable, optional
+        Called several times a second, in the thread that makes the decisions.
 
     Raises
     ------
@@ -309,7 +368,7 @@ def run_repeats(
         tune.with_resources(trainable, _resources),
         param_space=config,
         tune_config=tune.TuneConfig(
-            search_alg=searcher, scheduler=RungScheduler(searcher), num_samples=-1, reuse_actors=reuse
+            search_alg=searcher, scheduler=RungScheduler(searcher, each_step), num_samples=-1, reuse_actors=reuse
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
