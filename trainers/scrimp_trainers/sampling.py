@@ -14,7 +14,7 @@ from torch import Tensor
 from scrimp_trainers.codecs.codec import Codec
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common import heartbeat, parts
-from scrimp_trainers.common.device import autocast
+from scrimp_trainers.common.device import autocast, float32_products
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
@@ -94,7 +94,8 @@ def generate_items(
         mask = _drawn_mask(network, numbers, seed)
         predict = _guided_denoiser(network, process, recipe, conditioner, numbers, mask)
         x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
-        items = codec.decode(x)
+        with float32_products(recipe.training.precision):
+            items = codec.decode(x)
         yield items if mask is None else Items(items.values, mask)
 
 

@@ -145,8 +145,9 @@ class Training(Section):
     many as often as memory runs out."""
     flip: bool = False
     """Flip images horizontally at random."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network; weights and losses stay fp32. On a processor fp16 is computed as fp32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network; weights and losses stay fp32. `tf32` is fp32 but for the factors of products, which a
+    GPU rounds to 10 bits; `fp32` is exact on a GPU, too. On a processor tf32 and fp16 are computed as fp32."""
     loss_scale: Positive = 1.0
     """Factor on the loss before the backward pass, undone in the gradients; keeps fp16 gradients from vanishing."""
     min_snr_gamma: Positive | None = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from scrimp_trainers.common import foreach, parts
-from scrimp_trainers.common.device import autocast
+from scrimp_trainers.common.device import autocast, float32_products
 from scrimp_trainers.common.errors import Diverged
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
@@ -235,7 +235,8 @@ def train(
             ((losses * factors.to(losses.dtype)).sum() * scale).backward()
             return losses.detach().sum()
 
-        loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
+        with float32_products(training.precision):
+            loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
         average_gradients(parameters, world)
         unscale_gradients(parameters, 1 / training.loss_scale)
 
