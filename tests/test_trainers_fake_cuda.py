@@ -42,7 +42,7 @@ CLASSES = 10
 
 def quarter(recipe: Recipe) -> Recipe:
     """Return the recipe with a network of a quarter of the width, and with one block where it has several alike."""
-    section = recipe.network
+    section: Any = recipe.network
     narrow: dict[str, Any]
     if section.kind == "gru":
         narrow = {"network.width": section.width // 4}
@@ -73,15 +73,15 @@ def outline(recipe: Recipe) -> Any:
     return repr(sections.pop("network")), simplified(sections)
 
 
-def codec_of(recipe: Recipe) -> Any:
+def codec_of(section: Any) -> Any:
     """Return the codec, an autoencoder without the network that decodes."""
-    kind = recipe.codec.kind
-    if kind == "strokes":
-        return strokes.build(recipe.codec, (), CUDA)
-    if kind == "none":
+    if section.kind == "strokes":
+        return strokes.build(section, (), CUDA)
+    if section.kind == "none":
         return pixels.PIXEL_CODEC
-    channels = 3 if kind == "vq" else 4
-    return AutoencoderCodec(recipe.codec, None, channels, 4, 0.5, 0.0, 3, CUDA)  # type: ignore[arg-type]
+    decoder: Any = None
+    channels = KINDS[section.kind].channels
+    return AutoencoderCodec(section, decoder, channels, 4, 0.5, 0.0, 3, CUDA)
 
 
 def batches(recipe: Recipe, codec: Any) -> Iterator[Batch]:
@@ -112,13 +112,23 @@ def prepared_for(recipe: Recipe, codec: Any) -> Prepared:
     return Prepared(codec=codec, conditioner=conditioner, noise_keys=keys, loss_weights=weights)
 
 
+def acting(recipe: Recipe) -> Recipe:
+    """Return the recipe with what it does in some steps done in each: patches, and masks that move in every second."""
+    always: dict[str, Any] = {"training.batch_size": BATCH}
+    if recipe.patches.on:
+        always |= {"patches.real_p": 0.0}
+    if recipe.sparsity.on:
+        always |= {"sparsity.interval": 1, "sparsity.accumulate": 1}
+    return recipe.replace(always)
+
+
 def take_steps(recipe: Recipe) -> None:
     """Take a step on the made-up device, and where masks move also the next one, which changes them."""
-    recipe = recipe.replace({"training.batch_size": BATCH})
+    recipe = acting(recipe)
     with made_up():
-        codec = codec_of(recipe)
-        shape = (3, SIZE) if recipe.codec.kind == "strokes" else (getattr(codec, "channels", 3), SIZE, SIZE)
-        state = initial_state(recipe, image_size=SIZE, channels=shape[0], classes=CLASSES, seed=0, device=CUDA)
+        codec = codec_of(recipe.codec)
+        channels = getattr(codec, "channels", 3)
+        state = initial_state(recipe, image_size=SIZE, channels=channels, classes=CLASSES, seed=0, device=CUDA)
         drawn = batches(recipe, codec)
         prepared = prepared_for(recipe, codec)
         with Watch():
@@ -127,7 +137,8 @@ def take_steps(recipe: Recipe) -> None:
                 proxy = dro.train_steps(recipe, state, drawn, weights, None, recipe.reweighting, CUDA, prepared)
                 next(proxy)
             steps = train(recipe, state, drawn, prepared, device=CUDA)
-            for _ in range(2 if recipe.sparsity.moves else 1):
+            step = next(steps)
+            if recipe.sparsity.moves:
                 step = next(steps)
     assert step.loss.device == CUDA
     for weight in state.network.parameters():
@@ -166,8 +177,6 @@ def test_a_preset_steps_on_a_gpu(name, seen, without_kernels):
     recipe = quarter(recipes.load(name))
     if recipe.training.precision == "fp32":
         recipe = recipe.replace({"training.precision": "bf16"})
-    if recipe.sparsity.on:
-        recipe = recipe.replace({"sparsity.interval": 1})
     if outline(recipe) not in seen:
         seen.add(outline(recipe))
         take_steps(recipe)
@@ -188,25 +197,15 @@ OF_UNET = tuple(name for name in NAMES if name != "masking")
 OF_MDT = tuple(name for name in NAMES if name not in ("mafp", "patches"))
 
 
-def with_all_that_acts(names: tuple[str, ...], folder: Path, precision: str) -> Recipe:
-    """Return a small recipe with techniques that act in each of its steps."""
-    recipe = with_techniques(names, folder, training__precision=precision)
-    if recipe.patches.on:
-        recipe = recipe.replace({"patches.real_p": 0.0})
-    if recipe.sparsity.on:
-        recipe = recipe.replace({"sparsity.interval": 1, "sparsity.accumulate": 1})
-    return recipe
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_technique_steps_on_a_gpu(name, tmp_path_factory):
-    take_steps(with_all_that_acts((name,), tmp_path_factory.getbasetemp(), "bf16"))
+    take_steps(with_techniques((name,), tmp_path_factory.getbasetemp(), training__precision="bf16"))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("names", [OF_UNET, OF_MDT], ids=["unet", "mdt"])
 def test_all_techniques_together_step_on_a_gpu_in_every_precision(names, precision, tmp_path_factory):
-    take_steps(with_all_that_acts(names, tmp_path_factory.getbasetemp(), precision))
+    take_steps(with_techniques(names, tmp_path_factory.getbasetemp(), training__precision=precision))
 
 
 def test_a_gru_waits_for_the_lengths_of_padded_drawings():
