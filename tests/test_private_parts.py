@@ -288,6 +288,8 @@ PARTS = [
     Part("torch._foreach_lerp_", making([2.0, 2.0], [torch.tensor([3.0, 2.0])], 0.5)),
     Part("torch._foreach_zero_", making([0.0, 0.0])),
     Part("torch.utils.flop_counter.FlopCounterMode", counting_by_path, "get_flop_counts"),
+    # torch: whether a number that a layer holds is a reason to compile again when it changes.
+    Part("torch._dynamo.config.allow_unspec_int_on_nn_module", of_type(bool)),
     # torch-fidelity: extractors without their own way to load weights, and scores from features alone.
     Part("torch_fidelity.feature_extractor_base.FeatureExtractorBase", taking("name", "features_list")),
     Part(f"{CLIP}.FeatureExtractorCLIP.forward", using("model", "resolution", DTYPE), "FeatureExtractorCLIP"),

@@ -154,7 +154,7 @@ class Training(Section):
     """Weigh the clean image's error by min(SNR, gamma), min-SNR weighting (Hang et al. 2023, who use 5); none keeps the
     weights of the diffusion process."""
     compile: bool = False
-    """Compile the network with `torch.compile`."""
+    """Compile the network with `torch.compile`, for training and to draw 1,000 samples or more."""
     select: Literal["last", "best"] = "last"
     """Which model `scrimp train` exports: the last one, or that of the rung with the best score. A score by which a
     model was chosen is optimistic, so a sweep refuses `best`."""

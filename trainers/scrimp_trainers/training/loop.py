@@ -26,6 +26,7 @@ from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.diffusion import weighting
 from scrimp_trainers.networks import dropout
+from scrimp_trainers.networks.compiling import compiled
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import ambient, masking, ood, views
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared
@@ -96,7 +97,7 @@ def train(
     rank_slice = slice(rank * rank_batch, (rank + 1) * rank_batch)
     microbatch = Microbatch(training, rank_batch)
 
-    network = cast(nn.Module, torch.compile(state.network)) if training.compile else state.network
+    network = compiled(state.network) if training.compile else state.network
     pairs = zip(state.network.parameters(), state.ema.parameters(), strict=True)
     trained = [(weight, average) for weight, average in pairs if weight.requires_grad]
     parameters: list[Tensor] = [weight for weight, _ in trained]
