@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,19 @@ STOPPING = [
     ({"gpus": [GPU]}, "Ray counts 2 GPUs, nvidia-smi shows 1"),
     ({"gpus": [], "gpu_error": "Driver/library version mismatch"}, "nvidia-smi: Driver/library version mismatch"),
     ({"cuda_error": "RuntimeError: The NVIDIA driver is too old"}, "torch cannot use the GPUs: RuntimeError"),
+    (
+        {
+            "cuda_error": "The NVIDIA driver is too old",
+            "torch_cuda": "13.2",
+            "gpus": [replace(GPU, driver="570.86")] * 2,
+        },
+        "torch is built for CUDA 13.2: install NVIDIA's driver 580 or newer in place of 570.86, and reboot",
+    ),
+    (
+        {"cuda_error": "no kernel image", "torch_cuda": "12.6"},
+        "torch is built for CUDA 12.6, for which driver 570.86 is new enough: reboot, and see whether it",
+    ),
+    ({"cuda_error": "no kernel image", "torch_cuda": "99.0"}, "no kernel image; `nvidia-smi` there says more"),
     ({"nccl_error": "not done in 30 s"}, "NCCL between its GPUs: not done in 30 s; train with --gpus-per-repeat 1"),
     ({"storage_error": "what the head wrote is not there"}, "storage /shared/runs: what the head wrote is not there"),
     ({"dataset": DatasetFacts("")}, "dataset /shared/pandas is not there; share or copy it"),
@@ -217,6 +231,17 @@ def test_a_driver_that_hangs_is_given_up(nvidia_smi, monkeypatch):
     monkeypatch.setattr(facts, "NVIDIA_SMI_TIMEOUT_S", 0.2)
     nvidia_smi("exec sleep 9")
     assert gather().gpu_error == "no answer in 0.2 s"
+
+
+def test_the_cuda_that_torch_was_built_for_is_known_also_where_it_does_not_run(nvidia_smi):
+    nvidia_smi("echo 'Tesla K80, 11441, 11441, 470'", python="exit 1")
+    assert gather().torch_cuda == (torch.version.cuda or "")
+
+
+def test_the_docs_name_the_driver_that_the_locks_torch_wants():
+    built_for = int((torch.version.cuda or "13.0").split(".")[0])
+    guide = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    assert f"NVIDIA's driver {faults_module.LEAST_DRIVER[built_for]} or newer" in guide
 
 
 def test_torch_that_cannot_use_a_gpu_says_why(nvidia_smi):

@@ -307,6 +307,8 @@ PARTS = [
     Part("torch._subclasses.fake_tensor.FakeTensorMode", without_content),
     Part("torch.utils._python_dispatch.TorchDispatchMode", having("__torch_dispatch__")),
     Part("torch.utils._pytree.tree_leaves", listing),
+    # torch: whether a number that a layer holds is a reason to compile again when it changes.
+    Part("torch._dynamo.config.allow_unspec_int_on_nn_module", of_type(bool)),
     # torch-fidelity: extractors without their own way to load weights, and scores from features alone.
     Part("torch_fidelity.feature_extractor_base.FeatureExtractorBase", taking("name", "features_list")),
     Part(f"{CLIP}.FeatureExtractorCLIP.forward", using("model", "resolution", DTYPE), "FeatureExtractorCLIP"),

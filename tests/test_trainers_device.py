@@ -1,9 +1,14 @@
 import resource
 
+import pytest
 import torch
 from torch import nn
+from trainers_small import random_batches, small, small_state
 
-from scrimp_trainers.common.device import select_device
+from scrimp_trainers.common.device import autocast, select_device
+from scrimp_trainers.metrics.features import FeatureExtractor
+from scrimp_trainers.sampling import generate
+from scrimp_trainers.training.loop import train
 
 
 def test_memory_that_a_step_frees_on_the_cpu_is_kept_for_the_next_step():
@@ -17,3 +22,60 @@ def test_memory_that_a_step_frees_on_the_cpu_is_kept_for_the_next_step():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert min(faults() for _ in range(6)) < 1000
+
+
+TF32 = {"fp32": (False, False), "tf32": (True, True), "bf16": (True, True), "fp16": (True, True)}
+"""Whether a GPU may use TF32 in convolutions, and in matrix products, in each precision."""
+
+
+def flags():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("precision", TF32)
+def test_the_products_of_a_step_are_what_the_precision_says(precision):
+    recipe = small(training__precision=precision, training__batch_size=8)
+    state = small_state(recipe)
+    forward, backward = [], []
+    for layer in state.network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda *_: forward.append(flags()))
+            layer.register_full_backward_hook(lambda *_: backward.append(flags()))
+
+    before = flags()
+    next(train(recipe, state, random_batches(8), device=torch.device("cpu")))
+    assert set(forward) == set(backward) == {TF32[precision]}
+    assert flags() == before
+
+
+@pytest.mark.parametrize("precision", TF32)
+def test_the_products_of_sampling_are_what_the_precision_says(precision):
+    recipe = small(training__precision=precision, sampler__steps=1)
+    network = small_state(recipe).ema
+    seen = []
+    network.register_forward_hook(lambda *_: seen.append(flags()))
+
+    before = flags()
+    list(generate(network, recipe, 2, seed=0))
+    assert set(seen) == {TF32[precision]}
+    assert flags() == before
+
+
+def test_features_are_computed_in_true_float32_whatever_surrounds_them():
+    seen = []
+
+    class Network(nn.Module):
+        def forward(self, images):
+            seen.append(flags())
+            return (images.float().flatten(1),)
+
+    extractor = FeatureExtractor("classifier", "", "", Network(), False, torch.device("cpu"), Network())
+    with autocast("tf32", torch.device("cpu")):
+        extractor.features(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    assert seen == [(False, False)]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("tf32", torch.float32), ("bf16", torch.bfloat16)])
+def test_what_a_precision_makes_of_products_on_a_cpu(precision, dtype):
+    with autocast(precision, torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,8 @@ class Facts:
     """The CUDA version of torch, if it computed on every GPU."""
     cuda_error: str = ""
     """Why it did not."""
+    torch_cuda: str = ""
+    """The CUDA version that torch was built for; empty if for none, or without torch."""
     storage: int = 0
     """Free in the storage folder."""
     storage_error: str = ""
@@ -267,7 +270,16 @@ def _gpus() -> dict[str, Any]:
         printed, error = _run([sys.executable, "-c", CUDA_PROBE], CUDA_TIMEOUT_S)
         facts["cuda_error"] = error
         facts["cuda"] = printed.split()[0] if printed else ""
+        facts["torch_cuda"] = _torch_cuda()
     return facts
+
+
+def _torch_cuda() -> str:
+    """Read the CUDA version that torch was built for, without importing torch, which takes seconds."""
+    torch = util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return ""
+    return runpy.run_path(str(Path(torch.origin).with_name("version.py")))["cuda"] or ""
 
 
 def _run(command: list[str], limit: float) -> tuple[str, str]:

@@ -15,6 +15,8 @@ STORAGE_LEAST = 1 * GIB
 STORAGE_ENOUGH = 10 * GIB
 CLOCK_TOLERANCE_S = 2.0
 GPU_FREE = 0.8  # of a GPU's memory
+LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
+"""The oldest branch of NVIDIA's driver that CUDA of each major version runs on, as its release notes say."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _gpus(node: Node, facts: Facts) -> Findings:
 
     if facts.cuda_error:
         full = "out of memory" in facts.cuda_error
-        remedy = "`nvidia-smi` there shows who uses them" if full else "install a torch that fits the driver"
+        remedy = "`nvidia-smi` there shows who uses them" if full else _driver_remedy(facts)
         findings.append((f"torch cannot use the GPUs: {facts.cuda_error}", remedy, node.gpus > 0 and not full))
 
     for number, gpu in enumerate(facts.gpus):
@@ -155,6 +157,25 @@ def _gpus(node: Node, facts: Facts) -> Findings:
         remedy = "train with --gpus-per-repeat 1, or see what `NCCL_DEBUG=INFO` and `nvidia-smi topo -m` say"
         findings.append((f"NCCL between its GPUs: {facts.nccl_error}", remedy, True))
     return findings
+
+
+def _driver_remedy(facts: Facts) -> str:
+    """Return what to do where torch cannot use the GPUs. The nodes share the lock's torch, so the driver has to fit."""
+    least = LEAST_DRIVER.get(_major(facts.torch_cuda))
+    if least is None or not facts.gpus:
+        return "`nvidia-smi` there says more; a reboot may help"
+
+    driver = facts.gpus[0].driver
+    build = f"torch is built for CUDA {facts.torch_cuda}"
+    if _major(driver) < least:
+        return f"{build}: install NVIDIA's driver {least} or newer in place of {driver}, and reboot"
+    return f"{build}, for which driver {driver} is new enough: reboot, and see whether it supports these GPUs"
+
+
+def _major(version: str) -> int:
+    """Return the first number of a version, 0 where there is none."""
+    first = version.partition(".")[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def _files(facts: Facts, head: Head) -> Findings:

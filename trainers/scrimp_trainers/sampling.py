@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from scrimp_trainers.codecs.codec import Codec
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common import heartbeat, parts
-from scrimp_trainers.common.device import autocast
+from scrimp_trainers.common.device import autocast, float32_products
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.fitting import FittingSize, in_parts
 from scrimp_trainers.common.seeds import seed_of
@@ -24,11 +24,14 @@ from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality, statistics_of
 from scrimp_trainers.diffusion import guidance
 from scrimp_trainers.diffusion.process import Predict, Process
+from scrimp_trainers.networks.compiling import compiled
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 
 GRID_IMAGES = 64
 """Largest number of images in a grid."""
+COMPILED_FROM = 1000
+"""Samples that are worth the minutes in which a network is compiled."""
 
 
 def generate(
@@ -95,14 +98,16 @@ def generate_items(
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
     conditioner = conditioner or conditioner_for(network.classes)
+    asked = compiled(network) if recipe.training.compile and count >= COMPILED_FROM else network
 
     def draw(part: slice) -> Items:
         numbers = numbers_of_rank[part]
         noise = _noise_source(network, numbers, seed)
         mask = _drawn_mask(network, numbers, seed)
-        predict = _guided_denoiser(network, process, recipe, conditioner, numbers, mask)
+        predict = _guided_denoiser(network, asked, process, recipe, conditioner, numbers, mask)
         x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
-        items = codec.decode(x)
+        with float32_products(recipe.training.precision):
+            items = codec.decode(x)
         return items if mask is None else Items(items.values, mask)
 
     size = FittingSize(batch_size)
@@ -225,13 +230,17 @@ def _drawn_mask(network: Denoiser, numbers: range, seed: int) -> Tensor | None:
 
 def _guided_denoiser(
     network: Denoiser,
+    asked: nn.Module,
     process: Process,
     recipe: Recipe,
     conditioner: Conditioner | None,
     numbers: range,
     mask: Tensor | None,
 ) -> Predict:
-    """Return the denoiser that the sampler calls, with classifier-free guidance if the recipe says so."""
+    """Return the denoiser that the sampler calls, with classifier-free guidance if the recipe says so.
+
+    It asks `asked`, which is the network, or what it was compiled to.
+    """
     sampler = recipe.sampler
     guided_channels = sampler.guidance_channels or network.shape[0]  # not the variances of some processes' estimates
     device = network.device
@@ -244,10 +253,10 @@ def _guided_denoiser(
     def predict(x: Tensor, levels: Tensor) -> Tensor:
         heartbeat.beat()
         with autocast(recipe.training.precision, device):
-            conditional = process.denoise(network, x, levels, conditions)
+            conditional = process.denoise(asked, x, levels, conditions)
             if sampler.guidance == 1:
                 return conditional
-            unconditional = process.denoise(network, x, levels, unconditioned)
+            unconditional = process.denoise(asked, x, levels, unconditioned)
             scale = guidance.scale_at(sampler, recipe.diffusion, levels)
             return guidance.guided(conditional, unconditional, scale, guided_channels)
 

@@ -3,12 +3,16 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 """Parameters of glibc's `mallopt`."""
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What each precision of a recipe makes of the network's float32 numbers."""
 
 
 def select_device(device: torch.device | str | None = None) -> torch.device:
@@ -38,12 +42,33 @@ def _keep_freed_memory() -> None:
             libc.mallopt(parameter, 2**31 - 1)
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context for a precision. On a CPU fp16 becomes fp32.
+@contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute with a precision inside. On a CPU fp16 becomes fp32, and TF32 is none.
 
     Few CPUs multiply in fp16: convolutions then take many times as long as in fp32.
     """
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = DTYPES[precision]
     if dtype == torch.float16 and device.type == "cpu":
         dtype = torch.float32
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with float32_products(precision), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let a GPU multiply float32 numbers inside as a precision says: exactly under fp32, otherwise with TF32.
+
+    TF32 keeps 10 bits of a factor's fraction, as fp16 does, and bf16 7. PyTorch's own default is TF32 in convolutions
+    and exact in matrix products. A backward pass has to be inside, too: autocast says nothing of its float32 products.
+    """
+    convolutions = torch.backends.cudnn
+    matrices = torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, matrices.allow_tf32
+    allowed = precision != "fp32"
+    convolutions.allow_tf32 = allowed
+    matrices.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, matrices.allow_tf32 = before

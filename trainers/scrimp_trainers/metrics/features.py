@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scrimp_trainers.common import parts, weights
+from scrimp_trainers.common.device import float32_products
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics.extractors.extractor import facts
@@ -41,7 +42,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extract features.
+        """Extract features in true float32, whatever the precision of training.
 
         Parameters
         ----------
@@ -56,13 +57,15 @@ class FeatureExtractor:
         images = images.to(self.device)
         if self.rgb:
             images = images.expand(-1, 3, -1, -1)
-        features, *logits = self.network(images)
+        with float32_products("fp32"):
+            features, *logits = self.network(images)
         return features.float(), logits[0].float() if logits else None
 
     @torch.no_grad()
     def of_captions(self, tokens: Tensor) -> Tensor:
         """Extract features, float32 [b, d], of captions by their tokens, int64 [b, L]."""
-        return cast(nn.Module, self.text)(tokens.to(self.device)).float()
+        with float32_products("fp32"):
+            return cast(nn.Module, self.text)(tokens.to(self.device)).float()
 
 
 def open_extractor(scoring: Scoring, folder: Path, manifest: Manifest, device: torch.device) -> FeatureExtractor:

@@ -30,13 +30,20 @@ class Dropout(nn.Dropout):
         if not self.training or not 0 < dropped < VALUES:
             return F.dropout(input, self.p, self.training)
 
-        # Bits for the whole step, of which a part takes its own rows.
+        # Numbers for the whole step, of which a part takes its own rows.
         count = len(input) if input.ndim else 1
         elements = input.numel() // max(1, count)
-        shape = (self.rows or count, (elements + 3) // 4)
-        bits = torch.empty(shape, dtype=torch.int64, device=input.device).random_(-(2**63), None).view(torch.int16)
-        own = bits[self.first : self.first + count, :elements]
-        kept = own.reshape(input.shape) >= dropped - VALUES // 2
+        rows = self.rows or count
+        if torch.compiler.is_compiling():  # a graph draws where it multiplies; a draw in place would break it in two
+            numbers = torch.rand(rows, elements, device=input.device)
+            least = dropped / VALUES
+        else:
+            bits = torch.empty((rows, (elements + 3) // 4), dtype=torch.int64, device=input.device)
+            numbers = bits.random_(-(2**63), None).view(torch.int16)
+            least = dropped - VALUES // 2
+
+        own = numbers[self.first : self.first + count, :elements]
+        kept = own.reshape(input.shape) >= least
         return input * kept.to(input.dtype).mul_(VALUES / (VALUES - dropped))
 
 

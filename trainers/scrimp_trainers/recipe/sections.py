@@ -145,15 +145,16 @@ class Training(Section):
     many as often as memory runs out."""
     flip: bool = False
     """Flip images horizontally at random."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network; weights and losses stay fp32. On a processor fp16 is computed as fp32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network; weights and losses stay fp32. `tf32` is fp32 but for the factors of products, which a
+    GPU rounds to 10 bits; `fp32` is exact on a GPU, too. On a processor tf32 and fp16 are computed as fp32."""
     loss_scale: Positive = 1.0
     """Factor on the loss before the backward pass, undone in the gradients; keeps fp16 gradients from vanishing."""
     min_snr_gamma: Positive | None = None
     """Weigh the clean image's error by min(SNR, gamma), min-SNR weighting (Hang et al. 2023, who use 5); none keeps the
     weights of the diffusion process."""
     compile: bool = False
-    """Compile the network with `torch.compile`."""
+    """Compile the network with `torch.compile`, for training and to draw 1,000 samples or more."""
     select: Literal["last", "best"] = "last"
     """Which model `scrimp train` exports: the last one, or that of the rung with the best score. A score by which a
     model was chosen is optimistic, so a sweep refuses `best`."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from scrimp_trainers.common import foreach, parts
-from scrimp_trainers.common.device import autocast
+from scrimp_trainers.common.device import autocast, float32_products
 from scrimp_trainers.common.errors import Diverged
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
@@ -26,6 +26,7 @@ from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.diffusion import weighting
 from scrimp_trainers.networks import dropout
+from scrimp_trainers.networks.compiling import compiled
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import ambient, masking, ood, views
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared
@@ -96,7 +97,7 @@ def train(
     rank_slice = slice(rank * rank_batch, (rank + 1) * rank_batch)
     microbatch = Microbatch(training, rank_batch)
 
-    network = cast(nn.Module, torch.compile(state.network)) if training.compile else state.network
+    network = compiled(state.network) if training.compile else state.network
     pairs = zip(state.network.parameters(), state.ema.parameters(), strict=True)
     trained = [(weight, average) for weight, average in pairs if weight.requires_grad]
     parameters: list[Tensor] = [weight for weight, _ in trained]
@@ -235,7 +236,8 @@ def train(
             ((losses * factors.to(losses.dtype)).sum() * scale).backward()
             return losses.detach().sum()
 
-        loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
+        with float32_products(training.precision):
+            loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
         average_gradients(parameters, world)
         unscale_gradients(parameters, 1 / training.loss_scale)
 
