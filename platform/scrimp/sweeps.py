@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scrimp.trainings import dataset_folder
 from scrimp_platform import store
 from scrimp_platform.model import Model
-from scrimp_platform.report import goals, leaderboard
+from scrimp_platform.report import goals, leaderboard, ranking
 from scrimp_platform.report.leaderboard import TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.store import RepeatFolder, SweepFolder
@@ -137,11 +137,8 @@ class Result:
     @property
     def _best_repeat(self) -> RepeatFolder | None:
         """The best trial's typical repeat; None while a trial that may be better has damaged records."""
-        best = leaderboard.best(self._rows)
-        if best is None or any(leaderboard.may_hide_best(row.trial) for row in self._rows):
-            return None
-        typical = leaderboard.typical_repeat(best, self.space)
-        return SweepFolder(self.folder).repeat(typical.trial, typical.repeat)
+        typical = ranking.best_repeat(self._rows, self.space)
+        return SweepFolder(self.folder).repeat(typical.trial, typical.repeat) if typical else None
 
 
 def sweep(

@@ -130,6 +130,11 @@ def load(folder: Path, state: State, identity: dict[str, Any], defaults: Collect
         masks = weights.read_weights(file, device)
         weights.require_same(masks, state.masks.tensors(), file)
         state.masks.load(masks)
+    if state.power:
+        file = folder / "power.safetensors"
+        averages = weights.read_weights(file, device)
+        weights.require_same(averages, state.power.tensors(), file)
+        state.power.load(averages)
 
     state.step = record["step"]
     state.images = record["images"]
@@ -162,6 +167,8 @@ def _write(new: Path, state: State, identity: dict[str, Any], extra: dict[str, A
     save_file(_contiguous(_optimizer_tensors(state)), new / "optimizer.safetensors")
     if state.masks:
         save_file(_contiguous(state.masks.tensors()), new / "masks.safetensors")
+    if state.power:
+        save_file(_contiguous(state.power.tensors()), new / "power.safetensors")
     record = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
     (new / "state.json").write_text(json.dumps(record, indent=2) + "\n")
     (new / SUMS).write_text(_checksums(new))
