@@ -88,11 +88,12 @@ class Snapshots:
         """
         _, error = self._combination(width)
         if error > LARGEST_ERROR:
+            count = len(self.images)
             nearer = " or ".join(f"{own:g}" for own in WIDTHS)
             raise UserError(
-                f"{self.repeat / FOLDER}: width {width:g} cannot be made of {len(self.images)} snapshots: weights may be "
-                f"wrong by {error:.1%} of the range in which they moved, more than {LARGEST_ERROR:.0%}; take a width "
-                f"nearer to {nearer}, or train with a larger ema.snapshots"
+                f"{self.repeat / FOLDER}: width {width:g} cannot be made of {count} snapshots: weights may be wrong by "
+                f"{error:.1%} of the range in which they moved, more than {LARGEST_ERROR:.0%}; take a width nearer to "
+                f"{nearer}, or train with a larger ema.snapshots"
             )
 
     def average(self, width: float) -> dict[str, Tensor]:
