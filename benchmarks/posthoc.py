@@ -16,7 +16,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ class Extent:
     samples: int = 500
     shrink: float = 1.0
     """Factor on the length of training."""
+    override: Mapping[str, Any] = field(default_factory=dict)
 
     def space(self, name: str) -> Space:
         """Return a space with one objective, and no settings in the search."""
         tree = yaml_files.parse_yaml(spaces.space_yaml(name), name)
         rungs = [self.shrink * rung for rung in tree["budget"]["rungs_kimg"]]
         changes = {
-            "override": tree.get("override", {}) | OVERRIDE,
+            "override": tree.get("override", {}) | OVERRIDE | self.override,
             "objectives": {OBJECTIVE: "minimize"},
             "constraints": {},
             "scoring": {"extractor": "classifier", "samples": self.samples},
@@ -78,7 +79,14 @@ class Extent:
         return Space.of(**tree | changes)
 
 
-BRIEF = Extent(spaces=SPACES[:1], recipes=2, pairs=2, samples=20, shrink=0.05)
+BRIEF = Extent(
+    spaces=SPACES[:1],
+    recipes=2,
+    pairs=2,
+    samples=20,
+    shrink=0.02,
+    override={"network.channels": 8, "training.batch_size": 8},
+)
 
 
 def main(extent: Extent, storage: Path) -> None:

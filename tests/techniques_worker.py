@@ -48,7 +48,7 @@ def recipe_of_ranks(name: str, folder: Path) -> Recipe:
 
 
 def gradients(name: str, digits: Path, folder: Path, out: Path) -> dict[str, Tensor]:
-    """Train some steps with a technique and return the gradients that the optimizer was given, the masks, and averages of snapshots."""
+    """Train some steps with a technique and return the gradients given to the optimizer, the masks, the averages."""
     recipe = recipe_of_ranks(name, folder)
     data = {"gru": folder / "data", "captions": folder / "captioned"}.get(name, digits)
     dataset = open_dataset(data)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from scrimp_platform.tune import Setting
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.training.snapshots import Snapshots
 
-FAST = {"network__attention": [], "sampler__steps": 2, "training__kimg": 0.08}
-CLASSES = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
+FAST: dict[str, Any] = {"network__attention": [], "sampler__steps": 2, "training__kimg": 0.08}
+CLASSES: dict[str, Any] = {"conditioning__classes": True, "conditioning__label_drop": 0.2}
 OPTIONS = ["--extractor", "classifier", "--samples", "20"]
 
 
@@ -72,9 +73,9 @@ def test_the_table_and_the_new_model_say_what_was_chosen(tuned, run):
     assert "are the best of 8 by fd_classifier of other samples" in card
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
-def test_the_weights_of_a_width_are_put_into_the_exported_network(scored_digits, tmp_path, kind):
-    recipe = small(ema__snapshots=2, **FAST | {"training__kimg": 0.016}).replace({"network.kind": kind})
+@pytest.mark.parametrize("network", [{"kind": "unet"}, {"kind": "dit", "layers": 2, "heads": 2}])
+def test_the_weights_of_a_width_are_put_into_the_exported_network(scored_digits, tmp_path, network):
+    recipe = small(ema__snapshots=2, **FAST).replace({"network": network, "training.kimg": 0.016})
     list(scrimp.train(recipe, scored_digits, tmp_path, device="cpu"))
     snapshots = Snapshots.find(tmp_path)
     weights = tune._Weights(Model.load(tmp_path / "model", "cpu"), snapshots)
@@ -89,10 +90,8 @@ def test_the_weights_of_a_width_are_put_into_the_exported_network(scored_digits,
 
 
 def test_the_command_prints_the_table_and_the_scores_before_and_after(run, scored_digits, capsys):
-    with pytest.raises(SystemExit) as left:
-        main.main(["tune", str(run), str(scored_digits.folder), "--width", "0.05,0.1", *OPTIONS])
+    main.main(["tune", str(run), str(scored_digits.folder), "--width", "0.05,0.1", *OPTIONS])
     said = capsys.readouterr().out
-    assert left.value.code in (0, None)
     assert "as trained" in said
     assert "by other samples fd_classifier" in said
     assert f"table in {run / 'tuned.json'}" in said
