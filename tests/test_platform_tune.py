@@ -77,7 +77,7 @@ def test_the_table_and_the_new_model_say_what_was_chosen(tuned, run):
 def test_the_weights_of_a_width_are_put_into_the_exported_network(scored_digits, tmp_path, network):
     recipe = small(ema__snapshots=2, **FAST).replace({"network": network, "training.kimg": 0.016})
     list(scrimp.train(recipe, scored_digits, tmp_path, device="cpu"))
-    snapshots = Snapshots.find(tmp_path)
+    snapshots = Snapshots.find(tmp_path, 16)
     weights = tune._Weights(Model.load(tmp_path / "model", "cpu"), snapshots)
 
     own = weights.model(Setting(None, 1.0, 2), recipe).network

@@ -156,13 +156,13 @@ def trained(digits_dataset, tmp_path_factory):
 
 def test_snapshots_are_evenly_spaced_and_the_last_is_the_end(trained):
     assert snapshots.due(trained.recipe) == {16, 32, 48, 64, 80}
-    assert Snapshots.find(trained.folder).images == (16, 32, 48, 64, 80)
-    assert Snapshots.find(trained.folder, until=50).images == (16, 32, 48)
+    assert Snapshots.find(trained.folder, 80).images == (16, 32, 48, 64, 80)
+    assert Snapshots.find(trained.folder, 50).images == (16, 32, 48)
     assert snapshots.due(small()) == frozenset()
 
 
 def test_half_precision_changes_a_tracked_average_by_less_than_it_can_hold(trained):
-    made = Snapshots.find(trained.folder).average(0.05)
+    made = Snapshots.find(trained.folder, 80).average(0.05)
     for name, exact in trained.state.power.averages[0.05].items():
         assert torch.allclose(made[name], exact, rtol=2**-11, atol=1e-6), name
 
@@ -172,7 +172,7 @@ def test_a_number_beyond_half_precision_is_kept_whole(tmp_path):
     network.weight.data = torch.tensor([[1e6, 1.0]])
     for images in (64, 128):
         snapshots.write(tmp_path, PowerAverages.of(network), images)
-    assert torch.equal(Snapshots.find(tmp_path).average(0.05)["weight"], torch.tensor([[1e6, 1.0]]))
+    assert torch.equal(Snapshots.find(tmp_path, 128).average(0.05)["weight"], torch.tensor([[1e6, 1.0]]))
 
 
 def test_a_resumed_training_keeps_the_same_snapshots(trained, digits_dataset, tmp_path):
@@ -181,11 +181,11 @@ def test_a_resumed_training_keeps_the_same_snapshots(trained, digits_dataset, tm
     first.train_to(40, steps, math.inf)
     first.save("last")
     first.train_to(72, steps, math.inf)  # beyond the checkpoint, and then killed
-    assert Snapshots.find(tmp_path).images == (16, 32, 48, 64)
+    assert Snapshots.find(tmp_path, 80).images == (16, 32, 48, 64)
 
     resumed = session(trained.recipe, digits_dataset, tmp_path)
     resumed.resume()
-    assert Snapshots.find(tmp_path).images == (16, 32)
+    assert Snapshots.find(tmp_path, 80).images == (16, 32)
     resumed.train_to(80, resumed.steps(), math.inf)
     files = sorted((tmp_path / "snapshots").iterdir())
     assert [file.read_bytes() for file in files] == [
@@ -196,8 +196,10 @@ def test_a_resumed_training_keeps_the_same_snapshots(trained, digits_dataset, tm
 
 def test_what_cannot_be_made_is_refused_with_the_reason(trained, tmp_path):
     with pytest.raises(UserError, match=r"has no snapshots/; train it with ema\.snapshots set"):
-        Snapshots.find(tmp_path).require(0.05)
-    few = Snapshots.find(trained.folder)
+        Snapshots.find(tmp_path, 80).require(0.05)
+    without_the_end = Snapshots.find(trained.folder, 88)
+    assert not without_the_end.can_make(0.05)
+    few = Snapshots.find(trained.folder, 80)
     assert few.can_make(0.05)
     assert not few.can_make(0.2)
     with pytest.raises(UserError, match=r"width 0\.2 cannot be made of 5 snapshots: weights may be wrong by \d+\.\d%"):
@@ -213,7 +215,7 @@ def test_a_damaged_snapshot_is_named(trained, tmp_path, damage):
     content[-1] ^= 1
     file.write_bytes(content[:-8] if damage == "cut" else content)
     with pytest.raises(UserError, match="remove it to do without") as refused:
-        Snapshots.find(tmp_path).average(0.05)
+        Snapshots.find(tmp_path, 80).average(0.05)
     assert str(file) in str(refused.value)
 
 

@@ -17,6 +17,7 @@ from scrimp_platform.operations import Evaluation, ReportProgress
 from scrimp_platform.store import SweepFolder
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.metrics import names
+from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
 
@@ -103,8 +104,10 @@ def tune(
     if model and model.exists():
         raise UserError(f"--model {model}: exists already; choose another folder")
     from scrimp_trainers.training.snapshots import Snapshots
+    from scrimp_trainers.training.state import count_steps
 
-    snapshots = Snapshots.find(folder)
+    length = recipes.read(folder / "model" / "recipe.yaml").training
+    snapshots = Snapshots.find(folder, count_steps(length) * length.batch_size)
     if widths is None:
         widths = [width for width in USUAL_WIDTHS if snapshots.can_make(width)]
     for width in widths:
@@ -114,7 +117,7 @@ def tune(
     own = Setting(None, before.recipe.sampler.guidance, before.recipe.sampler.steps)
     grid = itertools.product([None, *widths], guidance or [own.guidance], steps or [own.steps])
     settings = [Setting(width, scale, _whole(count)) for width, scale, count in grid]
-    recipes = {setting: _recipe(before.recipe, setting) for setting in settings}
+    recipe_of = {setting: _recipe(before.recipe, setting) for setting in settings}
 
     # Choose by one set of samples.
     evaluation = Evaluation.open(before, data, scoring)
@@ -122,9 +125,9 @@ def tune(
     if scoring.further:
         score = names.in_full(score, scoring.extractor)
     weights = _Weights(before, snapshots)
-    sets = len(recipes) + 2
+    sets = len(recipe_of) + 2
     candidates: list[Candidate] = []
-    for place, (setting, recipe) in enumerate(recipes.items()):
+    for place, (setting, recipe) in enumerate(recipe_of.items()):
         part = _part(progress, place, sets, scoring.samples)
         values, _ = evaluation.score(weights.model(setting, recipe), seed, part)
         candidates.append(Candidate(setting, recipe.nfe, float(values[score])))
@@ -136,10 +139,10 @@ def tune(
     part = _part(progress, sets - 2, sets, scoring.samples)
     values_before, _ = evaluation.score(weights.model(own, before.recipe), seed + 1, part)
     part = _part(progress, sets - 1, sets, scoring.samples)
-    chosen = weights.model(best.setting, recipes[best.setting])
+    chosen = weights.model(best.setting, recipe_of[best.setting])
     values, _ = evaluation.score(chosen, seed + 1, part)
     tuned = Tuned(folder / "model", score, tuple(candidates), best.setting, values, values_before)
-    _write(folder / store.TUNED_FILE, tuned, scoring, data, seed)
+    _write(folder / store.TUNED_FILE, tuned, scoring, data, seed, length.kimg)
     if model:
         _export(model, chosen, tuned, data)
     return tuned
@@ -217,7 +220,7 @@ def _part(progress: ReportProgress | None, place: int, sets: int, samples: int) 
     return lambda done, _: progress(place * samples + done, sets * samples)
 
 
-def _write(file: Path, tuned: Tuned, scoring: Scoring, data: Path, seed: int) -> None:
+def _write(file: Path, tuned: Tuned, scoring: Scoring, data: Path, seed: int, kimg: float) -> None:
     candidates = [asdict(own.setting) | {"nfe": own.nfe, tuned.score: own.score} for own in tuned.candidates]
     store.write_json(
         file,
@@ -229,6 +232,7 @@ def _write(file: Path, tuned: Tuned, scoring: Scoring, data: Path, seed: int) ->
             "scores_before": tuned.values_before,
             "scoring": scoring.model_dump(mode="json"),
             "dataset": str(data),
+            "kimg": kimg,
             "candidates": candidates,
         },
     )

@@ -53,25 +53,25 @@ def write(repeat: Path, averages: PowerAverages, images: int) -> None:
 
 def drop_later(repeat: Path, images: int) -> None:
     """Remove what was kept after so many images: a training that goes on from there keeps it again."""
-    for snapshot in Snapshots.find(repeat).images:
+    for snapshot in _kept(repeat):
         if snapshot > images:
             _file(repeat, snapshot).unlink()
 
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The snapshots of a repeat."""
+    """The snapshots of a repeat up to some time, at which other averages are made of them."""
 
     repeat: Path
+    time: int
+    """Images seen."""
     images: tuple[int, ...]
-    """How many images had been seen at each, in order."""
+    """How many images had been seen at each snapshot, in order."""
 
     @classmethod
-    def find(cls, repeat: Path, until: int | None = None) -> "Snapshots":
-        """Find the snapshots in a repeat's folder, or those of its first images."""
-        files = (repeat / FOLDER).glob(f"[0-9]*{SUFFIX}")
-        images = sorted(int(file.stem) for file in files)
-        return cls(repeat, tuple(number for number in images if until is None or number <= until))
+    def find(cls, repeat: Path, time: int) -> "Snapshots":
+        """Find those in a repeat's folder."""
+        return cls(repeat, time, tuple(images for images in _kept(repeat) if images <= time))
 
     def can_make(self, width: float) -> bool:
         """Whether an average of this width differs from the true one by no more than is allowed."""
@@ -97,7 +97,7 @@ class Snapshots:
             )
 
     def average(self, width: float) -> dict[str, Tensor]:
-        """Return the trained weights, averaged with this width up to the last snapshot: fp32, on the CPU.
+        """Return the trained weights, averaged with this width up to that time: fp32, on the CPU.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class Snapshots:
         if not self.images:
             raise UserError(f"{self.repeat}: has no {FOLDER}/; train it with ema.snapshots set, such as to 32")
         kept = [Average(own, images) for images in self.images for own in WIDTHS]
-        wanted = Average(width, self.images[-1])
+        wanted = Average(width, self.time)
         factors = coefficients(kept, wanted)
         bound = error_bound(kept, wanted, factors)
         return factors.reshape(len(self.images), len(WIDTHS)), bound
@@ -171,6 +171,11 @@ def _halved(average: Tensor) -> Tensor:
     """Return it in half precision, unless a number is too large for that."""
     half = average.half()
     return half if bool(half.isfinite().all()) else average
+
+
+def _kept(repeat: Path) -> list[int]:
+    """Return the images seen at each snapshot of a repeat, in order."""
+    return sorted(int(file.stem) for file in (repeat / FOLDER).glob(f"[0-9]*{SUFFIX}"))
 
 
 def _file(repeat: Path, images: int) -> Path:
