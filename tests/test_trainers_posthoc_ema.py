@@ -98,14 +98,16 @@ def test_so_many_snapshots_make_averages_of_these_widths_within_one_percent(coun
     marks = [STEPS * number // count for number in range(1, count + 1)]
     kept = [Average(width, mark) for mark in marks for width in WIDTHS]
     values = np.stack([average_of(trajectory[: int(own.time)], own.width) for own in kept])
+    stored = values.astype(np.float16).astype(float)
     moved = trajectory.max(axis=0) - trajectory.min(axis=0)
 
     for width in np.linspace(narrowest, widest, 8):
         factors = coefficients(kept, Average(width, STEPS))
         bound = error_bound(kept, Average(width, STEPS), factors)
-        errors = np.abs(factors @ values - average_of(trajectory, width)) / moved
-        assert errors.max() <= bound + 1e-9
+        exact = average_of(trajectory, width)
+        assert (np.abs(factors @ values - exact) / moved).max() <= bound + 1e-9
         assert bound < 0.01, (width, bound)
+        assert (np.abs(factors @ stored - exact) / moved).max() < 0.01
         assert factors.sum() == pytest.approx(1)
 
 

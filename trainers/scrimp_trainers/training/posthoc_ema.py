@@ -83,7 +83,7 @@ def products(ones: Sequence[Average], others: Sequence[Average]) -> Array:
 def coefficients(kept: Sequence[Average], wanted: Average) -> Array:
     """Return the factors on kept averages whose sum has the nearest profile, in the sense of least squares.
 
-    They add up to 1, which EDM2 does not ask for: what has not changed in training stays exactly as it is.
+    They add up to 1, which EDM2 does not ask for: what training has not changed stays as it is.
     """
     scale = wanted.time
     gram = scale * products(kept, kept)
