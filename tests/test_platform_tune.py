@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_sweep import make_space, write_sweep
 from trainers_small import small
 
 import scrimp
@@ -13,6 +14,7 @@ from scrimp_platform import store, tune
 from scrimp_platform.cli import main
 from scrimp_platform.model import Model
 from scrimp_platform.tune import Setting
+from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.training.snapshots import Snapshots
 
@@ -125,3 +127,15 @@ def test_what_is_no_finished_training_is_refused(tmp_path):
     (tmp_path / "recipe.yaml").write_text(small().to_yaml())
     with pytest.raises(UserError, match="has no model/ yet; finish the training first"):
         tune.training(tmp_path)
+
+
+def test_of_a_sweep_the_typical_repeat_of_the_best_trial_is_meant(tmp_path):
+    sweep = write_sweep(tmp_path / "sweep", make_space())
+    rows = scrimp.Result.load(sweep.path).leaderboard
+    best = (rows if isinstance(rows, list) else rows.to_dict("records"))[0]
+    repeats = [files for files in sweep.repeats() if files.trial == best["trial"] and files.repeat > 0]
+    scores = [metrics_log.read_rows(files.metrics)[-1].value("fd_classifier") for files in repeats]
+    nearest = min(range(len(scores)), key=lambda place: abs(scores[place] - sum(scores) / len(scores)))
+    with pytest.raises(UserError, match=r"has no model/ yet") as refused:
+        tune.training(sweep.path)
+    assert str(refused.value).startswith(str(repeats[nearest].path))

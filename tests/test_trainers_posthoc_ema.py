@@ -8,6 +8,7 @@ import torch
 from techniques_small import session
 from trainers_small import CPU, random_batches, small, small_state
 
+from scrimp_spaces.space import value_of
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Sparsity
@@ -119,7 +120,10 @@ def test_a_tracked_width_is_its_last_snapshot():
 
 def test_a_recipe_without_snapshots_is_written_as_before_and_trains_as_before():
     assert "snapshots" not in Recipe().to_yaml()
-    assert "ema.snapshots" not in Recipe().fields_at_default
+    assert value_of(Recipe(), "ema.snapshots") == 0
+    assert value_of(Recipe().replace({"ema.snapshots": 4}), "ema.snapshots") == 4
+    with pytest.raises(UserError, match=r"ema\.snapshot: a recipe has no such field"):
+        value_of(Recipe(), "ema.snapshot")
     recipe = small(training__kimg=0.08)
     kept = small_state(recipe.replace({"ema.snapshots": 4}))
     plain = small_state(recipe)
