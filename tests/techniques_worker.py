@@ -15,8 +15,9 @@ from benchmarks import text_digits
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.recipe.recipe import Recipe
 
-RANKED = [*NAMES, "codec-vq", "gru", "captions"]
-"""The techniques, another kind of codec, a GRU on pen drawings, and Stable Diffusion's U-Net on captioned images."""
+RANKED = [*NAMES, "codec-vq", "gru", "captions", "snapshots"]
+"""The techniques, another kind of codec, a GRU on pen drawings, Stable Diffusion's U-Net on captioned images, and the
+averages that snapshots keep."""
 CAPTIONED_NETWORK = {
     "network.kind": "unet2d_condition",
     "network.channels": 16,
@@ -40,12 +41,14 @@ def recipe_of_ranks(name: str, folder: Path) -> Recipe:
         return small("tiny-ddpm", **size).replace(
             CAPTIONED_NETWORK | {"conditioning.text": str(folder / "text"), "conditioning.label_drop": 0.2}
         )
+    if name == "snapshots":
+        return small(**size, ema__snapshots=2)
     technique, _, codec = name.partition("-")
     return with_techniques((technique,), folder, codec=codec or "kl", **size)
 
 
 def gradients(name: str, digits: Path, folder: Path, out: Path) -> dict[str, Tensor]:
-    """Train some steps with a technique and return the gradients that the optimizer was given, and the masks."""
+    """Train some steps with a technique and return the gradients given to the optimizer, the masks, the averages."""
     recipe = recipe_of_ranks(name, folder)
     data = {"gru": folder / "data", "captions": folder / "captioned"}.get(name, digits)
     dataset = open_dataset(data)
@@ -62,7 +65,8 @@ def gradients(name: str, digits: Path, folder: Path, out: Path) -> dict[str, Ten
     for _ in range(STEPS):
         next(steps)
     masks = repeat.state.masks.tensors() if repeat.state.masks else {}
-    return seen | {f"masks/{path}": tensor for path, tensor in masks.items()}
+    averages = repeat.state.power.tensors() if repeat.state.power else {}
+    return seen | {f"masks/{path}": tensor for path, tensor in masks.items()} | averages
 
 
 def main(rank: int, meeting: str, digits: Path, folder: Path) -> None:

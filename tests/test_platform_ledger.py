@@ -418,14 +418,16 @@ def test_what_is_paused_and_promoted_is_one_repeat_that_goes_on_where_it_stood(f
     assert sorted(trial.repeats[0].score("fd_classifier", 20.0) for trial in promoted) == scores[:3]
 
 
-def test_the_checkpoints_of_what_cannot_be_promoted_any_more_are_deleted(folder):
+def test_the_checkpoints_and_snapshots_of_what_cannot_be_promoted_any_more_are_deleted(folder):
     ledger = open_ledger(folder)
     while repeat := next_repeat(ledger):
-        checkpoint = folder.repeat(repeat.trial, repeat.repeat).checkpoint
-        checkpoint.mkdir(exist_ok=True)
+        files = folder.repeat(repeat.trial, repeat.repeat)
+        files.checkpoint.mkdir(exist_ok=True)
+        files.snapshots.mkdir(exist_ok=True)
         train(folder, ledger, repeat)
     for trial in ledger.trials:
-        assert folder.repeat(trial.number, 0).checkpoint.exists() == (trial.status == "complete")
+        files = folder.repeat(trial.number, 0)
+        assert files.checkpoint.exists() == files.snapshots.exists() == (trial.status == "complete")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -16,7 +16,7 @@ IDENTITY = {"optimizer": {"lr": 0.1}, "seed": 0}
 
 
 def save(folder, state, identity, extra, previous=None):
-    checkpoint.write(folder, checkpoint.take_snapshot(state, identity, extra), previous)
+    checkpoint.write(folder, checkpoint.copy_content(state, identity, extra), previous)
 
 
 def everything(state):

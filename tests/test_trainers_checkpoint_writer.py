@@ -37,7 +37,7 @@ def test_the_next_checkpoint_is_due_after_a_minute_and_fifty_times_the_cost(
     def spend(seconds):
         clock.seconds += seconds
 
-    monkeypatch.setattr(checkpoint, "take_snapshot", lambda *_: spend(copying))
+    monkeypatch.setattr(checkpoint, "copy_content", lambda *_: spend(copying))
     monkeypatch.setattr(checkpoint, "write", lambda *_: spend(writing))
     with closing(CheckpointWriter()) as writer:
         assert not writer.due(60)

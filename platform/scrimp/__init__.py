@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scrimp.sweeps import Result, replay, sweep
     from scrimp.tools import check, doctor, recipes, score, spaces, status, sync
-    from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train
+    from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train, tune
     from scrimp_platform.model import Model
     from scrimp_spaces.space import Space
     from scrimp_trainers.common.errors import Diverged, UserError
@@ -39,6 +39,7 @@ __all__ = [
     "sweep",
     "sync",
     "train",
+    "tune",
 ]
 
 _MODULES = {
@@ -64,6 +65,7 @@ _MODULES = {
     "sweep": "scrimp.sweeps",
     "sync": "scrimp.tools",
     "train": "scrimp.trainings",
+    "tune": "scrimp.trainings",
 }
 
 if not TYPE_CHECKING:  # with __getattr__ in sight, a type checker would accept every name

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scrimp_platform import operations
+from scrimp_platform import tune as tuning
 from scrimp_platform.model import Model
 from scrimp_platform.operations import ReportProgress
+from scrimp_platform.tune import Tuned
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import dataset as datasets
@@ -330,6 +332,81 @@ def evaluate(
         model = load_model(model)
     values, _ = operations.evaluate(model, data, scoring, seed, progress)
     return values
+
+
+def tune(
+    run: str | PathLike[str],
+    dataset: Dataset | str | PathLike[str],
+    *,
+    widths: Sequence[float] | None = None,
+    guidance: Sequence[float] | None = None,
+    steps: Sequence[float] | None = None,
+    extractor: str = "inception",
+    samples: int = 5000,
+    weights: str | PathLike[str] | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    model: str | PathLike[str] | None = None,
+    device: str | None = None,
+    progress: ReportProgress | None = None,
+) -> Tuned:
+    """Choose EMA width, guidance and sampler steps of a finished training, as `scrimp tune` does; nothing is trained.
+
+    Parameters
+    ----------
+    run
+        The folder of a training whose recipe sets `ema.snapshots`, or of a sweep of such: then the typical repeat of
+        its best trial.
+    dataset
+        A dataset or its folder.
+    widths
+        Widths of the average of the weights to try, as shares of the training; by default 0.03 to 0.2, as the
+        snapshots allow. The average that the training made by itself is always tried, too.
+    guidance, steps
+        Guidance and sampling steps to try; by default the recipe's.
+    extractor
+        The feature extractor, whose Fréchet distance decides.
+    samples
+        Number of samples for each score.
+    weights
+        The extractor's weight file; by default it is taken from torch's cache, or else downloaded.
+    batch_size
+        Images per batch.
+    seed
+        Seed of the samples of the choice. The next one is that of the samples by which the chosen setting is scored.
+    model
+        A folder to write what was chosen to, as a new model.
+    device
+        Such as `cpu` or `cuda:1`; by default the first GPU, or the CPU.
+    progress
+        Called with the number of images done and the total.
+
+    Returns
+    -------
+    Tuned
+        `chosen`, the `candidates` with their scores, and `values` and `values_before`, the scores by other samples.
+
+    Raises
+    ------
+    UserError
+        If the training is not finished or has no snapshots, a width cannot be made of these, or a value is not allowed.
+    """
+    data = dataset_folder(dataset)
+    folder = tuning.training(Path(run).expanduser())
+    options = {"extractor": extractor, "samples": samples, "weights": weights, "batch_size": batch_size}
+    scoring = operations.make_scoring(manifest.load_manifest(data), **options)
+    return tuning.tune(
+        folder,
+        data,
+        scoring,
+        widths=widths,
+        guidance=guidance,
+        steps=steps,
+        seed=seed,
+        model=Path(model).expanduser() if model else None,
+        device=device,
+        progress=progress,
+    )
 
 
 def dataset_folder(dataset: Dataset | str | PathLike[str]) -> Path:

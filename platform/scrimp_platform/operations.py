@@ -5,7 +5,7 @@ Nothing here prints. User input is checked before torch is imported, because the
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scrimp_cluster.doctor import ClusterReport
-    from scrimp_trainers.metrics.score import Scores
+    from scrimp_trainers.conditioning.text import Texts
+    from scrimp_trainers.metrics.score import Scorer, Scores
     from scrimp_trainers.precompute.coreset import ScoredImages
 
 T = TypeVar("T", bound=Sized)
@@ -173,36 +174,59 @@ def evaluate(
     UserError
         If the sizes of the model's and the dataset's images differ, or the extractor is missing.
     """
-    from scrimp_trainers.data.dataset import open_dataset
-    from scrimp_trainers.export import require_same_shape, text_files_of
-    from scrimp_trainers.metrics import cost
-    from scrimp_trainers.metrics.score import Scorer
-    from scrimp_trainers.sampling import rendered
+    return Evaluation.open(model, data, scoring).score(model, seed, progress)
 
-    network = model.network
-    scores_captions = names.scores_captions(scoring, bool(model.recipe.conditioning.text))
-    require_same_shape(model.folder, network, model.recipe, model.codec, manifests.load_manifest(data))
-    dataset = open_dataset(data)
-    tokens = None
-    if model.recipe.conditioning.text:
-        from scrimp_trainers.conditioning.text import open_texts
 
-        texts = open_texts(dataset, text_files_of(model.folder, model.recipe), network.device)
-        model = replace(model, conditioner=texts)
-        tokens = texts.tokens(scoring.samples) if scores_captions else None
-    scorer = Scorer(dataset, scoring, network.device)
-    statistics: list[Tensor] = []
-    items = model.items(scoring.samples, seed=seed, batch_size=scoring.batch_size)
-    images = rendered(items, model.modality, statistics)
-    images = report_progress(images, scoring.samples, progress)
-    scores = scorer.score(images, network.classes, statistics, tokens)
+@dataclass(frozen=True)
+class Evaluation:
+    """What it takes to score a model against a dataset, also with other weights or another sampler."""
 
-    costs = {
-        "parameters": cost.parameters(network),
-        "nonzero_parameters": cost.nonzero_parameters(network),
-        "nfe": model.recipe.nfe,
-    }
-    return scores.values | costs, scores
+    scorer: "Scorer"
+    texts: "Texts | None"
+    """The captions of the dataset, of which samples are drawn, for a model that takes captions."""
+    tokens: "Tensor | None"
+    """Those captions as a score reads them, if one does."""
+
+    @classmethod
+    def open(cls, model: Model, data: Path, scoring: Scoring) -> "Evaluation":
+        """Compute what does not depend on the samples; raises as `evaluate` does."""
+        from scrimp_trainers.data.dataset import open_dataset
+        from scrimp_trainers.export import require_same_shape, text_files_of
+        from scrimp_trainers.metrics.score import Scorer
+
+        device = model.network.device
+        scores_captions = names.scores_captions(scoring, bool(model.recipe.conditioning.text))
+        require_same_shape(model.folder, model.network, model.recipe, model.codec, manifests.load_manifest(data))
+        dataset = open_dataset(data)
+        texts = None
+        tokens = None
+        if model.recipe.conditioning.text:
+            from scrimp_trainers.conditioning.text import open_texts
+
+            texts = open_texts(dataset, text_files_of(model.folder, model.recipe), device)
+            tokens = texts.tokens(scoring.samples) if scores_captions else None
+        return cls(Scorer(dataset, scoring, device), texts, tokens)
+
+    def score(self, model: Model, seed: int, progress: ReportProgress | None = None) -> "tuple[dict[str, Any], Scores]":
+        """Draw samples from a model and score them; return the same as `evaluate`."""
+        from scrimp_trainers.metrics import cost
+        from scrimp_trainers.sampling import rendered
+
+        scoring = self.scorer.scoring
+        if self.texts:
+            model = replace(model, conditioner=self.texts)
+        statistics: list[Tensor] = []
+        items = model.items(scoring.samples, seed=seed, batch_size=scoring.batch_size)
+        images = rendered(items, model.modality, statistics)
+        images = report_progress(images, scoring.samples, progress)
+        scores = self.scorer.score(images, model.network.classes, statistics, self.tokens)
+
+        costs = {
+            "parameters": cost.parameters(model.network),
+            "nonzero_parameters": cost.nonzero_parameters(model.network),
+            "nfe": model.recipe.nfe,
+        }
+        return scores.values | costs, scores
 
 
 def make_coreset(data: Path, **values: Any) -> Coreset:

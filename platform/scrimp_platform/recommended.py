@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scrimp_platform.report import leaderboard
+from scrimp_platform.report import leaderboard, ranking
 from scrimp_platform.report.leaderboard import TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.store import RepeatFolder, SweepFolder
@@ -26,10 +26,10 @@ class Recommended:
 
 def repeat_of(folder: SweepFolder, rows: Sequence[TrialRow], space: Space) -> Recommended | None:
     """Return the repeat to take of a leaderboard; None without a best trial, or while one that may be is damaged."""
+    typical = ranking.best_repeat(rows, space)
     best = leaderboard.best(rows)
-    if best is None or any(leaderboard.may_hide_best(row.trial) for row in rows):
+    if typical is None or best is None:
         return None
-    typical = leaderboard.typical_repeat(best, space)
     files = folder.repeat(typical.trial, typical.repeat)
     return Recommended(files, typical.seed, final=best.status in ("recommended", "front"))
 

@@ -19,6 +19,8 @@ from scrimp_trainers.common.files import is_disk_full, read_regular, try_lock, w
 
 TRIAL_FILE = "trial.json"
 SWEEP_FILE = "sweep.json"
+TUNED_FILE = "tuned.json"
+"""In the folder of a training: what `scrimp tune` has found."""
 DISK_CHECK_INTERVAL_S = 5.0
 """Between two attempts to write to a full disk."""
 LOCK_CHECK_INTERVAL_S = 0.5
@@ -206,6 +208,11 @@ class RepeatFolder(WorkFolder):
     def checkpoint(self) -> Path:
         """Folder of the last two checkpoints and the best one."""
         return self.path / "checkpoint"
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of the averages that `scrimp tune` makes others of, if the recipe keeps them."""
+        return self.path / "snapshots"
 
     @property
     def model(self) -> Path:

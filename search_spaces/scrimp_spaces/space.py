@@ -263,9 +263,18 @@ def value_of(recipe: Recipe, path: str) -> Any:
     node: Any = recipe.model_dump(mode="json")
     for name in path.split("."):
         if not isinstance(node, dict) or name not in node:
-            raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
+            return _unwritten_value(recipe, path)
         node = node[name]
     return node
+
+
+def _unwritten_value(recipe: Recipe, path: str) -> Any:
+    """Return the value of a field that YAML leaves out where it has its default; raises as `value_of` does."""
+    name, _, leaf = path.partition(".")
+    section = getattr(recipe, name, None)
+    if leaf not in getattr(type(section), "model_fields", {}):
+        raise UserError(f"{path}: a recipe has no such field; `scrimp recipes --schema` lists them")
+    return getattr(section, leaf)
 
 
 def _values_of(recipe: Recipe, path: str) -> list[Any]:

@@ -46,8 +46,8 @@ def train_repeat(
     Parameters
     ----------
     folder
-        Where to write recipe.yaml, environments.json, metrics.jsonl, checkpoint/, samples/, samples.png and
-        neighbours.png, and model/ at the end.
+        Where to write recipe.yaml, environments.json, metrics.jsonl, checkpoint/, snapshots/, samples/, samples.png
+        and neighbours.png, and model/ at the end.
     rungs_kimg
         When the model is scored. The end of the recipe's training is always a rung.
     objective, direction

@@ -163,6 +163,39 @@ def _model_folder(path: Path) -> Path:
     return found.files.model
 
 
+def tune(
+    run: Path,
+    data: Path,
+    widths: Sequence[float] | None,
+    guidance: Sequence[float] | None,
+    steps: Sequence[float] | None,
+    seed: int,
+    model: Path | None,
+    **scoring_values: Any,
+) -> None:
+    """Choose EMA width, guidance and sampler steps of a finished training, and print the table of all."""
+    from scrimp_platform import tune
+
+    folder = tune.training(run)
+    scoring = operations.make_scoring(manifests.load_manifest(data), **scoring_values)
+    with terminal.progress() as progress:
+        tuned = tune.tune(
+            folder,
+            data,
+            scoring,
+            widths=widths,
+            guidance=guidance,
+            steps=steps,
+            seed=seed,
+            model=model,
+            progress=progress,
+        )
+    terminal.show_tuned(tuned)
+    terminal.say(f"table in {folder / store.TUNED_FILE}")
+    if model:
+        terminal.say(f"model in {model}")
+
+
 def score(data: Path, seed: int, out: Path | None, **coreset_values: Any) -> None:
     """Score a dataset's training images, and show which of them the coreset keeps."""
     coreset = operations.make_coreset(data, **coreset_values)

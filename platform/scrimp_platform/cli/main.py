@@ -15,7 +15,7 @@ def scrimp() -> None:
     """Find the cheapest recipe that still trains a good diffusion model."""
 
 
-def _parse_rungs(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+def _parse_numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     if not text:
         return None
     try:
@@ -86,7 +86,9 @@ STORAGE = click.option(
     "--trials", type=_Trials(), metavar="N|+N", help="Number of recipes to try; +N adds to those that the sweep has."
 )
 @click.option("--repeats", type=click.IntRange(1), help="Seeds per leading trial, including that of the search.")
-@click.option("--rungs", metavar="KIMG,..", callback=_parse_rungs, help="Training lengths at which repeats are scored.")
+@click.option(
+    "--rungs", metavar="KIMG,..", callback=_parse_numbers, help="Training lengths at which repeats are scored."
+)
 @click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")
 @STORAGE
 @click.option("--tracking-uri", metavar="URI", help="An MLflow server.  [default: start one]")
@@ -204,7 +206,7 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
 @click.option("--extractor", help="Score the result with this feature extractor.")
 @click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Number of samples to score.")
-@click.option("--rungs", metavar="KIMG,..", callback=_parse_rungs, help="Training lengths at which to score, too.")
+@click.option("--rungs", metavar="KIMG,..", callback=_parse_numbers, help="Training lengths at which to score, too.")
 def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
     """Train RECIPE (a preset or a YAML file) on DATA and write the files to OUT.
 
@@ -256,6 +258,48 @@ def evaluate(model: Path, data: Path | None, **options: Any) -> None:
     from scrimp_platform.cli import commands
 
     commands.evaluate(model, data, **options)
+
+
+@scrimp.command()
+@click.argument("run", type=FOLDER)
+@click.argument("data", type=FOLDER)
+@click.option(
+    "--width",
+    "widths",
+    metavar="WIDTH,..",
+    callback=_parse_numbers,
+    help="Widths of the average to try, as shares of the training.  [default: 0.03 to 0.2, as the snapshots allow]",
+)
+@click.option(
+    "--guidance", metavar="SCALE,..", callback=_parse_numbers, help="Guidance to try.  [default: the recipe's]"
+)
+@click.option(
+    "--steps", metavar="STEPS,..", callback=_parse_numbers, help="Sampling steps to try.  [default: the recipe's]"
+)
+@click.option("--extractor", default="inception", show_default=True, help="Feature extractor.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=5000, show_default=True, help="Number of samples for each score."
+)
+@click.option("--weights", type=FILE, help="Weight file of the extractor.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the samples of the choice; the next one is that of the samples of the final score.",
+)
+@click.option("--model", type=FOLDER, help="Folder to write what was chosen to, as a new model.")
+@OWN_PARTS
+def tune(run: Path, data: Path, **options: Any) -> None:
+    """Choose the EMA width, guidance and sampler steps of RUN's model by its scores against DATA, without training.
+
+    RUN is a finished training with ema.snapshots, or a sweep of such: then it is the typical repeat of the best trial.
+    The table of all scores is written to RUN as tuned.json.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.tune(run, data, **options)
 
 
 @scrimp.command()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scrimp_cluster.doctor import ClusterReport, NodeReport
     from scrimp_cluster.faults import Fault
     from scrimp_platform.search.replay import Replay, Replayed
+    from scrimp_platform.tune import Tuned
     from scrimp_trainers.precompute.coreset import ScoredImages
 
 console = Console(highlight=False)
@@ -448,6 +449,24 @@ def _mean(scores: "np.ndarray") -> str:
     if len(scores) == 0:
         return ""
     return formatting.number(float(scores.mean()))
+
+
+def show_tuned(tuned: "Tuned") -> None:
+    """Print the score of each setting, the chosen one marked, and the scores before and after by other samples."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", pad_edge=False)
+    for heading in ("width", "guidance", "steps", "NFE", tuned.score):
+        table.add_column(heading, justify="right")
+    for candidate in tuned.candidates:
+        setting = candidate.setting
+        width = "as trained" if setting.width is None else f"{setting.width:g}"
+        cells = [width, f"{setting.guidance:g}", str(setting.steps), str(candidate.nfe)]
+        style = "bold" if setting == tuned.chosen else None
+        table.add_row(*cells, formatting.number(candidate.score), style=style)
+    console.print(table)
+
+    after = formatting.number(tuned.values[tuned.score])
+    before = formatting.number(tuned.values_before[tuned.score])
+    say(f"chosen: {tuned.chosen.describe()}; by other samples {tuned.score} {after}, as trained {before}")
 
 
 def show_layers(rows: Iterable[Mapping[str, str]]) -> None:

@@ -150,6 +150,14 @@ def typical_repeat(row: TrialRow, space: Space) -> Repeat:
     return min(row.counted, key=lambda repeat: abs(repeat.score(name, row.kimg) - mean))
 
 
+def best_repeat(rows: Sequence[TrialRow], space: Space) -> Repeat | None:
+    """Return the typical repeat of the best trial; None without one, or while a damaged trial may be better."""
+    first = best(rows)
+    if first is None or any(may_hide_best(row.trial) for row in rows):
+        return None
+    return typical_repeat(first, space)
+
+
 def _row(trial: Trial, space: Space) -> TrialRow:
     # The repeats that count: fresh seeds, else those trained to the end, else those at the highest rung reached.
     kimg = space.budget.rungs_kimg[-1]

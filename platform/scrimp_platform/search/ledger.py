@@ -425,14 +425,15 @@ class Ledger:
         self.say(f"repeat {self._label(repeat)} paused at {kimg:g} kimg: {self._scores(repeat)}")
 
     def _stop_hopeless(self) -> None:
-        """Stop the paused repeats whose places others will take, and delete their checkpoints."""
+        """Stop the paused repeats whose places others will take, and delete their checkpoints and snapshots."""
         for rung in self._rungs():
             for trial in rung.hopeless(
                 rung.places if halving.search_hours_left(self.space, self.device_hours) > 0 else 0
             ):
                 files = self.folder.repeat(trial.number, 0)
                 self._close(trial.repeats[0], "stopped", f"not among the best at {rung.kimg:g} kimg")
-                shutil.rmtree(files.checkpoint, ignore_errors=True)
+                for folder in (files.checkpoint, files.snapshots):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _sound(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.status != "damaged"]

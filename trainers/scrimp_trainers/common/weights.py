@@ -1,5 +1,6 @@
 """Load weights strictly: every tensor of a network comes from the file, or the file is rejected."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def require_same(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
         expected_shape = tuple(expected[name].shape)
         if shape != expected_shape:
             raise UserError(f"{file}: {name} has the shape {shape}, which should be {expected_shape}")
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of tensors on the CPU, with their names, shapes and types, for the metadata of their file."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
 
 
 def one_line(error: BaseException) -> str:

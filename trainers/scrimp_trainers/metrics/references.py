@@ -6,7 +6,6 @@ each makes its own copy and renames it: readers see a whole one or none.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from scrimp_trainers.common.files import atomic_file, locked
+from scrimp_trainers.common.weights import digest_of
 from scrimp_trainers.data.manifest import Manifest, SplitName
 from scrimp_trainers.data.modalities.modality import renderer
 from scrimp_trainers.metrics.features import FeatureExtractor
@@ -58,16 +58,8 @@ def _read(path: Path) -> Tensors | None:
             stated = (file.metadata() or {}).get("digest")
     except (OSError, SafetensorError):
         return None
-    return tensors if stated == _digest(tensors) else None
+    return tensors if stated == digest_of(tensors) else None
 
 
 def _save(tensors: Tensors, path: Path) -> None:
-    safetensors.torch.save_file(tensors, path, metadata={"digest": _digest(tensors)})
-
-
-def _digest(tensors: Tensors) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()
+    safetensors.torch.save_file(tensors, path, metadata={"digest": digest_of(tensors)})

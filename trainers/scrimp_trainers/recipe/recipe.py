@@ -417,4 +417,4 @@ def reference_recipe(settings: Reweighting) -> Recipe:
             f"reweighting.recipe {settings.recipe}: training.select is best, but reference and proxy are not scored; "
             "set it to last"
         )
-    return recipe.replace({"about": "", "training.kimg": settings.kimg})
+    return recipe.replace({"about": "", "training.kimg": settings.kimg, "ema.snapshots": 0})

@@ -131,6 +131,10 @@ class EMA(Section):
     """Half-life in thousands of images; 0 takes the raw weights."""
     rampup_ratio: Annotated[float, Field(gt=0)] | None = 0.05
     """Half-life is at most this share of the images seen so far; none for no ramp-up."""
+    snapshots: Annotated[int, Field(ge=0, exclude_if=lambda count: count == 0)] = 0
+    """How often in a training two further averages are kept, evenly spaced, of which `scrimp tune` makes averages of
+    other widths after it (post-hoc EMA, Karras et al. 2024). 16 do for widths from 0.04 to 0.18, 32 from 0.03 to 0.24.
+    Each takes the space of the weights. 0: none; such a recipe is written without this field, so its hashes stay."""
 
 
 class Training(Section):

@@ -27,7 +27,7 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Content:
     """What a checkpoint holds, as it was at one moment: later steps of the training leave it alone."""
 
     files: dict[str, dict[str, Tensor]]
@@ -36,7 +36,7 @@ class Snapshot:
     """What `state.json` says."""
 
 
-def take_snapshot(state: State, identity: dict[str, Any], extra: dict[str, Any]) -> Snapshot:
+def copy_content(state: State, identity: dict[str, Any], extra: dict[str, Any]) -> Content:
     """Copy what a checkpoint holds to main memory.
 
     Parameters
@@ -53,11 +53,13 @@ def take_snapshot(state: State, identity: dict[str, Any], extra: dict[str, Any])
     }
     if state.masks:
         files["masks"] = _copied(state.masks.tensors())
+    if state.power:
+        files["power"] = _copied(state.power.tensors())
     record = {"format": FORMAT, "step": state.step, "images": state.images, "identity": identity, "extra": extra}
-    return Snapshot(files, json.dumps(record, indent=2) + "\n")
+    return Content(files, json.dumps(record, indent=2) + "\n")
 
 
-def write(folder: Path, snapshot: Snapshot, previous: Path | None = None) -> None:
+def write(folder: Path, content: Content, previous: Path | None = None) -> None:
     """Replace the checkpoint in this folder.
 
     The new one is written beside the old one, synced and renamed: a kill at any moment leaves one of the two.
@@ -71,7 +73,7 @@ def write(folder: Path, snapshot: Snapshot, previous: Path | None = None) -> Non
     old = previous or _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
     try:
-        _write_files(new, snapshot)
+        _write_files(new, content)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # free the space on a full disk
         raise
@@ -156,6 +158,11 @@ def load(folder: Path, state: State, identity: dict[str, Any], defaults: Collect
         masks = weights.read_weights(file, device)
         weights.require_same(masks, state.masks.tensors(), file)
         state.masks.load(masks)
+    if state.power:
+        file = folder / "power.safetensors"
+        averages = weights.read_weights(file, device)
+        weights.require_same(averages, state.power.tensors(), file)
+        state.power.load(averages)
 
     state.step = record["step"]
     state.images = record["images"]
@@ -181,11 +188,11 @@ def _load_optimizer(file: Path, state: State, device: str) -> None:
         state.optimizer.state[parameters[parameter_name]][kind] = tensor.clone()
 
 
-def _write_files(new: Path, snapshot: Snapshot) -> None:
+def _write_files(new: Path, content: Content) -> None:
     new.mkdir(parents=True)
-    for name, tensors in snapshot.files.items():
+    for name, tensors in content.files.items():
         save_file(tensors, new / f"{name}.safetensors")
-    (new / "state.json").write_text(snapshot.record)
+    (new / "state.json").write_text(content.record)
     (new / SUMS).write_text(_checksums(new))
 
     for path in new.glob("*.safetensors"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from scrimp_trainers.common import heartbeat
 from scrimp_trainers.training import checkpoint
-from scrimp_trainers.training.checkpoint import Snapshot
+from scrimp_trainers.training.checkpoint import Content
 from scrimp_trainers.training.state import State
 
 COST_FACTOR = 50
@@ -44,8 +44,8 @@ class CheckpointWriter:
         """Begin to replace the checkpoint in this folder; the parameters are those of `checkpoint`'s functions."""
         self.wait()
         self._started = time.monotonic()
-        snapshot = checkpoint.take_snapshot(state, identity, extra)
-        self._writing = self._thread.submit(self._write, folder, snapshot, previous)
+        content = checkpoint.copy_content(state, identity, extra)
+        self._writing = self._thread.submit(self._write, folder, content, previous)
 
     def wait(self) -> None:
         """Wait until the checkpoint that was begun last is on disk."""
@@ -61,6 +61,6 @@ class CheckpointWriter:
         self._thread.shutdown()
         heartbeat.pause()
 
-    def _write(self, folder: Path, snapshot: Snapshot, previous: Path | None) -> None:
-        checkpoint.write(folder, snapshot, previous)
+    def _write(self, folder: Path, content: Content, previous: Path | None) -> None:
+        checkpoint.write(folder, content, previous)
         self._cost = time.monotonic() - self._started

@@ -254,6 +254,8 @@ def train(
         decay = ema_decay(recipe.ema, state.images, global_batch)
         with torch.no_grad():  # otherwise the averages would keep every step's graph alive
             foreach.lerp_(averages, parameters, 1 - decay)
+            if state.power:
+                state.power.update(parameters, state.images, state.images + global_batch)
 
         state.step += 1
         state.images += global_batch

@@ -30,7 +30,7 @@ from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.sampling import GRID_IMAGES, generate_items, image_grid, neighbour_grid, rendered
 from scrimp_trainers.techniques import sparsity
-from scrimp_trainers.training import checkpoint, expected_cost, memory
+from scrimp_trainers.training import checkpoint, expected_cost, memory, snapshots
 from scrimp_trainers.training.checkpoint_writer import CheckpointWriter
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, write_artifacts
 from scrimp_trainers.training.loop import Step, read_losses, refuse_explosion, train
@@ -117,6 +117,7 @@ class Session:
         self.progress = Progress()
         self.writer = CheckpointWriter()
         self.microbatch = recipe.training.batch_size // self.world  # until the first step finds what fits
+        self.snapshots_due = snapshots.due(recipe)
         self.last_is_intact = True  # whether checkpoint/last, if it exists, may become checkpoint/previous
 
         manifest = dataset.manifest
@@ -176,6 +177,7 @@ class Session:
             write_atomic(self.folder / "recipe.yaml", self.recipe.to_yaml())
             metrics_log.write_rows(self._metrics, self.progress.lines)
             write_artifacts(self.prepared, self.dataset, self.folder)
+            snapshots.drop_later(self.folder, self.state.images)
             if self.layers:
                 sparsity.write_layer_table(self.layers, self.folder / "layers.csv")
         if self.world > 1:
@@ -242,6 +244,7 @@ class Session:
             step = self._next_step(steps)
             taken.append(step)
             self.microbatch = step.microbatch
+            self._keep_snapshot_if_due()
 
             if self.state.step % check_interval == 0 or self.state.images >= images:
                 # Add one by one, so that the sum does not depend on where a run was interrupted.
@@ -252,6 +255,11 @@ class Session:
                 heartbeat.beat()
                 if self.rank == 0 and self.writer.due(checkpoint_seconds):
                     self._begin_save("last")
+
+    def _keep_snapshot_if_due(self) -> None:
+        if self.state.power and self.rank == 0 and self.state.images in self.snapshots_due:
+            snapshots.write(self.folder, self.state.power, self.state.images)
+            heartbeat.beat()
 
     def _next_step(self, steps: Iterator[Step]) -> Step:
         try:

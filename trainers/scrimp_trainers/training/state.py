@@ -15,6 +15,7 @@ from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.sections import EMA, Optimizer, Training
 from scrimp_trainers.techniques import mafp, sparsity
 from scrimp_trainers.techniques.sparsity import Masks
+from scrimp_trainers.training.posthoc_ema import PowerAverages
 
 
 @dataclass
@@ -28,6 +29,8 @@ class State:
     seed: int
     masks: Masks | None = None
     """Which weights are active, if the network is sparse."""
+    power: PowerAverages | None = None
+    """Further averages, of which others are made after training, if the recipe keeps snapshots."""
     step: int = 0
     images: int = 0
     """Images seen, over all ranks."""
@@ -44,7 +47,8 @@ def initial_state(
     masks = None
     if recipe.sparsity.on:
         masks = sparsity.start_masks(recipe.sparsity, network, ema, optimizer, seed, count_steps(recipe.training))
-    return State(network, ema, optimizer, seed, masks)
+    power = PowerAverages.of(network) if recipe.ema.snapshots else None
+    return State(network, ema, optimizer, seed, masks, power)
 
 
 def count_steps(training: Training) -> int:
