@@ -188,6 +188,10 @@ def test_an_earlier_sweep_that_is_sent_again_does_not_take_the_aliases_back(uri,
     assert len(client.search_model_versions(f"name = '{name}'")) == 2
 
 
+def test_a_name_of_a_dataset_cannot_break_out_of_a_filter():
+    assert winner.registered_name("cats ' or/1:2") == "scrimp-cats - or-1-2"
+
+
 def test_the_recommended_and_the_best_model_may_be_two():
     space = make_space()
     best = finished(0, 9.0, 5.0, 5.2, 4.8, parameters=2e6)

@@ -6,6 +6,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,8 +148,8 @@ def _add_decoder(part: Path, recipe: Recipe) -> str:
 
 
 def registered_name(dataset: str) -> str:
-    """Return the name under which MLflow's registry has the models of a dataset; it allows neither `/` nor `:`."""
-    return f"scrimp-{dataset.replace('/', '-').replace(':', '-')}"
+    """Return the name under which MLflow's registry has the models of a dataset, safe in addresses and filters."""
+    return "scrimp-" + re.sub(r"[^\w. -]", "-", dataset)
 
 
 def _sweep_section(sweep: str, name: str, verdict: str) -> str:

@@ -126,13 +126,14 @@ class Mirror:
             sent += 1
             self._progress(sent, total)
 
-        # The sweep's files, and at its end its models and the outcome.
+        # The sweep's files, and at its end the outcome and its models, which not every server can register.
         for file in (self._folder.description, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.send_file(sweep_run, file)
         if has_ended:
-            self._register_models(runs, sweep_run, sweep, ranked, space)
             status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
             self._update_sweep(runs, sweep_run, sweep, known, ranked, space, status, outcome)
+            if status == "FINISHED":  # of others the leader may change
+                self._register_models(runs, sweep_run, sweep, ranked, space)
 
     def _update_sweep(
         self,

@@ -44,7 +44,7 @@ def register_models(
     for alias, folder in models.items():
         if winner.identity_of(folder):
             versions[alias] = _register(runs, run, name, folder, description, ended)
-    if not versions:
+    if "recommended" not in versions:
         return
 
     # The recommended model is also the best one if it has no folder of its own.
