@@ -137,8 +137,9 @@ def _fill(part: Path, repeat: RepeatFolder, identity: str, folder: SweepFolder, 
 def _add_decoder(part: Path, recipe: Recipe) -> str:
     """Copy the decoder of a model in latents into its folder, unless it is there; return why not, if it cannot be."""
     codec = recipe.codec
-    is_latent = isinstance(codec, Autoencoder) and codec.kind in autoencoder_files.KINDS
-    if not is_latent or (part / autoencoder_files.PART).is_dir():
+    if not isinstance(codec, Autoencoder) or codec.kind not in autoencoder_files.KINDS:
+        return ""
+    if (part / autoencoder_files.PART).is_dir():
         return ""
     try:
         autoencoder_files.find(codec, "decoder").copy(part)

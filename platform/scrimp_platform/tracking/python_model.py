@@ -46,14 +46,14 @@ def _load_script(file: Path) -> Any:
 
 def _load_with_scrimp() -> Any:
     try:
-        import scrimp
+        from scrimp_platform.model import Model
     except ImportError:
         raise ImportError(
             "diffusers has no code for this model, so Scrimp has to sample it: pip install scrimp"
         ) from None
 
     def sample(n: int, seed: int = 0, captions: Any = ()) -> np.ndarray:
-        model = scrimp.load_model(FOLDER, captions=[str(caption) for caption in captions])
+        model = Model.load(FOLDER, captions=[str(caption) for caption in captions])
         return model.sample(n, seed=seed).transpose(0, 2, 3, 1)
 
     return sample
