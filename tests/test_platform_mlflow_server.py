@@ -210,10 +210,16 @@ def test_a_port_that_is_asked_for_is_used_or_refused(storage, ensure, pretend):
 
 
 def test_the_training_runs_of_each_dataset_are_found_that_of_the_last_sweep_first(storage):
-    for name, dataset, experiment, began in (("a", "digits", "1", 10), ("b", "cats", "2", 20), ("c", "digits", "1", 5)):
+    for name, dataset, experiment, began in (
+        ("a", "digits", "1", 10),
+        ("b", "cats", "2", 20),
+        ("c", "digits", "1", 5),
+        ("d", "dogs", "7", 30),
+    ):
         folder = storage.sweep(name)
         store.write_json(folder.description, {"dataset": {"name": dataset}, "driver_started": began})
-        store.write_json(folder.tracking, {"experiment": experiment, "runs": {}})
+        uri = "https://mlflow.lab" if name == "d" else "http://127.0.0.1:5003"
+        store.write_json(folder.tracking, {"uri": uri, "experiment": experiment, "runs": {}})
     links = mlflow_server.experiment_links(storage, "http://host:1")
     assert list(links.items()) == [
         ("cats", "http://host:1/#/experiments/2/runs?workflowType=machine_learning"),

@@ -18,6 +18,8 @@ from scrimp_trainers.common.errors import DamagedRecord
 
 INTERVAL_S = 10.0
 """Shortest time between two lines. It grows with the length of the training, whose lines stay below a thousand."""
+FIRST_S = 1.0
+"""Until the first line, so that a short training has one, too."""
 TIME = "time"
 """The entry of a line that says when it was written, in Unix seconds."""
 MEGABYTE = 1e6
@@ -58,13 +60,13 @@ def _record(file: Path, ended: threading.Event) -> None:
     began = time.monotonic()
     network = _network()
     measure_processor()  # its first call has nothing to compare with
-    pause = INTERVAL_S
+    pause = min(FIRST_S, INTERVAL_S)
     while not ended.wait(pause):
-        values = measure(file.parent)
-        sent = {name: value - network[name] for name, value in _network().items()}
-        line = checksums.seal({TIME: time.time(), **values, **sent})
-        with contextlib.suppress(OSError), file.open("a") as stream:  # a full disk: training itself says so
-            stream.write(json.dumps(line) + "\n")
+        with contextlib.suppress(OSError):  # a full disk, or one that is gone: training itself says so
+            sent = {name: value - network[name] for name, value in _network().items()}
+            line = checksums.seal({TIME: time.time(), **measure(file.parent), **sent})
+            with file.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
         pause = max(INTERVAL_S, (time.monotonic() - began) / 100)
 
 

@@ -258,16 +258,16 @@ def ui_link(uri: str, experiment: str) -> str:
 
 
 def experiment_links(storage: Storage, uri: str) -> dict[str, str]:
-    """Return where the UI shows the training runs of each dataset, by its name, the dataset of the last sweep first."""
+    """Return where a server shows the training runs of each dataset, by name: that of the last sweep first."""
     started: dict[str, float] = {}
     links: dict[str, str] = {}
     for sweep in storage.sweeps():
         description = store.read_sound(sweep.description)
         tracking = store.read_sound(sweep.tracking)
-        if description and tracking and "experiment" in tracking:
+        if description and tracking and tracking.get("uri", "").startswith(f"http://{HOST}:"):
             name = description["dataset"]["name"]
             links[name] = ui_link(uri, tracking["experiment"])
-            started[name] = max(started.get(name, 0.0), description["driver_started"])
+            started[name] = max(started.get(name, 0.0), description.get("driver_started", 0.0))
     return {name: links[name] for name in sorted(links, key=lambda name: -started[name])}
 
 

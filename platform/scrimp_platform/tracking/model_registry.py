@@ -68,7 +68,13 @@ def _register(runs: SweepRuns, run: Run, name: str, folder: Path, description: s
             return str(version.version)
     tags = {winner.IDENTITY: identity, ENDED_TAG: f"{ended:.3f}", REPEAT_TAG: identity.split(" ")[-2]}
     created = client.create_model_version(
-        name, f"models:/{logged.model_id}", run.id, tags, description=description, model_id=logged.model_id
+        name,
+        f"models:/{logged.model_id}",
+        run.id,
+        tags,
+        description=description,
+        await_creation_for=0,  # MLflow would print that it waits
+        model_id=logged.model_id,
     )
     return str(created.version)
 
