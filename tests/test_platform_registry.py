@@ -1,6 +1,7 @@
 """The winner of a sweep is a model that others load: by MLflow's registry, from its folder, without Scrimp."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_a_card_that_its_owner_has_changed_stays_until_another_model_wins(pixels
     export.write_text(export.read_text() + "\n")
     conclude(pixels)
     assert "license: unknown" in card.read_text()
+
+    # Without the repeat's own model it stays; if another repeat is now the typical one, it goes.
+    shutil.rmtree(pixels.repeat(0, 2).model)
+    conclude(pixels)
+    assert card.exists()
+    add_repeat(pixels, Repeat(0, 4, 17, "race", "finished"), rungs=RUNGS)
+    add_repeat(pixels, Repeat(0, 5, 18, "race", "finished"), rungs=RUNGS)
+    shutil.rmtree(pixels.repeat(0, 3).model)
+    conclude(pixels)
+    assert not card.exists()
 
 
 def test_a_kill_after_any_request_registers_a_model_once(uri, client, pixels, monkeypatch):

@@ -31,6 +31,7 @@ from scrimp_trainers.recipe.techniques import Autoencoder
 MLMODEL = "MLmodel"
 PYTHON_MODEL = "python_model.py"
 """What MLflow runs to load the model; it stands in `tracking/`."""
+CARD = "README.md"
 IDENTITY = "scrimp.model"
 """The entry of MLmodel's metadata that says which repeat's model it is, and what its card says."""
 LIBRARIES = ("mlflow", "torch", "diffusers", "safetensors", "numpy")
@@ -74,13 +75,19 @@ def write_models(folder: SweepFolder, rows: Sequence[TrialRow], space: Space) ->
 
         typical = leaderboard.typical_repeat(row, space)
         repeat = folder.repeat(typical.trial, typical.repeat)
-        identity = _identity(folder, repeat)
-        if not identity or identity == identity_of(target):
+        verdict = leaderboard.verdict(rows, space)
+        identity = _identity(folder, repeat, verdict)
+        held = identity_of(target)
+        is_same_repeat = held.rpartition(" ")[0] == identity.rpartition(" ")[0]
+        is_exported = (repeat.model / CARD).is_file()
+        if held == identity or (is_same_repeat and not is_exported):
             continue
         shutil.rmtree(target, ignore_errors=True)
+        if not is_exported:
+            continue
         try:
             with atomic_folder(target) as part:
-                problem = _fill(part, repeat, identity, folder, leaderboard.verdict(rows, space))
+                problem = _fill(part, repeat, identity, folder, verdict)
         except DiskFull:
             raise
         except UserError as error:
@@ -97,13 +104,12 @@ def identity_of(model: Path) -> str:
     return ""
 
 
-def _identity(folder: SweepFolder, repeat: RepeatFolder) -> str:
-    """Name a repeat's model uniquely; empty if there is none. Its card names all that it depends on."""
-    card = repeat.model / "README.md"
-    if not card.is_file():
-        return ""
+def _identity(folder: SweepFolder, repeat: RepeatFolder, verdict: str) -> str:
+    """Name a repeat's model: by the sweep, the repeat, and a hash of its card, which names all that it depends on."""
     sweep = store.read_json(folder.description)
-    digest = hashlib.sha256(card.read_bytes()).hexdigest()
+    card = repeat.model / CARD
+    text = card.read_bytes() if card.is_file() else b""
+    digest = hashlib.sha256(text + verdict.encode()).hexdigest()
     return f"{sweep['id']} {repeat.label} {digest[:16]}"
 
 
@@ -119,7 +125,7 @@ def _fill(part: Path, repeat: RepeatFolder, identity: str, folder: SweepFolder, 
         shutil.copyfile(repeat.samples_png, part / "samples.png")
     sweep = store.read_json(folder.description)
     name = registered_name(sweep["dataset"]["name"])
-    with (part / "README.md").open("a") as card:
+    with (part / CARD).open("a") as card:
         card.write(_sweep_section(sweep["name"], name, verdict))
 
     # MLflow's part.
