@@ -73,6 +73,8 @@ MISTAKES = [
     (["report", "empty"], "empty: not the folder of a sweep"),
     (["report", "lab.yaml"], "lab.yaml: not the folder of a sweep (no sweep.json)"),
     (["ui", "--storage", "nowhere"], "--storage nowhere: no such folder"),
+    (["ui", "--service", "--port", "5001"], "--service: takes neither --port nor --study"),
+    (["ui", "--study", "nowhere"], "--study nowhere: has no study.journal; name the folder of a sweep"),
     (["status", "--storage", "empty"], "--storage empty: no sweep there; give the folder that holds the sweeps"),
     (["sweep", "--data", "/my", "pandas"], "pandas: belongs to no option; quote values that contain spaces"),
     (["doctor", "--data", "empty"], "empty: not a dataset (no dataset.json)"),

@@ -198,6 +198,35 @@ def test_a_sweep_finds_the_server_of_scrimp_ui_and_keeps_it_when_that_is_stopped
     assert server.is_ready()
 
 
+def test_a_port_that_is_asked_for_is_used_or_refused(storage, ensure, pretend):
+    pretend("exec sleep 60")
+    port = free_port()
+    with taken(port), pytest.raises(UserError, match=f"--port {port}: in use by another program"):
+        mlflow_server.join_or_start(storage, port)
+    server = ensure()
+    other = int(server.uri.rpartition(":")[2]) + 1
+    with pytest.raises(UserError, match=f"--port {other}: the MLflow server of this storage runs at {server.uri}"):
+        mlflow_server.join_or_start(storage, other)
+
+
+def test_the_training_runs_of_each_dataset_are_found_that_of_the_last_sweep_first(storage):
+    for name, dataset, experiment, began in (
+        ("a", "digits", "1", 10),
+        ("b", "cats", "2", 20),
+        ("c", "digits", "1", 5),
+        ("d", "dogs", "7", 30),
+    ):
+        folder = storage.sweep(name)
+        store.write_json(folder.description, {"dataset": {"name": dataset}, "driver_started": began})
+        uri = "https://mlflow.lab" if name == "d" else "http://127.0.0.1:5003"
+        store.write_json(folder.tracking, {"uri": uri, "experiment": experiment, "runs": {}})
+    links = mlflow_server.experiment_links(storage, "http://host:1")
+    assert list(links.items()) == [
+        ("cats", "http://host:1/#/experiments/2/runs?workflowType=machine_learning"),
+        ("digits", "http://host:1/#/experiments/1/runs?workflowType=machine_learning"),
+    ]
+
+
 def test_another_program_on_the_port_does_not_pass_for_the_server(ensure, pretend):
     class Other(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

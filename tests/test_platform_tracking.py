@@ -9,13 +9,14 @@ import shutil
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import requests
 from made_up_rows import make_row
-from tracked_sweep import RUNGS, add_lines, add_repeat, ended_sweep
+from tracked_sweep import add_lines, add_repeat, ended_sweep
 
-from scrimp_platform import store
+from scrimp_platform import node_metrics, store
 from scrimp_platform.cli import main
 from scrimp_platform.report import leaderboard
 from scrimp_platform.search import records
@@ -124,14 +125,7 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
 
     assert sweep.data.params["search.optimizer.lr"] == "{'loguniform': (0.0001, 0.01)}"
     assert (sweep.data.params["seed"], sweep.data.params["budget.trials"]) == ("5", "8")
-    assert files_of(client, sweep) == {
-        "sweep.json",
-        "leaderboard.csv",
-        "best_recipe.yaml",
-        "report.html",
-        "model/README.md",
-        "model/unet/config.json",
-    }
+    assert files_of(client, sweep) == {"sweep.json", "leaderboard.csv", "best_recipe.yaml", "report.html"}
 
     assert trial.data.params == {"optimizer.lr": "0.001", "network.channels": "32"}
     rows = leaderboard.rank(records.read_records(folder).trials, records.space_of(folder))
@@ -147,7 +141,7 @@ def test_each_level_shows_what_belongs_to_it(uri, client, folder):
     assert curve(client, repeat, "loss")[:2] == [(4, 1 / 4), (8, 1 / 8)]
     assert curve(client, repeat, "fd_classifier") == [(20, 6.0), (60, 100 / 60 + 1)]
     assert "grad_norm" not in repeat.data.metrics
-    assert grids(client, repeat) == [("samples", 20), ("samples", 60)]
+    assert grids(client, repeat) == [("samples", 0), ("samples", 20), ("samples", 60)]
     assert {"recipe.yaml", "model/README.md"} <= files_of(client, repeat)
     weights = folder.repeat(0, 1).checkpoint / "last" / "network.safetensors"
     assert repeat.data.tags["scrimp.checkpoint"] == str(weights)
@@ -206,13 +200,56 @@ def test_a_sweeps_page_begins_with_the_verdict(uri, client, folder):
     assert sweep.data.tags["mlflow.source.name"] == "tracked"
 
 
-def test_the_recommended_model_is_that_of_the_winners_typical_repeat(uri, client, folder):
-    add_repeat(folder, Repeat(0, 3, 16, "race", "finished"), rungs=RUNGS)
+def test_a_trials_curves_are_means_over_its_repeats_at_each_rung(uri, client, folder):
+    Mirror(folder, uri).sync()
+    assert not any(name.startswith("curve/") for name in runs_of(client, folder)["trial 0"].data.metrics)
+    mirror = Mirror(folder, uri)
+    mirror.sync("complete")
+    mirror.sync("complete")
+    trial = runs_of(client, folder)["trial 0"]
+    # Repeats 1 and 2 are of the race; the scores of a rung are 100 / kimg plus the repeat's number.
+    mean = 1.5
+    half = 12.706 * 0.5  # Student's t at 97.5% with one degree of freedom, times the standard error of 1 and 2
+    for name, offset in (("mean", 0), ("ci_low", -half), ("ci_high", half)):
+        points = curve(client, trial, f"curve/fd_classifier_{name}")
+        assert [step for step, _ in points] == [20, 60]
+        assert [value for _, value in points] == pytest.approx([5 + mean + offset, 100 / 60 + mean + offset], abs=1e-3)
+
+
+def test_runs_say_which_dataset_they_were_trained_on(uri, client, folder):
     Mirror(folder, uri).sync("complete")
-    run = runs_of(client, folder)[folder.path.name]
-    path = client.download_artifacts(run.info.run_id, "model/unet/config.json")
-    with open(path) as file:  # noqa: PTH123
-        assert json.load(file) == "0.2"
+    runs = runs_of(client, folder)
+    for name in (folder.path.name, "repeat 0.1"):
+        (given,) = runs[name].inputs.dataset_inputs
+        assert (given.dataset.name, given.dataset.digest) == (f"data-{folder.path.name}", ("c0ffee" * 10)[:36])
+        assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
+        profile = json.loads(given.dataset.profile)
+        assert profile["content_hash"] == "c0ffee" * 10
+        assert profile["splits"] == {"train": 300, "holdout": 20}
+        assert "uint8" in given.dataset.schema
+        assert json.loads(given.dataset.source) == {"uri": "/data"}
+
+
+def test_a_repeat_carries_what_its_node_did(uri, client, folder, monkeypatch):
+    monkeypatch.setattr(node_metrics, "INTERVAL_S", 0.01)
+    repeat = Repeat(3, 0, 15, "search", "running")
+    Trial(3, {"optimizer.lr": 0.004}).save(folder)
+    add_repeat(folder, repeat, rungs=[])
+    system = folder.repeat(3, 0).system
+    with node_metrics.recorded(system):
+        while len(node_metrics.read(system)) < 2:
+            time.sleep(0.01)
+    lines = node_metrics.read(system)
+    mirror = Mirror(folder, uri)
+    mirror.sync()
+    mirror.sync()
+    run = runs_of(client, folder)["repeat 3.0"]
+    points = curve(client, run, "system/cpu_utilization_percentage")
+    assert points == [(number, line["cpu_utilization_percentage"]) for number, line in enumerate(lines)]
+    assert 0 < run.data.metrics["system/system_memory_usage_percentage"] <= 100
+    with system.open("a") as file:
+        file.write('{"cut short')
+    assert node_metrics.read(system) == lines
 
 
 def test_what_has_arrived_is_not_sent_again(uri, client, folder, monkeypatch):
@@ -257,7 +294,7 @@ def test_curves_grow_and_an_interrupted_sweep_goes_on_in_the_same_runs(uri, clie
     assert run.info.status == "RUNNING"
     assert [step for step, _ in curve(client, run, "fd_classifier")] == [20]
     assert {step for step, _ in curve(client, run, "loss")} == {4, 8, 12, 16, 20}
-    assert grids(client, run) == [("samples", 20)]
+    assert grids(client, run) == [("samples", 0), ("samples", 20)]
 
 
 @pytest.mark.parametrize("age", ["lost", "stale"])
@@ -303,7 +340,7 @@ def test_a_kill_after_any_request_leaves_every_run_once(uri, client, folder, mon
     assert len(runs) == 9
     for name in ("repeat 0.0", "repeat 0.1"):
         assert curve(client, runs[name], "loss")[:3] == [(4, 1 / 4), (8, 1 / 8), (12, 1 / 12)]
-        assert set(grids(client, runs[name])) == {("samples", 20), ("samples", 60)}
+        assert set(grids(client, runs[name])) == {("samples", 0), ("samples", 20), ("samples", 60)}
 
 
 def test_a_sweep_made_anew_under_an_old_name_is_another_run(uri, client, folder):
@@ -384,6 +421,18 @@ def test_what_a_server_missed_while_it_was_away_arrives_later(uri, client, folde
     assert len(runs) == 9
     assert runs[folder.path.name].info.status == "FINISHED"
     assert len(said) == 3
+
+
+def test_the_end_says_how_to_see_it_when_the_server_has_ended_with_it(uri, folder, monkeypatch):
+    embedded = SimpleNamespace(uri=uri, wait_until_ready=lambda: None, log_in=lambda: None, release=lambda: None)
+    monkeypatch.setattr(mlflow_server, "join_or_start", lambda _: embedded)
+    said: list[str] = []
+    thread = MirrorThread(folder, Storage(folder.path.parent), None, said.append)
+    thread.start()
+    finish(folder)
+    monkeypatch.setattr(mlflow_server, "is_reachable", lambda *_: False)
+    thread.stop(stall_timeout_s=60)
+    assert said[-1] == f"MLflow ended with the sweep; `scrimp ui --storage {folder.path.parent}` shows it again"
 
 
 def test_a_sweep_that_crashed_is_shown_as_failed(uri, client, folder):

@@ -420,7 +420,7 @@ def test_the_code_of_a_models_card_decodes_as_the_codec_does(autoencoders, kind)
     latents = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(1))
     decoding = pretrained.decoding(settings, (3, 4 * factor, 4 * factor))
     code = f"import torch\nfrom diffusers import {decoding.imports}\n".replace(", \n", "\n") + decoding.loading
-    lines = {"x": latents}
+    lines = {"x": latents, "folder": Path("/no/copy")}
     exec(f"{code}with torch.no_grad():\n{decoding.lines}{decoding.result}", lines)  # noqa: S102
     expected = open_codec(settings, CPU, 3).decode(latents).values
     assert torch.equal(lines["images"], expected)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.data import ink
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.drawing import UnusableDrawingError, along, strokes_of, to_item
 from scrimp_trainers.data.manifest import load_manifest
@@ -26,6 +27,10 @@ from scrimp_trainers.data.sources.svg import trace
 from scrimp_trainers.ingest import prepare
 
 # --- one drawing
+
+
+def test_pictures_are_drawn_as_their_renderer_is_named():
+    assert (ink.SIDE, ink.LINE_WIDTH, ink.MARGIN) == (modality.SIDE, modality.LINE_WIDTH, modality.MARGIN)
 
 
 def test_an_item_begins_at_the_origin_with_radius_ten_and_even_steps():

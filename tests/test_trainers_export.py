@@ -1,7 +1,9 @@
+import importlib.util
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 import yaml
 from trainers_small import small, small_state
 
+from scrimp_trainers import sampling
+from scrimp_trainers.card import exported_sampler
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.manifest import Manifest, Split
-from scrimp_trainers.export import _sampler, export_model, load_model
+from scrimp_trainers.export import export_model, load_model
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.recipe.networks import UNet
 
@@ -97,7 +101,7 @@ def test_the_cards_own_lines_sample_without_our_code(models, name):
     assert found["images"].dtype == np.uint8
     assert found["images"].std() > 5
     recipe = RECIPES[name]
-    assert found["steps"] == (recipe.nfe if name.startswith("edm") else recipe.sampler.steps)
+    assert found["steps"] == recipe.sampler.steps
 
 
 @each
@@ -146,7 +150,54 @@ def test_the_card_samples_as_the_recipe_does_or_says_how_not(models):
     cards = {name: (folder / "README.md").read_text() for name, (folder, _, _) in models.items()}
     assert [name for name, card in cards.items() if "step(output, t, x, eta=1.0)" in card] == ["ddim-eta"]
     assert [name for name, card in cards.items() if "x = step.pred_original_sample" in card] == ["ddpm-large"]
-    assert [name for name, card in cards.items() if "without the recipe's guidance of 2" in card] == ["ddim-classes"]
+    assert [name for name, card in cards.items() if "torch.lerp(hidden, output, 2)" in card] == ["ddim-classes"]
+
+
+ALONE = RECIPES | {
+    "churn": small(sampler__s_churn=10.0),
+    "edm-guided": small(**CONDITIONAL, conditioning__label_drop=0.1, sampler__guidance=2.0),
+    "dpmpp-edm": small(sampler__kind="dpmpp"),
+    "dpmpp": small("tiny-ddpm", sampler__kind="dpmpp", sampler__steps=20),
+}
+
+
+def load_script(folder: Path) -> Any:
+    spec: Any = importlib.util.spec_from_file_location("sample", folder / "sample.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_script_beside_the_card_draws_from_the_same_noise_what_we_draw(tmp_path, monkeypatch, name):
+    recipe = ALONE[name]
+    network = awake(recipe)
+    export_model(tmp_path / "model", network, recipe, MANIFEST, {})
+    theirs = load_script(tmp_path / "model").sample(4, seed=3)
+
+    noise = lambda network, numbers, _: lambda: torch.randn(len(numbers), *network.shape)  # noqa: E731
+    monkeypatch.setattr(sampling, "_noise_source", noise)
+    torch.manual_seed(3)
+    ours = torch.cat(list(sampling.generate(network, recipe, 4, seed=0)))
+    assert (theirs.shape, theirs.dtype) == ((4, 8, 8, 1), np.uint8)
+    np.testing.assert_allclose(theirs.transpose(0, 3, 1, 2).astype(int), ours.numpy().astype(int), atol=1)
+    assert ours.float().std() > 5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sampler__steps": 18},  # the chain has 1,000 steps: diffusers would take others than we do
+        CONDITIONAL | {"conditioning__label_drop": 0.1, "sampler__guidance": 2.0, "sampler__guidance_power": 4.0},
+    ],
+)
+def test_there_is_no_script_and_no_pipeline_where_they_would_draw_something_else(tmp_path, values):
+    recipe = small("tiny-ddpm", **values)
+    export_model(tmp_path / "model", awake(recipe), recipe, MANIFEST, {})
+    assert not (tmp_path / "model" / "sample.py").exists()
+    assert not (tmp_path / "model" / "model_index.json").exists()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "18 does not divide the 1000" in card or "without the recipe's guidance of 2" in card
 
 
 def test_coordinate_channels_are_exported_and_read_back(tmp_path, monkeypatch):
@@ -172,7 +223,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_exported_scheduler_has_the_variance_of_the_sampler(variance):
-    exported: Any = _sampler(small("tiny-ddpm", sampler__kind="ancestral", sampler__variance=variance))
+    exported: Any = exported_sampler(small("tiny-ddpm", sampler__kind="ancestral", sampler__variance=variance))
     assert exported.scheduler.config["variance_type"] == variance
 
 
@@ -181,5 +232,5 @@ def test_the_exported_scheduler_clips_pixels_and_no_latents(kind):
     latents = {"codec__kind": "kl", "codec__encoder": "vae", "codec__decoder": "vae"}
     for values, clips in (({}, True), (latents, False)):
         recipe = small("tiny-ddpm", sampler__kind=kind, **values)
-        exported: Any = _sampler(recipe)
+        exported: Any = exported_sampler(recipe)
         assert exported.scheduler.config["clip_sample"] is clips

@@ -79,7 +79,7 @@ def test_diffusers_loads_the_updates(updated: Session, stand_in: Path):
     """By the lines of the model's card, up to the drawing of an image."""
     card = (updated.folder / "model" / "README.md").read_text()
     found: Any = re.search("```python\n(.*?)caption =", card, re.DOTALL)
-    assert f"StableDiffusionPipeline.from_pretrained('{stand_in}')" in found[1]
+    assert f"StableDiffusionPipeline.from_pretrained('{stand_in}', use_safetensors=True)" in found[1]
     lines: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(updated.folder / "model")

@@ -43,7 +43,16 @@ def description(folder: SweepFolder) -> dict:
         "started": time.time() - 1000,
         "driver_started": time.time() - 1000,
         "seed": 5,
-        "dataset": {"name": f"data-{folder.path.name}", "content_hash": "c0ffee", "folder": "/data"},
+        "dataset": {
+            "name": f"data-{folder.path.name}",
+            "content_hash": "c0ffee" * 10,
+            "folder": "/data",
+            "modality": "images",
+            "shape": [1, 8, 8],
+            "picture": [1, 8, 8],
+            "classes": 0,
+            "splits": {"train": 300, "holdout": 20},
+        },
         "space": make_space(constraints={"memorized_fraction": {"max": 0.05}}).model_dump(mode="json"),
     }
 

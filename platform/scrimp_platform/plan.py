@@ -21,6 +21,7 @@ from scrimp_trainers.common import environment, parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
+from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.metrics import names
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
@@ -265,6 +266,7 @@ def sweep_record(plan: Plan) -> dict[str, Any]:
             "name": plan.manifest.name,
             "content_hash": plan.manifest.content_hash,
             "folder": _portable(plan),
+            **_profile(plan.manifest),
         },
         "parts": parts.digests(plan.own_parts),
         "seed": plan.options.seed,
@@ -274,6 +276,17 @@ def sweep_record(plan: Plan) -> dict[str, Any]:
         "driver_started": now,
         **software,
         "earlier": _earlier_software(plan.folder, earlier, software),
+    }
+
+
+def _profile(manifest: Manifest) -> dict[str, Any]:
+    """Return what MLflow shows of a dataset."""
+    return {
+        "modality": manifest.modality,
+        "shape": list(modality_of(manifest).shape),
+        "picture": list(getattr(modality_of(manifest), "picture_shape", ())) or None,
+        "classes": len(manifest.classes or ()),
+        "splits": {name: split.count for name, split in manifest.splits.items()},
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from scrimp_platform import interrupt
 from scrimp_trainers.common import checksums
-from scrimp_trainers.common.errors import DamagedRecord, UserError
+from scrimp_trainers.common.errors import DamagedRecord, DiskFull, UserError
 from scrimp_trainers.common.files import is_disk_full, read_regular, try_lock, write_atomic
 
 TRIAL_FILE = "trial.json"
@@ -71,8 +71,8 @@ def retry_when_disk_full(write: Callable[[], T], say: Callable[[str], object]) -
     while True:
         try:
             result = write()
-        except OSError as error:
-            if not is_disk_full(error):
+        except (OSError, DiskFull) as error:
+            if not (isinstance(error, DiskFull) or is_disk_full(error)):
                 raise
             interrupt.raise_if_requested()
             if waiting_since is None:
@@ -184,6 +184,11 @@ class RepeatFolder(WorkFolder):
         return self.path / "metrics.jsonl"
 
     @property
+    def system(self) -> Path:
+        """What its node did meanwhile: a JSON line every few seconds."""
+        return self.path / "system.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Folder of one sample grid a rung, named by its kimg."""
         return self.path / "samples"
@@ -283,6 +288,14 @@ class SweepFolder:
     def best_recipe(self) -> Path:
         """The recommended recipe; `scrimp train` takes it as it is."""
         return self.path / "best_recipe.yaml"
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """Folders of the models that others load, by their alias in MLflow's registry.
+
+        That of the best mean exists only if it is not the recommended one.
+        """
+        return {"recommended": self.path / "model", "best": self.path / "model-best"}
 
     @property
     def report(self) -> Path:

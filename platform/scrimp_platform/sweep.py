@@ -12,7 +12,7 @@ from functools import partial
 
 from scrimp_cluster import doctor
 from scrimp_cluster.doctor import ClusterReport
-from scrimp_platform import cluster, interrupt, job, storage_loss, store
+from scrimp_platform import cluster, interrupt, job, storage_loss, store, winner
 from scrimp_platform.cli import live, status, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.log import Log
@@ -220,24 +220,31 @@ def save_outcome(ledger: Ledger, plan: Plan, placement: Placement, reason: str) 
 
 
 def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
-    """Write the leaderboard, the recommended recipe and the report, and print a summary."""
+    """Write the leaderboard, the recommended recipe and model and the report, and print a summary."""
     rows, problems = write_results(folder, space)
     terminal.show_result(folder, rows, space, reason)
     terminal.show_problems(problems)
 
 
 def write_results(folder: SweepFolder, space: Space) -> tuple[list[leaderboard.TrialRow], list[str]]:
-    """Write the leaderboard, the recommended recipe and the report; return the leaderboard and the read errors."""
+    """Write the leaderboard, the recommended recipe and model and the report.
+
+    Returns the leaderboard, and what could not be read or copied, in words.
+    """
     from scrimp_platform.report import page
 
     known = records.read_as_observer(folder)
     rows = leaderboard.rank(known.trials, space)
+    problems = list(known.problems)
     leaderboard.write_csv(rows, space, folder)
     # A trial whose records are damaged may be the best: no other trial takes its place meanwhile.
-    if not any(map(leaderboard.may_hide_best, known.trials)):
+    is_known = not any(map(leaderboard.may_hide_best, known.trials))
+    if is_known:
         save_recipe(folder, leaderboard.best(rows))
     page.write_report(folder)
-    return rows, known.problems
+    if is_known:
+        problems += winner.write_models(folder, rows, space)
+    return rows, problems
 
 
 def save_recipe(folder: SweepFolder, best: leaderboard.TrialRow | None) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from scrimp_cluster import nodes
-from scrimp_platform import cluster, storage_loss, store
-from scrimp_platform.store import SweepFolder, WorkFolder
+from scrimp_platform import cluster, node_metrics, storage_loss, store
+from scrimp_platform.store import RepeatFolder, SweepFolder, WorkFolder
 from scrimp_trainers.common import heartbeat, parts
 from scrimp_trainers.common.errors import DiskFull, NonRetryable, UserError
 from scrimp_trainers.common.files import is_disk_full
@@ -185,12 +185,15 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     # A worker that outlives a killed driver must not write at the same time as its successor.
     lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    monitor: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         lock = store.exclusive(folder.lock, f"repeat {folder.label}", LOCK_TIMEOUT_S)
+        if isinstance(folder, RepeatFolder):
+            monitor = node_metrics.recorded(folder.system)
 
     recipe = recipes.read(folder.recipe)
     dataset = open_dataset(Path(task["dataset"]))
-    with lock, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
+    with lock, monitor, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True})
         if task["preparation"]:
             trained = train_needed(record["kind"], recipe, dataset, record["seed"], select_device())

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from scrimp_trainers.codecs import autoencoder_files
-from scrimp_trainers.codecs.autoencoder_files import AutoencoderFiles
+from scrimp_trainers import card
 from scrimp_trainers.codecs.codec import Codec, Decoding
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import atomic_folder, match_folder_mode
-from scrimp_trainers.common.metrics_log import SELECTED
 from scrimp_trainers.conditioning import text_files
 from scrimp_trainers.conditioning.conditioner import Conditioner
 from scrimp_trainers.conditioning.text_files import TextFiles
@@ -23,31 +21,7 @@ from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
-from scrimp_trainers.recipe.diffusion import Chain
 from scrimp_trainers.recipe.recipe import Recipe
-from scrimp_trainers.recipe.techniques import Autoencoder
-
-STABLE_DIFFUSION = "StableDiffusionPipeline"
-TEXT_CODE = """from transformers import CLIPTextModel, CLIPTokenizer
-
-tokenizer = CLIPTokenizer.from_pretrained("tokenizer")
-encoder = CLIPTextModel.from_pretrained("text_encoder")
-captions = ["a caption"] * 16
-length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-with torch.no_grad():
-    text = encoder(tokens.input_ids).last_hidden_state
-"""
-"""Makes embeddings of captions."""
-OWN_IMPORTS = """import json
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-"""
-"""What the code of a network that diffusers does not have imports."""
 
 
 def export_model(
@@ -75,33 +49,33 @@ def export_model(
         If the folder exists or cannot be written.
     """
     with atomic_folder(folder) as part:
-        exported = _sampler(recipe)
-        decoding = _decoding(recipe, manifest)
+        exported = card.exported_sampler(recipe)
+        decoding = card.decoding_of(recipe, manifest)
         network.save(part / network.folder)
         if exported:
             exported.scheduler.save_pretrained(part / "scheduler")
-        pipeline = exported and exported.pipeline and network.library_class
+        pipeline = exported and not exported.caveat and exported.pipeline and network.library_class
         if exported and pipeline and network.takes_only_images_and_levels and decoding == Decoding():
             (part / "model_index.json").write_text(_index(network, exported))
         if recipe.conditioning.text and not network.base:
             text_files.of_setting(recipe.conditioning.text).copy(part)
         if recipe.conditioning.text:
             text_files.write_captions(part, captions)
-        vae = _stable_diffusion_vae(network, recipe)
+        vae = card.stable_diffusion_vae(network, recipe)
         if exported and vae and not network.base:
             vae.copy(part)
             (part / "model_index.json").write_text(_stable_diffusion_index(exported))
         (part / "recipe.yaml").write_text(recipe.to_yaml())
         _codec_part(recipe).save(recipe.codec, modality_of(manifest).shape, part)
-        (part / "README.md").write_text(_card(network, recipe, manifest, scores))
+        card.write_card(part, network, recipe, manifest, scores)
         for file in part.rglob("*.safetensors"):
             match_folder_mode(file)
 
 
 def is_current(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:
     """Whether a folder contains the model that `export_model` would write; its card names all that it depends on."""
-    card = folder / "README.md"
-    return card.is_file() and card.read_text() == _card(network, recipe, manifest, scores)
+    file = folder / "README.md"
+    return file.is_file() and file.read_text() == card.card(network, recipe, manifest, scores)
 
 
 def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[Denoiser, Recipe]:
@@ -183,32 +157,13 @@ def require_same_shape(folder: Path, network: Denoiser, recipe: Recipe, codec: C
     expected = modality_of(manifest).shape
     if shape != expected:
         raise UserError(
-            f"{folder}: draws {manifest.modality} of {_by(shape)}, but those of dataset {manifest.name} are "
-            f"{_by(expected)}; name a dataset of the model's size and channels"
+            f"{folder}: draws {manifest.modality} of {card.by(shape)}, but those of dataset {manifest.name} are "
+            f"{card.by(expected)}; name a dataset of the model's size and channels"
         )
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(str(side) for side in shape)
 
 
 def _codec_part(recipe: Recipe) -> Any:
     return parts.module("codecs", recipe.codec.part)
-
-
-def _decoding(recipe: Recipe, manifest: Manifest) -> Decoding | None:
-    """Return how diffusers alone decodes; None for a codec without `decoding`."""
-    part = _codec_part(recipe)
-    return part.decoding(recipe.codec, modality_of(manifest).shape) if hasattr(part, "decoding") else None
-
-
-def _sampler(recipe: Recipe) -> Exported | None:
-    """Return how diffusers samples as the recipe does; None for a user's own process, or a sampler without `export`."""
-    process = parts.build("diffusion", recipe.diffusion)
-    sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
-    if parts.is_own(recipe.diffusion.kind) or not hasattr(sampler, "export"):
-        return None
-    return sampler.export(process, recipe.sampler, clip=recipe.codec.bounded)
 
 
 def _index(network: Denoiser, exported: Exported) -> str:
@@ -223,24 +178,11 @@ def _index(network: Denoiser, exported: Exported) -> str:
     return json.dumps(index, indent=2) + "\n"
 
 
-def _stable_diffusion_vae(network: Denoiser, recipe: Recipe) -> AutoencoderFiles | None:
-    """Return the autoencoder of a model that Stable Diffusion's pipeline samples as the recipe does; None of others.
-
-    The pipeline knows no shift of latents.
-    """
-    if not (network.text and isinstance(recipe.codec, Autoencoder) and isinstance(recipe.diffusion, Chain)):
-        return None
-    if recipe.codec.kind != "kl":
-        return None
-    files = autoencoder_files.find(recipe.codec, "decoder")
-    return None if files.shift else files
-
-
 def _stable_diffusion_index(exported: Exported) -> str:
     import diffusers
 
     index = {
-        "_class_name": STABLE_DIFFUSION,
+        "_class_name": card.STABLE_DIFFUSION,
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
@@ -252,131 +194,3 @@ def _stable_diffusion_index(exported: Exported) -> str:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     return json.dumps(index, indent=2) + "\n"
-
-
-def _card(network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> str:
-    """Return the model card, a README.md."""
-    rows = "\n".join(f"| {name} | {_format_score(value)} |" for name, value in scores.items())
-    return f"""---
-library_name: diffusers
-tags: [unconditional-image-generation, scrimp]
----
-# {recipe.about or "A diffusion model"}
-
-Trained by Scrimp; the weights are the exponential moving average of the training's.
-
-- dataset: {manifest.name}, {manifest.splits["train"].count} {manifest.modality} of \
-{_by(modality_of(manifest).shape)}
-- content hash: `{manifest.content_hash}`
-
-## Use
-
-{_use(network, recipe, _decoding(recipe, manifest))}
-
-## Scores
-
-{_selection(scores)}| score | value |
-|---|---|
-{rows}
-
-## Recipe
-
-```yaml
-{recipe.to_yaml()}```
-"""
-
-
-def _selection(scores: Mapping[str, Any]) -> str:
-    """Say of a model that was chosen by its score that the score is optimistic; nothing of any other."""
-    if SELECTED not in scores:
-        return ""
-    return (
-        f"The model was {scores[SELECTED]}. A score by which a model was chosen is optimistic, and so is what goes "
-        "with it. `scrimp evaluate` with another `--seed` than that of the training scores this model by samples that "
-        "had no part in the choice.\n\n"
-    )
-
-
-def _use(network: Denoiser, recipe: Recipe, decoding: Decoding | None) -> str:
-    """Say how to sample: with diffusers alone, or with Scrimp where diffusers has no class for a part."""
-    exported = _sampler(recipe)
-    if not exported or not decoding or not (network.library_class or network.code):
-        files = ", ".join(f'"{file.name}"' for file in recipe.parts)
-        own = f"scrimp.load_parts({files})\n" if files else ""
-        return f"With Scrimp:\n\n```python\nimport scrimp\n\n{own}images = scrimp.load_model('.').sample(16)\n```"
-
-    if _stable_diffusion_vae(network, recipe):
-        code = _stable_diffusion_code(network, recipe, exported)
-        return f"With diffusers alone, in this folder:\n\n```python\n{code}```"
-
-    note = exported.note
-    if recipe.sampler.guidance != 1:
-        note += f", without the recipe's guidance of {recipe.sampler.guidance:g}"
-    code = _code(network, exported, decoding)
-    if network.code:
-        return f"With torch, and the scheduler of diffusers, in this folder; {note}:\n\n```python\n{code}```"
-    return f"With diffusers alone, in this folder; {note}:\n\n```python\n{code}```"
-
-
-def _stable_diffusion_code(network: Denoiser, recipe: Recipe, exported: Exported) -> str:
-    scheduler = type(exported.scheduler).__name__
-    loading = f"""from diffusers import {STABLE_DIFFUSION}
-
-pipeline = {STABLE_DIFFUSION}.from_pretrained(".")
-"""
-    if network.base:
-        folder = Path(network.base)
-        loading = f"""from diffusers import {scheduler}, {STABLE_DIFFUSION}
-
-pipeline = {STABLE_DIFFUSION}.from_pretrained({str(folder.resolve()) if folder.is_dir() else network.base!r})
-pipeline.scheduler = {scheduler}.from_pretrained("scheduler")
-pipeline.load_lora_weights(".")
-"""
-    return f"""{loading}caption = "a caption"
-image = pipeline(
-    caption, num_inference_steps={exported.steps}, guidance_scale={recipe.sampler.guidance:g}{exported.arguments}
-).images[0]
-"""
-
-
-def _code(network: Denoiser, exported: Exported, decoding: Decoding) -> str:
-    """Return the lines that sample with diffusers; a test runs them."""
-    scheduler = type(exported.scheduler).__name__
-    network_input = "scheduler.scale_model_input(x, t)"
-    conditions = ""
-    labels = None
-    if network.classes:
-        labels = "labels"
-        conditions += f"labels = torch.arange(16) % {network.classes}\n"
-    if network.text:
-        conditions += TEXT_CODE
-    if network.coordinates:
-        conditions += (
-            f"line = torch.linspace(-1, 1, {network.shape[1]})\n"
-            "frame = torch.stack(torch.meshgrid(line, line, indexing='xy')).expand(16, -1, -1, -1)\n"
-        )
-        network_input = f"torch.cat([{network_input}, frame], 1)"
-
-    output = network.call(network_input, labels)
-    if network.variances and not exported.takes_variances:
-        output += f"[:, :{network.shape[0]}]"
-
-    shape = ", ".join(str(side) for side in network.shape)
-    imports = f"import torch\nfrom diffusers import {decoding.imports}{scheduler}, {network.library_class}\n\n"
-    loading = f'{network.folder} = {network.library_class}.from_pretrained("{network.folder}")\n'
-    if network.code:
-        imports = f"{OWN_IMPORTS}from diffusers import {scheduler}\n\n\n"
-        loading = network.code
-    return f"""{imports}{loading}scheduler = {scheduler}.from_pretrained("scheduler")
-scheduler.set_timesteps({exported.steps})
-{decoding.loading}{conditions}x = torch.randn(16, {shape}) * scheduler.init_noise_sigma
-with torch.no_grad():
-    for t in scheduler.timesteps:
-        output = {output}
-        step = scheduler.step(output, t, x{exported.arguments})
-        x = step.prev_sample
-{exported.result}{decoding.lines}{decoding.result}"""
-
-
-def _format_score(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

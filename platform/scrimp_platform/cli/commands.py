@@ -311,14 +311,26 @@ def _request(sweep: Path, request: steering.Request) -> None:
         terminal.say("the sweep does not run; it will carry this out when its command is run again")
 
 
-def ui(storage: Path, service: bool) -> None:
+def ui(storage: Path, service: bool, port: int | None = None) -> None:
     """Serve MLflow for a storage folder until Ctrl-C or SIGTERM, or set up a systemd service that does."""
     if not storage.is_dir():
         raise UserError(f"--storage {storage}: no such folder; the first sweep creates it")
     if service:
         _install_service(storage)
     else:
-        _serve(storage)
+        _serve(storage, port)
+
+
+def show_study(sweep: Path, port: int | None) -> None:
+    """Serve a sweep's search in optuna-dashboard until Ctrl-C."""
+    from scrimp_platform import study_view
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with study_view.copied(SweepFolder(sweep)) as journal:
+        server = study_view.start(journal, port)
+        terminal.say(f"optuna-dashboard shows the search of {sweep} at {server.uri} until Ctrl-C")
+        terminal.say("It shows a copy: what is changed there changes nothing in the sweep")
+        study_view.serve(server)
 
 
 def _install_service(storage: Path) -> None:
@@ -331,16 +343,18 @@ def _install_service(storage: Path) -> None:
     terminal.say(f"MLflow serves {storage} from now on, also after a reboot: `systemctl --user status {UNIT}`")
 
 
-def _serve(storage: Path) -> None:
+def _serve(storage: Path, port: int | None) -> None:
     from scrimp_platform.tracking import mlflow_server
 
     mlflow_server.check_storage_name(storage.absolute())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = mlflow_server.join_or_start(Storage(storage.absolute()))
+    server = mlflow_server.join_or_start(Storage(storage.absolute()), port)
     try:
         server.wait_until_ready()
         password_file = server.folder / mlflow_server.PASSWORD_FILE
         terminal.say(f"MLflow serves {storage} at {server.uri} until Ctrl-C")
+        for name, link in mlflow_server.experiment_links(Storage(storage.absolute()), server.uri).items():
+            terminal.say(f"training runs on {name}: {link}")
         terminal.say(f"user name {mlflow_server.USER_NAME}, password in {password_file}")
         server.monitor(terminal.say)
     except KeyboardInterrupt:

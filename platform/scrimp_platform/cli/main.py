@@ -429,11 +429,18 @@ def pause(sweep: Path) -> None:
 @scrimp.command()
 @STORAGE
 @click.option("--service", is_flag=True, help="Run it as a systemd service, also after a reboot.")
-def ui(storage: Path, service: bool) -> None:
-    """Serve MLflow for a storage folder until Ctrl-C."""
+@click.option("--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1.  [default: 5000, or a free one]")
+@click.option("--study", type=FOLDER, metavar="SWEEP", help="Show the search of SWEEP in optuna-dashboard instead.")
+def ui(storage: Path, service: bool, port: int | None, study: Path | None) -> None:
+    """Serve MLflow for a storage folder until Ctrl-C, and print where its training runs are."""
+    if service and (port or study):
+        raise click.UsageError("--service: takes neither --port nor --study")
     from scrimp_platform.cli import commands
 
-    commands.ui(storage, service)
+    if study:
+        commands.show_study(study, port)
+    else:
+        commands.ui(storage, service, port)
 
 
 @scrimp.command()

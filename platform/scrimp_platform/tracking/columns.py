@@ -11,6 +11,8 @@ from scrimp_platform.search.records import Records, Repeat
 from scrimp_platform.search.stats import Summary
 from scrimp_spaces.space import Space
 
+CURVE = "curve/"
+"""Begins the names of a trial's curves over kimg; MLflow shows them in a section of their own."""
 SHOWN_TRIALS = 5
 """Trials in a sweep's description."""
 
@@ -48,6 +50,20 @@ def of_trial(row: TrialRow, space: Space) -> dict[str, float]:
     }
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return finite | {"repeats": float(sum(repeat.status == "finished" for repeat in trial.repeats))}
+
+
+def mean_curves(row: TrialRow, space: Space) -> list[tuple[float, dict[str, float]]]:
+    """Return the means of a trial's scores with their 95% intervals at each rung in kimg, over the repeats that count.
+
+    Their names begin with `curve/`, which sets them apart from those of `of_trial`, whose steps are repeats.
+    """
+    points = []
+    for rung in sorted({rung for repeat in row.counted for rung in repeat.rungs}):
+        metrics: dict[str, float] = {}
+        for name in [*space.objectives, *space.constraints]:
+            metrics |= _scores(f"{CURVE}{name}", stats.summarize(records.finite_scores(row.counted, name, rung)))
+        points.append((rung, {name: value for name, value in metrics.items() if math.isfinite(value)}))
+    return points
 
 
 def of_sweep(known: Records, rows: Sequence[TrialRow], space: Space) -> dict[str, float]:

@@ -12,16 +12,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from scrimp_platform import store
+from scrimp_platform import node_metrics, store, winner
 from scrimp_platform.report import leaderboard
 from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
-from scrimp_platform.tracking import columns, mlflow_server
+from scrimp_platform.tracking import columns, mlflow_server, model_registry
 from scrimp_platform.tracking.mlflow_runs import PARENT_TAG, Run, SweepRuns
 from scrimp_platform.tracking.mlflow_server import Server
 from scrimp_spaces.space import Space
@@ -120,20 +119,21 @@ class Mirror:
             for repeat in trial.repeats:
                 if repeat.status == "damaged":
                     continue
-                self._send_repeat(runs, trial_run, trial, repeat, has_ended)
+                self._send_repeat(runs, trial_run, sweep["dataset"], trial, repeat, has_ended)
                 sent += 1
                 self._progress(sent, total)
             self._update_trial(runs, sweep_run, trial_run, rows[trial.number], space, has_ended)
             sent += 1
             self._progress(sent, total)
 
-        # The sweep's files, and at its end the recommended model and the outcome.
+        # The sweep's files, and at its end the outcome and its models, which not every server can register.
         for file in (self._folder.description, self._folder.leaderboard, self._folder.best_recipe, self._folder.report):
             runs.send_file(sweep_run, file)
         if has_ended:
-            self._send_recommended_model(runs, sweep_run, known.trials, space)
             status = {"interrupted": "KILLED", CRASHED: "FAILED"}.get(outcome, "FINISHED")
             self._update_sweep(runs, sweep_run, sweep, known, ranked, space, status, outcome)
+            if status == "FINISHED":  # of others the leader may change
+                self._register_models(runs, sweep_run, sweep, ranked, space)
 
     def _update_sweep(
         self,
@@ -165,6 +165,7 @@ class Mirror:
             "mlflow.source.name": sweep["space_name"],
             "mlflow.note.content": columns.description(rows, space),
         }
+        runs.log_dataset(run, sweep["dataset"])
         metrics = columns.of_sweep(known, rows, space)
         gpu_minutes = round(60 * metrics["gpu_hours"])
         runs.send_points(run, columns.best_so_far(known, rows, space))
@@ -181,18 +182,34 @@ class Mirror:
             status = MLFLOW_STATUS[trial.status]
         ended = max((repeat.ended or 0 for repeat in trial.repeats), default=0)
         tags = {PARENT_TAG: sweep_run.id, "scrimp.status": row.status}
+        if has_ended:  # no repeat changes them any more
+            runs.send_curves(run, columns.mean_curves(row, space), ended)
         runs.update(run, status, ended, params=trial.params, tags=tags, metrics=metrics, step=int(metrics["repeats"]))
 
-    def _send_repeat(self, runs: SweepRuns, trial_run: Run, trial: Trial, repeat: Repeat, has_ended: bool) -> None:
+    def _send_repeat(
+        self,
+        runs: SweepRuns,
+        trial_run: Run,
+        dataset: dict[str, Any],
+        trial: Trial,
+        repeat: Repeat,
+        has_ended: bool,
+    ) -> None:
         files = self._folder.repeat(repeat.trial, repeat.repeat)
         run = runs.get_or_create(files.label, f"repeat {files.label}", repeat.started or time.time())
         is_current = run.status == MLFLOW_STATUS[repeat.status] and run.tags.get(PARENT_TAG) == trial_run.id
         if not repeat.open and is_current:
             return  # the status is sent last, so everything else has arrived
 
-        # Metrics and files.
+        # The dataset, metrics and files.
+        runs.log_dataset(run, dataset)
         runs.send_lines(run, metrics_log.read_rows(files.metrics))
-        for grid in sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem)):
+        runs.send_system_metrics(run, node_metrics.read(files.system))
+        grids = sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem))
+        if grids and int(float(grids[0].stem)) > 0:
+            # MLflow's chart of images opens at step 0, where it would be empty.
+            runs.send_image(run, grids[0], "samples", 0, f"the first samples, at {grids[0].stem} kimg")
+        for grid in grids:
             runs.send_image(run, grid, "samples", int(float(grid.stem)))
         for file in (files.recipe, files.neighbours_png, files.error, *files.prepared):
             runs.send_file(run, file)
@@ -211,12 +228,14 @@ class Mirror:
         status = "waiting" if has_ended and repeat.open else repeat.status
         runs.update(run, MLFLOW_STATUS[status], repeat.ended, params=params, tags=tags)
 
-    def _send_recommended_model(self, runs: SweepRuns, run: Run, trials: list[Trial], space: Space) -> None:
-        model = recommended_model(self._folder, trials, space)
-        if model is None:
-            return
-        for file in sorted(path for path in model.rglob("*") if path.is_file()):
-            runs.send_file(run, file, str(file.parent.relative_to(model.parent)))
+    def _register_models(
+        self, runs: SweepRuns, run: Run, sweep: dict[str, Any], rows: list[TrialRow], space: Space
+    ) -> None:
+        record = store.read_sound(self._folder.outcome) or {}
+        name = winner.registered_name(sweep["dataset"]["name"])
+        description = f"{leaderboard.verdict(rows, space)}\n\nSweep `{sweep['name']}`, {self._folder.path}"
+        ended = record.get("ended", sweep["started"])
+        model_registry.register_models(runs, run, name, self._folder.models, description, ended)
 
 
 class MirrorThread:
@@ -294,6 +313,8 @@ class MirrorThread:
                     self._server.release()
                 except UserError as error:
                     say(str(error))
+                if self._link and not mlflow_server.is_reachable(self._server.uri):
+                    say(f"MLflow ended with the sweep; `scrimp ui --storage {self._storage.path}` shows it again")
 
     def _wait(self, stall_timeout_s: float, total_timeout_s: float) -> None:
         """Wait for the thread while it makes progress, and print the progress from time to time."""
@@ -430,15 +451,6 @@ def sync_ended_sweep(
         mirror = Mirror(folder, address, progress)
         mirror.sync(outcome)
     return mirror.link
-
-
-def recommended_model(folder: SweepFolder, trials: list[Trial], space: Space) -> Path | None:
-    """Return the model of the recommended trial's typical repeat, as the report shows it; None without one."""
-    best = leaderboard.best(leaderboard.rank(trials, space))
-    if best is None or any(map(leaderboard.may_hide_best, trials)):
-        return None
-    typical = leaderboard.typical_repeat(best, space)
-    return folder.repeat(typical.trial, typical.repeat).model
 
 
 def _checkpoint_tags(files: RepeatFolder) -> dict[str, Any]:

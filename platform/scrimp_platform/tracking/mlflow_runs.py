@@ -7,6 +7,7 @@ server, or one that lost its data, has other run ids and receives everything.
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import time
@@ -15,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scrimp_platform import store
+import numpy as np
+
+from scrimp_platform import node_metrics, store
 from scrimp_platform.throttle import Throttle
 from scrimp_platform.tracking.columns import Point
 from scrimp_trainers.common.metrics_log import MetricsRow
 
 if TYPE_CHECKING:
+    import PIL.Image
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.entities import Run as MlflowRun
 
@@ -34,6 +38,14 @@ METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 TAGS_PER_REQUEST = 100
 MAX_VALUE_LENGTH = 5000
+DIGEST_LENGTH = 36
+"""Of a dataset; the whole hash is in its profile."""
+
+SYSTEM = "system/"
+"""Begins the names of the metrics that MLflow shows as those of the machine."""
+NOTE_WIDTH = 230
+NOTE_HEIGHT = 14
+"""Of a line of text above an image, in pixels."""
 
 REFUSAL_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 AXES = ("rung", "images", "step")
@@ -54,7 +66,7 @@ class Run:
     """One run: what the server has of it, and how far its metric histories and files have been sent.
 
     `start` is in Unix milliseconds. `curve` is the `line_position` of the last line sent. `files` maps the name of a
-    file to its size and modification time (ns) when it was sent.
+    file to its size and modification time (ns) when it was sent. `datasets` are the digests of those it was trained on.
     """
 
     id: str
@@ -65,6 +77,7 @@ class Run:
     metrics: dict[str, float]
     curve: list[float]
     files: dict[str, list[int]]
+    datasets: set[str]
 
 
 @dataclass
@@ -109,7 +122,7 @@ class SweepRuns:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        self._client = MlflowClient(uri)
+        self.client = MlflowClient(uri)
         self.refused: list[str] = []  # error messages for the values that the server refused as invalid
         self._sweep = sweep
         self._progress_file = progress_file
@@ -124,7 +137,7 @@ class SweepRuns:
         """Return the run with this key; create it if the server has none. `started` is in Unix seconds."""
         if key not in self._runs:
             tags = {SWEEP_TAG: self._sweep, KEY_TAG: key}
-            created = self._client.create_run(self.experiment, _milliseconds(started), tags, name)
+            created = self.client.create_run(self.experiment, _milliseconds(started), tags, name)
             self._runs[key] = self._with_progress(created)
             self._save_soon()
         return self._runs[key]
@@ -163,9 +176,9 @@ class SweepRuns:
         # The status is sent last, so a run with a terminal status is complete.
         if run.status != status:
             if status in TERMINAL_STATUSES:
-                self._client.set_terminated(run.id, status, time_ms)
+                self.client.set_terminated(run.id, status, time_ms)
             else:
-                self._client.update_run(run.id, status)
+                self.client.update_run(run.id, status)
             run.status = status
 
     def send_lines(self, run: Run, lines: Sequence[MetricsRow]) -> None:
@@ -194,20 +207,74 @@ class SweepRuns:
             run.curve[0] = new_points[-1].ended
             self._save_soon()
 
+    def send_curves(self, run: Run, curves: Sequence[tuple[float, Mapping[str, float]]], ended: float) -> None:
+        """Send curves over kimg that are complete, unless their ends have arrived; `ended` is in Unix seconds.
+
+        The time is that of the trial's end, so that MLflow stores what is sent twice once.
+        """
+        from mlflow.entities import Metric
+
+        ends = {name: value for _, values in curves for name, value in values.items()}
+        if all(run.metrics.get(name) == value for name, value in ends.items()):
+            return
+        metrics = [
+            Metric(name, value, _milliseconds(ended), round(kimg))
+            for kimg, values in curves
+            for name, value in values.items()
+        ]
+        self._send(run, LogBatch(metrics))
+        run.metrics |= ends
+
+    def send_system_metrics(self, run: Run, lines: Sequence[Mapping[str, float]]) -> None:
+        """Send the new lines about a repeat's node, under the names that MLflow gives system metrics."""
+        from mlflow.entities import Metric
+
+        sent = run.files.get(SYSTEM, [0])[0]
+        metrics = [
+            Metric(f"{SYSTEM}{name}", value, _milliseconds(line[node_metrics.TIME]), number)
+            for number, line in enumerate(lines[sent:], sent)
+            for name, value in line.items()
+            if name != node_metrics.TIME
+        ]
+        if len(lines) > sent:
+            self._send(run, LogBatch(metrics))
+            run.files[SYSTEM] = [len(lines)]
+            self._save_soon()
+
+    def log_dataset(self, run: Run, dataset: Mapping[str, Any]) -> None:
+        """Send which dataset a run was trained on, as the sweep's record describes it."""
+        digest = dataset["content_hash"][:DIGEST_LENGTH]
+        if digest in run.datasets:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": str(dataset["folder"])})
+        profile = {name: value for name, value in dataset.items() if name not in ("name", "folder")}
+        entity = Dataset(dataset["name"], digest, "local", source, _schema(dataset), json.dumps(profile))
+        self.client.log_inputs(run.id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+        run.datasets.add(digest)
+
     def send_file(self, run: Run, file: Path, folder: str = "") -> None:
         """Send a file into a folder of the run's artifacts, if it exists and has changed."""
         with self._recording(run, f"{folder}/{file.name}", file) as has_changed:
             if has_changed:
-                self._client.log_artifact(run.id, str(file), folder or None)
+                self.client.log_artifact(run.id, str(file), folder or None)
 
-    def send_image(self, run: Run, image: Path, key: str, step: int) -> None:
-        """Send an image as one step of the image series `key`, if it has changed."""
+    def send_model_file(self, run: Run, model_id: str, file: Path, folder: str) -> None:
+        """Send a file into a folder of a model's artifacts, `.` for the model's own, if it has changed."""
+        with self._recording(run, f"{model_id}/{folder}/{file.name}", file) as has_changed:
+            if has_changed:
+                self.client.log_model_artifact(model_id, str(file), None if folder == "." else folder)
+
+    def send_image(self, run: Run, image: Path, key: str, step: int, note: str = "") -> None:
+        """Send an image as one step of the image series `key`, if it has changed; with a line of text above it."""
         import PIL.Image
 
         with self._recording(run, f"{key}/{step}", image) as has_changed:
             if has_changed:
                 with PIL.Image.open(image) as opened:
-                    self._client.log_image(run.id, opened, key=key, step=step)
+                    picture = _with_note(opened, note) if note else opened
+                    self.client.log_image(run.id, picture, key=key, step=step)
 
     def save_progress(self) -> None:
         """Record how far metric histories and files have been sent; what a kill loses of it is sent again."""
@@ -234,7 +301,7 @@ class SweepRuns:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.log_batch(run.id, batch.metrics, batch.params, batch.tags)
+            self.client.log_batch(run.id, batch.metrics, batch.params, batch.tags)
         except MlflowException as error:
             if error.error_code not in REFUSAL_CODES:
                 raise
@@ -263,16 +330,16 @@ class SweepRuns:
     def _find_or_create_experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        experiment = self._client.get_experiment_by_name(name)
+        experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             # Another sweep on the same dataset may create it in between.
             with contextlib.suppress(MlflowException):
-                self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
-            experiment = self._client.get_experiment_by_name(name)
+                self.client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+            experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             raise RuntimeError(f"experiment {name!r} cannot be created")
         if experiment.lifecycle_stage == "deleted":
-            self._client.restore_experiment(experiment.experiment_id)
+            self.client.restore_experiment(experiment.experiment_id)
         return experiment.experiment_id
 
     def _find_runs(self) -> dict[str, Run]:
@@ -280,9 +347,7 @@ class SweepRuns:
         server_runs = []
         token = None
         while token != "":
-            page = self._client.search_runs(
-                [self.experiment], f"tags.`{SWEEP_TAG}` = '{self._sweep}'", page_token=token
-            )
+            page = self.client.search_runs([self.experiment], f"tags.`{SWEEP_TAG}` = '{self._sweep}'", page_token=token)
             server_runs += page
             token = page.token or ""
 
@@ -294,7 +359,7 @@ class SweepRuns:
         for run in server_runs:
             key = run.data.tags[KEY_TAG]
             if key in runs:
-                self._client.delete_run(run.info.run_id)
+                self.client.delete_run(run.info.run_id)
             else:
                 runs[key] = self._with_progress(run)
         return runs
@@ -311,6 +376,7 @@ class SweepRuns:
             dict(run.data.metrics),
             curve=progress["curve"],
             files=progress["files"],
+            datasets={given.dataset.digest for given in run.inputs.dataset_inputs} if run.inputs else set(),
         )
 
     def _save_soon(self) -> None:
@@ -337,6 +403,30 @@ def line_metrics(line: MetricsRow, start: int) -> list["Metric"]:
         for name, value in line.to_entries().items()
         if name not in AXES and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     ]
+
+
+def _schema(dataset: Mapping[str, Any]) -> str | None:
+    """Return the schema of a dataset's items as MLflow has it; None if the sweep's record does not say their shape."""
+    if "shape" not in dataset:
+        return None
+    from mlflow.data.schema import TensorDatasetSchema
+    from mlflow.types import Schema, TensorSpec
+
+    is_pictures = dataset["shape"] == dataset["picture"]
+    dtype = np.dtype(np.uint8 if is_pictures else np.float32)
+    return json.dumps(TensorDatasetSchema(Schema([TensorSpec(dtype, (-1, *dataset["shape"]))])).to_dict())
+
+
+def _with_note(image: "PIL.Image.Image", note: str) -> "PIL.Image.Image":
+    """Return an image below a line of text."""
+    import PIL.Image
+    import PIL.ImageDraw
+
+    size = (max(image.width, NOTE_WIDTH), image.height + NOTE_HEIGHT)
+    result = PIL.Image.new("RGB", size, "white")
+    PIL.ImageDraw.Draw(result).text((2, 1), note, fill="black")
+    result.paste(image.convert("RGB"), (0, NOTE_HEIGHT))
+    return result
 
 
 def _chunks(values: Sequence[Any], size: int) -> list[Sequence[Any]]:

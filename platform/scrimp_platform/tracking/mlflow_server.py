@@ -142,13 +142,13 @@ class Server:
             mlflow_database.back_up(self.folder)
 
 
-def join_or_start(storage: Storage) -> Server:
+def join_or_start(storage: Storage, port: int | None = None) -> Server:
     """Return the storage's server; if none is running, start one. It may take 20 s until `is_ready` is true.
 
     Raises
     ------
     UserError
-        If the server runs on another machine, or cannot be started.
+        If the server runs on another machine or on another port than the given one, or cannot be started.
     """
     folder = storage.mlflow
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,12 +160,16 @@ def join_or_start(storage: Storage) -> Server:
     process = None
     with store.exclusive(folder / "start.lock", f"MLflow server of {folder}", STEP_TIMEOUT_S):
         if not _is_alive(folder):
-            process = _start(folder)
+            process = _start(folder, port)
 
     facts = store.read_json(folder / "server.json")
     if facts["host"] != os.uname().nodename:
         raise UserError(f"the MLflow server of {folder} runs on {facts['host']}; use that, or pass a --tracking-uri")
-    return Server(folder, f"http://{HOST}:{facts['port']}", process, users_lock)
+    server = Server(folder, f"http://{HOST}:{facts['port']}", process, users_lock)
+    if port not in (None, facts["port"]):
+        server.release()
+        raise UserError(f"--port {port}: the MLflow server of this storage runs at {server.uri} already; leave it out")
+    return server
 
 
 def read_or_create_password(folder: Path) -> str:
@@ -253,9 +257,23 @@ def ui_link(uri: str, experiment: str) -> str:
     return f"{uri}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
+def experiment_links(storage: Storage, uri: str) -> dict[str, str]:
+    """Return where a server shows the training runs of each dataset, by name: that of the last sweep first."""
+    started: dict[str, float] = {}
+    links: dict[str, str] = {}
+    for sweep in storage.sweeps():
+        description = store.read_sound(sweep.description)
+        tracking = store.read_sound(sweep.tracking)
+        if description and tracking and tracking.get("uri", "").startswith(f"http://{HOST}:"):
+            name = description["dataset"]["name"]
+            links[name] = ui_link(uri, tracking["experiment"])
+            started[name] = max(started.get(name, 0.0), description.get("driver_started", 0.0))
+    return {name: links[name] for name in sorted(links, key=lambda name: -started[name])}
+
+
+def _start(folder: Path, port: int | None) -> subprocess.Popen[bytes]:
     database = mlflow_database.prepare_database(folder)
-    port, reservation = _reserve_port()
+    port, reservation = _reserve_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--app-name", "scrimp", "--backend-store-uri", database]
     command += ["--artifacts-destination", str(folder / "artifacts")]
@@ -284,12 +302,12 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def _reserve_port() -> tuple[int, socket.socket]:
+def _reserve_port(wanted: int | None) -> tuple[int, socket.socket]:
     """Return a free port, with a socket that reserves it among the MLflow servers of this machine while it is open.
 
     A server takes seconds until it listens. Without the reservation, two that start at once would choose the same port.
     """
-    for port in (PORT, 0):
+    for port in (wanted,) if wanted else (PORT, 0):
         reservation = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -298,6 +316,8 @@ def _reserve_port() -> tuple[int, socket.socket]:
             reservation.bind(f"\0scrimp-mlflow-{port}")  # the zero byte: a name in the kernel, not a file
             return port, reservation
         reservation.close()
+    if wanted:
+        raise UserError(f"--port {wanted}: in use by another program; choose another one")
     raise UserError(f"MLflow server: no free port on {HOST}")
 
 

@@ -46,7 +46,10 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """Lines of Python that make images of x with diffusers alone; empty where x is scaled pixels."""
+    """Lines of Python that make images of x with diffusers alone; empty where x is scaled pixels.
+
+    They may use `folder`, that of the model.
+    """
 
     imports: str = ""
     """What to import from diffusers."""
@@ -56,3 +59,7 @@ class Decoding:
     """Decodes `x`, inside of `torch.no_grad()`."""
     result: str = "images = ((x + 1) * 127.5).round().clamp(0, 255).byte()\n"
     """Makes of that what is wanted."""
+    pictures: str = ""
+    """Makes `images` of that, where it is something else."""
+    module: str = ""
+    """The module of Scrimp that `pictures` needs, which imports torch alone."""

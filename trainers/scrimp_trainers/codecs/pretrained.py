@@ -85,6 +85,8 @@ def decoding(settings: Autoencoder, items: Shape) -> Decoding:
     to_grey = ".mean(1, keepdim=True)" if items[0] == 1 else ""
     return Decoding(
         imports=f"{kind.class_name}, ",
-        loading=f"vae = {kind.class_name}.from_pretrained({where!r})\n",
+        loading=f'decoder = folder / "{PART}"\n'
+        f"vae = {kind.class_name}.from_pretrained(\n"
+        f"    decoder if decoder.is_dir() else {where!r}, use_safetensors=True\n)\n",
         lines=f"{unscaling}    x = vae.decode(x).sample{to_grey}\n",
     )

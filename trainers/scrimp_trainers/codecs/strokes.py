@@ -73,5 +73,7 @@ def decoding(section: Strokes, items: Shape) -> Decoding:  # noqa: ARG001
     positions = "x[:, :2]" if section.form == "absolute" else "x[:, :2].cumsum(-1)"
     return Decoding(
         result=f"points = torch.cat([{positions}, (x[:, 2:] > {section.pen_threshold:g}).float()], 1)\n"
-        "drawings = [p[:, :n].T for p, n in zip(points, lengths)]  # [n, 3] each: x, y, and 1 where a stroke ends\n"
+        "drawings = [p[:, :m].T for p, m in zip(points, lengths)]  # [m, 3] each: x, y, and 1 where a stroke ends\n",
+        pictures="mask = torch.arange(points.shape[-1]) < lengths[:, None]\nimages = pictures(points, mask)\n",
+        module="scrimp_trainers.data.ink",
     )

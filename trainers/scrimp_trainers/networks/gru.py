@@ -43,14 +43,13 @@ CODE = """class Network(nn.Module):
         step = {step}
         points = torch.cat([{position}, step], 1).transpose(1, 2)
         seen = torch.cat([points, condition], -1)
-        packed = pack_padded_sequence(seen, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(seen, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[-1])[0]
         return self.output(torch.cat([self.hidden(hidden), condition], -1)).transpose(1, 2)
 
 
-network = Network(**json.loads(Path("network/config.json").read_text()))
-network.load_state_dict(load_file("network/diffusion_pytorch_model.safetensors"))
-lengths = torch.multinomial(network.lengths.double(), 16, replacement=True)
+network = Network(**json.loads((folder / "network" / "config.json").read_text()))
+network.load_state_dict(load_file(folder / "network" / "diffusion_pytorch_model.safetensors"))
 """
 """What a model card says of the network: the same, without Scrimp."""
 

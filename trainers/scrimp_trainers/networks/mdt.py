@@ -172,8 +172,8 @@ CODE = "\n\n".join(
 )
 LOADING = """
 
-network = Transformer(**json.loads(Path("network/config.json").read_text()))
-weights = load_file("network/diffusion_pytorch_model.safetensors")
+network = Transformer(**json.loads((folder / "network" / "config.json").read_text()))
+weights = load_file(folder / "network" / "diffusion_pytorch_model.safetensors")
 network.load_state_dict({name.removeprefix("transformer."): tensor for name, tensor in weights.items()})
 """
 """What a model card says of the network: the same, without Scrimp."""

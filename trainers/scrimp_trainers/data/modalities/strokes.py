@@ -22,13 +22,9 @@ SIDE = 64
 """Height and width of a picture."""
 LINE_WIDTH = 2.0
 MARGIN = 4.0
-"""Both in pixels of the picture."""
+"""Both in pixels of the picture, as `ink.py` has them, which imports torch."""
 RENDERER = f"{SIDE}px-line{LINE_WIDTH:g}-margin{MARGIN:g}-antialiased"
 """What the pictures, and with them all scores of pictures, depend on."""
-PIECE = 2.0
-"""Longest piece of a line that is drawn at once, in pixels."""
-REACH = 2
-"""Pixels around that of a piece's middle that it may leave ink in: half a piece, half a line and half a pixel."""
 STATISTICS = ("points", "strokes", "curvature")
 """What `statistics` measures of each drawing."""
 
@@ -90,7 +86,9 @@ class Strokes:
         The longer side of a drawing's box fills the picture up to a margin of 4 pixels, and the box is centred. A line
         is 2 pixels wide with round ends; a pixel at the distance d from it has the ink 1.5 - d, within [0, 1].
         """
-        return (255 * (1 - _ink(*_lines(items), len(items)))).round().byte()[:, None]
+        from scrimp_trainers.data import ink
+
+        return ink.pictures(items.values, _there(items))
 
     def statistics(self, items: Items) -> "Tensor":
         """Return the number of points, of strokes, and the mean turn in radians of each drawing, float32 [B, 3].
@@ -99,13 +97,15 @@ class Strokes:
         """
         import torch
 
+        from scrimp_trainers.data import ink
+
         values = items.values.float()
         there = _there(items)
         points = there.sum(-1)
         strokes = ((values[:, 2] > 0.5) & there).sum(-1)
 
         steps = torch.diff(values[:, :2], dim=-1, prepend=torch.zeros_like(values[:, :2, :1]))
-        drawn = _drawn(items)
+        drawn = ink.drawn(values, there)
         angles = torch.atan2(steps[:, 1], steps[:, 0])
         turns = torch.remainder(angles[:, 1:] - angles[:, :-1] + torch.pi, 2 * torch.pi) - torch.pi
         both = (drawn[:, 1:] & drawn[:, :-1]).float()
@@ -147,63 +147,6 @@ def _there(items: Items) -> "Tensor":
     if items.mask is None:
         return torch.ones_like(items.values[:, 0], dtype=torch.bool)
     return items.mask[:, 0]
-
-
-def _drawn(items: Items) -> "Tensor":
-    """Return bool [B, size], whether the pen was down on the way to each point."""
-    import torch
-
-    up = items.values[:, 2] > 0.5
-    return _there(items) & ~torch.nn.functional.pad(up[:, :-1], (1, 0))
-
-
-def _lines(items: Items) -> "tuple[Tensor, Tensor, Tensor]":
-    """Return the start and the end [n, 2] of each line that is drawn, in pixels of the picture, and its drawing [n]."""
-    import torch
-
-    points = torch.nan_to_num(items.values[:, :2].float(), nan=0.0, posinf=1e6, neginf=-1e6)
-    points = points * _there(items)[:, None]  # padding is at the origin, which belongs to the box
-    low = points.amin(-1, keepdim=True).clamp(max=0)
-    high = points.amax(-1, keepdim=True).clamp(min=0)
-    side = (high - low).amax(1, keepdim=True).clamp(min=1e-6)
-
-    points = torch.nn.functional.pad(points, (1, 0))
-    pixels = (points - (low + high) / 2) * ((SIDE - 2 * MARGIN) / side) + SIDE / 2
-    pixels = pixels.transpose(1, 2)
-    drawing, line = _drawn(items).nonzero(as_tuple=True)
-    return pixels[drawing, line], pixels[drawing, line + 1], drawing
-
-
-def _ink(starts: "Tensor", ends: "Tensor", drawing: "Tensor", count: int) -> "Tensor":
-    """Return the ink [count, 64, 64], in [0, 1], of lines: at each pixel the most that any line leaves there.
-
-    A line is cut into pieces, none longer than `PIECE`. A piece leaves ink only in the square of pixels around it.
-    """
-    import torch
-
-    pieces = ((ends - starts).norm(dim=1) / PIECE).ceil().clamp(min=1).long()
-    line = torch.arange(len(pieces), device=pieces.device).repeat_interleave(pieces)
-    number = torch.arange(len(line), device=line.device) - (pieces.cumsum(0) - pieces)[line]
-    step = ((ends - starts) / pieces[:, None])[line]
-    start = starts[line] + step * number[:, None]
-
-    # The pixels around the middle of each piece, [pieces, 5, 5].
-    corner = (start + step / 2).floor()
-    around = torch.arange(-REACH, REACH + 1, device=start.device)
-    column, row = (corner[:, axis, None] + around for axis in (0, 1))
-    x, y = column + 0.5 - start[:, :1], row + 0.5 - start[:, 1:]
-
-    # Their distances to the nearest points of the pieces.
-    length = step.square().sum(1).clamp(min=1e-12)[:, None, None]
-    along = (x * step[:, :1])[:, None, :] + (y * step[:, 1:])[:, :, None]
-    share = (along / length).clamp(0, 1)
-    across_x = x[:, None, :] - share * step[:, :1, None]
-    across_y = y[:, :, None] - share * step[:, 1:, None]
-    ink = (LINE_WIDTH / 2 + 0.5 - torch.hypot(across_x, across_y)).clamp(0, 1)
-
-    place = drawing[line][:, None, None] * SIDE**2 + row[:, :, None].long() * SIDE + column[:, None, :].long()
-    canvas = torch.zeros(count * SIDE**2, device=start.device)
-    return canvas.scatter_reduce(0, place.flatten(), ink.flatten(), "amax").view(count, SIDE, SIDE)
 
 
 def _paths(item: np.ndarray) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from scrimp_trainers.diffusion.ddpm import DDPMProcess
 from scrimp_trainers.diffusion.iddpm import IDDPMProcess
 from scrimp_trainers.diffusion.process import Noise, Predict
-from scrimp_trainers.diffusion.samplers.exported import Exported
+from scrimp_trainers.diffusion.samplers.exported import Exported, chain_caveat
 from scrimp_trainers.recipe.samplers import Ancestral, Variance
 
 
@@ -68,6 +68,8 @@ def export(process: DDPMProcess, settings: Ancestral, *, clip: bool) -> Exported
     learned = settings.variance == "learned"
     variance = "learned_range" if learned else settings.variance
     scheduler = DDPMScheduler(**chain, variance_type=variance, clip_sample=clip)
+    caveat = chain_caveat(process.settings.timesteps, settings.steps)
     if settings.variance != "fixed_small" and settings.steps < process.settings.timesteps:
-        return Exported(scheduler, settings.steps, result="x = step.pred_original_sample\n", takes_variances=learned)
-    return Exported(scheduler, settings.steps, pipeline="DDPMPipeline", takes_variances=learned)
+        result = "x = step.pred_original_sample\n"
+        return Exported(scheduler, settings.steps, caveat, result=result, takes_variances=learned)
+    return Exported(scheduler, settings.steps, caveat, pipeline="DDPMPipeline", takes_variances=learned)

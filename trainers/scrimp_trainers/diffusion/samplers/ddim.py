@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scrimp_trainers.diffusion.ddpm import DDPMProcess
 from scrimp_trainers.diffusion.process import Noise, Predict
-from scrimp_trainers.diffusion.samplers.exported import Exported
+from scrimp_trainers.diffusion.samplers.exported import Exported, chain_caveat
 from scrimp_trainers.recipe.samplers import DDIM
 
 
@@ -53,6 +53,7 @@ def export(process: DDPMProcess, settings: DDIM, *, clip: bool) -> Exported:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     scheduler = DDIMScheduler(**process.scheduler_settings(), clip_sample=clip)
+    caveat = chain_caveat(process.settings.timesteps, settings.steps)
     if settings.eta:
-        return Exported(scheduler, settings.steps, arguments=f", eta={settings.eta}")
-    return Exported(scheduler, settings.steps, pipeline="DDIMPipeline")
+        return Exported(scheduler, settings.steps, caveat, arguments=f", eta={settings.eta}")
+    return Exported(scheduler, settings.steps, caveat, pipeline="DDIMPipeline")

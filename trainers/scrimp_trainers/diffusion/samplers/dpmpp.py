@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.diffusion.process import Noise, Predict, Process
-from scrimp_trainers.diffusion.samplers.exported import Exported
+from scrimp_trainers.diffusion.samplers.exported import Exported, chain_caveat
 from scrimp_trainers.recipe.samplers import DPMSolver
 
 
@@ -48,7 +48,8 @@ def export(process: Any, settings: DPMSolver, *, clip: bool) -> Exported:  # noq
 
     own = process.settings
     if "a chain of steps" in own.offers:
-        return Exported(DPMSolverMultistepScheduler(**process.scheduler_settings()), settings.steps)
+        scheduler = DPMSolverMultistepScheduler(**process.scheduler_settings())
+        return Exported(scheduler, settings.steps, chain_caveat(own.timesteps, settings.steps))
     scheduler = EDMDPMSolverMultistepScheduler(
         sigma_min=own.sigma_min, sigma_max=own.sigma_max, sigma_data=own.sigma_data, rho=own.rho
     )

@@ -10,6 +10,32 @@ from scrimp_trainers.diffusion.process import Noise, Predict
 from scrimp_trainers.diffusion.samplers.exported import Exported
 from scrimp_trainers.recipe.samplers import Heun
 
+LOOP = """x = torch.randn(n, {shape}) * scheduler.sigmas[0]
+sigmas = scheduler.sigmas.to(x.device)
+
+
+def denoised(x, sigma):
+    t = scheduler.precondition_noise(sigma)
+    {output}
+    return scheduler.precondition_outputs(x, output, sigma)
+
+
+with torch.no_grad():
+    for sigma, after in zip(sigmas, sigmas[1:]):
+{churn}        slope = (x - denoised(x, sigma)) / sigma
+        reached = x + (after - sigma) * slope
+        if after > 0:
+            slope_there = (reached - denoised(reached, after)) / after
+            reached = x + (after - sigma) * (slope + slope_there) / 2
+        x = reached
+"""
+"""The steps of `sample` as code."""
+CHURN = """        if {low} <= sigma <= float("{high}"):
+            churned = sigma * (1 + {gamma})
+            x = x + torch.randn_like(x) * (churned**2 - sigma**2).sqrt() * {noise}
+            sigma = churned
+"""
+
 
 def sample(process: EDMProcess, settings: Heun, predict: Predict, noise: Noise, *, clip: bool) -> Tensor:  # noqa: ARG001
     """Integrate from the highest sigma to 0 (algorithm 2; without churn algorithm 1).
@@ -17,7 +43,7 @@ def sample(process: EDMProcess, settings: Heun, predict: Predict, noise: Noise, 
     The last step, to sigma 0, is Euler's: 2 N - 1 evaluations of the model. EDM clips nothing, whatever `clip` says.
     """
     grid = [*process.grid(settings.steps), 0.0]
-    gamma = min(settings.s_churn / settings.steps, math.sqrt(2) - 1)
+    gamma = _gamma(settings)
     x = noise() * grid[0]
 
     for t, after in pairwise(grid):
@@ -38,11 +64,22 @@ def sample(process: EDMProcess, settings: Heun, predict: Predict, noise: Noise, 
 
 
 def export(process: EDMProcess, settings: Heun, *, clip: bool) -> Exported:  # noqa: ARG001
-    """Return diffusers' Euler scheduler, with as many evaluations: it has none that takes Heun's steps with EDM."""
+    """Return diffusers' scheduler of EDM, of which the code takes levels and preconditioning.
+
+    The steps are in the code: no scheduler of diffusers takes Heun's with EDM.
+    """
     from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
     own = process.settings
     scheduler = EDMEulerScheduler(
         sigma_min=own.sigma_min, sigma_max=own.sigma_max, sigma_data=own.sigma_data, rho=own.rho
     )
-    return Exported(scheduler, settings.evaluations, "Euler steps (Scrimp samples with Heun's)")
+    gamma = _gamma(settings)
+    churn = CHURN.format(gamma=gamma, low=settings.s_min, high=settings.s_max, noise=settings.s_noise) if gamma else ""
+    loop = LOOP.replace("{churn}", churn)
+    return Exported(scheduler, settings.steps, network_input="scheduler.precondition_inputs(x, sigma)", loop=loop)
+
+
+def _gamma(settings: Heun) -> float:
+    """Return by which share of itself the noise level is raised before a step."""
+    return min(settings.s_churn / settings.steps, math.sqrt(2) - 1)
