@@ -1,11 +1,13 @@
 """The report's page: everything promised is on it, in every state of a sweep, and nothing comes from elsewhere."""
 
 import csv
+import math
 import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import optuna
 import plotly.graph_objects as go
@@ -23,8 +25,8 @@ from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import DamagedRecord
 
-SECTIONS = ["leaderboard", "race", "samples", "training", "search", "use", "failures", "origin"]
-VOID = {"meta", "link", "img", "br"}
+SECTIONS = ["next", "facts", "leaderboard", "race", "samples", "training", "search", "failures", "origin"]
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -34,6 +36,7 @@ class Page(HTMLParser):
         super().__init__()
         self.stack: list[str] = []
         self.ids: list[str] = []
+        self.loaded: list[str] = []
         self.links: list[str] = []
         self.words: list[str] = []
         self.feed(source)
@@ -46,7 +49,11 @@ class Page(HTMLParser):
             self.stack.append(tag)
         values = dict(attrs)
         self.ids += [values["id"] or ""] if "id" in values else []
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        found = [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag == "a":
+            self.links += found
+        else:
+            self.loaded += found
 
     def handle_endtag(self, tag: str) -> None:
         assert self.stack.pop() == tag
@@ -99,13 +106,13 @@ def test_every_section_is_there_once_and_the_verdict_on_top(whole, seen):
 
 
 def test_the_page_needs_no_network(whole, seen):
-    assert seen.links
-    assert all(link.startswith("data:") for link in seen.links)
+    assert seen.loaded
+    assert all(source.startswith("data:") for source in seen.loaded)
     assert whole.report.read_text().count("plotly.js v") == 1
 
 
 def test_all_plots_have_their_data(seen):
-    drawn = {name for name in seen.ids if name not in SECTIONS}
+    drawn = {name for name in seen.ids if name not in [*SECTIONS, "filter-help"]}
     assert drawn == {
         "fd_classifier-of-the-raced-trials", "fd_classifier-against-time", "fd_classifier-over-training",
         "Training-loss", "fd_classifier-by-trial", "Field-importance", "Searched-fields",
@@ -115,8 +122,29 @@ def test_all_plots_have_their_data(seen):
 
 
 def test_samples_of_the_three_best_each_rung_of_the_best_and_its_neighbours_are_embedded(seen):
-    assert sum(link.startswith("data:image/png;base64,") for link in seen.links) == 3 + 4 + 1
+    assert sum(source.startswith("data:image/png;base64,") for source in seen.loaded) == 3 + 4 + 1
     assert "1.2% of held-out images as a control" in seen.text
+
+
+def test_links_lead_to_the_folders_of_trials_and_to_the_best_ones_files(tmp_path):
+    folder = write_sweep(tmp_path / "my sweep", make_space(budget={"trials": 2, "repeats": 1}))
+    folder.repeat(0, 0).model.mkdir()
+    folder.repeat(1, 0).model.mkdir()
+    store.write_json(folder.tracking, {"uri": "http://lab:5000", "experiment": "3"})
+    commands.report(folder.path)
+    seen = Page(folder.report.read_text())
+    *local, runs = [link for link in seen.links if "trials/" in link or "://" in link][:4]
+    assert local[0].endswith("/model/")
+    assert runs.startswith("http://lab:5000/#/experiments/3")
+    assert {"leaderboard.csv", "best_recipe.yaml", "trials/0000/", "trials/0001/"} <= set(seen.links)
+    for link in seen.links:
+        assert "://" in link or (folder.path / unquote(link)).exists()
+
+
+def test_a_link_to_mlflow_is_an_address_of_the_web(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 1, "repeats": 1}))
+    store.write_json(folder.tracking, {"uri": "javascript:alert(1)", "experiment": "3"})
+    assert not [link for link in read_page(folder).links if "javascript" in link]
 
 
 def test_what_a_killed_driver_left_running_takes_no_more_time(tmp_path):
@@ -202,6 +230,52 @@ def test_several_objectives_and_a_constraint_have_their_plots_and_columns(tmp_pa
     assert {"fd_classifier-against-train_flops", "train_flops-by-trial"} <= set(seen.ids)
     assert "Pareto front" in seen.text
     assert "memorized_fraction at most 0.029" in seen.text
+
+
+@pytest.fixture(scope="module")
+def constrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepFolder, Space]:
+    """A sweep of which some trials violate a constraint."""
+    space = make_space(constraints={"memorized_fraction": {"max": 0.024}}, proposals="random")
+    return write_sweep(tmp_path_factory.mktemp("runs") / "constrained", space), space
+
+
+def test_every_plot_tells_which_trials_are_infeasible(constrained):
+    folder, space = constrained
+    trials = records.read_records(folder).trials
+    rows = leaderboard.rank(trials, space)
+    broken = plots.infeasible(rows)
+    assert broken
+    assert broken < {row.number for row in rows if row.finished}
+
+    figures = {
+        "history": plots.history(trials, rows, space, "fd_classifier"),
+        "curves": plots.learning_curves(trials, rows, "fd_classifier", "minimize"),
+        "tradeoff": plots.tradeoff(rows, space, "fd_classifier"),
+    }
+    for name, figure in figures.items():
+        (own,) = [trace for trace in traces(figure) if trace.name == "infeasible"]
+        numbers = {int(re.match(r"trial (\d+)", text)[1]) for text in own.hovertext if text}  # type: ignore[index]
+        assert numbers == broken, name
+        (front,) = [trace for trace in traces(figure) if trace.name == "Pareto front"] or [None]
+        if front:
+            assert not set(own.y) & set(front.y)
+    lines = [trace for trace in traces(plots.parallel_coordinates(rows, space, "fd_classifier"))]
+    dotted = {
+        int(trace.hovertext[0].split(",")[0].removeprefix("trial ")) for trace in lines if trace.line.dash == "dot"
+    }
+    assert dotted == broken
+
+
+def test_the_best_so_far_keeps_the_constraints(constrained):
+    folder, space = constrained
+    trials = records.read_records(folder).trials
+    rows = leaderboard.rank(trials, space)
+    (best,) = [
+        trace for trace in traces(plots.history(trials, rows, space, "fd_classifier")) if trace.name == "best so far"
+    ]
+    broken = plots.infeasible(rows)
+    feasible = [trial.repeats[0].score("fd_classifier", 60.0) for trial in trials if trial.number not in broken]
+    assert min(best.y) == min(score for score in feasible if math.isfinite(score))
 
 
 @pytest.fixture(scope="module")

@@ -284,9 +284,14 @@ class SweepFolder:
         """Ray's own bookkeeping; nothing in it is needed to resume."""
         return self.path / "ray"
 
+    @property
+    def trials(self) -> Path:
+        """Folder of all trials."""
+        return self.path / "trials"
+
     def trial(self, trial: int) -> Path:
         """Folder of one trial."""
-        return self.path / "trials" / f"{trial:04d}"
+        return self.trials / f"{trial:04d}"
 
     def repeat(self, trial: int, repeat: int) -> RepeatFolder:
         """Folder of one repeat."""
@@ -303,7 +308,7 @@ class SweepFolder:
 
     def trial_numbers(self) -> list[int]:
         """Return the numbers of all trials that have a record, in order."""
-        folders = (self.path / "trials").glob("[0-9]*")
+        folders = self.trials.glob("[0-9]*")
         numbers = sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
         # The folder of the newest trial is created an instant before its record.
         if numbers and not _holds_records(self.trial(numbers[-1])):
