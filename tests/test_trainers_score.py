@@ -127,6 +127,31 @@ def test_fidelity_is_measured_against_the_reference_and_memorisation_against_the
     assert values["pixel_copied_fraction"] < 0.1
 
 
+def test_real_images_are_scored_as_samples_are_once_for_a_dataset(pictures, digits, monkeypatch):
+    dataset = pictures(train=slice(0, 600), holdout=slice(700, 1000))
+    values = numbers(scorer(dataset).score(samples(digits, slice(1000, 1200))).values)
+    assert 0 < values["fd_classifier_real"] < values["fd_classifier_holdout"]
+    # As many held-out images as samples, scored as samples are.
+    chosen = 700 + np.random.default_rng(0).permutation(300)[:200]
+    again = numbers(scorer(dataset).score([torch.from_numpy(digits[0][chosen])]).values)
+    assert again["fd_classifier"] == pytest.approx(values["fd_classifier_holdout"])
+
+    monkeypatch.setattr(fidelity, "real_distances", None)
+    kept = numbers(scorer(dataset).score(samples(digits, slice(1000, 1200))).values)
+    assert kept == values
+
+
+def test_distances_of_real_images_are_those_of_their_means_and_deviations():
+    reference = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    known = fidelity.statistics(reference)
+    found = fidelity.real_distances(reference, known, reference * 2 + 3, samples=1000)
+    shift = (reference * 2 + 3).mean() - reference.mean()
+    assert float(found["holdout"]) == pytest.approx(float(shift.square() + reference.var()), rel=1e-5)
+    assert 0 < float(found["real"]) < 0.1
+    few = fidelity.real_distances(reference, known, reference[:19], samples=1000)
+    assert "holdout" not in few
+
+
 def test_held_out_images_are_the_control_and_set_the_threshold(pictures, digits):
     dataset = pictures(train=slice(0, 600), holdout=slice(600, 800))
     values = scorer(dataset).score(samples(digits, slice(1000, 1200))).values

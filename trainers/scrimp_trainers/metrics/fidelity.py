@@ -120,14 +120,13 @@ def real_distances(
         float64 `real`: as many reference images as there are samples, at most half of them, against the others; and
         `holdout`: as many held-out images against the whole reference set, unless there are too few of these to score.
     """
-    generator = np.random.default_rng(0)
-    order = torch.from_numpy(generator.permutation(len(reference)))
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(reference)))
     count = min(samples, len(reference) // 2)
     shuffled = reference.cpu()[order]
     distances = {"real": frechet_of_sets(shuffled[:count], shuffled[count:])}
 
     if holdout is not None and len(holdout) >= SMALLEST:
-        chosen = torch.from_numpy(generator.permutation(len(holdout))[:samples])
+        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(holdout))[:samples])
         distances["holdout"] = frechet(holdout.cpu()[chosen], known)
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in distances.items()}
 
