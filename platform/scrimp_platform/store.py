@@ -197,10 +197,19 @@ class RepeatFolder(WorkFolder):
         return self.path / "neighbours.png"
 
     @property
+    def layers(self) -> Path:
+        """Density and share of the FLOPs of each layer, if the recipe is sparse."""
+        return self.path / "layers.csv"
+
+    @property
+    def coreset_png(self) -> Path:
+        """Images that the coreset keeps beside those that it drops, if the recipe has one."""
+        return self.path / "coreset.png"
+
+    @property
     def prepared(self) -> list[Path]:
         """What the recipe's techniques wrote: masked layers, images of the coreset, class weights."""
-        names = ("layers.csv", "coreset.csv", "coreset.png", "class_weights.json")
-        return [self.path / name for name in names]
+        return [self.layers, self.path / "coreset.csv", self.coreset_png, self.path / "class_weights.json"]
 
     @property
     def checkpoint(self) -> Path:

@@ -41,29 +41,30 @@ def links(folder: SweepFolder, recommended: RepeatFolder | None) -> list[Link]:
     """Return links to what there is of a sweep's files, those of its best trial first, and to its runs in MLflow."""
     named = {"leaderboard.csv": folder.leaderboard, "sweep.log": folder.log, "all trials": folder.trials}
     if recommended:
+        trial = f"trial {recommended.trial}"
         own = {
-            "its model": recommended.model,
-            "its recipe": folder.best_recipe,
-            "its repeat with samples and checkpoints": recommended.path,
+            f"model of {trial}": recommended.model,
+            f"recipe of {trial}": folder.best_recipe,
+            f"repeat {recommended.label}: samples, metrics, checkpoints": recommended.path,
         }
         named = own | named
     found = [Link(text, target(folder, path)) for text, path in named.items() if path.exists()]
 
     sent = store.read_sound(folder.tracking) or {}
     if str(sent.get("uri")).startswith(("http://", "https://")):
-        found.append(Link("its runs in MLflow", mlflow_server.ui_link(sent["uri"], sent["experiment"])))
+        found.append(Link("runs in MLflow", mlflow_server.ui_link(sent["uri"], sent["experiment"])))
     return found
 
 
 def steps(folder: SweepFolder, sweep: dict[str, Any], recommended: RepeatFolder | None, space: Space) -> list[Step]:
     """Return the commands that sample and train the best trial's recipe; only that of MLflow if there is none."""
-    browse = Step("Browse the runs in MLflow, which runs until Ctrl-C:", _line("ui", "--storage", folder.path.parent))
+    browse = Step("Browse the runs in MLflow, until Ctrl-C:", _line("ui", "--storage", folder.path.parent))
     if recommended is None:
         return [browse]
     data = sweep["dataset"]["folder"]
     twice = f"{2 * space.budget.rungs_kimg[-1]:g}"
     return [
-        Step("Sample its trained model:", _line("sample", recommended.model, "SAMPLES", "-n", "64")),
+        Step(f"Sample the model of trial {recommended.trial}:", _line("sample", recommended.model, "SAMPLES", "-n", "64")),
         Step("Train its recipe again with a new seed:", _line("train", folder.best_recipe, data, "OUT", "--seed", "1")),
         Step(
             "Train it twice as long:",

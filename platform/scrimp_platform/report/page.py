@@ -16,7 +16,18 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from scrimp_platform import store
-from scrimp_platform.report import classwise, formatting, leaderboard, next_steps, pictures, plots, sections
+from scrimp_platform.report import (
+    classwise,
+    faults,
+    figures,
+    formatting,
+    leaderboard,
+    next_steps,
+    pictures,
+    plots,
+    scale,
+    sections,
+)
 from scrimp_platform.report.ranking import MEANINGS, TrialRow
 from scrimp_platform.search import gain, records
 from scrimp_platform.search.records import Records, Repeat
@@ -29,6 +40,8 @@ from scrimp_trainers.data.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SCRIPT = Path(__file__).with_name("leaderboard.js")
+MAX_STEPS = 6
+"""Rungs whose samples are shown."""
 
 
 def write_report(folder: SweepFolder) -> None:
@@ -44,7 +57,8 @@ def write_report(folder: SweepFolder) -> None:
     classes = manifest.classes if manifest else None
     by_class = classwise.class_scores(rows, plots.leader_colours(rows), classes)
     statuses = {row.status for row in rows}
-    failed = [repeat for repeat in known.repeats if repeat.attempt > 1 or repeat.status == "failed"]
+    measured = scale.scales(rows, space, manifest)
+    faults_found = faults.faults(folder, known)
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(number=formatting.number, count=formatting.count, duration=formatting.duration)
@@ -74,10 +88,15 @@ def write_report(folder: SweepFolder) -> None:
         by_class=by_class,
         interval=formatting.interval,
         class_plots=sections.by_class(by_class, rows),
-        training=sections.training(folder, known.trials, rows, space),
+        scales=measured,
+        not_measured=scale.NOT_MEASURED,
+        training=sections.training(folder, known.trials, rows, space, measured) + sections.layers(folder, rows, space),
         search=sections.search(known.trials, rows, space),
         samples=_samples(folder, rows, space, known.problems),
-        failures=[(repeat, _cause(folder, repeat)) for repeat in failed],
+        cost=sections.cost(known),
+        faults=faults_found,
+        causes=faults.causes(faults_found),
+        max_faults=faults.MAX_ROWS,
         origin=_origin(sweep),
         space_yaml=space.to_yaml(),
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own file
@@ -88,19 +107,6 @@ def write_report(folder: SweepFolder) -> None:
 
 def _recipe(files: RepeatFolder | None) -> str:
     return files.recipe.read_text() if files and files.recipe.exists() else ""
-
-
-def _cause(folder: SweepFolder, repeat: Repeat) -> str:
-    """Return why a repeat failed; for one that a later attempt completed, the last line of the traceback."""
-    if repeat.status in ("failed", "waiting"):
-        return repeat.cause
-    error = folder.repeat(repeat.trial, repeat.repeat).error
-    if not error.exists():
-        return ""
-    for line in reversed(error.read_text(errors="replace").split("\n")):
-        if line.strip():
-            return line
-    return ""
 
 
 def _ending(folder: SweepFolder) -> str:
@@ -139,6 +145,11 @@ def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[T
     }
     if known.preparations:
         facts["Needed first"] = formatting.preparations(known.preparations)
+    if known.skipped:
+        facts["Not trained"] = (
+            f"{formatting.plural(len(known.skipped), 'proposal')} that contradict themselves, or break a constraint "
+            "by a cost that is known before training"
+        )
     return facts
 
 
@@ -187,9 +198,9 @@ def _samples(
 ) -> dict[str, list[pictures.Picture]]:
     """Return the sample grids of the three best trials, and of the best one its earlier rungs and nearest neighbours.
 
-    Each damaged image adds a line to `problems`.
+    Of trials with a coreset, also the picture of it. Each damaged image adds a line to `problems`.
     """
-    groups: dict[str, list[pictures.Picture]] = {"best": [], "steps": [], "neighbours": []}
+    groups: dict[str, list[pictures.Picture]] = {"best": [], "steps": [], "neighbours": [], "coresets": []}
 
     def add(group: str, path: Path, caption: str) -> None:
         try:
@@ -205,9 +216,10 @@ def _samples(
     for row in finished[:3]:
         files = _typical_files(folder, row, space)
         add("best", files.samples_png, f"Trial {row.number}, repeat {files.repeat}, {rungs[-1]:g} kimg")
+        add("coresets", files.coreset_png, f"Trial {row.number}: what its coreset keeps most clearly, and drops")
     if finished:
         files = _typical_files(folder, finished[0], space)
-        for rung in rungs:
+        for rung in figures.spread(rungs[::-1], MAX_STEPS)[::-1]:
             add("steps", files.samples / f"{rung:g}.png", f"{rung:g} kimg")
         add("neighbours", files.neighbours_png, _memorisation(rows[0]))
     return groups

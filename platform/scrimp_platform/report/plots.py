@@ -45,6 +45,8 @@ MAX_RACED = 30
 """Trials of the race that are drawn, the best ones."""
 MAX_LINES = 120
 """Trials whose searched fields are drawn."""
+FAR_BELOW = 30
+"""A level is not drawn if the lowest score is more than so many times as high."""
 INFEASIBLE = "infeasible"
 """The status, and the name in the legends, of trials that violate a constraint."""
 
@@ -100,10 +102,11 @@ def learning_curves(
     rows: Sequence[TrialRow],
     objective: str,
     direction: Direction,
+    real: Mapping[str, float] | None = None,
 ) -> go.Figure:
     """Plot the scores of all repeats over training; leaders in colour, with their mean and its 95% band.
 
-    Of the other trials at most `MAX_CURVES` are drawn.
+    Of the other trials at most `MAX_CURVES` are drawn. `real` holds scores of real images, which are drawn as levels.
     """
     figure = blank("thousands of images seen (kimg)", objective)
     colours = leader_colours(rows)
@@ -127,7 +130,20 @@ def learning_curves(
             dash = "dot" if trial.number in broken else "solid"
             draw([trial], colours[trial.number], line_dash=dash)
     _means_with_bands(figure, [row for row in rows if row.number in colours], objective, direction, colours)
+    rungs = [kimg for trial in trials for repeat in trial.repeats for kimg in repeat.rungs]
+    if values and real:
+        # A level far below all scores would only squeeze these.
+        levels = {what: level for what, level in real.items() if level > min(values) / FAR_BELOW}
+        _draw_levels(figure, levels, (min(rungs), max(rungs)))
+        values += levels.values()
     return set_range(figure, values)
+
+
+def _draw_levels(figure: go.Figure, levels: Mapping[str, float], ends: tuple[float, float]) -> None:
+    """Draw horizontal lines, each with its name in the legend."""
+    for (what, level), dash in zip(levels.items(), ("dash", "dot"), strict=False):
+        points = [(end, level, f"{what}: {formatting.number(level)}") for end in ends]
+        line(figure, points, INK, 1.5, name=what, line_dash=dash)
 
 
 def _means_with_bands(

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from scrimp_platform.report import dependence, importance, plots
+from scrimp_platform.report import cost_plots, dependence, hours, importance, plots
 from scrimp_platform.report.classwise import ClassScores
-from scrimp_platform.report.ranking import TrialRow
-from scrimp_platform.search.records import Trial
+from scrimp_platform.report.layers import read_layers
+from scrimp_platform.report.ranking import TrialRow, typical_repeat
+from scrimp_platform.report.scale import Scale
+from scrimp_platform.search.records import Records, Trial
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
@@ -66,8 +68,10 @@ def by_class(scores: ClassScores | None, rows: Sequence[TrialRow]) -> list[Plot]
     return [make_plot(f"{scores.name} by class", caption, figure, NOT_SCORED, wide=True)]
 
 
-def training(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
-    """Return the plots over kimg: scores of all trials, and losses of the leaders."""
+def training(
+    folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space, scales: Sequence[Scale]
+) -> list[Plot]:
+    """Return the plots over kimg: scores of all trials beside those of real images, and losses of the leaders."""
     leaders = plots.leader_colours(rows)
     caption = (
         "One thin line per repeat; other trials are grey. Thick: mean of the repeats that count, with its 95% band "
@@ -76,8 +80,11 @@ def training(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialR
     others = len(trials) - len(leaders)
     if others > plots.MAX_CURVES:
         caption += f" Of the {others:,} other trials {plots.MAX_CURVES} are drawn."
-    scores = {name: plots.learning_curves(trials, rows, name, way) for name, way in space.objectives.items()}
-    result = [make_plot(f"{name} over training", caption, figure, NOT_SCORED) for name, figure in scores.items()]
+    result = []
+    for name, direction in space.objectives.items():
+        real = {mark.short: mark.value for scale in scales if scale.name == name for mark in scale.real}
+        figure = plots.learning_curves(trials, rows, name, direction, real)
+        result.append(make_plot(f"{name} over training", caption, figure, NOT_SCORED))
 
     curves = {}
     for row in rows:
@@ -87,6 +94,40 @@ def training(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialR
     caption = "All repeats of the leading trials."
     result.append(make_plot("Training loss", caption, plots.training_loss(curves, rows), "No leader yet."))
     return result
+
+
+def cost(known: Records) -> list[Plot]:
+    """Return the plots of where the device-hours went: by phase, and by node over time."""
+    caption = (
+        "Training is the images up to the last rung at the speed before each rung; sampling and scoring is the other "
+        "time until then. The rest is starting, loading, and what was trained after a last rung or lost."
+    )
+    figure = cost_plots.phase_hours(hours.by_phase(known))
+    result = [make_plot("Device-hours by phase", caption, figure, "Nothing has been trained yet.")]
+
+    work = hours.by_node([*known.repeats, *known.preparations])
+    if work is None:
+        missing = "No record says yet when and where repeats were trained."
+        return [*result, Plot("Nodes at work", missing, None)]
+    caption = f"Repeats at work on each node. On average a node has worked for {work.share:.0%} of the time."
+    if len(work.nodes) == hours.MAX_NODES:
+        caption += f" Shown are the {hours.MAX_NODES} that have worked longest."
+    return [*result, make_plot("Nodes at work", caption, cost_plots.node_work(work), "")]
+
+
+def layers(folder: SweepFolder, rows: Sequence[TrialRow], space: Space) -> list[Plot]:
+    """Return the plot of the densities of the leaders' layers; none if no leader is sparse."""
+    colours = plots.leader_colours(rows)
+    densities = {}
+    for row in rows:
+        if row.number in colours:
+            typical = typical_repeat(row, space)
+            densities[row.number] = read_layers(folder.repeat(row.number, typical.repeat))
+    sparse = {number: own for number, own in densities.items() if own}
+    if not sparse:
+        return []
+    caption = "Of the leading trials that are sparse, at the end of training. Rings are layers without a mask."
+    return [make_plot("Density by layer", caption, cost_plots.layer_densities(sparse, colours), "", wide=True)]
 
 
 def search(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
