@@ -1,5 +1,6 @@
 """References and proxies as entries of the ledger: trained once, before the repeats that need them, and charged."""
 
+import os
 import random
 import shutil
 from dataclasses import replace
