@@ -21,7 +21,7 @@ def show(comparison: Comparison) -> None:
             terminal.console.print(f"[bold]{escape(name)}[/bold]  {escape(text)}")
         if group.differs:
             reasons = "; ".join(group.differs)
-            terminal.console.print(f"Not compared with the sweeps above: {escape(reasons)}.")
+            terminal.console.print(f"Not compared with the first table: {escape(reasons)}.")
         for table in tables(group, terminal.console.width):
             terminal.console.print(table)
     for winner in comparison.without:

@@ -198,9 +198,9 @@ def _result(best: TrialRow, space: Space, hours: float, reason: str) -> dict[str
 def _settings(folder: SweepFolder, sweep: Mapping[str, Any], space: Space, best: TrialRow) -> dict[str, str]:
     """Return the settings of the sweep, and every field of its winner's recipe."""
     recipe = folder.repeat(best.number, best.counted[0].repeat).recipe
-    tree = yaml_files.read_yaml(recipe) if recipe.exists() else {}
+    tree = yaml_files.read_yaml(recipe, str(recipe)) if recipe.exists() else {}
     trials = "as many as the hours allow" if space.budget.trials is None else f"{space.budget.trials}"
-    fields = {path: _plain(value) for path, value in _flat(tree) if path not in ("name", "about")}
+    fields = {path: _plain(value) for path, value in _flat(tree) if path != "about"}
     own = {"space": str(sweep["space_name"]), "base recipe": space.recipe, "trials": trials}
     return own | {"last rung, kimg": f"{best.kimg:g}"} | fields
 
