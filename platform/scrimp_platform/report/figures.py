@@ -14,7 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8c9299"
 PALE = "rgba(140, 146, 153, 0.4)"
 INK = "#80868b"
-BROWN = "#9a6233"
+PURPLE = "#7e57c2"
 """Of trials that violate a constraint."""
 GOOD_TO_BAD = ["#0072B2", "#7fa6b5", "#E69F00"]
 

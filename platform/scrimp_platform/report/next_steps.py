@@ -62,16 +62,19 @@ def steps(folder: SweepFolder, sweep: dict[str, Any], recommended: RepeatFolder 
     if recommended is None:
         return [browse]
     data = sweep["dataset"]["folder"]
-    twice = f"{2 * space.budget.rungs_kimg[-1]:g}"
+    sample = _line("sample", recommended.model, "SAMPLES", "-n", "64")
+    again = _line("train", folder.best_recipe, data, "OUT", "--seed", "1")
+    longer = _line("train", folder.best_recipe, data, "LONGER", "--seed", "1", "--kimg", _twice(space))
     return [
-        Step(f"Sample the model of trial {recommended.trial}:", _line("sample", recommended.model, "SAMPLES", "-n", "64")),
-        Step("Train its recipe again with a new seed:", _line("train", folder.best_recipe, data, "OUT", "--seed", "1")),
-        Step(
-            "Train it twice as long:",
-            _line("train", folder.best_recipe, data, "LONGER", "--seed", "1", "--kimg", twice),
-        ),
+        Step(f"Sample the model of trial {recommended.trial}:", sample),
+        Step("Train its recipe again with a new seed:", again),
+        Step("Train it twice as long:", longer),
         browse,
     ]
+
+
+def _twice(space: Space) -> str:
+    return f"{2 * space.budget.rungs_kimg[-1]:g}"
 
 
 def python_code(card: Path) -> str:

@@ -116,7 +116,7 @@ def _ending(folder: SweepFolder) -> str:
     ended = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(outcome["ended"]))
     if outcome["reason"] == "complete":
         return f"Complete, {ended}"
-    return f"Ended early, {ended}: {outcome['reason']}"
+    return f"Ended early, {ended}: {outcome['reason']}. The sweep's command resumes it"
 
 
 def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[TrialRow]) -> dict[str, str]:

@@ -13,12 +13,12 @@ from scrimp_platform.report import formatting
 from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.dependence import Dependence
 from scrimp_platform.report.figures import (
-    BROWN,
     COLOURS,
     GOOD_TO_BAD,
     GREY,
     INK,
     PALE,
+    PURPLE,
     Point,
     blank,
     dots,
@@ -90,7 +90,7 @@ def history(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space, obj
     figure = blank("trial", objective)
     line(figure, best, COLOURS[0], 2, name="best so far", line_shape="hv", hoverinfo="skip")
     dots(figure, complete, COLOURS[0], name=f"trained to {last_rung:g} kimg")
-    dots(figure, broken, BROWN, "square-open", name=INFEASIBLE)
+    dots(figure, broken, PURPLE, "square-open", name=INFEASIBLE)
     dots(figure, stopped, GREY, "x-thin-open", name="stopped earlier")
     if len(trials) <= 10:
         figure.update_xaxes(dtick=1)
@@ -124,7 +124,7 @@ def learning_curves(
 
     # The leaders are drawn last, on top of the others.
     draw([trial for trial in others if trial.number not in broken], PALE)
-    draw([trial for trial in others if trial.number in broken], BROWN, name=INFEASIBLE, line_dash="dot")
+    draw([trial for trial in others if trial.number in broken], PURPLE, name=INFEASIBLE, line_dash="dot")
     for trial in trials:
         if trial.number in colours:
             dash = "dot" if trial.number in broken else "solid"
@@ -178,7 +178,7 @@ def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
     Trials that got fresh seeds and violate a constraint come last.
     """
     raced = [row for row in rows if row.fresh][:MAX_RACED]
-    colours = leader_colours(rows) | dict.fromkeys(infeasible(raced), BROWN)
+    colours = leader_colours(rows) | dict.fromkeys(infeasible(raced), PURPLE)
     figure = blank(objective, "")
     ends: list[float] = []
     for row in raced:
@@ -188,20 +188,20 @@ def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
         summary = row.summaries[objective]
         ends += [summary.low, summary.mean, summary.high]
         bars = {"color": colour, "thickness": 2, "width": 7, **error_bars([summary])}
-        mean = (summary.mean, html.escape(name), f"{name}: {formatting.interval(summary)}")
+        mean = (summary.mean, name, f"{name}: {formatting.interval(summary)}")
         dots(figure, [mean], colour, "diamond", error_x=bars)
 
         repeats: list[Point] = []
         for repeat in row.counted:
             value = dict(_scores(repeat, objective)).get(row.kimg)
             if value is not None:
-                repeats.append((value, html.escape(name), _label(repeat, value)))
+                repeats.append((value, name, _label(repeat, value)))
         dots(figure, repeats, colour, "circle-open")
 
         chosen_at = row.chosen_at[objective]
         ends.append(chosen_at)
         if math.isfinite(chosen_at):
-            point = (chosen_at, html.escape(name), f"{name} was chosen at {formatting.number(chosen_at)}")
+            point = (chosen_at, name, f"{name} was chosen at {formatting.number(chosen_at)}")
             dots(figure, [point], GREY, "x-thin-open")
 
     set_range(figure, [end for end in ends if math.isfinite(end)], "x", log=False)
@@ -255,7 +255,7 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str)
             style = {"colour": str(sample_colorscale(GOOD_TO_BAD, badness)[0]), "width": 2.5}
             heights.append(height)
         if row.status == INFEASIBLE:
-            style = {"colour": BROWN, "width": 1.5, "line_dash": "dot"}
+            style = {"colour": PURPLE, "width": 1.5, "line_dash": "dot"}
         values = ", ".join(f"{names[path]} {formatting.number(value)}" for path, value in row.trial.params.items())
         text = f"trial {row.number}, {row.status}: {values}"
         points = [(i, height, text) for i, height in enumerate(heights)]
@@ -356,7 +356,7 @@ def partial_dependence(dependence: Dependence, span: Range, broken: Collection[i
         for number, value in dependence.tried.items():
             ticks[number in broken].append((value, 0.015, ""))
         dots(figure, ticks[False], GREY, "line-ns-open", yaxis="y2", hoverinfo="skip")
-        dots(figure, ticks[True], BROWN, "line-ns-open", yaxis="y2", hoverinfo="skip", name=INFEASIBLE)
+        dots(figure, ticks[True], PURPLE, "line-ns-open", yaxis="y2", hoverinfo="skip", name=INFEASIBLE)
         figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
     return set_range(figure, dependence.lows + dependence.highs)
 
@@ -419,7 +419,7 @@ def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str 
     line(figure, front, COLOURS[1], 1.5, name="Pareto front", line_dash="dot", line_shape=step, hoverinfo="skip")
     dots(figure, means, COLOURS[0], name="mean of repeats")
     dots(figure, singles, COLOURS[0], "circle-open", name="single repeat")
-    dots(figure, broken, BROWN, "square-open", name=INFEASIBLE)
+    dots(figure, broken, PURPLE, "square-open", name=INFEASIBLE)
     set_range(figure, [y for _, y, _ in feasible + broken])
     return set_range(figure, [x for x, _, _ in feasible + broken], "x")
 

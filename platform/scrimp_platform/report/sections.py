@@ -147,7 +147,7 @@ def search(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> l
 
     caption = "One line per trial: blue is good, orange is worse, pale grey was not trained to the end."
     if space.constraints:
-        caption += " Brown and dotted is infeasible."
+        caption += " Violet and dotted is infeasible."
     if len(trials) > plots.MAX_LINES:
         caption += f" Of {len(trials):,} trials {plots.MAX_LINES} are drawn, the best one among them."
     first = next(iter(space.objectives))
