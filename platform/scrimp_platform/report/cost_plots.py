@@ -38,7 +38,7 @@ def phase_hours(phases: Sequence[PhaseHours]) -> go.Figure:
             width=0.55,
         )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
-    return figure.update_layout(barmode="stack", height=150 + 46 * len(phases))
+    return figure.update_layout(barmode="stack", legend_traceorder="normal", height=150 + 46 * len(phases))
 
 
 def node_work(work: NodeWork) -> go.Figure:
