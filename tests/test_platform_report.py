@@ -134,6 +134,15 @@ def test_the_page_needs_no_network(whole, seen):
     assert whole.report.read_text().count("plotly.js v") == 1
 
 
+def test_of_many_trials_the_first_are_shown_until_all_are_asked_for(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "AT_FIRST", 5)
+    page.write_report(whole)
+    rows = re.findall(r'data-status="\w+"( hidden)?>', whole.report.read_text())
+    assert rows == [""] * 5 + [" hidden"] * 11
+    monkeypatch.undo()
+    page.write_report(whole)
+
+
 IN_BROWSER = """<script>
 addEventListener("load", () => {
   const table = document.querySelector("#leaderboard table");
@@ -346,7 +355,7 @@ def test_every_plot_tells_which_trials_are_infeasible(constrained):
         if front:
             assert not set(own.y) & set(front.y)
     lines = traces(plots.parallel_coordinates(rows, space, "fd_classifier"))
-    dotted = [trace.hovertext[0] for trace in lines if trace.line.dash == "dot"]
+    dotted = [text for trace in lines if trace.line.dash == "dot" for text in trace.hovertext if text]
     assert {int(text.split(",")[0].removeprefix("trial ")) for text in dotted} == broken
 
 
@@ -515,13 +524,14 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
     space = make_space(search=search, budget={"trials": 8})
     folder = write_sweep(tmp_path / "sweep", space)
     rows = leaderboard.rank(records.read_records(folder).trials, space)
-    lines = {
-        line.hovertext[0].split(",")[0]: line.y
-        for line in traces(plots.parallel_coordinates(rows, space, "fd_classifier"))
-    }
+    decays = {}
+    for trace in traces(plots.parallel_coordinates(rows, space, "fd_classifier")):
+        for x, y, text in zip(trace.x, trace.y, trace.hovertext, strict=True):
+            if x == 1:
+                decays[text.split(",")[0]] = y
     assert {row.trial.params["optimizer.kind"] for row in rows} == {"adam", "adamw"}
     for row in rows:
-        assert (lines[f"trial {row.number}"][1] is None) == (row.trial.params["optimizer.kind"] == "adam")
+        assert (decays[f"trial {row.number}"] is None) == (row.trial.params["optimizer.kind"] == "adam")
 
 
 def test_the_race_plot_shows_the_leaderboards_intervals(whole):

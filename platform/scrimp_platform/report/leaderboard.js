@@ -2,8 +2,6 @@
 // The leaderboard in the browser: its headings sort it, the fields above it filter it.
 // Without this script the page shows all trials, the best one first.
 
-const AT_FIRST = 100; // rows that are shown until all are asked for
-
 function valueOf(row, column) {
   const cell = row.cells[column];
   const text = (cell.dataset.value ?? cell.textContent).trim();
@@ -41,6 +39,7 @@ function condition(word, headings) {
 
 function setUp(table, form) {
   const body = table.tBodies[0];
+  const atFirst = Number(table.dataset.atFirst); // rows that are shown until all are asked for
   const cells = [...table.tHead.rows[0].cells];
   const headings = cells.map((cell) => ({
     name: cell.textContent.trim().toLowerCase().replaceAll(" ", "_"),
@@ -61,7 +60,7 @@ function setUp(table, form) {
     for (const row of body.rows) {
       const fits = !unknown.length && conditions.every((keeps) => keeps(row));
       fitting += fits;
-      row.hidden = !fits || (!all.checked && fitting > AT_FIRST);
+      row.hidden = !fits || (!all.checked && fitting > atFirst);
       shown += !row.hidden;
     }
     count.value = `${shown} of ${body.rows.length} trials`;
@@ -88,7 +87,7 @@ function setUp(table, form) {
   });
   form.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
-  all.closest("label").hidden = body.rows.length <= AT_FIRST;
+  all.closest("label").hidden = body.rows.length <= atFirst;
   form.hidden = false;
   filter();
 }

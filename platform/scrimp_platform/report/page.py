@@ -40,6 +40,8 @@ from scrimp_trainers.data.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SCRIPT = Path(__file__).with_name("leaderboard.js")
+AT_FIRST = 100
+"""Trials that the leaderboard shows until all are asked for."""
 MAX_STEPS = 6
 """Rungs whose samples are shown."""
 
@@ -77,6 +79,7 @@ def write_report(folder: SweepFolder) -> None:
         facts=_facts(sweep, space, known, rows),
         space=space,
         rows=rows,
+        at_first=AT_FIRST,
         folder=folder,
         score_text=leaderboard.score_text,
         chosen_at_text=leaderboard.chosen_at_text,

@@ -45,6 +45,10 @@ MAX_RACED = 30
 """Trials of the race that are drawn, the best ones."""
 MAX_LINES = 120
 """Trials whose searched fields are drawn."""
+GRADES = 20
+"""Colours from good to bad, but for one."""
+MAX_TICKS = 300
+"""Trials whose values are marked below an expected score."""
 FAR_BELOW = 30
 """A level is not drawn if the lowest score is more than so many times as high."""
 INFEASIBLE = "infeasible"
@@ -242,24 +246,24 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str)
     high = max(means, default=1.0)
 
     # The lines; the best trials are drawn last, on top of the others.
-    figure = blank("", "")
     finished.sort(key=lambda row: -row.rank)
+    lines: dict[tuple[str, float, str], list[list[Point]]] = {}
     for row in unfinished + finished:
         heights = [_height(span, row.trial.params.get(path)) for path, span in space.search.items()]
-        style: dict[str, Any] = {"colour": PALE, "width": 1}
+        height = 0.5
+        if row.finished and high > low:
+            height = (row.summaries[objective].mean - low) / (high - low)
         if row.finished:
-            height = 0.5
-            if high > low:
-                height = (row.summaries[objective].mean - low) / (high - low)
-            badness = 1 - height if space.objectives[objective] == "maximize" else height
-            style = {"colour": str(sample_colorscale(GOOD_TO_BAD, badness)[0]), "width": 2.5}
             heights.append(height)
-        if row.status == INFEASIBLE:
-            style = {"colour": PURPLE, "width": 1.5, "line_dash": "dot"}
+        badness = 1 - height if space.objectives[objective] == "maximize" else height
         values = ", ".join(f"{names[path]} {formatting.number(value)}" for path, value in row.trial.params.items())
         text = f"trial {row.number}, {row.status}: {values}"
-        points = [(i, height, text) for i, height in enumerate(heights)]
-        line(figure, points, mode="lines+markers", marker_size=5, **style)
+        points: list[Point] = [(i, height, text) for i, height in enumerate(heights)]
+        lines.setdefault(_trial_style(row, badness), []).append(points)
+
+    figure = blank("", "")
+    for (colour, width, dash), alike in lines.items():
+        line(figure, joined(alike), colour, width, mode="lines+markers", marker_size=5, line_dash=dash)
 
     # The axes: one per field, and the last for the score.
     for i, span in enumerate(space.search.values()):
@@ -273,6 +277,16 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str)
     figure.update_xaxes(range=[-0.3, len(titles) - 0.7])
     figure.update_layout(margin={"l": 8, "r": 8, "b": 12})
     return figure.update_yaxes(visible=False, range=[-0.1, 1.1])
+
+
+def _trial_style(row: TrialRow, badness: float) -> tuple[str, float, str]:
+    """Return the colour, width and dash of a trial's line; those of one style are drawn together."""
+    if row.status == INFEASIBLE:
+        return PURPLE, 1.5, "dot"
+    if not row.finished:
+        return PALE, 1, "solid"
+    grade = round(badness * GRADES) / GRADES
+    return str(sample_colorscale(GOOD_TO_BAD, grade)[0]), 2.5, "solid"
 
 
 def _vertical_axis(figure: go.Figure, position: int, ticks: Sequence[tuple[float, str]]) -> None:
@@ -353,7 +367,7 @@ def partial_dependence(dependence: Dependence, span: Range, broken: Collection[i
 
         # A tick on the lower edge for each trial, against an axis of its own.
         ticks: dict[bool, list[Point]] = {False: [], True: []}
-        for number, value in dependence.tried.items():
+        for number, value in spread(list(dependence.tried.items()), MAX_TICKS):
             ticks[number in broken].append((value, 0.015, ""))
         dots(figure, ticks[False], GREY, "line-ns-open", yaxis="y2", hoverinfo="skip")
         dots(figure, ticks[True], PURPLE, "line-ns-open", yaxis="y2", hoverinfo="skip", name=INFEASIBLE)
