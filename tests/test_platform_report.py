@@ -385,7 +385,7 @@ def test_real_images_stand_beside_the_scores(tmp_path, monkeypatch):
     folder = write_sweep(tmp_path / "sweep", space)
     seen = read_page(folder)
     assert "It is not FID" in seen.text
-    assert "reference images against other reference images 2.12 808 against the 809 others" in seen.text
+    assert "reference images against other reference images 2.12 808 at random against the 809 others" in seen.text
     assert "held-out images against the reference images 4.50" in seen.text
 
     trials = records.read_records(folder).trials

@@ -52,7 +52,7 @@ def scales(rows: Sequence[TrialRow], space: Space, manifest: Manifest | None) ->
         if space.scoring.further:
             name = in_full(name, scoring.extractor)
         if name in space.objectives:
-            about = _about(name, scoring, scored, manifest)
+            about = _about(name, scoring, manifest)
             found.append(Scale(name, about, _real(scoring, space, scored, manifest), _trials(rows, name)))
     return found
 
@@ -63,7 +63,7 @@ def _first_scored(rows: Iterable[TrialRow]) -> MetricsRow | None:
     return next((last for last in lasts if last and last.scores), None)
 
 
-def _about(name: str, scoring: Scoring, scored: MetricsRow, manifest: Manifest | None) -> str:
+def _about(name: str, scoring: Scoring, manifest: Manifest | None) -> str:
     """Say what the distance is, and with what it can be compared."""
     features = f"the feature extractor {scoring.extractor}"
     if scoring.extractor == "classifier":
@@ -81,10 +81,8 @@ def _about(name: str, scoring: Scoring, scored: MetricsRow, manifest: Manifest |
         text += "It is not FID. "
     text += (
         f"It can be compared only where dataset, extractor and number of samples ({scoring.samples:,}) are the same: "
-        "of fewer images the distance is larger, real ones included."
+        "of fewer images it comes out larger. A score near those of real images is as good as it can tell."
     )
-    if scoring.extractor == "classifier" and scored.scores.get("reference") == "train":
-        text += " The classifier knows the reference images, so that all others seem a little further from them."
     return text
 
 
@@ -94,7 +92,7 @@ def _real(scoring: Scoring, space: Space, scored: MetricsRow, manifest: Manifest
     part = min(scoring.samples, int(total) // 2) if math.isfinite(total) else 0
     held_out = manifest.splits.get("holdout") if manifest else None
     images = {
-        "real": f"{part:,} against the {int(total) - part:,} others" if part else "",
+        "real": f"{part:,} at random against the {int(total) - part:,} others" if part else "",
         "holdout": f"{min(scoring.samples, held_out.count):,} against {int(total):,}" if held_out and part else "",
     }
     words = {
