@@ -36,7 +36,11 @@ def recipe(levels: int = 2, **values: object) -> Recipe:
         ({"levels": 3, "patches__real_p": 0.5}, 28, r"0\.75 of 28 pixels are 21, .* multiples of 4; .* 0\.714286$"),
         ({"patches__real_p": 0.5, "patches__sizes": [0.01]}, 32, r"0\.01 of 32 pixels are 0, .* nearest is 0\.0625$"),
         ({"levels": 1, "ood__weight": 1}, 5, "ood.weight: a jigsaw of four needs an even side, not 5"),
-        ({"coreset__keep": 0.5, "coreset__features": "classifier"}, 8, "coreset.features: dataset made has no classifier"),
+        (
+            {"coreset__keep": 0.5, "coreset__features": "classifier"},
+            8,
+            "coreset.features: dataset made has no classifier",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(values, size, complaint):

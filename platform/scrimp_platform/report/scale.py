@@ -17,6 +17,13 @@ NOT_MEASURED = (
     "scrimp evaluate measures it for a model."
 )
 
+WORDS = {
+    "classifier": "a small classifier that was trained on this dataset's labels when it was prepared",
+    "contrastive": "a small network that was trained on this dataset without labels when it was prepared",
+    "inception": "Inception-v3, as FID is defined",
+}
+"""What extractors are, in words; others bear a name that says it."""
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -65,13 +72,9 @@ def _first_scored(rows: Iterable[TrialRow]) -> MetricsRow | None:
 
 def _about(name: str, scoring: Scoring, manifest: Manifest | None) -> str:
     """Say what the distance is, and with what it can be compared."""
-    features = f"the feature extractor {scoring.extractor}"
-    if scoring.extractor == "classifier":
-        features = "a small classifier that was trained on this dataset's labels when it was prepared"
-        if manifest and manifest.classifier:
-            features += f" ({manifest.classifier.accuracy:.0%} right on images that it has not seen)"
-    elif scoring.extractor == "inception":
-        features = "Inception-v3, as FID is defined"
+    features = WORDS.get(scoring.extractor, f"the feature extractor {scoring.extractor}")
+    if scoring.extractor == "classifier" and manifest and manifest.classifier:
+        features += f" ({manifest.classifier.accuracy:.0%} right on images that it has not seen)"
     text = (
         f"{name} is the Fréchet distance between samples and reference images: how much the means and covariances of "
         f"their features differ. The features are those of {features}. Lower is better, and 0 would mean that both "
