@@ -141,12 +141,14 @@ def test_real_images_are_scored_as_samples_are_once_for_a_dataset(pictures, digi
     assert kept == values
 
 
-def test_distances_of_real_images_are_those_of_their_means_and_deviations():
-    reference = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+def test_distances_of_real_images_are_those_of_their_means_and_covariances():
+    reference = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
     known = fidelity.statistics(reference)
+    # With twice the deviations the distance is that of the means, and the sum of the variances.
     found = fidelity.real_distances(reference, known, reference * 2 + 3, samples=1000)
-    shift = (reference * 2 + 3).mean() - reference.mean()
-    assert float(found["holdout"]) == pytest.approx(float(shift.square() + reference.var()), rel=1e-5)
+    shift = reference.mean(dim=0) + 3
+    expected = shift.square().sum() + reference.var(dim=0).sum()
+    assert float(found["holdout"]) == pytest.approx(float(expected), rel=1e-5)
     assert 0 < float(found["real"]) < 0.1
     few = fidelity.real_distances(reference, known, reference[:19], samples=1000)
     assert "holdout" not in few
@@ -265,7 +267,7 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     dataset = pictures(train=slice(0, 300), holdout=slice(300, 400), reference=slice(0, 900))
     first = scorer(dataset).score(samples(digits, slice(1000, 1100))).values
     names = sorted(path.name for path in (dataset.folder / "cache").iterdir())
-    assert len(names) == 4  # features of three splits, statistics of the reference
+    assert len(names) == 5  # features of three splits, statistics of the reference, distances of real images
     assert all(name.startswith(dataset.manifest.content_hash[:16] + "-classifier-") for name in names)
     with monkeypatch.context() as patch:
         patch.setattr(features.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
@@ -273,7 +275,7 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     assert second.score(samples(digits, slice(1000, 1100))).values == first
     other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))
     scorer(other)
-    assert len(list((dataset.folder / "cache").iterdir())) == 8
+    assert len(list((dataset.folder / "cache").iterdir())) == 10
 
 
 def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypatch):
@@ -287,7 +289,7 @@ def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypat
     monkeypatch.setattr(references, "FORMAT", references.FORMAT + 1)
     scorer(dataset)
     assert computed == [1]
-    assert len({path.name for path in (dataset.folder / "cache").iterdir()} - written) == 2
+    assert len({path.name for path in (dataset.folder / "cache").iterdir()} - written) == 3
 
 
 def flip_last_byte(path: Path) -> None:
