@@ -149,10 +149,8 @@ def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[T
     if known.preparations:
         facts["Needed first"] = formatting.preparations(known.preparations)
     if known.skipped:
-        facts["Not trained"] = (
-            f"{formatting.plural(len(known.skipped), 'proposal')} that contradict themselves, or break a constraint "
-            "by a cost that is known before training"
-        )
+        skipped = formatting.plural(len(known.skipped), "proposal")
+        facts["Not trained"] = f"{skipped}: contradictory, or known beforehand to break a constraint"
     return facts
 
 
