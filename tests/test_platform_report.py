@@ -445,7 +445,9 @@ def test_where_and_when_devices_worked_is_drawn_with_names_escaped(whole, tmp_pa
     evil = "<img src=x onerror=alert(1)>"
     work = hours.by_node([worked("search", 20.0, 20.0, [[evil, 0.0, 7200.0]])])
     assert work is not None
-    body = sections.make_plot("Nodes", "", cost_plots.node_work(work), "").body
+    figure: Any = cost_plots.node_work(work)
+    assert (figure.data[0].zmin, figure.data[0].zmax) == (0, 1)
+    body = sections.make_plot("Nodes", "", figure, "").body
     assert body
     assert "<img" not in body
 

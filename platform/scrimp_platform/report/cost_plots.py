@@ -51,6 +51,7 @@ def node_work(work: NodeWork) -> go.Figure:
         y=[html.escape(node) for node in work.nodes],
         z=[[round(count, 3) for count in own] for own in work.repeats],
         zmin=0,
+        zmax=max(max(own) for own in work.repeats),
         colorscale=[[0, "rgba(0, 114, 178, 0.06)"], [1, COLOURS[0]]],
         colorbar={"title": {"text": "repeats", "side": "right"}, "thickness": 12, "outlinewidth": 0},
         hovertemplate=f"%{{y}}, %{{x:.3g}} {unit}: %{{z:.2g}} repeats<extra></extra>",
