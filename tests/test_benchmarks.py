@@ -1,10 +1,11 @@
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks import latents, measure, mlflow_stub, replay, scale, scoring, startup, training
+from benchmarks import large_sweep, latents, measure, mlflow_stub, replay, scale, scoring, startup, training
 from benchmarks.measure import Comparison, Side, interleave
 from scrimp_platform.search import records
 from scrimp_trainers.recipe.recipe import load
@@ -102,3 +103,25 @@ def test_the_driver_s_numbers_are_printed_with_their_growth(capsys: pytest.Captu
     said = capsys.readouterr().out
     assert re.search(r"│ repeats +│ +7 │ +9 +x +1\.3 │", said)
     assert re.search(r"│ CPU a repeat, tracker +│ +[\d.]+ ms │ +[\d.]+ ms +x +[\d.]+ │", said)
+
+
+def test_what_a_large_sweep_takes_is_measured_on_a_sweep_that_reads_without_a_problem(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(large_sweep, "browser_time", lambda report: "not measured")
+    folder = large_sweep.write_sweep(tmp_path / "large", trials=6)
+    known = records.read_records(folder)
+    assert known.problems == []
+    assert Counter(repeat.status for repeat in known.repeats) == {"finished": 17, "failed": 1}
+    found = large_sweep.measure(folder)
+    assert re.fullmatch(r"[\d.]+ MB", found["size of report.html"])
+    assert re.fullmatch(r"[\d.]+ s", found["report.html, with all of that"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browsers_time_is_that_of_the_whole_page(tmp_path: Path):
+    page = tmp_path / "page.html"
+    wait = "const end = performance.now() + 700; while (performance.now() < end);"
+    page.write_text(f"<!doctype html><title>page</title><body><script>{wait}</script></body>")
+    seconds = re.fullmatch(r"([\d.]+) s", large_sweep.browser_time(page))
+    assert seconds
+    assert 0.7 <= float(seconds[1]) < 10

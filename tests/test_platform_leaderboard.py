@@ -311,7 +311,7 @@ def test_the_csv_has_the_promised_columns_and_whole_numbers(tmp_path):
     text = folder.leaderboard.read_text()
     assert text.splitlines()[0] == (
         "rank,trial,status,repeats,fd_classifier_mean,fd_classifier_std,fd_classifier_ci_low,fd_classifier_ci_high,"
-        "fd_classifier_chosen_at,kimg,gpu_hours,probability,network.multipliers,optimizer.lr"
+        "fd_classifier_chosen_at,kimg,gpu_hours,parameters,probability,network.multipliers,optimizer.lr"
     )
     first, second = csv.DictReader(io.StringIO(text))
     expected = posterior.of_scores([[5.0, 6.1]], "minimize").summaries[0]
@@ -322,6 +322,18 @@ def test_the_csv_has_the_promised_columns_and_whole_numbers(tmp_path):
     assert float(first["fd_classifier_chosen_at"]) == 4.0
     assert json.loads(first["network.multipliers"]) == [1, 2]
     assert (second["fd_classifier_ci_low"], second["probability"], second["network.multipliers"]) == ("", "", "")
+
+
+def test_the_csv_has_constraints_and_parameters_and_a_constrained_objective_once(tmp_path):
+    constraints = {"memorized_fraction": {"max": 0.1}, "fd_classifier": {"max": 9.0}}
+    shown = {"memorized_fraction": 0.05, "parameters": 700.0}
+    rows, space = ranked(trained(0, 4.0, 5.0, 6.1, **shown), failed(1), constraints=constraints)
+    leaderboard.write_csv(rows, space, SweepFolder(tmp_path))
+    names, *_ = csv.reader(io.StringIO((tmp_path / "leaderboard.csv").read_text()))
+    assert len(names) == len(set(names))
+    first, second = csv.DictReader(io.StringIO((tmp_path / "leaderboard.csv").read_text()))
+    assert (first["memorized_fraction_mean"], first["parameters"]) == ("0.05", "700.0")
+    assert (second["memorized_fraction_mean"], second["parameters"]) == ("", "")
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -530,6 +530,23 @@ def test_waiting_for_a_device_or_for_room_is_no_device_time(folder, clock):
     assert ledger.device_hours == pytest.approx(2)
 
 
+def test_it_is_on_record_when_and_where_devices_worked(folder, clock):
+    ledger = open_ledger(folder)
+    repeat = next_repeat(ledger)
+    assert repeat
+    ledger.clock(repeat, working=True, node="one")
+    clock.hours += 2
+    ledger.finish(repeat, "its process died")
+    clock.hours += 1
+    assert next_repeat(ledger) is repeat
+    ledger.clock(repeat, working=True, node="two")
+    clock.hours += 3
+    train(folder, ledger, repeat)
+    stints = [["one", 1000.0, 1002.0], ["two", 1003.0, 1006.0]]
+    (again,) = records.read_records(folder).repeats
+    assert [[node, began / 3600, ended / 3600] for node, began, ended in again.stints] == stints
+
+
 def test_what_a_failed_attempt_did_after_its_last_rung_counts(folder, clock):
     ledger = open_ledger(folder)
     repeat = next_repeat(ledger)

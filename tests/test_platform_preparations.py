@@ -1,5 +1,6 @@
 """References and proxies as entries of the ledger: trained once, before the repeats that need them, and charged."""
 
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -296,7 +297,7 @@ def test_the_worker_trains_what_the_ledger_hands_out_and_its_repeats_find_it(sco
         own = task | {"trial": -1, "repeat": -1, "preparation": preparation.name}
         reports: list[dict] = []
         worker.work(worker.Task(**own), reports.append)
-        assert reports[0] == {worker.WORKING: True}
+        assert reports[0] == {worker.WORKING: True, worker.HOST: os.uname().nodename}
         hours, now = reports[-1][worker.COST]
         assert hours > 0
         assert now

@@ -1,15 +1,24 @@
 """The report's page: everything promised is on it, in every state of a sweep, and nothing comes from elsewhere."""
 
 import csv
+import html
+import json
+import math
 import re
+import shutil
+import subprocess
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import made_up_sweep
+import numpy as np
 import optuna
 import plotly.graph_objects as go
 import pytest
+from made_up_rows import make_row
 from made_up_sweep import TREE, make_dataset, make_space, write_sweep
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -17,14 +26,30 @@ from PIL import Image
 
 from scrimp_platform import store
 from scrimp_platform.cli import commands
-from scrimp_platform.report import classwise, formatting, importance, leaderboard, page, pictures, plots
+from scrimp_platform.report import (
+    classwise,
+    cost_plots,
+    formatting,
+    hours,
+    importance,
+    leaderboard,
+    page,
+    pictures,
+    plots,
+    scale,
+    sections,
+)
+from scrimp_platform.report.layers import read_layers
 from scrimp_platform.search import curves, posterior, records
 from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import DamagedRecord
 
-SECTIONS = ["leaderboard", "race", "samples", "training", "search", "use", "failures", "origin"]
-VOID = {"meta", "link", "img", "br"}
+SECTIONS = [
+    *("next", "facts", "leaderboard", "scale", "race", "samples"),
+    *("training", "search", "cost", "faults", "origin"),
+]
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -34,6 +59,7 @@ class Page(HTMLParser):
         super().__init__()
         self.stack: list[str] = []
         self.ids: list[str] = []
+        self.loaded: list[str] = []
         self.links: list[str] = []
         self.words: list[str] = []
         self.feed(source)
@@ -46,7 +72,11 @@ class Page(HTMLParser):
             self.stack.append(tag)
         values = dict(attrs)
         self.ids += [values["id"] or ""] if "id" in values else []
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        found = [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag == "a":
+            self.links += found
+        else:
+            self.loaded += found
 
     def handle_endtag(self, tag: str) -> None:
         assert self.stack.pop() == tag
@@ -99,24 +129,117 @@ def test_every_section_is_there_once_and_the_verdict_on_top(whole, seen):
 
 
 def test_the_page_needs_no_network(whole, seen):
-    assert seen.links
-    assert all(link.startswith("data:") for link in seen.links)
+    assert seen.loaded
+    assert all(source.startswith("data:") for source in seen.loaded)
     assert whole.report.read_text().count("plotly.js v") == 1
 
 
+def test_of_many_trials_the_first_are_shown_until_all_are_asked_for(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "AT_FIRST", 5)
+    page.write_report(whole)
+    rows = re.findall(r'data-status="\w+"( hidden)?>', whole.report.read_text())
+    assert rows == [""] * 5 + [" hidden"] * 11
+    monkeypatch.undo()
+    page.write_report(whole)
+
+
+IN_BROWSER = """<script>
+addEventListener("load", () => {
+  const table = document.querySelector("#leaderboard table");
+  const form = document.querySelector("#leaderboard form");
+  const shown = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => +row.cells[1].textContent);
+  const button = (name) => [...table.querySelectorAll("th button")].find((each) => each.textContent === name);
+  const type = (words) => {
+    form.elements.words.value = words;
+    form.dispatchEvent(new Event("input"));
+    return shown();
+  };
+  const said = { first: shown() };
+  button("parameters").click();
+  said.up = shown();
+  said.sorted = button("parameters").closest("th").getAttribute("aria-sort");
+  button("parameters").click();
+  said.down = shown();
+  button("#").click();
+  said.bound = type("repeats>=2");
+  said.word = type("pruned dropout<0.15");
+  said.none = type("nothing<1");
+  said.message = form.querySelector("output").value;
+  type("");
+  form.elements.status.value = "beaten";
+  form.dispatchEvent(new Event("input"));
+  said.status = shown();
+  said.drawn = document.querySelectorAll(".js-plotly-plot .main-svg").length > 0;
+  document.documentElement.innerHTML = `<pre id="said">${JSON.stringify(said)}</pre>`;
+});
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_in_a_browser_the_leaderboard_sorts_and_filters(whole, seen, tmp_path):
+    page_with_script = tmp_path / "report.html"
+    page_with_script.write_text(whole.report.read_text().replace("</body>", f"{IN_BROWSER}</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom"]
+    command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", page_with_script.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(r'<pre id="said">(.*?)</pre>', dom)
+    assert match
+    said = json.loads(html.unescape(match[1]))
+
+    rows = leaderboard.rank(records.read_records(whole).trials, make_space(budget={"trials": 16, "leaders": 4}))
+    sizes = {row.number: row.parameters for row in rows}
+    known = [number for number in sizes if math.isfinite(sizes[number])]
+    unknown = [number for number in sizes if number not in known]
+    assert said["first"] == [row.number for row in rows]
+    assert said["up"] == sorted(known, key=lambda number: sizes[number]) + unknown
+    assert said["sorted"] == "ascending"
+    assert [sizes[number] for number in said["down"][: len(known)]] == sorted(
+        map(sizes.__getitem__, known), reverse=True
+    )
+    assert said["down"][len(known) :] == unknown
+    assert said["bound"] == [row.number for row in rows if row.repeat_count >= 2]
+    low = [row.number for row in rows if row.trial.params["network.dropout"] < 0.15]
+    assert said["word"] == [row.number for row in rows if row.status == "pruned" and row.number in low]
+    assert (said["none"], said["message"]) == ([], "no column for nothing<1")
+    assert said["status"] == [row.number for row in rows if row.status == "beaten"]
+    assert said["drawn"]
+
+
 def test_all_plots_have_their_data(seen):
-    drawn = {name for name in seen.ids if name not in SECTIONS}
+    drawn = {name for name in seen.ids if name not in [*SECTIONS, "filter-help"]}
     assert drawn == {
         "fd_classifier-of-the-raced-trials", "fd_classifier-against-time", "fd_classifier-over-training",
         "Training-loss", "fd_classifier-by-trial", "Field-importance", "Searched-fields",
         "fd_classifier-by-optimizer-lr", "fd_classifier-by-network-channels", "fd_classifier-by-network-dropout",
-        "fd_classifier-by-ema-halflife_kimg",
+        "fd_classifier-by-ema-halflife_kimg", "Device-hours-by-phase",
     }  # fmt: skip
 
 
 def test_samples_of_the_three_best_each_rung_of_the_best_and_its_neighbours_are_embedded(seen):
-    assert sum(link.startswith("data:image/png;base64,") for link in seen.links) == 3 + 4 + 1
+    assert sum(source.startswith("data:image/png;base64,") for source in seen.loaded) == 3 + 4 + 1
     assert "1.2% of held-out images as a control" in seen.text
+
+
+def test_links_lead_to_the_folders_of_trials_and_to_the_best_ones_files(tmp_path):
+    folder = write_sweep(tmp_path / "my sweep", make_space(budget={"trials": 2, "repeats": 1}))
+    folder.repeat(0, 0).model.mkdir()
+    folder.repeat(1, 0).model.mkdir()
+    store.write_json(folder.tracking, {"uri": "http://lab:5000", "experiment": "3"})
+    commands.report(folder.path)
+    seen = Page(folder.report.read_text())
+    *local, runs = [link for link in seen.links if "trials/" in link or "://" in link][:4]
+    assert local[0].endswith("/model/")
+    assert runs.startswith("http://lab:5000/#/experiments/3")
+    assert {"leaderboard.csv", "best_recipe.yaml", "trials/0000/", "trials/0001/"} <= set(seen.links)
+    for link in seen.links:
+        assert "://" in link or (folder.path / unquote(link)).exists()
+
+
+def test_a_link_to_mlflow_is_an_address_of_the_web(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 1, "repeats": 1}))
+    store.write_json(folder.tracking, {"uri": "javascript:alert(1)", "experiment": "3"})
+    assert not [link for link in read_page(folder).links if "javascript" in link]
 
 
 def test_what_a_killed_driver_left_running_takes_no_more_time(tmp_path):
@@ -184,7 +307,7 @@ def test_a_sweep_that_was_interrupted_has_a_true_page(tmp_path, most, says):
     assert says in seen.text
     assert re.search(r"Ended early, .* UTC: interrupted", seen.text)
     assert "with probability" not in seen.text
-    assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
+    assert [name for name in SECTIONS if name in seen.ids or name == "scale"] == SECTIONS
 
 
 def test_a_sweep_that_still_runs_says_so(tmp_path):
@@ -202,6 +325,153 @@ def test_several_objectives_and_a_constraint_have_their_plots_and_columns(tmp_pa
     assert {"fd_classifier-against-train_flops", "train_flops-by-trial"} <= set(seen.ids)
     assert "Pareto front" in seen.text
     assert "memorized_fraction at most 0.029" in seen.text
+
+
+@pytest.fixture(scope="module")
+def constrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepFolder, Space]:
+    """A sweep of which some trials violate a constraint."""
+    space = make_space(constraints={"memorized_fraction": {"max": 0.024}}, proposals="random")
+    return write_sweep(tmp_path_factory.mktemp("runs") / "constrained", space), space
+
+
+def test_every_plot_tells_which_trials_are_infeasible(constrained):
+    folder, space = constrained
+    trials = records.read_records(folder).trials
+    rows = leaderboard.rank(trials, space)
+    broken = plots.infeasible(rows)
+    assert broken
+    assert broken < {row.number for row in rows if row.finished}
+
+    figures = {
+        "history": plots.history(trials, rows, space, "fd_classifier"),
+        "curves": plots.learning_curves(trials, rows, "fd_classifier", "minimize"),
+        "tradeoff": plots.tradeoff(rows, space, "fd_classifier"),
+    }
+    for name, figure in figures.items():
+        (own,) = [trace for trace in traces(figure) if trace.name == "infeasible"]
+        numbers = {int(re.match(r"trial (\d+)", text)[1]) for text in own.hovertext if text}  # type: ignore[index]
+        assert numbers == broken, name
+        (front,) = [trace for trace in traces(figure) if trace.name == "Pareto front"] or [None]
+        if front:
+            assert not set(own.y) & set(front.y)
+    lines = traces(plots.parallel_coordinates(rows, space, "fd_classifier"))
+    dotted = [text for trace in lines if trace.line.dash == "dot" for text in trace.hovertext if text]
+    assert {int(text.split(",")[0].removeprefix("trial ")) for text in dotted} == broken
+
+
+def test_the_best_so_far_keeps_the_constraints(constrained):
+    folder, space = constrained
+    trials = records.read_records(folder).trials
+    rows = leaderboard.rank(trials, space)
+    (best,) = [
+        trace for trace in traces(plots.history(trials, rows, space, "fd_classifier")) if trace.name == "best so far"
+    ]
+    broken = plots.infeasible(rows)
+    feasible = [trial.repeats[0].score("fd_classifier", 60.0) for trial in trials if trial.number not in broken]
+    assert min(best.y) == min(score for score in feasible if math.isfinite(score))
+
+
+def test_real_images_stand_beside_the_scores(tmp_path, monkeypatch):
+    plain = made_up_sweep.curve
+
+    def curve(*arguments: Any) -> Any:
+        for row in plain(*arguments):
+            if row.rung is not None:
+                row.scores.update(fd_classifier_real=2.125, fd_classifier_holdout=4.5, reference_samples=1617.0)
+            yield row
+
+    monkeypatch.setattr(made_up_sweep, "curve", curve)
+    space = make_space(budget={"trials": 3, "leaders": 2})
+    folder = write_sweep(tmp_path / "sweep", space)
+    seen = read_page(folder)
+    assert "It is not FID" in seen.text
+    assert "reference images against other reference images 2.12 808 at random against the 809 others" in seen.text
+    assert "held-out images against the reference images 4.50" in seen.text
+
+    trials = records.read_records(folder).trials
+    rows = leaderboard.rank(trials, space)
+    (own,) = scale.scales(rows, space, None)
+    assert [(mark.short, mark.value) for mark in own.real] == [("real against real", 2.125), ("held-out images", 4.5)]
+    real = {mark.short: mark.value for mark in own.real}
+    figure = plots.learning_curves(trials, rows, "fd_classifier", "minimize", real)
+    assert {trace.name: set(trace.y) for trace in traces(figure) if trace.name in real} == {
+        "real against real": {2.125},
+        "held-out images": {4.5},
+    }
+
+
+def test_a_sweep_from_before_real_images_were_measured_says_so(seen):
+    assert "scored before Scrimp measured it" in seen.text
+
+
+def test_scores_of_no_frechet_distance_have_no_scale(constrained):
+    folder, space = constrained
+    rows = leaderboard.rank(records.read_records(folder).trials, space)
+    assert scale.scales(rows, space.model_copy(update={"objectives": {"train_flops": "minimize"}}), None) == []
+
+
+def worked(phase: Any, seconds: float, spent: float, stints: list[list[Any]]) -> records.Repeat:
+    """A repeat that saw 20 kimg at 1,000 images a second, with rungs at 10 and 20 kimg."""
+    rows = {kimg: make_row(kimg=kimg, seconds=seconds * kimg / 20, rung=kimg) for kimg in (10.0, 20.0)}
+    return records.Repeat(0, 0, 0, phase, "finished", spent=spent, devices=2, stints=stints, rungs=rows)
+
+
+def test_hours_are_those_of_training_scoring_and_the_rest():
+    search = worked("search", seconds=25.0, spent=36.0, stints=[])
+    race = worked("race", seconds=20.0, spent=20.0, stints=[])
+    known = records.Records([records.Trial(0, {}, repeats=[search, race])], [], [])
+    first, second = hours.by_phase(known)
+    assert [first.phase, second.phase] == ["search", "race"]
+    assert [3600 * value for value in (first.training, first.scoring, first.other)] == pytest.approx([40, 10, 22])
+    assert [3600 * value for value in (second.training, second.scoring, second.other)] == pytest.approx([40, 0, 0])
+    assert first.total == search.device_hours
+
+
+def test_the_work_of_nodes_is_all_of_their_stints():
+    stints = [["a", 0.0, 48.0], ["a", 24.0, 72.0], ["b", 90.0, 96.0]]
+    work = hours.by_node([worked("search", 20.0, 20.0, stints)])
+    assert work is not None
+    assert work.nodes == ["a", "b"]
+    one, other = work.repeats
+    assert sum(one) == pytest.approx(96)
+    assert one[:24] == pytest.approx([1] * 24)
+    assert one[24:48] == pytest.approx([2] * 24)
+    assert sum(other) == pytest.approx(6)
+    assert work.share == pytest.approx((72 / 96 + 6 / 96) / 2)
+    assert hours.by_node([worked("search", 20.0, 20.0, [])]) is None
+
+
+def test_where_and_when_devices_worked_is_drawn_with_names_escaped(whole, tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    work = hours.by_node([worked("search", 20.0, 20.0, [[evil, 0.0, 7200.0]])])
+    assert work is not None
+    figure: Any = cost_plots.node_work(work)
+    assert (figure.data[0].zmin, figure.data[0].zmax) == (0, 1)
+    body = sections.make_plot("Nodes", "", figure, "").body
+    assert body
+    assert "<img" not in body
+
+
+def test_densities_of_sparse_layers_and_the_coreset_are_shown(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 2, "leaders": 1}))
+    table = "name,shape,masked,density,flops_share\nin.weight,3x3,False,1,0.1\n<b>mid</b>,3x3,True,0.25,0.9\n"
+    for files in folder.repeats():
+        files.layers.write_text(table)
+        Image.new("RGB", (8, 8)).save(files.coreset_png)
+    seen = read_page(folder)
+    assert {"Density-by-layer", "coreset"} <= set(seen.ids)
+    assert "what its coreset keeps most clearly" in seen.text
+    assert "<b>mid" not in folder.report.read_text()
+    layers = read_layers(folder.repeat(0, 0))
+    assert [(layer.masked, layer.density) for layer in layers] == [(False, 1.0), (True, 0.25)]
+    masked, dense = traces(cost_plots.layer_densities({0: layers}, {0: "#000000"}))
+    assert (list(masked.y), list(dense.y)) == ([0.25], [1.0])
+
+
+def test_a_damaged_table_of_layers_is_left_out(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", make_space(budget={"trials": 1, "repeats": 1}))
+    folder.repeat(0, 0).layers.write_text("name,shape\nin.weight,3x3\n")
+    assert read_layers(folder.repeat(0, 0)) == []
 
 
 @pytest.fixture(scope="module")
@@ -256,13 +526,14 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
     space = make_space(search=search, budget={"trials": 8})
     folder = write_sweep(tmp_path / "sweep", space)
     rows = leaderboard.rank(records.read_records(folder).trials, space)
-    lines = {
-        line.hovertext[0].split(",")[0]: line.y
-        for line in traces(plots.parallel_coordinates(rows, space, "fd_classifier"))
-    }
+    decays = {}
+    for trace in traces(plots.parallel_coordinates(rows, space, "fd_classifier")):
+        for x, y, text in zip(trace.x, trace.y, trace.hovertext, strict=True):
+            if x == 1:
+                decays[text.split(",")[0]] = y
     assert {row.trial.params["optimizer.kind"] for row in rows} == {"adam", "adamw"}
     for row in rows:
-        assert (lines[f"trial {row.number}"][1] is None) == (row.trial.params["optimizer.kind"] == "adam")
+        assert (decays[f"trial {row.number}"] is None) == (row.trial.params["optimizer.kind"] == "adam")
 
 
 def test_the_race_plot_shows_the_leaderboards_intervals(whole):
@@ -313,9 +584,15 @@ def test_importances_of_few_trials_are_skipped_with_the_reason(tmp_path):
 def test_a_large_or_broken_picture_does_not_burden_the_page(tmp_path):
     Image.new("RGB", (3000, 1500)).save(tmp_path / "large.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "large.png").read_bytes()[:200])
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
     large = pictures.read_picture(tmp_path / "large.png", "large")
+    noisy = pictures.read_picture(tmp_path / "noise.png", "noise")
     assert large is not None
+    assert noisy is not None
     assert (large.width, large.height) == (1024, 512)
+    assert noisy.source.startswith("data:image/webp;base64,")
+    assert len(noisy.source) < (tmp_path / "noise.png").stat().st_size
     with pytest.raises(DamagedRecord, match=r"half\.png: a damaged image"):
         pictures.read_picture(tmp_path / "half.png", "half")
     assert pictures.read_picture(tmp_path / "none.png", "none") is None

@@ -7,7 +7,7 @@ import pytest
 from made_up_rows import make_row
 from made_up_sweep import make_space
 
-from scrimp_platform.report import page, plots
+from scrimp_platform.report import plots, sections
 from scrimp_platform.report.dependence import dependences
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Space
@@ -124,5 +124,5 @@ def test_the_plot_shows_the_line_or_the_options_with_their_band(path):
 def test_the_report_leaves_arms_out_with_a_sentence():
     tree = {"one": {"network.dropout": 0.0}, "two": {"network.dropout": 0.1}}
     space = searched().model_copy(update={"arms": tree})
-    (plot,) = page._dependence_plots([], space, FIELDS)
+    (plot,) = sections.dependences([], space, FIELDS)
     assert plot.caption == "Left out: arms are compared as they are."

@@ -130,6 +130,33 @@ def test_fidelity_is_measured_against_the_reference_and_memorisation_against_the
     assert values["pixel_copied_fraction"] < 0.1
 
 
+def test_real_images_are_scored_as_samples_are_once_for_a_dataset(pictures, digits, monkeypatch):
+    dataset = pictures(train=slice(0, 600), holdout=slice(700, 1000))
+    values = numbers(scorer(dataset).score(samples(digits, slice(1000, 1200))).values)
+    assert 0 < values["fd_classifier_real"] < values["fd_classifier_holdout"]
+    # As many held-out images as samples, scored as samples are.
+    chosen = 700 + np.random.default_rng(0).permutation(300)[:200]
+    again = numbers(scorer(dataset).score([torch.from_numpy(digits[0][chosen])]).values)
+    assert again["fd_classifier"] == pytest.approx(values["fd_classifier_holdout"])
+
+    monkeypatch.setattr(fidelity, "real_distances", None)
+    kept = numbers(scorer(dataset).score(samples(digits, slice(1000, 1200))).values)
+    assert kept == values
+
+
+def test_distances_of_real_images_are_those_of_their_means_and_covariances():
+    reference = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    known = fidelity.statistics(reference)
+    # With twice the deviations the distance is that of the means, and the sum of the variances.
+    found = fidelity.real_distances(reference, known, reference * 2 + 3, samples=1000)
+    shift = reference.mean(dim=0) + 3
+    expected = shift.square().sum() + reference.var(dim=0).sum()
+    assert float(found["holdout"]) == pytest.approx(float(expected), rel=1e-5)
+    assert 0 < float(found["real"]) < 0.1
+    few = fidelity.real_distances(reference, known, reference[:19], samples=1000)
+    assert "holdout" not in few
+
+
 def test_held_out_images_are_the_control_and_set_the_threshold(pictures, digits):
     dataset = pictures(train=slice(0, 600), holdout=slice(600, 800))
     values = scorer(dataset).score(samples(digits, slice(1000, 1200))).values
@@ -243,7 +270,7 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     dataset = pictures(train=slice(0, 300), holdout=slice(300, 400), reference=slice(0, 900))
     first = scorer(dataset).score(samples(digits, slice(1000, 1100))).values
     names = sorted(path.name for path in (dataset.folder / "cache").glob("*.safetensors"))
-    assert len(names) == 4  # features of three splits, statistics of the reference
+    assert len(names) == 5  # features of three splits, statistics of the reference, distances of real images
     assert all(name.startswith(dataset.manifest.content_hash[:16] + "-classifier-") for name in names)
     with monkeypatch.context() as patch:
         patch.setattr(features.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
@@ -251,7 +278,7 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     assert second.score(samples(digits, slice(1000, 1100))).values == first
     other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))
     scorer(other)
-    assert len(list((dataset.folder / "cache").glob("*.safetensors"))) == 8
+    assert len(list((dataset.folder / "cache").glob("*.safetensors"))) == 10
 
 
 def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypatch):
@@ -265,7 +292,7 @@ def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypat
     monkeypatch.setattr(references, "FORMAT", references.FORMAT + 1)
     scorer(dataset)
     assert computed == [1]
-    assert len({path.name for path in (dataset.folder / "cache").glob("*.safetensors")} - written) == 2
+    assert len({path.name for path in (dataset.folder / "cache").glob("*.safetensors")} - written) == 3
 
 
 def flip_last_byte(path: Path) -> None:

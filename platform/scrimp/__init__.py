@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scrimp.sweeps import Result, replay, sweep
+    from scrimp.sweeps import Result, compare, replay, sweep
     from scrimp.tools import check, doctor, recipes, score, spaces, status, sync
     from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train, tune
     from scrimp_platform.model import Model
@@ -25,6 +25,7 @@ __all__ = [
     "Space",
     "UserError",
     "check",
+    "compare",
     "doctor",
     "evaluate",
     "load_model",
@@ -51,6 +52,7 @@ _MODULES = {
     "Space": "scrimp_spaces.space",
     "UserError": "scrimp_trainers.common.errors",
     "check": "scrimp.tools",
+    "compare": "scrimp.sweeps",
     "doctor": "scrimp.tools",
     "evaluate": "scrimp.trainings",
     "load_model": "scrimp.trainings",

@@ -24,6 +24,7 @@ from scrimp_trainers.recipe.recipe import Recipe
 if TYPE_CHECKING:
     import pandas
 
+    from scrimp_platform.report.compare import Comparison
     from scrimp_platform.search.replay import Replay
 
 
@@ -231,6 +232,31 @@ def sweep(
     with interrupt.contained():
         ending = run_sweep(options)
     return Result.load(ending.folder.path)
+
+
+def compare(*sweeps: str | PathLike[str]) -> "Comparison":
+    """Put the winners of sweeps side by side; scores that were not measured alike are in different groups.
+
+    Parameters
+    ----------
+    *sweeps
+        Folders of at least two sweeps.
+
+    Returns
+    -------
+    Comparison
+        The `groups` of winners whose scores can be compared, each with what these hold for (`basis`), its `winners`,
+        the best first, the `settings` that were searched or differ, and in what its scores differ from those of the
+        first group (`differs`); and the sweeps that have no winner (`without`).
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two sweeps, one is named twice, or a folder holds none.
+    """
+    from scrimp_platform.report import compare
+
+    return compare.compare([SweepFolder(Path(folder).expanduser().absolute()) for folder in sweeps])
 
 
 def replay(

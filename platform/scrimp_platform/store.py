@@ -204,10 +204,19 @@ class RepeatFolder(WorkFolder):
         return self.path / "neighbours.png"
 
     @property
+    def layers(self) -> Path:
+        """Density and share of the FLOPs of each layer, if the recipe is sparse."""
+        return self.path / "layers.csv"
+
+    @property
+    def coreset_png(self) -> Path:
+        """Images that the coreset keeps beside those that it drops, if the recipe has one."""
+        return self.path / "coreset.png"
+
+    @property
     def prepared(self) -> list[Path]:
         """What the recipe's techniques wrote: masked layers, images of the coreset, class weights."""
-        names = ("layers.csv", "coreset.csv", "coreset.png", "class_weights.json")
-        return [self.path / name for name in names]
+        return [self.layers, self.path / "coreset.csv", self.coreset_png, self.path / "class_weights.json"]
 
     @property
     def checkpoint(self) -> Path:
@@ -312,9 +321,14 @@ class SweepFolder:
         """Ray's own bookkeeping; nothing in it is needed to resume."""
         return self.path / "ray"
 
+    @property
+    def trials(self) -> Path:
+        """Folder of all trials."""
+        return self.path / "trials"
+
     def trial(self, trial: int) -> Path:
         """Folder of one trial."""
-        return self.path / "trials" / f"{trial:04d}"
+        return self.trials / f"{trial:04d}"
 
     def repeat(self, trial: int, repeat: int) -> RepeatFolder:
         """Folder of one repeat."""
@@ -331,7 +345,7 @@ class SweepFolder:
 
     def trial_numbers(self) -> list[int]:
         """Return the numbers of all trials that have a record, in order."""
-        folders = (self.path / "trials").glob("[0-9]*")
+        folders = self.trials.glob("[0-9]*")
         numbers = sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
         # The folder of the newest trial is created an instant before its record.
         if numbers and not _holds_records(self.trial(numbers[-1])):

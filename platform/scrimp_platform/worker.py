@@ -35,6 +35,7 @@ NON_RETRYABLE = "final"
 NOTE = "note"
 NODE = "node"
 WORKING = "working"
+HOST = "host"
 COST = "cost"
 
 
@@ -194,7 +195,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     recipe = recipes.read(folder.recipe)
     dataset = open_dataset(Path(task["dataset"]))
     with lock, monitor, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
-        report({WORKING: True})
+        report({WORKING: True, HOST: os.uname().nodename})
         if task["preparation"]:
             trained = train_needed(record["kind"], recipe, dataset, record["seed"], select_device())
             report({COST: (trained.device_hours, trained.now)})

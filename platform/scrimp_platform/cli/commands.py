@@ -239,6 +239,14 @@ def rank_by_goals(sweep: Path, objectives: Sequence[str], constraints: Sequence[
     terminal.show_problems(known.problems)
 
 
+def compare(sweeps: Sequence[Path]) -> None:
+    """Print the winners of sweeps side by side."""
+    from scrimp_platform.cli import compare_view
+    from scrimp_platform.report import compare
+
+    compare_view.show(compare.compare([SweepFolder(sweep) for sweep in sweeps]))
+
+
 def replay(sweep: Path, methods: Sequence[str], seeds: int) -> None:
     """Print what other methods would have done on a sweep's curves; nothing is trained or written."""
     from scrimp_platform.search import replay

@@ -346,6 +346,18 @@ def report(sweep: Path, objectives: tuple[str, ...], constraints: tuple[str, ...
 
 
 @scrimp.command()
+@click.argument("sweeps", type=FOLDER, nargs=-1, required=True, metavar="SWEEP..")
+def compare(sweeps: tuple[Path, ...]) -> None:
+    """Put the winners of sweeps side by side: scores with intervals, costs and settings.
+
+    Scores that were not measured alike (dataset, extractor, number of samples, ..) are shown apart, and it says why.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.compare(sweeps)
+
+
+@scrimp.command()
 @click.argument("sweep", type=FOLDER)
 @click.option(
     "--method",

@@ -36,8 +36,8 @@ class Dependence:
         Values of the field, in order.
     means, lows, highs : list of float
         The expected score at each, on the score's own scale, and how sure that is.
-    tried : list
-        The values of the trials from which the model has learned.
+    tried : dict
+        The values of the trials from which the model has learned, by their numbers.
     """
 
     objective: str
@@ -46,7 +46,7 @@ class Dependence:
     means: list[float]
     lows: list[float]
     highs: list[float]
-    tried: list[Any]
+    tried: dict[int, Any]
 
 
 def dependences(trials: Sequence[Trial], space: Space, fields: Sequence[str]) -> list[Dependence]:
@@ -71,7 +71,7 @@ def _dependence(learned: Curves, objective: str, path: str) -> Dependence:
     """
     space = learned.space
     scored = [trial for trial in learned.trials if trial.number in learned.expected and path in trial.params]
-    tried = [trial.params[path] for trial in scored]
+    tried = {trial.number: trial.params[path] for trial in scored}
     recipes = scored[:: math.ceil(len(scored) / MAX_RECIPES)]
     shares = learned.encoding.shares([trial.params for trial in recipes])
     drawn = np.random.default_rng(0).random(shares.shape)

@@ -189,7 +189,9 @@ def columns(space: Space) -> list[str]:
     """Return the names of the leaderboard's columns."""
     parts = ("mean", "std", "ci_low", "ci_high", "chosen_at")
     scores = [f"{name}_{part}" for name in space.objectives for part in parts]
-    return ["rank", "trial", "status", "repeats", *scores, "kimg", "gpu_hours", "probability", *space.search]
+    scores += [f"{name}_mean" for name in space.constraints if name not in space.objectives]
+    costs = ["kimg", "gpu_hours", "parameters"]
+    return ["rank", "trial", "status", "repeats", *scores, *costs, "probability", *space.search]
 
 
 def entries(rows: Sequence[TrialRow], space: Space) -> list[dict[str, Any]]:
@@ -202,9 +204,11 @@ def _entry(row: TrialRow, space: Space) -> dict[str, Any]:
     for name in space.objectives:
         summary = row.summaries[name]
         numbers += [summary.mean, summary.std, summary.low, summary.high, row.chosen_at[name]]
+    numbers += [mean for name, mean in row.constraints.items() if name not in space.objectives]
+    numbers += [row.kimg, row.gpu_hours, row.parameters, row.probability]
     values = [row.trial.params.get(path) for path in space.search]
-    cells = [row.rank, row.number, status_text(row), row.repeat_count, *numbers, row.kimg, row.gpu_hours]
-    return dict(zip(columns(space), [*cells, row.probability, *values], strict=True))
+    cells = [row.rank, row.number, status_text(row), row.repeat_count, *numbers, *values]
+    return dict(zip(columns(space), cells, strict=True))
 
 
 def score_text(row: TrialRow, objective: str) -> str:

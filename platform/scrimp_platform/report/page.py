@@ -3,45 +3,47 @@
 It can be made from the sweep's folder at any time; the page says what is still missing.
 """
 
-import re
-import shlex
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from scrimp_platform import store
-from scrimp_platform.report import classwise, dependence, formatting, importance, leaderboard, pictures, plots
-from scrimp_platform.report.classwise import ClassScores
+from scrimp_platform.report import (
+    classwise,
+    faults,
+    figures,
+    formatting,
+    leaderboard,
+    next_steps,
+    pictures,
+    plots,
+    scale,
+    sections,
+)
 from scrimp_platform.report.ranking import MEANINGS, TrialRow
 from scrimp_platform.search import gain, records
-from scrimp_platform.search.records import Records, Repeat, Trial
+from scrimp_platform.search.records import Records, Repeat
 from scrimp_platform.search.verdict import MARGIN
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
-from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import DamagedRecord, UserError
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_name("page.html")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure with its title and caption; a figure without data has only a note."""
-
-    title: str
-    caption: str
-    body: Markup | None
-    wide: bool = False
+SCRIPT = Path(__file__).with_name("leaderboard.js")
+AT_FIRST = 100
+"""Trials that the leaderboard shows until all are asked for."""
+MAX_STEPS = 6
+"""Rungs whose samples are shown."""
 
 
 def write_report(folder: SweepFolder) -> None:
@@ -51,58 +53,63 @@ def write_report(folder: SweepFolder) -> None:
     known = records.read_as_observer(folder)
     rows = leaderboard.rank(known.trials, space)
     best = leaderboard.best(rows)
+    recommended = _typical_files(folder, best, space) if best else None
 
     manifest = _manifest(sweep)
     classes = manifest.classes if manifest else None
     by_class = classwise.class_scores(rows, plots.leader_colours(rows), classes)
     statuses = {row.status for row in rows}
-    failed = [repeat for repeat in known.repeats if repeat.attempt > 1 or repeat.status == "failed"]
-    usage = _usage(folder, sweep, best, space) if best else None
+    measured = scale.scales(rows, space, manifest)
+    faults_found = faults.faults(folder, known)
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(number=formatting.number, count=formatting.count, duration=formatting.duration)
+    environment.filters.update(sortable=_sortable)
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=sweep["name"],
         verdict=leaderboard.verdict(rows, space),
         outlook=gain.of_more_trials(known.trials, space, folder),
         ending=_ending(folder),
         problems=known.problems,
+        links=next_steps.links(folder, recommended),
+        steps=next_steps.steps(folder, sweep, recommended, space),
+        card=next_steps.python_code(recommended.model / "README.md") if recommended else "",
+        recipe=_recipe(recommended),
+        target=partial(next_steps.target, folder),
         facts=_facts(sweep, space, known, rows),
         space=space,
         rows=rows,
+        at_first=AT_FIRST,
+        folder=folder,
         score_text=leaderboard.score_text,
         chosen_at_text=leaderboard.chosen_at_text,
         probability_text=leaderboard.probability_text,
         means=_means(rows, space),
         fields=formatting.short_names(space.search),
         meanings={status: meaning for status, meaning in MEANINGS.items() if status in statuses},
-        race=_race_plots(rows, space),
+        race=sections.race(rows, space),
         by_class=by_class,
         interval=formatting.interval,
-        class_plots=_class_plots(by_class, rows),
-        training=_training_plots(folder, known.trials, rows, space),
-        search=_search_plots(known.trials, rows, space),
+        class_plots=sections.by_class(by_class, rows),
+        scales=measured,
+        not_measured=scale.NOT_MEASURED,
+        training=sections.training(folder, known.trials, rows, space, measured) + sections.layers(folder, rows, space),
+        search=sections.search(known.trials, rows, space),
         samples=_samples(folder, rows, space, known.problems),
-        use=usage,
-        failures=[(repeat, _cause(folder, repeat)) for repeat in failed],
+        cost=sections.cost(known),
+        faults=faults_found,
+        causes=faults.causes(faults_found),
+        max_faults=faults.MAX_ROWS,
         origin=_origin(sweep),
         space_yaml=space.to_yaml(),
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own file
+        script=Markup(SCRIPT.read_text()),  # noqa: S704 - a file of ours
     )
     store.write_atomic(folder.report, page)
 
 
-def _cause(folder: SweepFolder, repeat: Repeat) -> str:
-    """Return why a repeat failed; for one that a later attempt completed, the last line of the traceback."""
-    if repeat.status in ("failed", "waiting"):
-        return repeat.cause
-    error = folder.repeat(repeat.trial, repeat.repeat).error
-    if not error.exists():
-        return ""
-    for line in reversed(error.read_text(errors="replace").split("\n")):
-        if line.strip():
-            return line
-    return ""
+def _recipe(files: RepeatFolder | None) -> str:
+    return files.recipe.read_text() if files and files.recipe.exists() else ""
 
 
 def _ending(folder: SweepFolder) -> str:
@@ -112,7 +119,7 @@ def _ending(folder: SweepFolder) -> str:
     ended = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(outcome["ended"]))
     if outcome["reason"] == "complete":
         return f"Complete, {ended}"
-    return f"Ended early, {ended}: {outcome['reason']}"
+    return f"Ended early, {ended}: {outcome['reason']}. The sweep's command resumes it"
 
 
 def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[TrialRow]) -> dict[str, str]:
@@ -141,6 +148,9 @@ def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[T
     }
     if known.preparations:
         facts["Needed first"] = formatting.preparations(known.preparations)
+    if known.skipped:
+        skipped = formatting.plural(len(known.skipped), "proposal")
+        facts["Not trained"] = f"{skipped}: contradictory, or known beforehand to break a constraint"
     return facts
 
 
@@ -184,111 +194,14 @@ def _means(rows: Sequence[TrialRow], space: Space) -> str:
     )
 
 
-def _race_plots(rows: Sequence[TrialRow], space: Space) -> list[Plot]:
-    missing = "No trial has a finished repeat with a fresh seed yet."
-    caption = (
-        "Rings are repeats with fresh seeds, diamonds the trials' means with 95% intervals. A mean is drawn towards "
-        "that of all, so it is not the middle of the rings. A cross is the score by which the search chose the trial: "
-        "it is biased, and counts in no mean. A trial leaves the race when it is almost certainly not the best."
-    )
-    raced = {name: plots.raced_trials(rows, name) for name in space.objectives}
-    result = [_plot(f"{name} of the raced trials", caption, figure, missing) for name, figure in raced.items()]
-
-    first, *others = space.objectives
-    missing = "No trial has been trained to the end yet."
-    caption = "On the front no trial is beaten in both."
-    tradeoffs = {other: plots.tradeoff(rows, space, first, other) for other in others}
-    result += [_plot(f"{first} against {other}", caption, figure, missing) for other, figure in tradeoffs.items()]
-    caption = "The time of a repeat and its score. On the front no trial is beaten in both."
-    result.append(_plot(f"{first} against time", caption, plots.tradeoff(rows, space, first), missing))
-    return result
-
-
-def _class_plots(scores: ClassScores | None, rows: Sequence[TrialRow]) -> list[Plot]:
-    if scores is None:
-        return []
-    caption = (
-        "Lower is better; with 95% intervals by the model of the race. Fewer images make a distance larger: compare "
-        "these with each other, not with the score of all classes together."
-    )
-    figure = plots.class_bars(scores, plots.leader_colours(rows))
-    return [_plot(f"{scores.name} by class", caption, figure, "Nothing has been scored yet.", True)]
-
-
-def _training_plots(folder: SweepFolder, trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
-    missing = "Nothing has been scored yet."
-    caption = (
-        "One thin line per repeat; other trials are grey. Thick: mean of the repeats that count, with its 95% band "
-        "where there are enough seeds."
-    )
-    scores = {name: plots.learning_curves(trials, rows, name, way) for name, way in space.objectives.items()}
-    result = [_plot(f"{name} over training", caption, figure, missing) for name, figure in scores.items()]
-
-    leaders = plots.leader_colours(rows)
-    curves = {}
-    for row in rows:
-        if row.number in leaders:
-            files = [folder.repeat(row.number, repeat.repeat) for repeat in row.trial.repeats]
-            curves[row.number] = [metrics_log.read_rows(repeat_files.metrics) for repeat_files in files]
-    caption = "All repeats of the leading trials."
-    result.append(_plot("Training loss", caption, plots.training_loss(curves, rows), "No leader yet."))
-    return result
-
-
-def _search_plots(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
-    missing = "Nothing has been scored yet."
-    caption = "The first repeat of each trial. Scores of trials that were stopped are those of an earlier rung."
-    histories = {name: plots.history(trials, space, name) for name in space.objectives}
-    result = [_plot(f"{name} by trial", caption, figure, missing) for name, figure in histories.items()]
-
-    title = "Field importance"
-    importances = importance.field_importances(trials, space)
-    if isinstance(importances, str):
-        result.append(Plot(title, importances, None))
-    else:
-        caption = "Optuna's PED-ANOVA over all trials that have a score. With few trials it is only a hint."
-        result.append(_plot(title, caption, plots.importance_bars(importances), missing))
-        result += _dependence_plots(trials, space, list(importances))
-
-    caption = "One line per trial: blue is good, orange is worse, pale grey was not trained to the end."
-    first = next(iter(space.objectives))
-    figure = plots.parallel_coordinates(rows, space, first)
-    result.append(_plot("Searched fields", caption, figure, missing, True))
-    return result
-
-
-def _dependence_plots(trials: Sequence[Trial], space: Space, fields: Sequence[str]) -> list[Plot]:
-    """Return how the score depends on the most important fields."""
-    if space.arms:
-        return [Plot("Score by field", "Left out: arms are compared as they are.", None)]
-    caption = (
-        "What the curve model expects at the last rung if this field alone changes, averaged over the trials' other "
-        "fields, with a 95% band for how sure it is. Ticks are the trials; far from them it is a guess. The model "
-        "levels scores much worse than the median, so bad values look better than they are."
-    )
-    return [
-        _plot(f"{own.objective} by {own.path}", caption, plots.partial_dependence(own, space.search[own.path]), "")
-        for own in dependence.dependences(trials, space, fields)
-    ]
-
-
-def _plot(title: str, caption: str, figure: go.Figure, missing: str, wide: bool = False) -> Plot:
-    if not figure.data:
-        return Plot(title, missing, None)
-    config = {"displayModeBar": False, "responsive": True}
-    name = re.sub(r"\W+", "-", title)
-    body = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
-    return Plot(title, caption, Markup(body), wide)  # noqa: S704 - plotly escapes what is in the figure
-
-
 def _samples(
     folder: SweepFolder, rows: Sequence[TrialRow], space: Space, problems: list[str]
 ) -> dict[str, list[pictures.Picture]]:
     """Return the sample grids of the three best trials, and of the best one its earlier rungs and nearest neighbours.
 
-    Each damaged image adds a line to `problems`.
+    Of trials with a coreset, also the picture of it. Each damaged image adds a line to `problems`.
     """
-    groups: dict[str, list[pictures.Picture]] = {"best": [], "steps": [], "neighbours": []}
+    groups: dict[str, list[pictures.Picture]] = {"best": [], "steps": [], "neighbours": [], "coresets": []}
 
     def add(group: str, path: Path, caption: str) -> None:
         try:
@@ -304,9 +217,10 @@ def _samples(
     for row in finished[:3]:
         files = _typical_files(folder, row, space)
         add("best", files.samples_png, f"Trial {row.number}, repeat {files.repeat}, {rungs[-1]:g} kimg")
+        add("coresets", files.coreset_png, f"Trial {row.number}: what its coreset keeps most clearly, and drops")
     if finished:
         files = _typical_files(folder, finished[0], space)
-        for rung in rungs:
+        for rung in figures.spread(rungs[::-1], MAX_STEPS)[::-1]:
             add("steps", files.samples / f"{rung:g}.png", f"{rung:g} kimg")
         add("neighbours", files.neighbours_png, _memorisation(rows[0]))
     return groups
@@ -332,27 +246,11 @@ def _memorisation(row: TrialRow) -> str:
     return text
 
 
-def _usage(folder: SweepFolder, sweep: dict[str, Any], best: TrialRow, space: Space) -> dict[str, str]:
-    """Return the commands and the code that train and sample the best trial."""
-    files = _typical_files(folder, best, space)
-    train = ["scrimp", "train", str(folder.best_recipe), sweep["dataset"]["folder"], "OUT", "--seed", "1"]
-    sample = ["scrimp", "sample", str(files.model), "SAMPLES", "-n", "64"]
-    recipe = files.recipe.read_text() if files.recipe.exists() else ""
-    return {
-        "train": shlex.join(train),
-        "sample": shlex.join(sample),
-        "model": str(files.model),
-        "diffusers": _python_code(files.model / "README.md"),
-        "recipe": recipe,
-    }
-
-
-def _python_code(card: Path) -> str:
-    """Return the first Python code of a model card; empty if there is none."""
-    if not card.exists():
+def _sortable(value: Any) -> str:
+    """Return what the leaderboard is sorted by: a number in full precision, the empty text if there is none."""
+    if isinstance(value, float) and math.isnan(value):
         return ""
-    match = re.search(r"```python\n(.*?)```", card.read_text(errors="replace"), re.DOTALL)
-    return match.group(1) if match else ""
+    return str(value)
 
 
 def _origin(sweep: dict[str, Any]) -> dict[str, str]:

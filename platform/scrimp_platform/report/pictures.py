@@ -13,6 +13,9 @@ from scrimp_trainers.common.errors import DamagedRecord
 MAX_SIDE_PX = 1024
 """Larger images are scaled down, because a report embeds several of them."""
 
+MAX_PNG_BYTES = 200_000
+"""Larger pictures are stored with a little loss: all of a report take a few megabytes then."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -37,9 +40,14 @@ def read_picture(path: Path, caption: str) -> Picture | None:
             image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
             content = io.BytesIO()
             image.save(content, "PNG", optimize=True)
+            kind = "png"
+            if content.tell() > MAX_PNG_BYTES:  # of photos
+                content = io.BytesIO()
+                image.convert("RGB").save(content, "WEBP", quality=90)
+                kind = "webp"
     except FileNotFoundError:
         return None
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError):  # what PIL raises
         raise DamagedRecord(f"{path}: a damaged image") from None
     encoded = base64.b64encode(content.getvalue()).decode()
-    return Picture(f"data:image/png;base64,{encoded}", caption, *image.size)
+    return Picture(f"data:image/{kind};base64,{encoded}", caption, *image.size)

@@ -1,9 +1,9 @@
-"""The plots of the report: one function per figure, in one style for light and dark pages."""
+"""The plots of scores: one function per figure."""
 
 import html
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,26 +12,47 @@ from plotly.colors import sample_colorscale
 from scrimp_platform.report import formatting
 from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.dependence import Dependence
+from scrimp_platform.report.figures import (
+    COLOURS,
+    GOOD_TO_BAD,
+    GREY,
+    INK,
+    PALE,
+    PURPLE,
+    Point,
+    blank,
+    dots,
+    error_bars,
+    faint,
+    joined,
+    line,
+    set_range,
+    spread,
+)
 from scrimp_platform.report.ranking import TrialRow
 from scrimp_platform.search import posterior, records, stats
 from scrimp_platform.search.records import Repeat, Trial
-from scrimp_platform.search.stats import Direction, Summary
+from scrimp_platform.search.stats import Direction
 from scrimp_spaces.ranges import Range
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.metrics_log import MetricsRow
 
-# The palette of Okabe and Ito, which colour-blind people can distinguish.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#8c9299"
-PALE = "rgba(140, 146, 153, 0.4)"
-INK = "#80868b"
-GOOD_TO_BAD = ["#0072B2", "#7fa6b5", "#E69F00"]
-
 MIN_FREEDOM = 3
 """Degrees of freedom of the noise from which on a mean's band is drawn: with fewer it may be wider than the plot."""
-
-Point = tuple[Any, Any, str]
-"""x, y, and the text shown on hovering."""
+MAX_CURVES = 200
+"""Trials other than the leaders whose learning curves are drawn."""
+MAX_RACED = 30
+"""Trials of the race that are drawn, the best ones."""
+MAX_LINES = 120
+"""Trials whose searched fields are drawn."""
+GRADES = 20
+"""Colours from good to bad, but for one."""
+MAX_TICKS = 300
+"""Trials whose values are marked below an expected score."""
+FAR_BELOW = 30
+"""A level is not drawn if the lowest score is more than so many times as high."""
+INFEASIBLE = "infeasible"
+"""The status, and the name in the legends, of trials that violate a constraint."""
 
 
 def leader_colours(rows: Sequence[TrialRow]) -> dict[int, str]:
@@ -42,48 +63,91 @@ def leader_colours(rows: Sequence[TrialRow]) -> dict[int, str]:
     return {row.number: colour for row, colour in zip(leaders, COLOURS, strict=False)}
 
 
-def history(trials: Sequence[Trial], space: Space, objective: str) -> go.Figure:
+def infeasible(rows: Sequence[TrialRow]) -> set[int]:
+    """Return the numbers of the trials that violate a constraint."""
+    return {row.number for row in rows if row.status == INFEASIBLE}
+
+
+def history(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space, objective: str) -> go.Figure:
     """Plot the score of each trial's first repeat in the order of the search, and the best so far."""
     last_rung = space.budget.rungs_kimg[-1]
+    broken_numbers = infeasible(rows)
     complete: list[Point] = []
+    broken: list[Point] = []
     stopped: list[Point] = []
     for trial in trials:
         scores = _scores(trial.repeats[0], objective) if trial.repeats else []
         if not scores:
             continue
         kimg, value = scores[-1]
-        points = complete if kimg == last_rung else stopped
+        points = stopped
+        if trial.number in broken_numbers:
+            points = broken
+        elif kimg == last_rung:
+            points = complete
         points.append((trial.number, value, f"trial {trial.number} at {kimg:g} kimg: {formatting.number(value)}"))
 
     better = min if space.objectives[objective] == "minimize" else max
     best_values = itertools.accumulate((value for _, value, _ in complete), better)
     best = [(point[0], value, "") for point, value in zip(complete, best_values, strict=True)]
 
-    figure = _figure("trial", objective)
-    _line(figure, best, COLOURS[0], 2, name="best so far", line_shape="hv", hoverinfo="skip")
-    _dots(figure, complete, COLOURS[0], name=f"trained to {last_rung:g} kimg")
-    _dots(figure, stopped, GREY, "x-thin-open", name="stopped earlier")
+    figure = blank("trial", objective)
+    line(figure, best, COLOURS[0], 2, name="best so far", line_shape="hv", hoverinfo="skip")
+    dots(figure, complete, COLOURS[0], name=f"trained to {last_rung:g} kimg")
+    dots(figure, broken, PURPLE, "square-open", name=INFEASIBLE)
+    dots(figure, stopped, GREY, "x-thin-open", name="stopped earlier")
     if len(trials) <= 10:
         figure.update_xaxes(dtick=1)
-    return _set_range(figure, [value for _, value, _ in complete + stopped])
+    return set_range(figure, [value for _, value, _ in complete + broken + stopped])
 
 
 def learning_curves(
-    trials: Sequence[Trial], rows: Sequence[TrialRow], objective: str, direction: Direction
+    trials: Sequence[Trial],
+    rows: Sequence[TrialRow],
+    objective: str,
+    direction: Direction,
+    real: Mapping[str, float] | None = None,
 ) -> go.Figure:
-    """Plot the scores of all repeats over training; leaders in colour, with their mean and its 95% band."""
-    figure = _figure("thousands of images seen (kimg)", objective)
+    """Plot the scores of all repeats over training; leaders in colour, with their mean and its 95% band.
+
+    Of the other trials at most `MAX_CURVES` are drawn. `real` holds scores of real images, which are drawn as levels.
+    """
+    figure = blank("thousands of images seen (kimg)", objective)
     colours = leader_colours(rows)
+    broken = infeasible(rows)
+    others = spread([trial for trial in trials if trial.number not in colours], MAX_CURVES)
     values: list[float] = []
+
+    def draw(drawn: Sequence[Trial], colour: str, **style: Any) -> None:
+        """Draw the curves of all repeats of these trials as one line with gaps."""
+        curves: list[list[Point]] = []
+        for repeat in (repeat for trial in drawn for repeat in trial.repeats):
+            curves.append([(kimg, value, _label(repeat, value)) for kimg, value in _scores(repeat, objective)])
+            values.extend(value for _, value, _ in curves[-1])
+        line(figure, joined(filter(None, curves)), colour, 1, mode="lines+markers", marker_size=4, opacity=0.7, **style)
+
     # The leaders are drawn last, on top of the others.
-    for trial in sorted(trials, key=lambda trial: trial.number in colours):
-        colour = colours.get(trial.number, PALE)
-        for repeat in trial.repeats:
-            points = [(kimg, value, _label(repeat, value)) for kimg, value in _scores(repeat, objective)]
-            _line(figure, points, colour, 1, mode="lines+markers", marker_size=4, opacity=0.7)
-            values += [value for _, value, _ in points]
+    draw([trial for trial in others if trial.number not in broken], PALE)
+    draw([trial for trial in others if trial.number in broken], PURPLE, name=INFEASIBLE, line_dash="dot")
+    for trial in trials:
+        if trial.number in colours:
+            dash = "dot" if trial.number in broken else "solid"
+            draw([trial], colours[trial.number], line_dash=dash)
     _means_with_bands(figure, [row for row in rows if row.number in colours], objective, direction, colours)
-    return _set_range(figure, values)
+    rungs = [kimg for trial in trials for repeat in trial.repeats for kimg in repeat.rungs]
+    if values and real:
+        # A level far below all scores would only squeeze these.
+        levels = {what: level for what, level in real.items() if level > min(values) / FAR_BELOW}
+        _draw_levels(figure, levels, (min(rungs), max(rungs)))
+        values += levels.values()
+    return set_range(figure, values)
+
+
+def _draw_levels(figure: go.Figure, levels: Mapping[str, float], ends: tuple[float, float]) -> None:
+    """Draw horizontal lines, each with its name in the legend."""
+    for (what, level), dash in zip(levels.items(), ("dash", "dot"), strict=False):
+        points = [(end, level, f"{what}: {formatting.number(level)}") for end in ends]
+        line(figure, points, INK, 1.5, name=what, line_dash=dash)
 
 
 def _means_with_bands(
@@ -105,43 +169,46 @@ def _means_with_bands(
             # The outline of the band: along the lower ends of the intervals, and back along the upper ends.
             lows = [summary.low for summary in summaries.values()]
             highs = [summary.high for summary in summaries.values()]
-            band = {"fill": "toself", "fillcolor": _faint(colour), "hoverinfo": "skip", "showlegend": False}
+            band = {"fill": "toself", "fillcolor": faint(colour), "hoverinfo": "skip", "showlegend": False}
             there_and_back = [*summaries, *reversed(summaries)]
             figure.add_scatter(x=there_and_back, y=lows + highs[::-1], mode="none", **band)
         points = [(kimg, summary.mean, "") for kimg, summary in summaries.items()]
-        _line(figure, points, colour, 3, name=f"trial {row.number}", hoverinfo="skip")
+        line(figure, points, colour, 3, name=_name(row), hoverinfo="skip")
 
 
 def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
-    """Plot the repeats of the raced trials, with means and 95% intervals."""
-    raced = [row for row in rows if row.raced]
-    colours = leader_colours(rows)
-    figure = _figure(objective, "")
+    """Plot the repeats of the best raced trials, with means and 95% intervals.
+
+    Trials that got fresh seeds and violate a constraint come last.
+    """
+    raced = [row for row in rows if row.fresh][:MAX_RACED]
+    colours = leader_colours(rows) | dict.fromkeys(infeasible(raced), PURPLE)
+    figure = blank(objective, "")
     ends: list[float] = []
     for row in raced:
-        name = f"trial {row.number}"
+        name = _name(row)
         colour = colours.get(row.number, GREY)
 
         summary = row.summaries[objective]
         ends += [summary.low, summary.mean, summary.high]
-        bars = {"color": colour, "thickness": 2, "width": 7, **_error_bars([summary])}
+        bars = {"color": colour, "thickness": 2, "width": 7, **error_bars([summary])}
         mean = (summary.mean, name, f"{name}: {formatting.interval(summary)}")
-        _dots(figure, [mean], colour, "diamond", error_x=bars)
+        dots(figure, [mean], colour, "diamond", error_x=bars)
 
-        repeats = []
+        repeats: list[Point] = []
         for repeat in row.counted:
             value = dict(_scores(repeat, objective)).get(row.kimg)
             if value is not None:
                 repeats.append((value, name, _label(repeat, value)))
-        _dots(figure, repeats, colour, "circle-open")
+        dots(figure, repeats, colour, "circle-open")
 
         chosen_at = row.chosen_at[objective]
         ends.append(chosen_at)
         if math.isfinite(chosen_at):
             point = (chosen_at, name, f"{name} was chosen at {formatting.number(chosen_at)}")
-            _dots(figure, [point], GREY, "x-thin-open")
+            dots(figure, [point], GREY, "x-thin-open")
 
-    _set_range(figure, [end for end in ends if math.isfinite(end)], "x", log=False)
+    set_range(figure, [end for end in ends if math.isfinite(end)], "x", log=False)
     figure.update_yaxes(range=[len(raced) - 0.5, -0.5], showgrid=False)
     return figure.update_layout(height=max(380, 120 + 44 * len(raced)))
 
@@ -149,47 +216,54 @@ def raced_trials(rows: Sequence[TrialRow], objective: str) -> go.Figure:
 def training_loss(curves: Mapping[int, Sequence[Sequence[MetricsRow]]], rows: Sequence[TrialRow]) -> go.Figure:
     """Plot the training loss of the leaders' repeats.
 
-    `curves` holds the lines of `metrics.jsonl` of each repeat, by trial number.
+    `curves` holds the rows of `metrics.jsonl` of each repeat, by trial number.
     """
-    figure = _figure("thousands of images seen (kimg)", "training loss")
+    figure = blank("thousands of images seen (kimg)", "training loss")
     colours = leader_colours(rows)
+    names = {row.number: _name(row) for row in rows}
     values: list[float] = []
     for number, repeats in curves.items():
-        for i, lines in enumerate(repeats):
-            points = [(line.kimg, line.loss, "") for line in lines if math.isfinite(line.loss)]
-            legend = {"name": f"trial {number}"} if i == 0 else {}  # one entry per trial
-            _line(figure, points, colours[number], 1.5, opacity=0.8, hoverinfo="x+y", **legend)
-            values += [loss for _, loss, _ in points]
-    return _set_range(figure, values)
+        losses: list[list[Point]] = []
+        for own in repeats:
+            losses.append([(each.kimg, each.loss, "") for each in own if math.isfinite(each.loss)])
+            values += [loss for _, loss, _ in losses[-1]]
+        line(figure, joined(losses), colours[number], 1.5, opacity=0.8, hoverinfo="x+y", name=names[number])
+    return set_range(figure, values)
 
 
 def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str) -> go.Figure:
-    """Plot each trial as a line through its values, and those trained to the end in colour, with their scores."""
+    """Plot each trial as a line through its values, and those trained to the end in colour, with their scores.
+
+    At most `MAX_LINES` trials are drawn: those trained to the end have half of the places or more.
+    """
     names = formatting.short_names(space.search)
-    finished = sorted((row for row in rows if row.finished), key=lambda row: -row.rank)
+    finished = [row for row in rows if row.finished]
     unfinished = [row for row in rows if not row.finished]
+    finished = spread(finished, max(MAX_LINES // 2, MAX_LINES - len(unfinished)))
+    unfinished = spread(unfinished, MAX_LINES - len(finished))
     means = [row.summaries[objective].mean for row in finished]
     low = min(means, default=0.0)
     high = max(means, default=1.0)
 
     # The lines; the best trials are drawn last, on top of the others.
-    figure = _figure("", "")
+    finished.sort(key=lambda row: -row.rank)
+    lines: dict[tuple[str, float, str], list[list[Point]]] = {}
     for row in unfinished + finished:
         heights = [_height(span, row.trial.params.get(path)) for path, span in space.search.items()]
-        colour = PALE
-        width = 1
+        height = 0.5
+        if row.finished and high > low:
+            height = (row.summaries[objective].mean - low) / (high - low)
         if row.finished:
-            height = 0.5
-            if high > low:
-                height = (row.summaries[objective].mean - low) / (high - low)
-            badness = 1 - height if space.objectives[objective] == "maximize" else height
-            colour = str(sample_colorscale(GOOD_TO_BAD, badness)[0])
-            width = 2.5
             heights.append(height)
+        badness = 1 - height if space.objectives[objective] == "maximize" else height
         values = ", ".join(f"{names[path]} {formatting.number(value)}" for path, value in row.trial.params.items())
         text = f"trial {row.number}, {row.status}: {values}"
-        points = [(i, height, text) for i, height in enumerate(heights)]
-        _line(figure, points, colour, width, mode="lines+markers", marker_size=5)
+        points: list[Point] = [(i, height, text) for i, height in enumerate(heights)]
+        lines.setdefault(_trial_style(row, badness), []).append(points)
+
+    figure = blank("", "")
+    for (colour, width, dash), alike in lines.items():
+        line(figure, joined(alike), colour, width, mode="lines+markers", marker_size=5, line_dash=dash)
 
     # The axes: one per field, and the last for the score.
     for i, span in enumerate(space.search.values()):
@@ -203,6 +277,16 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, objective: str)
     figure.update_xaxes(range=[-0.3, len(titles) - 0.7])
     figure.update_layout(margin={"l": 8, "r": 8, "b": 12})
     return figure.update_yaxes(visible=False, range=[-0.1, 1.1])
+
+
+def _trial_style(row: TrialRow, badness: float) -> tuple[str, float, str]:
+    """Return the colour, width and dash of a trial's line; those of one style are drawn together."""
+    if row.status == INFEASIBLE:
+        return PURPLE, 1.5, "dot"
+    if not row.finished:
+        return PALE, 1, "solid"
+    grade = round(badness * GRADES) / GRADES
+    return str(sample_colorscale(GOOD_TO_BAD, grade)[0]), 2.5, "solid"
 
 
 def _vertical_axis(figure: go.Figure, position: int, ticks: Sequence[tuple[float, str]]) -> None:
@@ -242,19 +326,19 @@ def importance_bars(importances: Mapping[str, float]) -> go.Figure:
     texts = [f"{share:.0%}" for share in shares]
     bars = {"orientation": "h", "marker_color": COLOURS[0], "text": texts, "textposition": "outside", "width": 0.55}
 
-    figure = _figure("importance", "")
+    figure = blank("importance", "")
     figure.add_bar(x=shares, y=names, cliponaxis=False, **bars)
     figure.update_xaxes(tickformat=".0%", range=[0, 1.1 * max(shares, default=1)])
     figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
     return figure.update_layout(height=130 + 34 * len(shares))
 
 
-def partial_dependence(dependence: Dependence, span: Range) -> go.Figure:
+def partial_dependence(dependence: Dependence, span: Range, broken: Collection[int] = ()) -> go.Figure:
     """Plot the score that the model expects over the values of one field, with its 95% band.
 
-    Below the values of a number is a tick for each trial.
+    Below the values of a number is a tick for each trial; those of the numbers in `broken` violate a constraint.
     """
-    figure = _figure(dependence.path, dependence.objective)
+    figure = blank(dependence.path, dependence.objective)
     values = [html.escape(str(value)) for value in dependence.values] if span.choice else dependence.values
     points: list[Point] = []
     for value, mean, low, high in zip(values, dependence.means, dependence.lows, dependence.highs, strict=True):
@@ -272,25 +356,28 @@ def partial_dependence(dependence: Dependence, span: Range) -> go.Figure:
             "color": COLOURS[0],
             "width": 7,
         }
-        _dots(figure, points, COLOURS[0], "diamond", error_y=bars)
+        dots(figure, points, COLOURS[0], "diamond", error_y=bars)
         figure.update_xaxes(type="category", range=[-0.5, len(values) - 0.5])
     else:
-        band = {"fill": "toself", "fillcolor": _faint(COLOURS[0]), "hoverinfo": "skip", "showlegend": False}
+        band = {"fill": "toself", "fillcolor": faint(COLOURS[0]), "hoverinfo": "skip", "showlegend": False}
         there_and_back = [*values, *reversed(values)]
         figure.add_scatter(x=there_and_back, y=dependence.lows + dependence.highs[::-1], mode="none", **band)
-        _line(figure, points, COLOURS[0], 2.5)
-        _set_range(figure, dependence.values, "x", log=bool(span.loguniform or span.log))
+        line(figure, points, COLOURS[0], 2.5)
+        set_range(figure, dependence.values, "x", log=bool(span.loguniform or span.log))
 
         # A tick on the lower edge for each trial, against an axis of its own.
-        ticks = [(value, 0.015, "") for value in dependence.tried]
-        _dots(figure, ticks, GREY, "line-ns-open", yaxis="y2", hoverinfo="skip")
+        ticks: dict[bool, list[Point]] = {False: [], True: []}
+        for number, value in spread(list(dependence.tried.items()), MAX_TICKS):
+            ticks[number in broken].append((value, 0.015, ""))
+        dots(figure, ticks[False], GREY, "line-ns-open", yaxis="y2", hoverinfo="skip")
+        dots(figure, ticks[True], PURPLE, "line-ns-open", yaxis="y2", hoverinfo="skip", name=INFEASIBLE)
         figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
-    return _set_range(figure, dependence.lows + dependence.highs)
+    return set_range(figure, dependence.lows + dependence.highs)
 
 
 def class_bars(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
     """Plot the scores of the trials for each class side by side, with 95% intervals over the repeats."""
-    figure = _figure("class", f"{scores.name} within the class")
+    figure = blank("class", f"{scores.name} within the class")
     classes = [html.escape(name) for name in scores.classes]
     for number, summaries in scores.trials.items():
         texts: list[str] = []
@@ -299,7 +386,7 @@ def class_bars(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
         figure.add_bar(
             x=classes,
             y=[summary.mean for summary in summaries],
-            error_y={"color": INK, "thickness": 1.5, "width": 3, **_error_bars(summaries)},
+            error_y={"color": INK, "thickness": 1.5, "width": 3, **error_bars(summaries)},
             marker_color=colours[number],
             name=f"trial {number}",
             hovertext=texts,
@@ -311,8 +398,11 @@ def class_bars(scores: ClassScores, colours: Mapping[int, str]) -> go.Figure:
 
 
 def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str | None = None) -> go.Figure:
-    """Plot an objective against another one, or against the time of a repeat, with the Pareto front of the two."""
-    shown = [row for row in rows if row.finished and row.status != "infeasible"]
+    """Plot an objective against another one, or against the time of a repeat, with the Pareto front of the two.
+
+    On the front are trials that keep the constraints.
+    """
+    shown = [row for row in rows if row.finished]
     max_hours = max((row.gpu_hours for row in shown), default=0.0)
     factor = 1
     unit = "hours"
@@ -320,32 +410,32 @@ def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str 
         factor = 60
         unit = "minutes"
 
-    points: list[Point] = []
     means: list[Point] = []
     singles: list[Point] = []
+    broken: list[Point] = []
     for row in shown:
         x = row.summaries[other].mean if other else row.gpu_hours * factor
         summary = row.summaries[objective]
-        point = (x, summary.mean, f"trial {row.number}: {formatting.interval(summary)}")
-        points.append(point)
-        if row.raced:
-            means.append(point)
-        else:
-            singles.append(point)
+        points = means if row.raced else singles
+        if row.status == INFEASIBLE:
+            points = broken
+        points.append((x, summary.mean, f"{_name(row)}: {formatting.interval(summary)}"))
 
     directions: dict[str, Direction] = {"x": "minimize", "y": space.objectives[objective]}
     if other:
         directions["x"] = space.objectives[other]
-    fronts = stats.fronts([{"x": x, "y": y} for x, y, _ in points], directions)
-    front = sorted(point for point, number in zip(points, fronts, strict=True) if number == 0)
+    feasible = means + singles
+    fronts = stats.fronts([{"x": x, "y": y} for x, y, _ in feasible], directions)
+    front = sorted(point for point, number in zip(feasible, fronts, strict=True) if number == 0)
 
-    figure = _figure(other or f"device-{unit} a repeat", objective)
+    figure = blank(other or f"device-{unit} a repeat", objective)
     step = "hv" if directions["x"] == "minimize" else "vh"
-    _line(figure, front, COLOURS[1], 1.5, name="Pareto front", line_dash="dot", line_shape=step, hoverinfo="skip")
-    _dots(figure, means, COLOURS[0], name="mean of repeats")
-    _dots(figure, singles, COLOURS[0], "circle-open", name="single repeat")
-    _set_range(figure, [y for _, y, _ in points])
-    return _set_range(figure, [x for x, _, _ in points], "x")
+    line(figure, front, COLOURS[1], 1.5, name="Pareto front", line_dash="dot", line_shape=step, hoverinfo="skip")
+    dots(figure, means, COLOURS[0], name="mean of repeats")
+    dots(figure, singles, COLOURS[0], "circle-open", name="single repeat")
+    dots(figure, broken, PURPLE, "square-open", name=INFEASIBLE)
+    set_range(figure, [y for _, y, _ in feasible + broken])
+    return set_range(figure, [x for x, _, _ in feasible + broken], "x")
 
 
 def _scores(repeat: Repeat, objective: str) -> list[tuple[float, float]]:
@@ -354,16 +444,8 @@ def _scores(repeat: Repeat, objective: str) -> list[tuple[float, float]]:
     return [(kimg, value) for kimg, value in scores if math.isfinite(value)]
 
 
-def _error_bars(summaries: Sequence[Summary]) -> dict[str, Any]:
-    """Return the lengths of error bars, which differ on the two sides; none where there is no interval."""
-    above = [summary.high - summary.mean for summary in summaries]
-    below = [summary.mean - summary.low for summary in summaries]
-    lengths = {"array": above, "arrayminus": below}
-    return {
-        "type": "data",
-        "symmetric": False,
-        **{side: [value if math.isfinite(value) else None for value in values] for side, values in lengths.items()},
-    }
+def _name(row: TrialRow) -> str:
+    return f"trial {row.number} ({INFEASIBLE})" if row.status == INFEASIBLE else f"trial {row.number}"
 
 
 def _is_finite(value: Any) -> bool:
@@ -372,69 +454,3 @@ def _is_finite(value: Any) -> bool:
 
 def _label(repeat: Repeat, value: float) -> str:
     return f"trial {repeat.trial}, repeat {repeat.repeat}: {formatting.number(value)}"
-
-
-def _dots(figure: go.Figure, points: Sequence[Point], colour: str, symbol: str = "circle", **style: Any) -> None:
-    marker = {"color": colour, "symbol": symbol, "size": 9, "line": {"color": colour, "width": 2}}
-    _trace(figure, points, mode="markers", marker=marker, **style)
-
-
-def _line(figure: go.Figure, points: Sequence[Point], colour: str, width: float, **style: Any) -> None:
-    _trace(figure, points, **{"mode": "lines", "line_color": colour, "line_width": width, **style})
-
-
-def _trace(figure: go.Figure, points: Sequence[Point], **style: Any) -> None:
-    if not points:
-        return
-    style = {"hoverinfo": "text", "showlegend": "name" in style} | style
-    figure.add_scatter(
-        x=[x for x, _, _ in points],
-        y=[y for _, y, _ in points],
-        hovertext=[html.escape(text) for _, _, text in points],
-        **style,
-    )
-
-
-def _faint(colour: str) -> str:
-    """Return a colour, given as #rrggbb, with high transparency."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, 0.14)"
-
-
-def _figure(x: str, y: str) -> go.Figure:
-    axis = {"gridcolor": "rgba(128, 134, 139, 0.18)", "zeroline": False, "automargin": True}
-    title = {"font": {"size": 13}, "standoff": 10}
-    return go.Figure(
-        layout={
-            "template": "none",
-            "height": 380,
-            "margin": {"l": 56, "r": 16, "t": 36, "b": 48},
-            "paper_bgcolor": "rgba(0, 0, 0, 0)",
-            "plot_bgcolor": "rgba(0, 0, 0, 0)",
-            "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "hovermode": "closest",
-            "xaxis": {"title": {"text": html.escape(x), **title}, **axis},
-            "yaxis": {"title": {"text": html.escape(y), **title}, **axis},
-        }
-    )
-
-
-def _set_range(figure: go.Figure, values: Sequence[float], axis: str = "y", log: bool = True) -> go.Figure:
-    """Set the range of an axis to these values, whatever the bands around them need.
-
-    The scale is logarithmic if `log` allows it and the values span more than a factor of 5.
-    """
-    if not values:
-        return figure
-    update = figure.update_yaxes if axis == "y" else figure.update_xaxes
-    low = min(values)
-    high = max(values)
-    if log and low > 0 and high / low > 5:
-        low = math.log10(low)
-        high = math.log10(high)
-        powers = range(math.floor(low), math.ceil(high) + 1)
-        ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-        update(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    return update(range=[low - margin, high + margin])

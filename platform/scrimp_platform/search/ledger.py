@@ -208,10 +208,10 @@ class Ledger:
         self._pause(repeat, rung)
         return False
 
-    def clock(self, work: Repeat | Preparation, working: bool) -> None:
-        """Record that the devices start to work for what was handed out, or that it waits."""
+    def clock(self, work: Repeat | Preparation, working: bool, node: str = "") -> None:
+        """Record that the devices of a node start to work for what was handed out, or that it waits."""
         if working:
-            work.start_clock()
+            work.start_clock(node)
             self._writer.save(work)
         else:  # perhaps for disk space, so this may not fit on the disk either
             work.stop_clock()

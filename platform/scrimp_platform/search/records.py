@@ -31,6 +31,8 @@ class _Timed:
     began: float | None
     spent: float
     devices: int
+    node: str
+    stints: list[list[Any]]
 
     @property
     def open(self) -> bool:
@@ -50,15 +52,18 @@ class _Timed:
         """Time that its worker says it has taken."""
         raise NotImplementedError
 
-    def start_clock(self) -> None:
+    def start_clock(self, node: str = "") -> None:
         """Start counting the time of its devices; what a killed driver could not write is taken from its worker."""
         self.spent = max(self.spent, self._measured_seconds)
         self.began = time.time()
+        self.node = node
 
     def stop_clock(self) -> None:
         """Stop counting the time of its devices."""
         if self.began:
-            self.spent += time.time() - self.began
+            now = time.time()
+            self.spent += now - self.began
+            self.stints.append([self.node, self.began, now])
         self.began = None
 
 
@@ -71,6 +76,8 @@ class Repeat(_Timed):
     rung, in kimg, to what was measured there; `passed` is the highest rung after which halving let it continue.
     `recipe` is the checksum of its recipe.yaml. `started` is when it was handed out, `began` when its devices started
     to work for it: none while it waits for them, or for disk space. `spent` is the seconds of their work before that.
+    `node` is where they last did, and `stints` when they did before: node, begin and end of each, except of those that
+    ended with the driver.
     """
 
     trial: int
@@ -84,6 +91,8 @@ class Repeat(_Timed):
     ended: float | None = None
     began: float | None = None
     spent: float = 0.0
+    node: str = ""
+    stints: list[list[Any]] = field(default_factory=list)
     devices: int = 1
     passed: float = 0.0
     recipe: str = ""
@@ -137,6 +146,8 @@ class Preparation(_Timed):
     ended: float | None = None
     began: float | None = None
     spent: float = 0.0
+    node: str = ""
+    stints: list[list[Any]] = field(default_factory=list)
     devices: int = 1
     cost: float = 0.0
     resumed: bool = False

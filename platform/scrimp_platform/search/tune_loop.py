@@ -24,7 +24,7 @@ from ray.tune.stopper import Stopper
 from scrimp_platform import cluster, interrupt
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.records import Preparation, Repeat
-from scrimp_platform.worker import COST, FAILURE, NODE, NON_RETRYABLE, NOTE, ROW, WORKING
+from scrimp_platform.worker import COST, FAILURE, HOST, NODE, NON_RETRYABLE, NOTE, ROW, WORKING
 from scrimp_trainers.common import heartbeat
 
 Decision = TypeVar("Decision")
@@ -154,7 +154,7 @@ class RepeatSearcher(Searcher):
         if NOTE in result:
             self._ledger.note(repeat, result[NOTE])
         if WORKING in result:
-            self._ledger.clock(repeat, result[WORKING])
+            self._ledger.clock(repeat, result[WORKING], result.get(HOST, ""))
             if not result[WORKING] and self._outdated(self._tune_trials[trial_id]):
                 self._withdraw(self._tune_trials[trial_id])
                 return False

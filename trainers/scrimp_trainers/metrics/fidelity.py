@@ -7,6 +7,7 @@ non-symmetric eigenvalue problem and all distances within the reference anew for
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics
@@ -14,7 +15,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
 from scrimp_trainers.metrics.names import class_name, named
-from scrimp_trainers.recipe.scoring import Extractor
+from scrimp_trainers.recipe.scoring import SMALLEST, Extractor
 
 NEIGHBOURS = 3
 """The k of precision and recall (Kynkäänniemi et al. 2019)."""
@@ -99,6 +100,35 @@ def frechet(features: Tensor, known: dict[str, Tensor]) -> float:
     trace = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
     shift = (mean - known["mean"]).square().sum()
     return float(shift + centred.square().sum() + known["covariance"].trace() - 2 * trace)
+
+
+def real_distances(
+    reference: Tensor, known: dict[str, Tensor], holdout: Tensor | None, samples: int
+) -> dict[str, Tensor]:
+    """Fréchet distances of real images, with which those of so many samples can be compared.
+
+    Parameters
+    ----------
+    reference, known
+        float32 [m, d] of the reference set, and its `statistics`.
+    holdout
+        float32 [h, d] of the held-out images, if there are any.
+
+    Returns
+    -------
+    dict
+        float64 `real`: as many reference images as there are samples, at most half of them, against the others; and
+        `holdout`: as many held-out images against the whole reference set, unless there are too few of these to score.
+    """
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(reference)))
+    count = min(samples, len(reference) // 2)
+    shuffled = reference.cpu()[order]
+    distances = {"real": frechet_of_sets(shuffled[:count], shuffled[count:])}
+
+    if holdout is not None and len(holdout) >= SMALLEST:
+        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(holdout))[:samples])
+        distances["holdout"] = frechet(holdout.cpu()[chosen], known)
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in distances.items()}
 
 
 def class_scores(

@@ -45,8 +45,8 @@ PIXELS = "pixel_copied_fraction"
 """The score that no extractor has a part in."""
 
 
-_SCORE = re.compile(r"(.*?)(_holdout|_class_\w+)?")
-"""A score, and whether it is that of held-out images or of a class."""
+_SCORE = re.compile(r"(.*?)(_holdout|_real|_class_\w+)?")
+"""A score, and whether it is that of held-out images, of reference images or of a class."""
 
 
 def memorisation_names(extractor: Extractor) -> list[str]:
@@ -127,6 +127,11 @@ def _families() -> list[str]:
 def class_name(extractor: Extractor, label: int | None = None) -> str:
     """Name of the Fréchet distance within a class, `fid_class_3`, or of their mean, `fid_class_mean`."""
     return f"{named('fd', extractor)}_class_{'mean' if label is None else label}"
+
+
+def real_name(extractor: Extractor, which: str) -> str:
+    """Name of the Fréchet distance of real images: `fid_real` of reference images, `fid_holdout` of held-out ones."""
+    return f"{named('fd', extractor)}_{which}"
 
 
 def class_mean(scoring: Scoring) -> list[str]:

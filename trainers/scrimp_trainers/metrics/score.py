@@ -22,7 +22,7 @@ from scrimp_trainers.metrics import fidelity, memorisation, references
 from scrimp_trainers.metrics.extractors.extractor import facts
 from scrimp_trainers.metrics.features import open_extractor
 from scrimp_trainers.metrics.fidelity import Compared
-from scrimp_trainers.metrics.names import CLASS_SMALLEST, check_scoring, class_wise, family, in_full, needs
+from scrimp_trainers.metrics.names import CLASS_SMALLEST, check_scoring, class_wise, family, in_full, needs, real_name
 from scrimp_trainers.recipe.scoring import SMALLEST, Extractor, Scoring
 
 OF_ALL = ("samples", "reference", "reference_samples", "renderer", EXTRACTOR)
@@ -173,6 +173,7 @@ class Scorer:
             **self._class_scores(features, classes),
             **memorisation.summary(similarity, ratio, self.threshold, self.extractor.name),
             **self.control,
+            **self.real_distances,
             "similarity_threshold": self.threshold,
             "samples": float(len(rows)),
             EXTRACTOR: self.extractor.name,
@@ -211,6 +212,7 @@ class Scorer:
         if len(kept) < 2:
             raise UserError(f"{dataset.folder}: all training images are the same; memorisation cannot be measured")
         self.threshold, self.control = self._control()
+        self.real_distances = self._real_distances()
 
     def _class_scores(self, features: Tensor, classes: int) -> dict[str, float]:
         """Score within the classes, if the samples have those of this dataset and there are enough images of each."""
@@ -253,6 +255,15 @@ class Scorer:
         path = self._cache_file(self.dataset.manifest.reference, "statistics")
         known = references.cached(path, lambda: fidelity.statistics(features))
         return known | {"radii": known["radii"].to(self.device)}
+
+    def _real_distances(self) -> dict[str, float]:
+        """Return the Fréchet distances of real images by name, computed once for so many samples."""
+        samples = self.scoring.samples
+        path = self._cache_file(self.dataset.manifest.reference, f"real-{samples}")
+        distances = references.cached(
+            path, lambda: fidelity.real_distances(self.reference, self.known, self.holdout, samples)
+        )
+        return {real_name(self.extractor.name, which): float(value) for which, value in distances.items()}
 
     def _reference_statistics(self) -> Tensor | None:
         """Return what the modality measures of the reference items, [m, k], if a further score needs it."""
