@@ -326,8 +326,8 @@ def test_the_csv_has_the_promised_columns_and_whole_numbers(tmp_path):
 
 def test_the_csv_has_constraints_and_parameters_and_a_constrained_objective_once(tmp_path):
     constraints = {"memorized_fraction": {"max": 0.1}, "fd_classifier": {"max": 9.0}}
-    shown = {"memorized_fraction": 0.05, "parameters": 700.0}
-    rows, space = ranked(trained(0, 4.0, 5.0, 6.1, **shown), failed(1), constraints=constraints)
+    first_trial = trained(0, 4.0, 5.0, 6.1, memorized_fraction=0.05, parameters=700.0)
+    rows, space = ranked(first_trial, failed(1), constraints=constraints)
     leaderboard.write_csv(rows, space, SweepFolder(tmp_path))
     names, *_ = csv.reader(io.StringIO((tmp_path / "leaderboard.csv").read_text()))
     assert len(names) == len(set(names))

@@ -83,10 +83,10 @@ def test_a_read_only_disk_ends_a_repeat_which_then_goes_on(digits_dataset, small
 
 def test_a_checkpoint_that_does_not_fit_takes_no_room_from_the_one_before(small_disk):
     folder, state = small_disk.path / "last", small_state(small())
-    checkpoint.write(folder, checkpoint.take_snapshot(state, {}, {"number": 1}))
+    checkpoint.write(folder, checkpoint.copy_content(state, {}, {"number": 1}))
     small_disk.fill(spare=8192)
     with pytest.raises(Exception) as caught:  # noqa: PT011
-        checkpoint.write(folder, checkpoint.take_snapshot(state, {}, {"number": 2}))
+        checkpoint.write(folder, checkpoint.copy_content(state, {}, {"number": 2}))
     assert is_no_room(caught.value)
     assert [path.name for path in small_disk.path.iterdir() if path.is_dir()] == ["last"]
     assert checkpoint.restore([folder], small_state(small()), {}) == ({"number": 1}, "")

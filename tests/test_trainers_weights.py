@@ -144,7 +144,7 @@ def test_a_wrong_tensor_is_refused_in_a_checkpoint(tmp_path, file, name, fault):
     state = small_state(recipe)
     next(train(recipe, state, random_batches(8), device=CPU))
     folder = tmp_path / "last"
-    checkpoint.write(folder, checkpoint.take_snapshot(state, {}, {}))
+    checkpoint.write(folder, checkpoint.copy_content(state, {}, {}))
     path = folder / f"{file}.safetensors"
     rewrite(path, fault, name)
     (folder / checkpoint.SUMS).write_text(checkpoint._checksums(folder))  # as another version would have written it
