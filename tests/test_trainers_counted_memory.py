@@ -122,6 +122,12 @@ def test_half_precision_keeps_half_of_what_is_not_a_norms_and_a_copy_of_the_weig
     assert before.constant < after.constant <= before.constant + 2 * weights
 
 
+def test_two_more_averages_take_as_much_as_the_weights_each():
+    network = built(small())
+    plain, kept = (counted_memory.count(small(ema__snapshots=count), network).constant for count in (0, 8))
+    assert kept - plain == 2 * 4 * sum(weight.numel() for weight in network.parameters())
+
+
 def test_masks_take_as_much_as_the_weights_that_they_mask_and_sums_of_gradients_as_much_again():
     dense = small()
     network = built(dense)

@@ -96,6 +96,7 @@ def test_of_a_gpu_the_scores_and_the_items_leave_training_the_rest():
 def test_files_are_two_checkpoints_and_a_model():
     # Of each weight in fp32: twice itself, its average, two moments; and itself in the model.
     assert made_load(trained=1000).bytes == 1000 * 4 * (2 * 4 + 1)
+    assert made_load(trained=1000, snapshots=8).bytes == 1000 * 4 * (2 * 6 + 1 + 8)
 
 
 @pytest.mark.parametrize(("kind", "size", "shape"), [("kl", 256, (4, 32, 32)), ("vq", 256, (3, 64, 64))])

@@ -266,6 +266,7 @@ def _most(bound: Bound | None) -> float:
 def _cached_load(recipe: Recipe, manifest: Manifest, loads: dict[str, Load]) -> Load:
     sections = recipe.model_dump(mode="json", include=set(LOAD_SECTIONS))
     depends_on = [sections, recipe.training.precision, recipe.sparsity.on, recipe.sparsity.accumulate]
+    depends_on.append(recipe.ema.snapshots)
     key = json.dumps(depends_on, sort_keys=True)
     if key not in loads:
         loads[key] = load.load_of(recipe, manifest)

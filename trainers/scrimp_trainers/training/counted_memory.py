@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import masking, sparsity
+from scrimp_trainers.training.posthoc_ema import WIDTHS
 
 BATCHES = (4, 8)
 """Images of the two passes from whose peaks the memory of one image follows. With fewer, what a pass takes whatever its
@@ -97,10 +98,12 @@ def _forward(recipe: Recipe, network: Denoiser, images: int) -> "_Live":
 
 
 def _kept_bytes(recipe: Recipe, network: Denoiser) -> int:
-    """Return the bytes of weights and their average, of gradients and both moments of what is trained, of masks."""
+    """Return the bytes of weights and their averages, of gradients and both moments of what is trained, of masks."""
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in network.parameters()]
     trained = sum(size for size, is_trained in sizes if is_trained)
     kept = 2 * sum(size for size, _ in sizes) + 3 * trained
+    if recipe.ema.snapshots:
+        kept += len(WIDTHS) * trained
     if recipe.sparsity.on:
         masks = 1 if recipe.sparsity.accumulate == 1 else 2  # and as many sums of dense gradients
         masked = sparsity.maskable(recipe.sparsity, network).values()

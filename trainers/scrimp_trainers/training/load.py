@@ -18,6 +18,7 @@ from scrimp_trainers.techniques import patches
 from scrimp_trainers.training import counted_memory, expected_cost
 from scrimp_trainers.training.counted_memory import Counted
 from scrimp_trainers.training.memory import Memory
+from scrimp_trainers.training.posthoc_ema import WIDTHS
 from scrimp_trainers.training.state import build_network
 
 LAUNCH_S = 5e-6
@@ -77,11 +78,18 @@ class Load:
     """FLOPs of all forward passes of a step on one whole image."""
     decoder_flops: float
     """FLOPs of decoding a sample."""
+    snapshots: int = 0
+    """How often a training keeps further averages."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of a repeat's files: two checkpoints with weights, average and both moments, and the model."""
-        return 4 * (2 * (2 * self.weights + 2 * self.trained) + self.weights)
+        """Bytes of a repeat's files: two checkpoints with weights, average and both moments, and the model.
+
+        With snapshots checkpoints hold two more averages, and each snapshot both in half precision.
+        """
+        plain = 4 * (2 * (2 * self.weights + 2 * self.trained) + self.weights)
+        averages = 4 * len(WIDTHS) * self.trained
+        return plain + (2 * averages + self.snapshots * averages // 2 if self.snapshots else 0)
 
 
 def load_of(recipe: Recipe, manifest: Manifest) -> Load:
@@ -109,7 +117,8 @@ def load_of(recipe: Recipe, manifest: Manifest) -> Load:
         decoder_flops = LATENTS[recipe.codec.kind].decoder_flops * manifest.size**2
     trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     counted = counted_memory.count(recipe, network)
-    return Load(counted, shape[-1], cost.parameters(network), trained, forward, step, decoder_flops)
+    weights = cost.parameters(network)
+    return Load(counted, shape[-1], weights, trained, forward, step, decoder_flops, recipe.ema.snapshots)
 
 
 def x_shape(recipe: Recipe, manifest: Manifest) -> tuple[int, ...]:
