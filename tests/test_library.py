@@ -80,7 +80,7 @@ def test_the_page_names_every_parameter(name):
 
 
 def test_every_command_is_a_call():
-    others = {"report": "Result", "sample": "Model"}
+    others = {"report": "Result", "sample": "Model", "set": "set_limits"}
     for name in main.scrimp.commands:
         if name != "ui":  # it serves until it is stopped
             assert others.get(name, name) in scrimp.__all__

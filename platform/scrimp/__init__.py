@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scrimp.sweeps import Result, compare, replay, sweep
-    from scrimp.tools import check, doctor, recipes, score, spaces, status, sync
+    from scrimp.tools import check, doctor, pause, recipes, score, set_limits, spaces, status, stop, sync
     from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train, tune
     from scrimp_platform.model import Model
     from scrimp_spaces.space import Space
@@ -31,12 +31,15 @@ __all__ = [
     "load_model",
     "load_parts",
     "open_dataset",
+    "pause",
     "prepare",
     "recipes",
     "replay",
     "score",
+    "set_limits",
     "spaces",
     "status",
+    "stop",
     "sweep",
     "sync",
     "train",
@@ -58,12 +61,15 @@ _MODULES = {
     "load_model": "scrimp.trainings",
     "load_parts": "scrimp.trainings",
     "open_dataset": "scrimp.trainings",
+    "pause": "scrimp.tools",
     "prepare": "scrimp.trainings",
     "recipes": "scrimp.tools",
     "replay": "scrimp.sweeps",
     "score": "scrimp.tools",
+    "set_limits": "scrimp.tools",
     "spaces": "scrimp.tools",
     "status": "scrimp.tools",
+    "stop": "scrimp.tools",
     "sweep": "scrimp.sweeps",
     "sync": "scrimp.tools",
     "train": "scrimp.trainings",

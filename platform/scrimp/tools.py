@@ -1,5 +1,6 @@
 """Presets and spaces, scores of images, own parts, and the state of sweeps and of the cluster."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -137,6 +138,74 @@ def status(storage: str | PathLike[str] = "runs") -> "StorageStatus":
     from scrimp_platform.cli.status import read_storage
 
     return read_storage(Storage(Path(storage).expanduser()))
+
+
+def set_limits(sweep: str | PathLike[str], limits: Mapping[str, float | str | None]) -> list[str]:
+    """Change limits of a sweep's budget, also while it runs, as `scrimp set` does.
+
+    Parameters
+    ----------
+    sweep
+        The sweep's folder.
+    limits
+        Such as `{"budget.trials": 40}`; None removes a limit.
+
+    Returns
+    -------
+    list of str
+        For each limit what its driver has answered, or when it will carry this out.
+
+    Raises
+    ------
+    UserError
+        If a limit cannot change, or the driver refuses.
+    """
+    assignments = [f"{name}={value}" for name, value in limits.items()]
+    return operations.set_limits(Path(sweep).expanduser(), assignments)
+
+
+def stop(sweep: str | PathLike[str], trial: int) -> str:
+    """Stop a trial of a sweep for good, as `scrimp stop` does.
+
+    Parameters
+    ----------
+    sweep
+        The sweep's folder.
+    trial
+        Number of the trial.
+
+    Returns
+    -------
+    str
+        What its driver has answered, or when it will carry this out.
+
+    Raises
+    ------
+    UserError
+        If there is no such trial, or it has ended.
+    """
+    return operations.stop(Path(sweep).expanduser(), trial)
+
+
+def pause(sweep: str | PathLike[str]) -> str:
+    """Pause a sweep until its command is run again, as `scrimp pause` does.
+
+    Parameters
+    ----------
+    sweep
+        The sweep's folder.
+
+    Returns
+    -------
+    str
+        What its driver has answered.
+
+    Raises
+    ------
+    UserError
+        If the sweep does not run.
+    """
+    return operations.pause(Path(sweep).expanduser())
 
 
 def sync(sweep: str | PathLike[str], *, tracking_uri: str | None = None, progress: ReportProgress | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The work behind `scrimp prepare`, `train`, `evaluate`, `score` and `doctor`, for the command line and the library.
+"""The work behind commands, such as `scrimp prepare` and `scrimp set`, for the command line and the library.
 
 Nothing here prints. User input is checked before torch is imported, because the import takes seconds.
 """
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from scrimp_platform import store
 from scrimp_platform.model import Model
+from scrimp_platform.search import budget_changes, records, steering
+from scrimp_platform.store import SweepFolder
 from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
@@ -310,3 +313,50 @@ def report_progress(batches: Iterable[T], total: int, progress: ReportProgress |
         done += len(batch)
         if progress:
             progress(done, total)
+
+
+def set_limits(sweep: Path, assignments: Sequence[str]) -> list[str]:
+    """Ask the driver of a sweep to change limits of its budget, such as `budget.trials=40`; return its answers.
+
+    Raises
+    ------
+    UserError
+        If a limit cannot change, or the driver refuses.
+    """
+    space = records.space_of(SweepFolder(sweep))
+    limits = [budget_changes.parse(assignment) for assignment in assignments]
+    for field, value in limits:
+        space = budget_changes.with_limit(space, field, value)
+    return [_ask(sweep, steering.make("set", field=field, value=value)) for field, value in limits]
+
+
+def stop(sweep: Path, trial: int) -> str:
+    """Ask the driver of a sweep to stop a trial; return its answer. Raises `UserError` if it refuses."""
+    records.space_of(SweepFolder(sweep))
+    return _ask(sweep, steering.make("stop", trial=trial))
+
+
+def pause(sweep: Path) -> str:
+    """Ask the driver of a sweep to pause it; return its answer.
+
+    Raises
+    ------
+    UserError
+        If the sweep does not run.
+    """
+    records.space_of(SweepFolder(sweep))
+    return _ask(sweep, steering.make("pause"))
+
+
+def _ask(sweep: Path, request: steering.Request) -> str:
+    folder = SweepFolder(sweep)
+    reply = steering.ask(folder, request)
+    if reply.refused:
+        raise UserError(reply.answer)
+    if reply.answered:
+        return reply.answer
+    if store.holder(folder.lock):
+        return "the sweep has not answered yet; it will carry this out at its next decision"
+    if request.action == "pause":
+        raise UserError(f"{sweep}: does not run, so there is nothing to pause")
+    return "the sweep does not run; it will carry this out when its command is run again"

@@ -17,7 +17,7 @@ from scrimp_platform import operations, recommended, store
 from scrimp_platform.cli import terminal
 from scrimp_platform.model import Model, require_model
 from scrimp_platform.report import goals, leaderboard
-from scrimp_platform.search import budget_changes, records, steering
+from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
@@ -277,46 +277,18 @@ def status(storage: Path) -> None:
 
 def set_limits(sweep: Path, assignments: Sequence[str]) -> None:
     """Change limits of a sweep's budget, each by a request."""
-    space = records.space_of(SweepFolder(sweep))
-    limits = [budget_changes.parse(assignment) for assignment in assignments]
-    for field, value in limits:
-        space = budget_changes.with_limit(space, field, value)
-    for field, value in limits:
-        _request(sweep, steering.make("set", field=field, value=value))
+    for answer in operations.set_limits(sweep, assignments):
+        terminal.say(answer)
 
 
 def stop(sweep: Path, trial: int) -> None:
     """Stop a trial of a sweep."""
-    records.space_of(SweepFolder(sweep))
-    _request(sweep, steering.make("stop", trial=trial))
+    terminal.say(operations.stop(sweep, trial))
 
 
 def pause(sweep: Path) -> None:
     """Pause a sweep that runs."""
-    records.space_of(SweepFolder(sweep))
-    _request(sweep, steering.make("pause"))
-
-
-def _request(sweep: Path, request: steering.Request) -> None:
-    """Ask something of a sweep's driver and print its answer.
-
-    Raises
-    ------
-    UserError
-        If the driver refuses it, or the sweep is to pause and does not run.
-    """
-    folder = SweepFolder(sweep)
-    reply = steering.ask(folder, request)
-    if reply.refused:
-        raise UserError(reply.answer)
-    if reply.answered:
-        terminal.say(reply.answer)
-    elif store.holder(folder.lock):
-        terminal.say("the sweep has not answered yet; it will carry this out at its next decision")
-    elif request.action == "pause":
-        raise UserError(f"{sweep}: does not run, so there is nothing to pause")
-    else:
-        terminal.say("the sweep does not run; it will carry this out when its command is run again")
+    terminal.say(operations.pause(sweep))
 
 
 def ui(storage: Path, service: bool, port: int | None = None) -> None:
