@@ -76,7 +76,7 @@ def resume_answer(folder: SweepFolder) -> Answer:
     return [(trial.number, trial.params, trial.status, trial.repeats) for trial in ledger.trials], said
 
 
-@pytest.mark.parametrize("damages", [250, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("damages", [150, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder, damages):
     rng = random.Random(0)
     reads = (status_answer, report_answer, resume_answer)

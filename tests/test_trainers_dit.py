@@ -76,7 +76,7 @@ def test_it_trains_resumes_bit_exactly_and_samples_with_each_technique_that_it_t
     assert drawn.shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize("classes", [pytest.param(0, marks=pytest.mark.slow), 10])
 @pytest.mark.parametrize("preset", ["tiny-edm", "tiny-ddpm"])
 def test_its_card_samples_without_our_code_and_it_is_read_back(preset, classes, few_digits, tmp_path):
     recipe = small(preset, conditioning__classes=bool(classes)).replace(TRANSFORMER)

@@ -215,7 +215,7 @@ def test_it_trains_resumes_bit_exactly_and_samples_with_each_technique_that_it_t
 # --- export
 
 
-@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize("classes", [pytest.param(0, marks=pytest.mark.slow), 10])
 @pytest.mark.parametrize(
     ("preset", "version", "values"),
     [("tiny-edm", 1, {}),
