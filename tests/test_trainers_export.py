@@ -13,7 +13,7 @@ import yaml
 from trainers_small import small, small_state
 
 from scrimp_trainers import sampling
-from scrimp_trainers.card import exported_sampler
+from scrimp_trainers.export.card import exported_sampler
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions

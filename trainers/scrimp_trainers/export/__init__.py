@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scrimp_trainers import card
+from scrimp_trainers.export import card
 from scrimp_trainers.codecs.codec import Codec, Decoding
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
