@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from scrimp_trainers.export import card
 from scrimp_trainers.codecs.codec import Codec, Decoding
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.device import select_device
@@ -19,6 +18,7 @@ from scrimp_trainers.conditioning.text_files import TextFiles
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.diffusion.samplers.exported import Exported
+from scrimp_trainers.export import card
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
