@@ -111,9 +111,9 @@ def test_what_a_large_sweep_takes_is_measured_on_a_sweep_that_reads_without_a_pr
     known = records.read_records(folder)
     assert known.problems == []
     assert Counter(repeat.status for repeat in known.repeats) == {"finished": 17, "failed": 1}
-    found = large_sweep.measure(folder)
-    assert re.fullmatch(r"[\d.]+ MB", found["size of report.html"])
-    assert re.fullmatch(r"[\d.]+ s", found["report.html, with all of that"])
+    costs = large_sweep.measure(folder)
+    assert re.fullmatch(r"[\d.]+ MB", costs["size of report.html"])
+    assert re.fullmatch(r"[\d.]+ s", costs["report.html, with all of that"])
 
 
 @pytest.mark.slow

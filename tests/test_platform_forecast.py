@@ -40,9 +40,9 @@ def test_no_space_exceeds_two_gpus_of_24_gb_or_its_budget(name):
 def hours_in_comment(name: str) -> tuple[str, ...]:
     """Return the GPU-hours of a repeat, the search and the race that a space's file states."""
     text = " ".join(spaces.space_yaml(name).replace("\n#", "").split())
-    found = re.search(r"([\d,.]+) GPU-hours a repeat, ([\d,.]+) for the search.*? ([\d,.]+) for the race", text)
-    assert found, name
-    return found.groups()
+    match = re.search(r"([\d,.]+) GPU-hours a repeat, ([\d,.]+) for the search.*? ([\d,.]+) for the race", text)
+    assert match, name
+    return match.groups()
 
 
 def shown(hours: float) -> str:

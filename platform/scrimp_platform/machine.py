@@ -26,11 +26,11 @@ def parse_machine(text: str) -> Machine:
     UserError
         If it is no such text, or no known GPU has this memory.
     """
-    found = re.fullmatch(r"(\d+)x(\d+)GB", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d+)x(\d+)GB", text, re.IGNORECASE)
     known = ", ".join(map(str, CARDS))
-    if not found:
+    if not match:
         raise UserError(f"--on {text}: write GPUs and the memory of each, such as 2x24GB")
-    gpus, memory = map(int, found.groups())
+    gpus, memory = map(int, match.groups())
     if not 1 <= gpus <= MOST_GPUS:
         raise UserError(f"--on {text}: a machine has 1 to {MOST_GPUS} GPUs")
     if memory not in CARDS:

@@ -156,11 +156,11 @@ def _model_folder(path: Path) -> Path:
     if not recommended.is_sweep(path):
         require_model(path)
         return path
-    found = recommended.find(SweepFolder(path))
-    require_model(found.files.model)
-    standing = "recommended" if found.final else "best so far"
-    terminal.say(f"model of repeat {found.files.label}, whose trial is {standing}: {found.files.model}")
-    return found.files.model
+    chosen = recommended.find(SweepFolder(path))
+    require_model(chosen.files.model)
+    standing = "recommended" if chosen.final else "best so far"
+    terminal.say(f"model of repeat {chosen.files.label}, whose trial is {standing}: {chosen.files.model}")
+    return chosen.files.model
 
 
 def tune(

@@ -48,12 +48,12 @@ def links(folder: SweepFolder, recommended: RepeatFolder | None) -> list[Link]:
             f"repeat {recommended.label}: samples, metrics, checkpoints": recommended.path,
         }
         named = own | named
-    found = [Link(text, target(folder, path)) for text, path in named.items() if path.exists()]
+    shown = [Link(text, target(folder, path)) for text, path in named.items() if path.exists()]
 
     sent = store.read_sound(folder.tracking) or {}
     if str(sent.get("uri")).startswith(("http://", "https://")):
-        found.append(Link("runs in MLflow", mlflow_server.ui_link(sent["uri"], sent["experiment"])))
-    return found
+        shown.append(Link("runs in MLflow", mlflow_server.ui_link(sent["uri"], sent["experiment"])))
+    return shown
 
 
 def steps(folder: SweepFolder, sweep: dict[str, Any], recommended: RepeatFolder | None, space: Space) -> list[Step]:

@@ -53,15 +53,15 @@ def scales(rows: Sequence[TrialRow], space: Space, manifest: Manifest | None) ->
     scored = _first_scored(rows)
     if scored is None:
         return []
-    found = []
+    measured = []
     for scoring in space.scoring.each:
         name = named("fd", scoring.extractor)
         if space.scoring.further:
             name = in_full(name, scoring.extractor)
         if name in space.objectives:
             about = _about(name, scoring, manifest)
-            found.append(Scale(name, about, _real(scoring, space, scored, manifest), _trials(rows, name)))
-    return found
+            measured.append(Scale(name, about, _real(scoring, space, scored, manifest), _trials(rows, name)))
+    return measured
 
 
 def _first_scored(rows: Iterable[TrialRow]) -> MetricsRow | None:

@@ -81,9 +81,9 @@ def _register(runs: SweepRuns, run: Run, name: str, folder: Path, description: s
 
 def _logged_model(runs: SweepRuns, run: Run, name: str, identity: str) -> "LoggedModel":
     """Return the server's entry of a model; create it if there is none."""
-    found = runs.client.search_logged_models([runs.experiment], f"tags.`{winner.IDENTITY}` = '{identity}'")
-    if found:
-        return found[0]
+    registered = runs.client.search_logged_models([runs.experiment], f"tags.`{winner.IDENTITY}` = '{identity}'")
+    if registered:
+        return registered[0]
     tags = {winner.IDENTITY: identity, "mlflow.user": run.tags.get("mlflow.user", "")}
     return runs.client.create_logged_model(runs.experiment, name, run.id, tags, model_type=MODEL_TYPE)
 
