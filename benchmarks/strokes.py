@@ -20,7 +20,7 @@ from scrimp_trainers.common import device as devices
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.data.manifest import MANIFEST_FILE, Manifest, Split
-from scrimp_trainers.data.modalities.strokes import Strokes
+from scrimp_trainers.data.modalities.strokes import StrokeModality
 from scrimp_trainers.data.shards import Sample, write_shards
 from scrimp_trainers.recipe.recipe import Recipe, load
 from scrimp_trainers.training.inputs import Prepared
@@ -58,7 +58,7 @@ def write_dataset(folder: Path) -> None:
     random = np.random.default_rng(0)
     lengths = random.gamma(SHAPE, MEAN_LENGTH / SHAPE, DRAWINGS).astype(int).clip(2, MOST_POINTS)
     drawings = [random.normal(size=(length, 3)).astype(np.float32).cumsum(0) for length in lengths]
-    modality = Strokes(MOST_POINTS)
+    modality = StrokeModality(MOST_POINTS)
     folder.mkdir()
     samples = (Sample(f"{number:05d}", modality.encode(item), None) for number, item in enumerate(drawings))
     manifest = Manifest(

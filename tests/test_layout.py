@@ -1,9 +1,11 @@
-"""The layout that design and packaging rely on."""
+"""The layout and the names that design and packaging rely on."""
 
+import ast
 import re
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -25,6 +27,19 @@ def test_a_source_root_holds_its_packages_and_nothing_else():
     for root in {package.parent for package in PACKAGES}:
         packages = {package for package in PACKAGES if package.parent == root}
         assert {path for path in root.iterdir() if path.name != "__pycache__"} == packages
+
+
+def test_no_two_public_classes_share_a_name():
+    homes = [
+        (statement.name, str(path.relative_to(ROOT)))
+        for package in PACKAGES
+        for path in package.rglob("*.py")
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_")
+    ]
+    counts = Counter(name for name, _ in homes)
+    assert counts["Recipe"] == 1
+    assert [home for home in homes if counts[home[0]] > 1] == []
 
 
 def test_no_top_level_name_shadows_the_standard_library_or_a_dependency():

@@ -194,7 +194,7 @@ from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.networks import Network
 from scrimp_trainers.recipe.samplers import Sampler
 from scrimp_trainers.recipe.own_technique import Technique
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import CodecSection
 
 
 class Forgetful(Network):
@@ -251,7 +251,7 @@ class Wordy:
         return {"one": 1.0, "two": 2.0}
 
 
-class Lossy(Codec):
+class Lossy(CodecSection):
     offers = frozenset({"a grid"})
 
     def shape(self, items):

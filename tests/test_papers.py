@@ -366,7 +366,7 @@ def network_of(preset: str, items: str) -> Denoiser:
     classes = 1000 if PRESETS[preset][3].startswith("ImageNet") else 10
     if isinstance(recipe.network, UNet2DCondition):
         with torch.device("meta"):
-            return unet2d_condition.UNet2DCondition(UNet2DConditionModel(**STABLE_DIFFUSION_2))
+            return unet2d_condition.UNet2DConditionDenoiser(UNet2DConditionModel(**STABLE_DIFFUSION_2))
     with torch.device("meta"):
         return build_network(recipe, size, channels, classes if recipe.conditioning.classes else 0, seed=0)
 

@@ -103,7 +103,7 @@ def made_forecast(max_gpu_hours: float | None, fit: int = 8) -> forecast.Forecas
         WORKSTATION,
         forecast.made_up_manifest(space),
         "fp32",
-        forecast.Step(memory, images=8, least=1, fit=fit),
+        forecast.StepForecast(memory, images=8, least=1, fit=fit),
         speed,
         speed,
         forecast.estimate.work(space, speed, 2),

@@ -422,7 +422,7 @@ def test_samples_that_are_no_drawings_are_drawn_all_the_same(value):
 def test_statistics_are_what_a_ruler_finds():
     square = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [5, 5, 0], [6, 6, 1]]
     line = [[1, 0, 0], [2, 0, 1]]
-    kind = modality.Strokes(8)
+    kind = modality.StrokeModality(8)
     items = kind.collate([np.array(square, np.float32), np.array(line, np.float32)])
     statistics = kind.statistics(items)
     # The square turns three times by a quarter; the way to its second stroke is not drawn.
@@ -430,14 +430,14 @@ def test_statistics_are_what_a_ruler_finds():
 
 
 def test_an_svg_has_the_strokes_of_its_drawing():
-    text = modality.Strokes(8).svg(np.array([[1, 0, 0], [2, 0, 1], [2, 2, 0], [0, 2, 1]], np.float32))
+    text = modality.StrokeModality(8).svg(np.array([[1, 0, 0], [2, 0, 1], [2, 2, 0], [0, 2, 1]], np.float32))
     assert 'd="M0,0 L1,0 2,0 M2,2 L0,2"' in text
     lines = trace(text.split(' d="')[1].split('"')[0])
     assert [len(line) for line in lines] == [3, 2]
 
 
 def test_a_damaged_item_is_refused():
-    kind = modality.Strokes(4)
+    kind = modality.StrokeModality(4)
     for data in (b"", b"123", b"\0" * 60, np.full((2, 3), np.nan, "<f4").tobytes()):
         with pytest.raises(UserError, match="prepare the dataset again"):
             kind.decode(data, "here")

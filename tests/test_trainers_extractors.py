@@ -20,7 +20,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.metrics import dinov2, extractors, fidelity, weight_files
 from scrimp_trainers.metrics.extractors import sscd, vitg14
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source, facts
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights, facts
 from scrimp_trainers.metrics.features import open_extractor
 from scrimp_trainers.recipe.scoring import Builtin, Extractor, Scoring
 
@@ -61,7 +61,7 @@ def opened(extractor: Extractor, path: Path):
     return open_extractor(Scoring(extractor=extractor, weights=path), path.parent, MANIFEST, CPU)
 
 
-def source(extractor: Extractor) -> Source:
+def source(extractor: Extractor) -> PublishedWeights:
     return parts.module("metrics.extractors", extractor).source()
 
 
@@ -92,11 +92,11 @@ def test_an_extractor_takes_its_weights_from_a_file_or_from_the_dataset(extracto
     from_file = {"source", "build"} <= set(vars(part))
     from_dataset = {"load", "digest"} <= set(vars(part))
     assert from_file != from_dataset
-    assert isinstance(facts(extractor), Facts)
+    assert isinstance(facts(extractor), ExtractorFacts)
 
 
 def test_of_a_users_own_extractor_nothing_is_known_before_it_is_loaded():
-    assert facts("not_loaded:Edges") == Facts()
+    assert facts("not_loaded:Edges") == ExtractorFacts()
 
 
 def test_inception_scores_equal_torch_fidelitys_own(inception_file: Path):

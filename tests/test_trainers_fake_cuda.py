@@ -23,7 +23,7 @@ from scrimp_trainers.conditioning.text import Texts
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.diffusion.edm import EDMProcess
 from scrimp_trainers.networks import gru
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.networks.unet import UNetDenoiser
 from scrimp_trainers.precompute import dro
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
@@ -150,7 +150,7 @@ def take_steps(recipe: Recipe) -> None:
 def without_kernels(monkeypatch):
     """Let products with all of its weights stand for a GRU: its own kernels are launched on no made-up device."""
 
-    def run(network: gru.GRU, points: Tensor, _: object) -> Tensor:
+    def run(network: gru.GRUDenoiser, points: Tensor, _: object) -> Tensor:
         weights = dict(network.gru.named_parameters())
         hidden = points
         for layer in range(network.gru.num_layers):
@@ -162,7 +162,7 @@ def without_kernels(monkeypatch):
             hidden = torch.cat(ways, -1)
         return hidden
 
-    monkeypatch.setattr(gru.GRU, "_along", run)
+    monkeypatch.setattr(gru.GRUDenoiser, "_along", run)
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +265,9 @@ def test_a_fault_in_a_step_is_found(fault, error, monkeypatch):
 
 
 def test_weights_of_another_type_than_their_images_are_found(monkeypatch):
-    forward = UNet.forward
+    forward = UNetDenoiser.forward
     monkeypatch.setattr(loop, "autocast", lambda *_: nullcontext())
-    monkeypatch.setattr(UNet, "forward", lambda network, images, *rest: forward(network, images.half(), *rest))
+    monkeypatch.setattr(UNetDenoiser, "forward", lambda network, images, *rest: forward(network, images.half(), *rest))
     with pytest.raises(RuntimeError, match="should be the same"):
         take_steps(small())
 

@@ -11,7 +11,7 @@ from techniques_small import TRANSFORMER
 from trainers_small import random_batches, small, small_state
 
 from scrimp_trainers.common.errors import DeviceOutOfMemory, NonRetryable, UserError
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.networks.unet import UNetDenoiser
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.run import train_repeat
 from scrimp_trainers.training import memory
@@ -60,14 +60,14 @@ def test_a_gpu_that_others_use_is_no_fault_of_the_recipe():
 @pytest.fixture
 def holds_five(monkeypatch):
     """A device that holds the activations of five images."""
-    forward = UNet.forward
+    forward = UNetDenoiser.forward
 
     def limited(self, images, *arguments, **inputs):
         if len(images) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return forward(self, images, *arguments, **inputs)
 
-    monkeypatch.setattr(UNet, "forward", limited)
+    monkeypatch.setattr(UNetDenoiser, "forward", limited)
     monkeypatch.setattr(memory, "measure_memory", lambda *_: Memory(total=60, others=2, constant=2, image=10))
 
 
@@ -89,7 +89,7 @@ def test_a_run_that_meets_a_lack_of_memory_goes_on_in_halves_that_fit(digits_dat
 
 def test_a_step_that_is_computed_again_forgets_the_gradients_of_its_first_parts(monkeypatch):
     """The whole step fails, then the second of its halves, after the first has left its gradients."""
-    forward, calls = UNet.forward, []
+    forward, calls = UNetDenoiser.forward, []
 
     def failing(self, *arguments, **inputs):
         calls.append(1)
@@ -98,7 +98,7 @@ def test_a_step_that_is_computed_again_forgets_the_gradients_of_its_first_parts(
         return forward(self, *arguments, **inputs)
 
     expected = trained(small(**ONE_STEP, training__microbatch=2))
-    monkeypatch.setattr(UNet, "forward", failing)
+    monkeypatch.setattr(UNetDenoiser, "forward", failing)
     found = trained(small(**ONE_STEP))
     assert len(calls) == 1 + 2 + 4
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -111,14 +111,14 @@ def test_a_stated_microbatch_that_does_not_fit_ends_the_repeat(digits_dataset, t
 
 
 def test_where_not_one_image_fits_the_repeat_ends(digits_dataset, tmp_path, monkeypatch):
-    forward = UNet.forward
+    forward = UNetDenoiser.forward
 
     def failing(self, images, *arguments, **inputs):
         if images.device.type == "cpu":  # FLOPs are counted on another
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, images, *arguments, **inputs)
 
-    monkeypatch.setattr(UNet, "forward", failing)
+    monkeypatch.setattr(UNetDenoiser, "forward", failing)
     monkeypatch.setattr(memory, "measure_memory", lambda *_: Memory(total=60, others=2, constant=57, image=10))
     with pytest.raises(DeviceOutOfMemory, match="not even one image fits"):
         list(train_repeat(RECIPE, digits_dataset, tmp_path / "none", 5, rungs_kimg=[]))

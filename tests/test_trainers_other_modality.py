@@ -25,7 +25,7 @@ from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.data.manifest import MANIFEST_FILE, RESIDENT, Manifest, Split, load_manifest
-from scrimp_trainers.data.modalities.images import Images
+from scrimp_trainers.data.modalities.images import ImageModality
 from scrimp_trainers.data.modalities.modality import Items, open_modality
 from scrimp_trainers.data.shards import Sample, write_shards
 from scrimp_trainers.precompute.prepare import prepare_techniques
@@ -51,7 +51,7 @@ from torch import nn
 from scrimp_trainers.data.modalities.modality import Items
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.networks import Network
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import CodecSection
 
 SIDE = 12
 
@@ -93,7 +93,7 @@ class Strokes:
         return pictures.scatter_reduce(1, y * SIDE + x, white, "amax").view(-1, 1, SIDE, SIDE)
 
 
-class Centred(Codec):
+class Centred(CodecSection):
     """Coordinates from -1 to 1, times a factor."""
 
     modality: ClassVar[str] = "strokes:Strokes"
@@ -407,7 +407,7 @@ def test_a_dataset_of_before_is_one_of_images(digits_dataset, tmp_path):
     file.write_text(json.dumps(content))
     assert load_manifest(tmp_path / "digits") == digits_dataset.manifest
     old = open_dataset(tmp_path / "digits")
-    assert old.modality == Images(8, 1)
+    assert old.modality == ImageModality(8, 1)
     assert np.array_equal(old.images("train")[0], digits_dataset.images("train")[0])
 
 

@@ -7,7 +7,7 @@ from scrimp_trainers import sampling
 from scrimp_trainers.codecs.pixels import to_pixels
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.diffusion import edm
-from scrimp_trainers.networks.unet import UNet
+from scrimp_trainers.networks.unet import UNetDenoiser
 
 KINDS = {
     "heun": small(sampler__steps=6),
@@ -66,14 +66,14 @@ def test_batches_are_as_large_as_asked():
 
 def limit_memory(monkeypatch, most):
     """Let the device hold the activations of so many images."""
-    forward = UNet.forward
+    forward = UNetDenoiser.forward
 
     def limited(self, images, *arguments, **inputs):
         if len(images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return forward(self, images, *arguments, **inputs)
 
-    monkeypatch.setattr(UNet, "forward", limited)
+    monkeypatch.setattr(UNetDenoiser, "forward", limited)
 
 
 @pytest.mark.parametrize("recipe", [KINDS["heun"], KINDS["ancestral"]], ids=["heun", "ancestral"])

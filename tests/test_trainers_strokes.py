@@ -25,7 +25,7 @@ from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import batches
 from scrimp_trainers.data.manifest import load_manifest
 from scrimp_trainers.metrics import cost
-from scrimp_trainers.networks.gru import GRU
+from scrimp_trainers.networks.gru import GRUDenoiser
 from scrimp_trainers.precompute.prepare import prepare_techniques
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.sampling import generate, generate_items
@@ -58,9 +58,9 @@ def points(count: int, size: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, size, generator=torch.Generator().manual_seed(seed))
 
 
-def network_of(recipe: Recipe, size: int = 40) -> GRU:
+def network_of(recipe: Recipe, size: int = 40) -> GRUDenoiser:
     network = build_network(recipe, size, 3, 0, seed=0)
-    assert isinstance(network, GRU)
+    assert isinstance(network, GRUDenoiser)
     return network
 
 
@@ -126,7 +126,7 @@ def test_a_step_is_told_apart_from_the_next_and_its_features_repeat_after_a_relo
     assert (features.square().reshape(50, 2, 4).sum(1) - 1).abs().max() < 1e-5
     assert torch.pdist(features).min() > 1e-3
     network.save(tmp_path / "network")
-    assert torch.equal(GRU.from_folder(tmp_path)._time(torch.arange(50)), features)
+    assert torch.equal(GRUDenoiser.from_folder(tmp_path)._time(torch.arange(50)), features)
 
 
 # --- batches

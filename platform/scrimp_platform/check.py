@@ -30,7 +30,7 @@ from scrimp_trainers.recipe.networks import Network
 from scrimp_trainers.recipe.own_technique import Technique
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.samplers import Sampler
-from scrimp_trainers.recipe.techniques import Codec
+from scrimp_trainers.recipe.techniques import CodecSection
 from scrimp_trainers.training.loop import read_losses
 from scrimp_trainers.training.session import Session
 
@@ -116,7 +116,7 @@ def _parts_of(file: Path) -> Iterator[tuple[str, str, Promises]]:
 
 def _is_of_other_items(section: type) -> bool:
     """Whether it is a codec of other items than images, of which there is no dataset here."""
-    return issubclass(section, Codec) and section.modality != Codec.modality
+    return issubclass(section, CodecSection) and section.modality != CodecSection.modality
 
 
 def check_network(kind: str, dataset: Dataset, folder: Path) -> None:
@@ -237,7 +237,7 @@ SECTIONS: list[tuple[type, str, Promises]] = [
     (Network, "network", check_network),
     (Diffusion, "process", check_process),
     (Sampler, "sampler", check_sampler),
-    (Codec, "codec", check_codec),
+    (CodecSection, "codec", check_codec),
     (Technique, "technique", check_technique),
 ]
 

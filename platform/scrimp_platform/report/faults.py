@@ -13,7 +13,7 @@ MAX_ROWS = 100
 
 
 @dataclass(frozen=True)
-class Fault:
+class RepeatFault:
     """The last failure of what was trained."""
 
     label: str
@@ -24,23 +24,23 @@ class Fault:
     cause: str
 
 
-def faults(folder: SweepFolder, known: Records) -> list[Fault]:
+def faults(folder: SweepFolder, known: Records) -> list[RepeatFault]:
     """Return the failures, also those that a later attempt mended."""
     return list(_faults(folder, known))
 
 
-def causes(found: list[Fault]) -> list[tuple[str, int]]:
+def causes(found: list[RepeatFault]) -> list[tuple[str, int]]:
     """Return how often each cause occurs, the most frequent first."""
     return Counter(fault.cause or "not recorded" for fault in found).most_common(MAX_ROWS)
 
 
-def _faults(folder: SweepFolder, known: Records) -> Iterator[Fault]:
+def _faults(folder: SweepFolder, known: Records) -> Iterator[RepeatFault]:
     works: list[Repeat | Preparation] = [*known.preparations, *known.repeats]
     for work in works:
         if work.attempt == 1 and work.status != "failed":
             continue
         files = _files(folder, work)
-        yield Fault(files.label, files.path, work.status, work.attempt, work.node, _cause(files, work))
+        yield RepeatFault(files.label, files.path, work.status, work.attempt, work.node, _cause(files, work))
 
 
 def _files(folder: SweepFolder, work: Repeat | Preparation) -> WorkFolder:

@@ -24,7 +24,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Step:
+class NextStep:
     """A command, and what it is for."""
 
     about: str
@@ -56,9 +56,9 @@ def links(folder: SweepFolder, recommended: RepeatFolder | None) -> list[Link]:
     return shown
 
 
-def steps(folder: SweepFolder, sweep: dict[str, Any], recommended: RepeatFolder | None, space: Space) -> list[Step]:
+def steps(folder: SweepFolder, sweep: dict[str, Any], recommended: RepeatFolder | None, space: Space) -> list[NextStep]:
     """Return the commands that sample and train the best trial's recipe; only that of MLflow if there is none."""
-    browse = Step("Browse the runs in MLflow, until Ctrl-C:", _line("ui", "--storage", folder.path.parent))
+    browse = NextStep("Browse the runs in MLflow, until Ctrl-C:", _line("ui", "--storage", folder.path.parent))
     if recommended is None:
         return [browse]
     data = sweep["dataset"]["folder"]
@@ -66,9 +66,9 @@ def steps(folder: SweepFolder, sweep: dict[str, Any], recommended: RepeatFolder 
     again = _line("train", folder.best_recipe, data, "OUT", "--seed", "1")
     longer = _line("train", folder.best_recipe, data, "LONGER", "--seed", "1", "--kimg", _twice(space))
     return [
-        Step(f"Sample the model of trial {recommended.trial}:", sample),
-        Step("Train its recipe again with a new seed:", again),
-        Step("Train it twice as long:", longer),
+        NextStep(f"Sample the model of trial {recommended.trial}:", sample),
+        NextStep("Train its recipe again with a new seed:", again),
+        NextStep("Train it twice as long:", longer),
         browse,
     ]
 

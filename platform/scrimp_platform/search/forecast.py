@@ -31,7 +31,7 @@ VARIED = (*LOAD_SECTIONS, "training", "sparsity", "patches", "sampler")
 
 
 @dataclass(frozen=True)
-class Step:
+class StepForecast:
     """A training step of a recipe on one GPU of a machine."""
 
     memory: Memory
@@ -79,7 +79,7 @@ class Forecast:
     machine: Machine
     manifest: Manifest
     precision: str
-    step: Step
+    step: StepForecast
     """Of the recipe that takes most memory."""
     speed: Speed
     """Of the recipe that takes most time."""
@@ -247,7 +247,7 @@ def extreme_recipes(space: Space) -> Iterator[Recipe]:
                 yield base.replace(relevant)
 
 
-def step_of(recipe: Recipe, own_load: Load, manifest: Manifest, space: Space, machine: Machine) -> Step:
+def step_of(recipe: Recipe, own_load: Load, manifest: Manifest, space: Space, machine: Machine) -> StepForecast:
     """Return how a recipe's step fits on a machine."""
     memory = load.gpu_memory(own_load, recipe, manifest, space.scoring, machine.gpu)
     images = math.ceil(recipe.training.batch_size / machine.gpus)
@@ -256,7 +256,7 @@ def step_of(recipe: Recipe, own_load: Load, manifest: Manifest, space: Space, ma
         images = min(images, recipe.training.microbatch)
         least = images
     fit = memory.images_in(memory.total - memory.others)
-    return Step(memory, images, least, fit)
+    return StepForecast(memory, images, least, fit)
 
 
 def _most(bound: Bound | None) -> float:
@@ -273,7 +273,7 @@ def _cached_load(recipe: Recipe, manifest: Manifest, loads: dict[str, Load]) -> 
     return loads[key]
 
 
-def _speed_of(recipe: Recipe, own_load: Load, step: Step, space: Space, machine: Machine) -> Speed:
+def _speed_of(recipe: Recipe, own_load: Load, step: StepForecast, space: Space, machine: Machine) -> Speed:
     microbatch = max(1, step.microbatch)
     return Speed(
         load.seconds_per_kimg(own_load, recipe, machine.gpu, machine.gpus, microbatch),

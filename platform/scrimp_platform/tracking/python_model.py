@@ -14,7 +14,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 FOLDER = Path(__file__).resolve().parent
 
 
-class Images(PythonModel):
+class ImageModel(PythonModel):
     """A model whose input is a number of images."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -59,4 +59,4 @@ def _load_with_scrimp() -> Any:
     return sample
 
 
-set_model(Images())
+set_model(ImageModel())

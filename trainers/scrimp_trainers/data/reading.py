@@ -19,7 +19,7 @@ from scrimp_trainers.data.drawing import MOST_POINTS, UnusableDrawingError, to_i
 from scrimp_trainers.data.manifest import CAPTIONED, MAX_SIZE, SplitName
 from scrimp_trainers.data.modalities.images import channels_first
 from scrimp_trainers.data.modalities.modality import Modality, open_modality
-from scrimp_trainers.data.modalities.strokes import SIDE, Strokes
+from scrimp_trainers.data.modalities.strokes import SIDE, StrokeModality
 from scrimp_trainers.data.options import Options
 from scrimp_trainers.data.pixels import Conversion, crop_and_resize, exceeds_8_bits, to_8_bit
 from scrimp_trainers.data.sources.source import Source
@@ -88,7 +88,7 @@ class UsableDrawings(UsableImages):
     @property
     def modality(self) -> Modality:
         """What the items are."""
-        return Strokes(self.most_points)
+        return StrokeModality(self.most_points)
 
     def item(self, row: int) -> np.ndarray:
         """Return a drawing."""
@@ -196,7 +196,7 @@ def _read_all_drawings(
             name: UsableDrawings(
                 source=source,
                 numbers=np.array(numbers, dtype=np.int64),
-                pixels=_pictures(items, Strokes(most_points), scratch / f"{name}.pixels"),
+                pixels=_pictures(items, StrokeModality(most_points), scratch / f"{name}.pixels"),
                 labels=select(source.labels, np.array(numbers, dtype=np.int64)),
                 unusable=unusable,
                 sizes=Counter(),
@@ -208,7 +208,7 @@ def _read_all_drawings(
         }
 
 
-def _pictures(items: list[np.ndarray], modality: Strokes, path: Path) -> np.ndarray:
+def _pictures(items: list[np.ndarray], modality: StrokeModality, path: Path) -> np.ndarray:
     """Render drawings to a file of uint8 [n, 64, 64], and open it."""
     with path.open("wb") as file:
         for start in range(0, len(items), BLOCK):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
 
-class DiT(Denoiser):
+class DiTDenoiser(Denoiser):
     """A `DiTTransformer2DModel`, with one more class than the dataset has: that of a hidden label."""
 
     folder = "transformer"
@@ -62,7 +62,7 @@ def build(
     classes: int = 0,
     augment_labels: int = 0,
     coordinates: bool = False,
-) -> DiT:
+) -> DiTDenoiser:
     """Make a new network for square images. The weights are drawn from torch's global generator.
 
     Raises
@@ -93,14 +93,15 @@ def build(
     )
     _initialise(transformer)
     dropout.replace(transformer)
-    return DiT(_without_own_label_dropout(transformer))
+    return DiTDenoiser(_without_own_label_dropout(transformer))
 
 
-def load(folder: Path) -> DiT:
+def load(folder: Path) -> DiTDenoiser:
     """Read the network of an exported model; raises as `load_library_network` does."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    return DiT(_without_own_label_dropout(load_library_network(DiTTransformer2DModel, folder / DiT.folder)))
+    transformer = load_library_network(DiTTransformer2DModel, folder / DiTDenoiser.folder)
+    return DiTDenoiser(_without_own_label_dropout(transformer))
 
 
 def _initialise(transformer: "DiTTransformer2DModel") -> None:

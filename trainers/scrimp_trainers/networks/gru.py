@@ -54,7 +54,7 @@ network.load_state_dict(load_file(folder / "network" / "diffusion_pytorch_model.
 """What a model card says of the network: the same, without Scrimp."""
 
 
-class GRU(Denoiser):
+class GRUDenoiser(Denoiser):
     """Three numbers a point in and out, x and the noise in it: [B, 3, points].
 
     Parameters
@@ -200,7 +200,7 @@ def build(
     coordinates: bool = False,
     timesteps: int,
     form: StrokeForm,
-) -> GRU:
+) -> GRUDenoiser:
     """Make a new network for drawings of at most `image_size` points. The weights are from torch's global generator.
 
     Raises
@@ -210,7 +210,7 @@ def build(
     """
     if channels != 3 or augment_labels or coordinates:
         raise ValueError("a GRU takes points of three numbers, and neither augmentation labels nor coordinates")
-    return GRU(
+    return GRUDenoiser(
         size=image_size,
         width=section.width,
         layers=section.layers,
@@ -221,6 +221,6 @@ def build(
     )
 
 
-def load(folder: Path) -> GRU:
+def load(folder: Path) -> GRUDenoiser:
     """Read the network of an exported model; raises as `Denoiser.from_folder` does."""
-    return GRU.from_folder(folder)
+    return GRUDenoiser.from_folder(folder)

@@ -179,7 +179,7 @@ network.load_state_dict({name.removeprefix("transformer."): tensor for name, ten
 """What a model card says of the network: the same, without Scrimp."""
 
 
-class MDT(Denoiser):
+class MDTDenoiser(Denoiser):
     """The transformer, with one more class than the dataset has: that of a hidden label."""
 
     def __init__(self, **config: Any) -> None:
@@ -221,7 +221,7 @@ def build(
     coordinates: bool = False,
     masked: bool = False,
     variances: bool = False,
-) -> MDT:
+) -> MDTDenoiser:
     """Make a new network for square images. The weights are drawn from torch's global generator.
 
     Raises
@@ -236,7 +236,7 @@ def build(
     if image_size % section.patch_size:
         raise UserError(f"network.patch_size: {section.patch_size} does not divide {image_size} pixels")
 
-    network = MDT(
+    network = MDTDenoiser(
         size=image_size,
         inputs=channels,
         outputs=2 * channels if variances else channels,
@@ -253,9 +253,9 @@ def build(
     return network
 
 
-def load(folder: Path) -> MDT:
+def load(folder: Path) -> MDTDenoiser:
     """Read the network of an exported model; raises as `Denoiser.from_folder` does."""
-    return MDT.from_folder(folder)
+    return MDTDenoiser.from_folder(folder)
 
 
 def _initialise(transformer: Transformer) -> None:

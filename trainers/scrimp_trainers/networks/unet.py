@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 
-class UNet(Denoiser):
+class UNetDenoiser(Denoiser):
     """A `UNet2DModel` that also takes augmentation labels and the coordinates of a patch.
 
     Neither changes what the `UNet2DModel` alone computes where augmentation labels are zero or absent, so the
@@ -91,7 +91,7 @@ def build(
     classes: int = 0,
     augment_labels: int = 0,
     coordinates: bool = False,
-) -> UNet:
+) -> UNetDenoiser:
     """Make a new network for square images. The weights are drawn from torch's global generator.
 
     Raises
@@ -133,19 +133,19 @@ def build(
                 block.attentions[number] = nn.Identity()
     start_as_identity(unet)
     dropout.replace(unet)
-    return UNet(unet, augment_labels=augment_labels, coordinates=coordinates)
+    return UNetDenoiser(unet, augment_labels=augment_labels, coordinates=coordinates)
 
 
-def load(folder: Path) -> UNet:
+def load(folder: Path) -> UNetDenoiser:
     """Read the network of an exported model; raises as `load_library_network` does."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    unet = load_library_network(UNet2DModel, folder / UNet.folder)
+    unet = load_library_network(UNet2DModel, folder / UNetDenoiser.folder)
     for block in _attending_decoder_blocks(unet):
         for number, attention in enumerate(block.attentions):
             if not any(parameter.any() for parameter in attention.parameters()):
                 block.attentions[number] = nn.Identity()
-    return UNet(unet, coordinates=unet.config["in_channels"] > unet.config["out_channels"])
+    return UNetDenoiser(unet, coordinates=unet.config["in_channels"] > unet.config["out_channels"])
 
 
 def _groups(channels: int) -> int:

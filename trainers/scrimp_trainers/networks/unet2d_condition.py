@@ -30,7 +30,7 @@ TOKENS = 77
 """Tokens of a caption in CLIP; the network takes any number, but what it costs depends on it."""
 
 
-class UNet2DCondition(Denoiser):
+class UNet2DConditionDenoiser(Denoiser):
     """A `UNet2DConditionModel`."""
 
     folder = "unet"
@@ -101,7 +101,7 @@ def build(
     classes: int = 0,
     augment_labels: int = 0,
     coordinates: bool = False,
-) -> UNet2DCondition:
+) -> UNet2DConditionDenoiser:
     """Make a new network for square images, with weights from torch's global generator, or read a pretrained one.
 
     Raises
@@ -125,18 +125,18 @@ def build(
     unet.register_to_config(sample_size=image_size)  # diffusers draws images of this size by default
     if section.lora_rank:
         _add_updates(unet, section.lora_rank)
-        return UNet2DCondition(unet, base=str(section.pretrained), rank=section.lora_rank)
+        return UNet2DConditionDenoiser(unet, base=str(section.pretrained), rank=section.lora_rank)
     dropout.replace(unet)
-    return UNet2DCondition(unet)
+    return UNet2DConditionDenoiser(unet)
 
 
-def load(folder: Path) -> UNet2DCondition:
+def load(folder: Path) -> UNet2DConditionDenoiser:
     """Read the network of an exported model; raises as `load_library_network` does, and where LoRA's base is gone."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     if (folder / LORA_FILE).is_file():
         return _load_updated(folder)
-    return UNet2DCondition(load_library_network(UNet2DConditionModel, folder / UNet2DCondition.folder))
+    return UNet2DConditionDenoiser(load_library_network(UNet2DConditionModel, folder / UNet2DConditionDenoiser.folder))
 
 
 def _new(section: networks.UNet2DCondition, channels: int) -> "UNet2DConditionModel":
@@ -163,10 +163,10 @@ def _pretrained(name: str, channels: int) -> "UNet2DConditionModel":
 
     where = f"network.pretrained {name}"
     if torch.get_default_device().type == "meta":  # its cost is counted, for which its weights are not read
-        folder = find_part(name, UNet2DCondition.folder, (CONFIG,), where)
+        folder = find_part(name, UNet2DConditionDenoiser.folder, (CONFIG,), where)
         unet: Any = UNet2DConditionModel.from_config(json.loads((folder / CONFIG).read_text()))
     else:
-        folder = find_part(name, UNet2DCondition.folder, (CONFIG, WEIGHTS), where)
+        folder = find_part(name, UNet2DConditionDenoiser.folder, (CONFIG, WEIGHTS), where)
         unet = load_library_network(UNet2DConditionModel, folder)
     taken = {unet.config["in_channels"], unet.config["out_channels"]}
     if taken != {channels}:
@@ -194,9 +194,9 @@ def _add_updates(unet: "UNet2DConditionModel", rank: int) -> None:
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=updated))
 
 
-def _load_updated(folder: Path) -> UNet2DCondition:
+def _load_updated(folder: Path) -> UNet2DConditionDenoiser:
     """Read LoRA's base, and its updates."""
-    config_file, file = folder / UNet2DCondition.folder / CONFIG, folder / LORA_FILE
+    config_file, file = folder / UNet2DConditionDenoiser.folder / CONFIG, folder / LORA_FILE
     try:
         config = json.loads(config_file.read_text())
         section = networks.UNet2DCondition.model_validate(config.pop("section"))

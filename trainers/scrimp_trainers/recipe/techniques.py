@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # recipes are free of torch
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class Codec(Section):
+class CodecSection(Section):
     """What all codecs have in common. A user's own extends it, and has the methods of `codecs.codec.Codec`.
 
     A user's own section is its codec, or its `build` returns one.
@@ -72,7 +72,7 @@ AutoencoderKind = Literal["none", "kl", "tiny", "vq"]
 """None, or one of diffusers' autoencoders: AutoencoderKL, AutoencoderTiny, VQModel."""
 
 
-class Autoencoder(Codec):
+class Autoencoder(CodecSection):
     """Diffusion in latents of a frozen autoencoder (LD-Diffusion: "compressing model"; latent diffusion: `vq`)."""
 
     offers: ClassVar[frozenset[str]] = frozenset({"a grid"})
@@ -109,7 +109,7 @@ StrokeForm = Literal["delta", "absolute"]
 """Whether x holds the steps between points, or the points."""
 
 
-class Strokes(Codec):
+class Strokes(CodecSection):
     """Pen drawings as ChiroDiff is trained on them (Das et al. 2023)."""
 
     modality: ClassVar[str] = "strokes"
@@ -131,7 +131,7 @@ class Strokes(Codec):
 AnyCodec = Annotated[
     Annotated[Autoencoder, Tag("none")]
     | Annotated[Strokes, Tag("strokes")]
-    | Annotated[SerializeAsAny[Codec], own_section(Codec), Tag(OWN)],
+    | Annotated[SerializeAsAny[CodecSection], own_section(CodecSection), Tag(OWN)],
     by_kind("none", *get_args(AutoencoderKind)),
 ]
 

@@ -39,7 +39,7 @@ FEATURES = 2048
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentSpace:
     """An autoencoder as published, for a recipe whose own is not on this machine."""
 
     channels: int
@@ -53,9 +53,9 @@ class Latents:
 
 
 LATENTS = {
-    "kl": Latents(4, 8, 9.49e6, 83_653_863),
-    "tiny": Latents(4, 8, 0.54e6, 2_445_063),
-    "vq": Latents(3, 4, 10.23e6, 55_322_782),
+    "kl": LatentSpace(4, 8, 9.49e6, 83_653_863),
+    "tiny": LatentSpace(4, 8, 0.54e6, 2_445_063),
+    "vq": LatentSpace(3, 4, 10.23e6, 55_322_782),
 }
 """By `codec.kind`: Stable Diffusion's, its tiny one, and latent diffusion's VQ-f4."""
 

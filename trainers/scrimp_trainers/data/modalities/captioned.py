@@ -4,14 +4,14 @@ What is trained on images is trained on these as it is: captions are read by `Da
 """
 
 from scrimp_trainers.data.modalities import images
-from scrimp_trainers.data.modalities.images import Images
+from scrimp_trainers.data.modalities.images import ImageModality
 
 
-class Captioned(Images):
+class CaptionedModality(ImageModality):
     """Captioned images of one size."""
 
 
-def build(*, size: int, channels: int) -> Captioned:
+def build(*, size: int, channels: int) -> CaptionedModality:
     """Return the modality of captioned images of this size; raises as `images.build` does."""
     plain = images.build(size=size, channels=channels)
-    return Captioned(plain.size, plain.channels)
+    return CaptionedModality(plain.size, plain.channels)

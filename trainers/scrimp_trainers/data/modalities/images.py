@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageModality:
     """Images of one size."""
 
     size: int
@@ -83,7 +83,7 @@ class Images:
         return items.values
 
 
-def build(*, size: int, channels: int) -> Images:
+def build(*, size: int, channels: int) -> ImageModality:
     """Return the modality of images of this size.
 
     Raises
@@ -93,7 +93,7 @@ def build(*, size: int, channels: int) -> Images:
     """
     if channels not in (1, 3):
         raise UserError(f"images have 1 or 3 channels, not {channels}; prepare the dataset again")
-    return Images(size, channels)
+    return ImageModality(size, channels)
 
 
 def channels_first(pixels: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ STATISTICS = ("points", "strokes", "curvature")
 
 
 @dataclass(frozen=True)
-class Strokes:
+class StrokeModality:
     """Drawings of at most `size` points after the first."""
 
     size: int
@@ -127,7 +127,7 @@ class Strokes:
         )
 
 
-def build(*, size: int, channels: int) -> Strokes:
+def build(*, size: int, channels: int) -> StrokeModality:
     """Return the modality of drawings of at most this many points.
 
     Raises
@@ -137,7 +137,7 @@ def build(*, size: int, channels: int) -> Strokes:
     """
     if channels != CHANNELS:
         raise UserError(f"points of strokes have 3 numbers, not {channels}; prepare the dataset again")
-    return Strokes(size)
+    return StrokeModality(size)
 
 
 def _there(items: Items) -> "Tensor":

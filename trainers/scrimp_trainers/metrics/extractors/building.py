@@ -20,7 +20,7 @@ def of_torch_fidelity(kind: type[FeatureExtractorBase], name: str, layer: str) -
     return extractor
 
 
-class Prepared(nn.Module):
+class Preprocessed(nn.Module):
     """A network behind what is done to images before it sees them."""
 
     def __init__(self, prepare: Callable[[Tensor], Tensor], body: nn.Module) -> None:

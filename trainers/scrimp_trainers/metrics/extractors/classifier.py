@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scrimp_trainers.data.manifest import Manifest
-from scrimp_trainers.metrics.extractors.extractor import Facts
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch.nn import Module
 
-FACTS = Facts(logits=True, own="classifier")
+FACTS = ExtractorFacts(logits=True, own="classifier")
 
 
 def load(folder: Path, manifest: Manifest) -> "Module":

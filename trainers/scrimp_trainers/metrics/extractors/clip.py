@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch import Tensor
     from torch.nn import Module
 
-FACTS = Facts(layer="clip", reads_captions=True)
+FACTS = ExtractorFacts(layer="clip", reads_captions=True)
 NAME = "clip-vit-b-32"
 """What torch-fidelity calls it."""
 HEAD = 64
 """Width of an attention head in all of CLIP's networks."""
 
 
-def source() -> Source:
+def source() -> PublishedWeights:
     """Return where its weights are published."""
     from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 
-    return Source(MODEL_URLS[NAME], renamed=f"{NAME}-{MODEL_METADATA[NAME]['hash']}.pt")
+    return PublishedWeights(MODEL_URLS[NAME], renamed=f"{NAME}-{MODEL_METADATA[NAME]['hash']}.pt")
 
 
 def build(path: Path) -> "Module":

@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch.nn import Module
 
 # The similarity is our choice, after the one of Shah et al. (2025) for the largest network of this family.
-FACTS = Facts(layer="dinov2", similar=0.9)
+FACTS = ExtractorFacts(layer="dinov2", similar=0.9)
 
 
-def source() -> Source:
+def source() -> PublishedWeights:
     """Return where its weights are published."""
-    return Source("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth")
+    return PublishedWeights("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth")
 
 
 def build(path: Path) -> "Module":

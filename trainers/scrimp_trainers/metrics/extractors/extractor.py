@@ -20,7 +20,7 @@ from scrimp_trainers.recipe.scoring import Extractor
 
 
 @dataclass(frozen=True)
-class Facts:
+class ExtractorFacts:
     """What is known of an extractor without its network."""
 
     layer: str = "features"
@@ -40,7 +40,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedWeights:
     """Where weights are published."""
 
     url: str
@@ -54,6 +54,6 @@ class Source:
         return self.renamed or self.url.rpartition("/")[2]
 
 
-def facts(extractor: Extractor) -> Facts:
+def facts(extractor: Extractor) -> ExtractorFacts:
     """Return what an extractor's file states; of a user's own, which need not be loaded, nothing is known."""
-    return Facts() if parts.is_own(extractor) else parts.module("metrics.extractors", extractor).FACTS
+    return ExtractorFacts() if parts.is_own(extractor) else parts.module("metrics.extractors", extractor).FACTS

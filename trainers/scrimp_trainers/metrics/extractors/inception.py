@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch.nn import Module
 
-FACTS = Facts(layer="2048", logits=True, score_names={"fd": "fid", "kd": "kid"})
+FACTS = ExtractorFacts(layer="2048", logits=True, score_names={"fd": "fid", "kd": "kid"})
 
 
-def source() -> Source:
+def source() -> PublishedWeights:
     """Return where its weights are published."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    return Source(URL_INCEPTION_V3)
+    return PublishedWeights(URL_INCEPTION_V3)
 
 
 def build(path: Path) -> "Module":

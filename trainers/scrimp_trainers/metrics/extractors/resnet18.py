@@ -3,24 +3,24 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch import Tensor
     from torch.nn import Module
 
-FACTS = Facts(layer="avgpool")
+FACTS = ExtractorFacts(layer="avgpool")
 SIDE = 224
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Of the colours that it was trained on."""
 
 
-def source() -> Source:
+def source() -> PublishedWeights:
     """Return where its weights are published."""
     from torchvision.models import ResNet18_Weights
 
-    return Source(ResNet18_Weights.IMAGENET1K_V1.url)
+    return PublishedWeights(ResNet18_Weights.IMAGENET1K_V1.url)
 
 
 def build(path: Path) -> "Module":
@@ -28,13 +28,13 @@ def build(path: Path) -> "Module":
     from torch import nn
     from torchvision.models import resnet18
 
-    from scrimp_trainers.metrics.extractors.building import Prepared
+    from scrimp_trainers.metrics.extractors.building import Preprocessed
     from scrimp_trainers.metrics.weight_files import tensors
 
     body = resnet18()
     body.load_state_dict(tensors(path))
     body.fc = nn.Identity()  # type: ignore[assignment]
-    return Prepared(as_trained, body)
+    return Preprocessed(as_trained, body)
 
 
 def as_trained(images: "Tensor") -> "Tensor":

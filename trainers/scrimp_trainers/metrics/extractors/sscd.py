@@ -7,14 +7,14 @@ training image is above 0.5. Of the published forms this is `torchvision.pt`, wh
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch import Tensor
     from torch.nn import Module
 
 # The similarity is the paper's.
-FACTS = Facts(layer="descriptor", similar=0.5, names_memorisation=True)
+FACTS = ExtractorFacts(layer="descriptor", similar=0.5, names_memorisation=True)
 WIDTH = 512
 """Numbers of a descriptor."""
 POWER = 3.0
@@ -23,9 +23,9 @@ SIDE, SHOWN = 256, 224
 """What an image is resized to, and how much of its middle is shown."""
 
 
-def source() -> Source:
+def source() -> PublishedWeights:
     """Return where its weights are published."""
-    return Source("https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchvision.pt")
+    return PublishedWeights("https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchvision.pt")
 
 
 def build(path: Path) -> "Module":
@@ -34,7 +34,7 @@ def build(path: Path) -> "Module":
     from torch import nn
     from torchvision.models import resnet50
 
-    from scrimp_trainers.metrics.extractors.building import Prepared
+    from scrimp_trainers.metrics.extractors.building import Preprocessed
     from scrimp_trainers.metrics.weight_files import tensors
 
     class GeneralisedMean(nn.Module):
@@ -52,7 +52,7 @@ def build(path: Path) -> "Module":
 
     network = Descriptor()
     network.load_state_dict(tensors(path))
-    return Prepared(as_shown, network)
+    return Preprocessed(as_shown, network)
 
 
 def as_shown(images: "Tensor") -> "Tensor":

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch.nn import Module
 
-FACTS = Facts(layer="fc2_relu")
+FACTS = ExtractorFacts(layer="fc2_relu")
 
 
-def source() -> Source:
+def source() -> PublishedWeights:
     """Return where its weights are published."""
     from torchvision.models import VGG16_Weights
 
-    return Source(VGG16_Weights.IMAGENET1K_V1.url)
+    return PublishedWeights(VGG16_Weights.IMAGENET1K_V1.url)
 
 
 def build(path: Path) -> "Module":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scrimp_trainers.metrics.extractors.extractor import Facts, Source
+from scrimp_trainers.metrics.extractors.extractor import ExtractorFacts, PublishedWeights
 
 if TYPE_CHECKING:  # importing it takes seconds
     from torch import Tensor
@@ -12,12 +12,12 @@ if TYPE_CHECKING:  # importing it takes seconds
     from scrimp_trainers.metrics.dinov2 import VisionTransformer
 
 # The similarity is the paper's.
-FACTS = Facts(layer="class_token", similar=0.9, names_memorisation=True)
+FACTS = ExtractorFacts(layer="class_token", similar=0.9, names_memorisation=True)
 
 
-def source() -> Source:
+def source() -> PublishedWeights:
     """Return where its weights are published."""
-    return Source("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitg14/dinov2_vitg14_pretrain.pth")
+    return PublishedWeights("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitg14/dinov2_vitg14_pretrain.pth")
 
 
 def build(path: Path) -> "Module":
@@ -30,9 +30,9 @@ def build(path: Path) -> "Module":
 
 def shown(network: "VisionTransformer") -> "Module":
     """Put what is done to images before a network: it maps uint8 images [b, 3, H, W] to features [b, 1536]."""
-    from scrimp_trainers.metrics.extractors.building import Prepared
+    from scrimp_trainers.metrics.extractors.building import Preprocessed
 
-    return Prepared(lambda images: reflected(images / 255, network.patch), network)
+    return Preprocessed(lambda images: reflected(images / 255, network.patch), network)
 
 
 def reflected(images: "Tensor", multiple: int) -> "Tensor":
