@@ -388,6 +388,9 @@ def test_a_dataset_is_known_by_its_manifest_and_its_shards(digits_dataset, tmp_p
     assert copied.sha256 == facts.dataset(str(digits_dataset.folder)).sha256
     assert copied.missing > 0
     assert facts.dataset(str(tmp_path / "none")) == DatasetFacts("")
+    for damaged in ("{", "[]", '{"splits": []}', "[" * 100_000):
+        (tmp_path / "dataset.json").write_text(damaged)
+        assert facts.dataset(str(tmp_path)) == DatasetFacts("")
 
 
 def test_memory_is_what_the_kernel_calls_available():

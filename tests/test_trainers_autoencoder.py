@@ -1,5 +1,6 @@
 """Which autoencoders a codec takes, and what it says of those that it does not."""
 
+import json
 import shutil
 
 import pytest
@@ -54,9 +55,31 @@ def test_damaged_weights_are_refused(autoencoders, tmp_path):
     (folder / WEIGHTS).write_bytes((autoencoders / "kl" / WEIGHTS).read_bytes()[:5000])
     with pytest.raises(UserError, match=r"cannot be loaded"):
         open_codec(settings, CPU, 3)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not JSON"):
-        open_codec(settings, CPU, 3)
+
+
+DAMAGED = {
+    "cut short": "{",
+    "a list": "[]",
+    "nothing": "null",
+    "nested without end": "[" * 100_000,
+    "no levels": {"block_out_channels": []},
+    "levels that are none": {"block_out_channels": 8},
+    "no channels": {"latent_channels": 0},
+    "channels that are a word": {"latent_channels": "four"},
+    "a shift that is a list": {"shift_factor": [0]},
+    "no blocks": {"down_block_types": []},
+    "blocks that there are not": {"down_block_types": ["Nothing"] * 4},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_config_is_refused_in_a_line(damage, autoencoders, tmp_path):
+    folder = shutil.copytree(autoencoders / "kl", tmp_path / "kl")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(damage if isinstance(damage, str) else json.dumps(config | damage))
+    with pytest.raises(UserError, match=r"^codec\.decoder .*/kl: ") as caught:
+        open_codec(settings_of(tmp_path, "kl"), CPU, 3)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_encoder_and_a_decoder_that_do_not_belong_together_are_refused(autoencoders):

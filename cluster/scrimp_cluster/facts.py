@@ -214,7 +214,7 @@ def dataset(folder: str) -> DatasetFacts:
         text = Path(folder, "dataset.json").read_bytes()
         for split in json.loads(text)["splits"].values():
             shards += [shard["file"] for shard in split["shards"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return DatasetFacts("")
 
     missing = sum(not Path(folder, shard).is_file() for shard in shards)

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from scrimp_trainers.codecs import autoencoder_files
@@ -169,7 +168,7 @@ def _load(files: AutoencoderFiles, settings: Autoencoder, device: torch.device) 
         network, loaded = getattr(module, kind.class_name).from_pretrained(
             files.folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # each wrong value of the config fails in a different way
         why = weights.one_line(error)
         raise UserError(f"{files.where}: cannot be loaded ({why}); get {autoencoder_files.WEIGHTS} anew") from error
     for fault, names in (("lacks", loaded["missing_keys"]), ("has an unknown", loaded["unexpected_keys"])):

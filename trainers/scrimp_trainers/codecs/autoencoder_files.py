@@ -130,16 +130,18 @@ def latent_shape(settings: Autoencoder, size: int) -> tuple[int, int] | None:
 
 
 def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    except ValueError:
-        raise UserError(f"{where}: its {CONFIG} is not JSON; get it anew") from None
     kind = KINDS[settings.kind]
-    given = config.get("_class_name")
+    try:
+        config: dict[str, Any] = dict(json.loads((folder / CONFIG).read_text()))
+        given = config.get("_class_name")
+        levels = len(config[kind.blocks]) if kind.blocks in config else kind.levels
+        channels = int(config.get("vq_embed_dim") or config.get("latent_channels", kind.channels))
+        shift = float(config.get("shift_factor") or 0)
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{where}: its {CONFIG} is damaged; get it anew") from None
+
     if given != kind.class_name:
         raise UserError(f"{where}: holds the class {given}, but codec.kind {settings.kind!r} needs {kind.class_name}")
-
-    levels = len(config[kind.blocks]) if kind.blocks in config else kind.levels
-    channels = config.get("vq_embed_dim") or config.get("latent_channels", kind.channels)
-    shift = float(config.get("shift_factor") or 0)
-    return AutoencoderFiles(folder, where, int(channels), 2 ** (levels - 1), kind.draws, shift)
+    if levels < 1 or channels < 1:
+        raise UserError(f"{where}: its {CONFIG} is damaged; get it anew")
+    return AutoencoderFiles(folder, where, channels, 2 ** (levels - 1), kind.draws, shift)

@@ -65,7 +65,7 @@ def load(settings: Autoencoder, folder: Path, device: "device") -> "AutoencoderC
     file = folder / CODEC_FILE
     try:
         channels = json.loads(file.read_text())["image_channels"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{file}: missing or damaged; it holds the number of `image_channels`") from None
     if (folder / PART).is_dir():  # the model has a copy
         settings = settings.model_copy(update={"encoder": str(folder), "decoder": str(folder)})

@@ -84,7 +84,7 @@ def read_captions(folder: Path) -> list[str]:
     file = folder / CAPTIONS_FILE
     try:
         captions = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         captions = None
     if not (isinstance(captions, list) and captions and all(isinstance(caption, str) for caption in captions)):
         raise UserError(f"{file}: missing or damaged; it holds a list of captions to draw samples of")

@@ -201,7 +201,7 @@ def _load_updated(folder: Path) -> UNet2DConditionDenoiser:
         config = json.loads(config_file.read_text())
         section = networks.UNet2DCondition.model_validate(config.pop("section"))
         network = build(section, **config)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{config_file}: not the config of a network with LoRA: {weights.one_line(error)}") from error
     kept = {name.replace(ADAPTER, "."): name for name in network.kept_state()}
     updates = weights.read_weights(file)

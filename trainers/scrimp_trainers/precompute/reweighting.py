@@ -213,7 +213,7 @@ def _read_weights(file: Path, classes: int) -> _Record | None:
         record = json.loads(file.read_text())
         weights = [float(weight) for weight in record["weights"]]
         hours = [float(record[name]) for name in ("reference_device_hours", "device_hours")]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if len(weights) != classes:
         return None

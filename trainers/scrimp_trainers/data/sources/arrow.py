@@ -221,7 +221,7 @@ def _class_names(schema: "pa.Schema") -> dict[str, list[str]]:
             for name, feature in features.items()
             if name in schema.names and feature.get("_type") == "ClassLabel"
         }
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
