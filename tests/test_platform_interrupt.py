@@ -79,15 +79,32 @@ def test_a_wait_for_room_on_the_disk_hears_a_signal_that_is_only_noted(number):
     assert said == []
 
 
+@pytest.fixture
+def command(scored_digits, tmp_path, monkeypatch):
+    """Run a sweep as a command, on a machine without Ray, in which a function takes the place of all training."""
+    monkeypatch.setattr(cluster, "running_address", lambda: None)
+    monkeypatch.setattr(cluster, "connect", lambda: contextlib.nullcontext(cluster.peek()))
+
+    def run(carry_out) -> None:
+        monkeypatch.setattr(the_sweep, "carry_out", carry_out)
+        the_sweep.run_command(SweepOptions(data=str(scored_digits.folder), storage=tmp_path))
+
+    return run
+
+
 @pytest.mark.parametrize("number", STATUS)
-def test_a_sweep_that_was_ended_in_order_has_the_signals_status(number, scored_digits, tmp_path, monkeypatch):
+def test_a_sweep_that_was_ended_in_order_has_the_signals_status(number, command):
     def carry_out(*_) -> None:
         with interrupt.deferred(lambda: None):
             send(number)
 
-    monkeypatch.setattr(cluster, "running_address", lambda: None)
-    monkeypatch.setattr(cluster, "connect", lambda: contextlib.nullcontext(cluster.peek()))
-    monkeypatch.setattr(the_sweep, "carry_out", carry_out)
     with pytest.raises(SystemExit) as left:
-        the_sweep.run_command(SweepOptions(data=str(scored_digits.folder), storage=tmp_path))
+        command(carry_out)
     assert left.value.code == STATUS[number]
+
+
+def test_a_sweep_in_which_no_trial_began_or_all_failed_has_status_1(command):
+    with pytest.raises(SystemExit) as left:
+        command(lambda *_: True)
+    assert left.value.code == 1
+    command(lambda *_: False)

@@ -455,6 +455,14 @@ def test_folders_of_copies_and_of_programs_are_no_classes(aside, tmp_path):
     assert manifest.summary.skipped == {f"in {aside}/": 3}
 
 
+def test_hidden_folders_are_no_classes(tmp_path):
+    fill(tmp_path / "in", "cat", "dog", ".cache", "cat/.thumbnails", count=3)
+    manifest = made(tmp_path / "in", tmp_path / "out")
+    assert manifest.classes == ["cat", "dog"]
+    assert counts(manifest) == {"train": 6}
+    assert manifest.summary.skipped == {"hidden files and folders": 2}
+
+
 def test_numbers_of_classes_are_in_their_order(tmp_path):
     fill(tmp_path / "in", *(str(i) for i in range(12)), count=1)
     assert made(tmp_path / "in", tmp_path / "out", holdout=0).classes == [str(i) for i in range(12)]

@@ -61,6 +61,20 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text):
         recipes.load(tmp_path / "mine.yaml")
 
 
+@pytest.mark.parametrize("preset", ["tiny-edm", "tiny-mdt", "chirodiff-quickdraw", "prune-reweight-cifar10"])
+def test_no_number_of_a_recipe_is_nan_or_infinite(preset):
+    recipe = recipes.load(preset)
+    values = recipes.flattened(recipe.model_dump(mode="json"))
+    numbers = [path for path, value in values.items() if type(value) in (int, float)]
+    assert len(numbers) > 30
+    for path in numbers:
+        for value in (float("nan"), float("inf"), float("-inf")):
+            if (path, value) == ("sampler.s_max", float("inf")):  # EDM's own value for churn at all levels
+                continue
+            with pytest.raises(UserError, match=path.replace(".", r"\.")):
+                recipe.replace({path: value})
+
+
 @pytest.mark.parametrize(("steps", "nfe"), [(18, 35), (40, 79), (256, 511)])
 def test_heun_evaluates_the_network_twice_a_step_but_once_in_the_last(steps, nfe):
     assert Recipe().replace({"sampler.steps": steps}).nfe == nfe
