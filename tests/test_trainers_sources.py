@@ -3,6 +3,8 @@
 import gzip
 import importlib
 import pickle
+import random
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -29,6 +31,7 @@ from source_forms import (
     make_tar,
     make_zip,
     mnist,
+    npy,
     png,
     samples,
 )
@@ -160,6 +163,11 @@ def claiming(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def headed(header: str) -> bytes:
+    """An array of NumPy's whose header is this."""
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header.encode() + bytes(96)
+
+
 def transparent() -> bytes:
     return png(np.concatenate([PIXELS[0], np.full((SIDE, SIDE, 1), 9, np.uint8)], axis=2))
 
@@ -273,6 +281,22 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: make_folder(p, {"x-images-idx3-ubyte": struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**15, 2**15)}),
         r"x-images-idx3-ubyte: .*bomb",
     ),
+    "idx of many dimensions": (
+        lambda p: make_folder(p, altered(mnist(), **{"train-labels-idx1-ubyte": b"\0\0\x08\x41" + bytes(300)})),
+        r"train-labels-idx1-ubyte: not an idx file of unsigned bytes",
+    ),
+    "npy whose header is cut short": (
+        lambda p: make_folder(p, {"images.npy": npy(PIXELS), "labels.npy": headed("{'shape': (12,\n")}),
+        r"labels\.npy: cannot be read",
+    ),
+    "npz whose header is cut short": (
+        lambda p: make_zip(p.with_suffix(".npz"), {"images.npy": headed("{'shape': (12,\n")}),
+        r"source\.npz: cannot be read",
+    ),
+    "a damaged zip of Arrow": (
+        lambda p: spoilt(LABELLED["arrow: saved to disk, zip"](p.with_suffix(".zip")), b"IDAT"),
+        r"data-00000-of-00001\.arrow: cannot be read \(Bad CRC-32",
+    ),
     "cifar, too few labels": (
         lambda p: make_folder(p, altered(cifar(), data_batch_2=batch(PIXELS[5:], LABELS[6:]))),
         r"data_batch_2: 7 images, but 6 labels",
@@ -319,6 +343,39 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(fault: str, tmp_pat
     assert "\n" not in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("scrimp-was-here").exists()
+
+
+@pytest.mark.parametrize("form", LABELLED)
+@pytest.mark.parametrize("damages", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_damaged_source_is_read_or_refused_in_a_line(form: str, damages: int, tmp_path: Path):
+    """Seeded flips and truncations in any of its files."""
+    whole = LABELLED[form](tmp_path / "source")
+    rng = random.Random(form)
+    refusals: list[str] = []
+    for number in range(damages):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        source = folder / whole.name
+        if whole.is_dir():
+            shutil.copytree(whole, source)
+        else:
+            shutil.copy(whole, source)
+
+        files_with_content = [path for path in [source, *source.rglob("*")] if path.is_file() and path.stat().st_size]
+        file = rng.choice(sorted(files_with_content))
+        content = bytearray(file.read_bytes())
+        if rng.random() < 0.6:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        else:
+            del content[rng.randrange(len(content)) :]
+        file.write_bytes(content)
+
+        try:
+            prepare(str(source), folder / "out", Options(classifier=False, size=8))
+        except UserError as error:
+            refusals.append(str(error))
+        assert len(refusals) + len(list(tmp_path.glob("*/out/dataset.json"))) == number + 1
+    assert "\n" not in "".join(refusals)
 
 
 def test_what_unpacks_to_far_more_than_images_could_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

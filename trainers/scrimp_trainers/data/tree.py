@@ -10,6 +10,7 @@ import os
 import stat
 import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -24,6 +25,8 @@ Member = TypeVar("Member")
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 """What reading raises if an archive is damaged or compressed by a method that Python does not support."""
+DAMAGED_ARRAY = (*DAMAGED, ValueError, TypeError, OverflowError, tokenize.TokenError)
+"""What NumPy raises of a damaged file of an array: its header is Python."""
 
 PACKED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open}
 """What opens a packed tar, by the bytes with which it begins."""

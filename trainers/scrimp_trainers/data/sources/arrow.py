@@ -23,7 +23,7 @@ from scrimp_trainers.data.sources.captions import COLUMNS as CAPTION_COLUMNS
 from scrimp_trainers.data.sources.images import is_image
 from scrimp_trainers.data.sources.labels import LABEL_COLUMNS
 from scrimp_trainers.data.sources.source import AS_FOUND, Layout, Source
-from scrimp_trainers.data.tree import Tree
+from scrimp_trainers.data.tree import DAMAGED, Tree
 
 if TYPE_CHECKING:  # other formats do without it
     import pyarrow as pa
@@ -126,8 +126,9 @@ def _open(tree: Tree, name: str) -> _Table:
             rows = _map(_copied(tree, name))
         else:
             rows = _map(tree.file(name))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, *DAMAGED) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{where}: cannot be read ({reason})") from None
     return _Table(where, rows, _is_held_out(name))
 
 

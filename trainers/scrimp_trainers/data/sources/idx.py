@@ -14,6 +14,8 @@ from scrimp_trainers.data.tree import DAMAGED, Tree, open_tree, refuse_bomb
 
 IMAGES = re.compile(r"images[.-]idx[34]-ubyte(\.gz)?$")
 TEST = re.compile(r"(^|[^a-z])(t10k|test)")
+DIMENSIONS = range(1, 5)
+"""Of labels, of grey images, and of those in colour."""
 
 
 def recognises(tree: Tree) -> bool:
@@ -89,7 +91,7 @@ def _read_array(tree: Tree, name: str) -> np.ndarray:
         with tree.open(name) as packed:
             file = gzip.GzipFile(fileobj=packed) if name.endswith(".gz") else packed
             header = file.read(4)
-            if len(header) < 4 or header[:3] != b"\0\0\x08":
+            if len(header) < 4 or header[:3] != b"\0\0\x08" or header[3] not in DIMENSIONS:
                 raise UserError(f"{where}: not an idx file of unsigned bytes")
             dimensions = header[3]
             shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(dimensions))

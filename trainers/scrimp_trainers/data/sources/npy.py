@@ -12,7 +12,7 @@ import numpy as np
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.sources import folders
 from scrimp_trainers.data.sources.source import Source, source_from_arrays
-from scrimp_trainers.data.tree import DAMAGED, Tree
+from scrimp_trainers.data.tree import DAMAGED_ARRAY, Tree
 
 LABELS = re.compile(r"(.*[-_.])?(labels?|y|targets?)\.npy", re.IGNORECASE)
 
@@ -88,7 +88,7 @@ def _array(tree: Tree, name: str) -> np.ndarray:
     try:
         with tree.open(name) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except (*DAMAGED, ValueError) as error:
+    except DAMAGED_ARRAY as error:
         raise UserError(f"{tree.where(name)}: cannot be read ({error})") from None
     except MemoryError:
         raise UserError(f"{tree.where(name)}: does not fit into memory") from None

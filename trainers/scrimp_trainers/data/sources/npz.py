@@ -6,7 +6,7 @@ import numpy as np
 
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.sources.source import Source, source_from_arrays
-from scrimp_trainers.data.tree import DAMAGED, Tree, refuse_bomb
+from scrimp_trainers.data.tree import DAMAGED_ARRAY, Tree, refuse_bomb
 
 
 def recognises(tree: Tree) -> bool:
@@ -26,7 +26,7 @@ def read(tree: Tree) -> Source:
     where = tree.where(name)
     try:
         content = _read_arrays(tree, name)
-    except (*DAMAGED, ValueError) as error:
+    except DAMAGED_ARRAY as error:
         raise UserError(f"{where}: cannot be read ({error})") from None
     except MemoryError:
         raise UserError(f"{where}: does not fit into memory") from None
