@@ -125,6 +125,17 @@ def test_an_experiment_cannot_choose_where_its_files_lie(server, location):
     assert ask(server, f"{API}/experiments/create", body=body, method="POST", secret=secret) == 400
 
 
+@pytest.mark.parametrize("source", ["/etc", "file:///etc", "mlflow-artifacts:/../../../../../../etc"])
+def test_a_version_of_a_model_cannot_be_a_folder_outside(server, source):
+    secret = mlflow_server.read_or_create_password(server.folder)
+    name = source.replace("/", "-").replace(":", "-")
+    model = json.dumps({"name": name}).encode()
+    version = json.dumps({"name": name, "source": source}).encode()
+    assert ask(server, f"{API}/registered-models/create", body=model, method="POST", secret=secret) == 200
+    assert ask(server, f"{API}/model-versions/create", body=version, method="POST", secret=secret) == 400
+    assert ask(server, f"/model-versions/get-artifact?name={name}&version=1&path=passwd", secret=secret) >= 400
+
+
 def test_links_out_of_the_artifacts_are_not_followed(server, tmp_path):
     secret = mlflow_server.read_or_create_password(server.folder)
     (tmp_path / "diary.txt").write_text("private")

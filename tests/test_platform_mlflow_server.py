@@ -190,6 +190,7 @@ def test_a_sweep_finds_the_server_of_scrimp_ui_and_keeps_it_when_that_is_stopped
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
         assert ui.stdout
         line = ui.stdout.readline()
+        assert ui.stdout.readline().startswith(f"user name {mlflow_server.USER_NAME}, password in ")
         server = ensure()
         assert not server.process
         assert server.uri in line

@@ -16,6 +16,7 @@ from scrimp_trainers import sampling
 from scrimp_trainers.codecs.autoencoder import open_codec
 from scrimp_trainers.codecs.autoencoder_files import WEIGHTS
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.conditioning import text_files
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.export import export_model, load_codec, load_model
 from scrimp_trainers.metrics import dinov2
@@ -90,6 +91,16 @@ def test_a_damaged_or_missing_file_of_a_model_folder_is_refused(model):
 def test_a_model_of_latents_without_the_images_channels_is_refused(model):
     recipe = small(codec__kind="kl")
     refused(lambda: load_codec(model, recipe, CPU), "codec.json", "image_channels")
+    for damaged in ("{", "[]", "{}", "[" * 100_000):
+        (model / "codec.json").write_text(damaged)
+        refused(lambda: load_codec(model, recipe, CPU), "codec.json", "image_channels")
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '"one"', "[1]", "[" * 100_000])
+def test_damaged_captions_of_a_model_are_refused(tmp_path, damaged):
+    refused(lambda: text_files.read_captions(tmp_path), "captions.json", "missing")
+    (tmp_path / text_files.CAPTIONS_FILE).write_text(damaged)
+    refused(lambda: text_files.read_captions(tmp_path), "captions.json", "damaged")
 
 
 @each_fault
