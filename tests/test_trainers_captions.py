@@ -93,7 +93,7 @@ def test_an_image_without_caption_is_refused_or_left_out(tmp_path: Path):
     write_texts(tmp_path / "source", captions)
     (tmp_path / "source" / "03.txt").unlink()
     (tmp_path / "source" / "05.txt").write_text("  \n")
-    with pytest.raises(UserError, match=r"2 of 12 images cannot be used .*03.png, .*05.png: has no caption"):
+    with pytest.raises(UserError, match=r"2 of 12 images cannot be used .*2 x has no caption.*03.png, .*05.png"):
         made(tmp_path / "data", str(tmp_path / "source"))
 
     made(tmp_path / "rest", str(tmp_path / "source"), skip_bad=True)

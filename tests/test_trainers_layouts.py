@@ -374,6 +374,8 @@ def test_a_held_out_class_that_is_never_trained_on_is_refused(tmp_path):
         (("train2017", "val2017"), "train2017/, val2017/: classes or splits"),
         (("trainA", "trainB", "testA", "testB"), "trainA/, testA/: classes or splits"),
         (("train_images/cat", "test_images/cat"), "train_images/, test_images/: classes or splits"),
+        (("16x16", "32x32"), "16x16/, 32x32/: sizes of the same images are no classes"),
+        (("png1000px", "png250px"), "png1000px/, png250px/: sizes of the same images are no classes"),
         (("images", "masks"), "images/: does not hold the images of one class, and is beside masks/"),
         (
             ("train/images", "train/masks", "test/images", "test/masks"),

@@ -6,6 +6,11 @@ from scrimp_trainers.data.manifest import ClassifierRecord, EncoderRecord, Manif
 
 MAX_NAMES = 20
 """Number of classes or unusable images that are listed by name."""
+MAX_SIZES = 5
+"""Number of original sizes that are listed."""
+SMALL_CLASS = 10
+SMALL_CLASS_FRACTION = 0.01
+"""A class gets a warning if it has fewer training images than both this and this fraction of the largest class."""
 LARGE_GROUP = 20
 LARGE_GROUP_FRACTION = 0.01
 """A group of near duplicates gets a warning if it exceeds both this size and this fraction of the images."""
@@ -19,6 +24,7 @@ def summary_lines(manifest: Manifest) -> Iterator[str]:
     if manifest.classes:
         yield f"classes: {_classes(manifest)}"
         yield from _warn_of_empty_classes(manifest)
+        yield from _warn_of_small_classes(manifest)
     if summary.sizes:
         yield f"images: {_sizes(summary, manifest.size)}"
     for reason, count in summary.skipped.items():
@@ -65,10 +71,25 @@ def _warn_of_empty_classes(manifest: Manifest) -> Iterator[str]:
         yield f"WARNING: no training images of {_first_names(names)}"
 
 
+def _warn_of_small_classes(manifest: Manifest) -> Iterator[str]:
+    """Yield a warning of classes so small beside the largest that their folders may hold something else."""
+    per_class = manifest.splits["train"].per_class or [0]
+    limit = min(SMALL_CLASS, SMALL_CLASS_FRACTION * max(per_class))
+    counts = zip(manifest.classes or [], per_class, strict=True)
+    small = [f"{name} {count:,}" for name, count in counts if 0 < count < limit]
+    if small:
+        yield (
+            f"WARNING: hardly any training images of {_first_names(small)}. If that is no class, prepare the folders "
+            "of the others, or take all images with --flat"
+        )
+
+
 def _sizes(summary: SourceSummary, size: int) -> str:
-    sizes = [f"{count:,} of {shape}" for shape, count in summary.sizes.items()]
-    if summary.other_sizes:
-        sizes.append(f"{summary.other_sizes:,} of other sizes")
+    shapes = list(summary.sizes.items())
+    sizes = [f"{count:,} of {shape}" for shape, count in shapes[:MAX_SIZES]]
+    others = summary.other_sizes + sum(count for _, count in shapes[MAX_SIZES:])
+    if others:
+        sizes.append(f"{others:,} of other sizes")
     changes = f"{summary.cropped:,} cropped to their centre square, {summary.resized:,} resized to {size}x{size}"
     return f"{', '.join(sizes)}; {changes}"
 

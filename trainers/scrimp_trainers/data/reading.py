@@ -146,7 +146,7 @@ def read_images(
         raise UserError(_list_unusable(unusable, total))
     for name, images in usable.items():
         if not len(images.numbers):
-            problems = _list_unusable(images.unusable, images.source.count, hint="no image can be used")
+            problems = _list_unusable(images.unusable, images.source.count)
             raise UserError(f"{name}: {problems}")
     return usable
 
@@ -326,18 +326,26 @@ def _common_size(source: Source, options: Options) -> int:
     return 1
 
 
-def _list_unusable(unusable: list[UnusableImage], total: int, hint: str = "--skip-bad prepares the rest") -> str:
-    """List the images that cannot be used, by reason, in one line."""
-    by_reason: dict[str, list[str]] = {}
-    for image in unusable[:MAX_LISTED]:
-        by_reason.setdefault(image.reason, []).append(image.where)
-    listed = "; ".join(f"{', '.join(images)}: {reason}" for reason, images in by_reason.items())
+def _list_unusable(unusable: list[UnusableImage], total: int) -> str:
+    """List the images that cannot be used in one line: each reason, with how many have it and the first of them."""
+    hint = "--skip-bad prepares the rest" if len(unusable) < total else "no image can be used"
     if len(unusable) == 1:
-        return f"{listed} ({hint})"
+        return f"{unusable[0].where}: {unusable[0].reason} ({hint})"
 
-    if len(unusable) > MAX_LISTED:
-        listed += f"; and {len(unusable) - MAX_LISTED:,} more"
-    return f"{len(unusable):,} of {total:,} images cannot be used ({hint}): {listed}"
+    by_reason: dict[str, list[str]] = {}
+    for image in unusable:
+        by_reason.setdefault(image.reason, []).append(image.where)
+    listed = max(1, MAX_LISTED // len(by_reason))
+
+    parts: list[str] = []
+    for reason, images in list(by_reason.items())[:MAX_LISTED]:
+        names = ", ".join(images[:listed])
+        if len(images) > listed:
+            names += f" and {len(images) - listed:,} more"
+        parts.append(f"{len(images):,} x {reason}: {names}")
+    if len(by_reason) > MAX_LISTED:
+        parts.append(f"and {len(by_reason) - MAX_LISTED:,} other reasons")
+    return f"{len(unusable):,} of {total:,} images cannot be used ({hint}): {'; '.join(parts)}"
 
 
 def map_in_order(function: Callable[[int], T], numbers: Sequence[int] | np.ndarray, workers: int | None) -> Iterator[T]:

@@ -24,6 +24,9 @@ COPIES = re.compile(
 HOLDS_IMAGES = re.compile(r"(images?|imgs?|data)(\d+(x\d+)?)?", re.IGNORECASE)
 """Folders that contain all images of a split or class, and are not a class themselves."""
 
+SIZES = re.compile(r"([a-z]+[-_ ]?)??\d+(x\d+|[-_ ]?px)(@\d+x?)?", re.IGNORECASE)
+"""Folders that hold the same images in another size, as those of icons do: 32x32, png250px."""
+
 
 def _resembles(words: frozenset[str]) -> re.Pattern[str]:
     """Return a pattern for names that begin like a split: train2017, test_images, trainA."""
@@ -155,6 +158,7 @@ def classes_by_folder(
     classes = [parts[0] for parts in paths]
     if layout.labels is None:
         _refuse_image_folders(sorted(set(classes)), where)
+        _refuse_sizes(sorted(set(classes)), where)
         if all(NUMBERING.fullmatch(folder) for folder in classes):
             notes.append(
                 f"{where}folders such as {classes[0]}/ only number images; --labels folder makes classes of them"
@@ -176,4 +180,13 @@ def _refuse_image_folders(folders: list[str], where: str) -> None:
         raise UserError(
             f"{where}{image_folder}/: does not hold the images of one class, and is beside {other}/; "
             "prepare one of them, or make classes of them with --labels folder"
+        )
+
+
+def _refuse_sizes(folders: list[str], where: str) -> None:
+    """Refuse folders that are all named after sizes, such as 16x16/ beside 32x32/: they hold the same images."""
+    if len(folders) > 1 and all(SIZES.fullmatch(folder) for folder in folders):
+        raise UserError(
+            f"{where}{folders[0]}/, {folders[1]}/: sizes of the same images are no classes; prepare one of these "
+            "folders (of an archive, unpack it first), or make classes of them with --labels folder"
         )
