@@ -4,7 +4,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.search import cells, losses, peers, races, replays, report, surfaces, tables, warm
+from benchmarks.search import cells, losses, peers, races, replays, report, rung_samples, surfaces, tables, warm
 from benchmarks.search import statistics as paired_statistics
 from benchmarks.search.__main__ import console
 from benchmarks.search.cells import Cell
@@ -39,6 +39,7 @@ RECIPES = st.builds(
 )
 SEEDS = st.integers(0, 10_000)
 TWIN = Synthetic(0, noise=0.1)
+TWIN_OF_2 = Synthetic(0, noise=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,33 @@ def test_the_simulation_ends_in_the_midst_of_repeats_when_its_gpu_hours_are_spen
     assert outcome.elapsed == 5
     assert outcome.finished == 0
     assert outcome.hours == [5, 10]
+
+
+def test_scoring_takes_the_hours_that_a_curve_states():
+    class Scored(Line):
+        def train(self, values: Values, seed: int) -> Curve:
+            return replace(super().train(values, seed), hours_per_score={1.0: 0.25, 3.0: 0.5})
+
+    method = Script([task(0, 2)])
+    outcome = Simulation(method, Scored(), nodes=1).run()
+    assert method.heard == [(0, 1.0, 4.0, 2.25), (0, 3.0, 2.0, 6.75), (0, "")]
+    assert outcome.spent == 6.75
+
+
+def test_a_score_of_fewer_samples_is_noisier_too_high_and_cheaper():
+    values = TWIN_OF_2.values_of_best()
+    fewer = rung_samples.RungSamples(0, fewer=5.0, bias=0.1)
+    everywhere = rung_samples.RungSamples(0, fewer=1.0, bias=0.1)
+    plain = TWIN_OF_2.train(values, 3)
+    assert everywhere.train(values, 3).scores == plain.scores
+    assert fewer.train(values, 3).scores[RUNGS[-1]] == plain.scores[RUNGS[-1]]
+    assert fewer.train(values, 3).hours_per_score == pytest.approx(dict(zip(RUNGS, (0.04, 0.04, 0.2), strict=True)))
+
+    # 0.3 of the variance, 0.02 squared, is drawn anew at each rung: with a fifth of the samples five times as much.
+    bias = 4 * 0.1 * TWIN_OF_2.best
+    scores = np.array([fewer.train(values, seed).scores[RUNGS[0]] for seed in range(2000)]) - bias
+    assert scores.mean() == pytest.approx(TWIN_OF_2.expected(values)[0], rel=0.003)
+    assert np.log(scores).std() == pytest.approx(0.02 * math.sqrt(0.7 + 5 * 0.3), rel=0.06)
 
 
 def test_a_paused_repeat_goes_on_where_it_was_and_costs_what_was_left():

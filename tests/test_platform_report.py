@@ -344,7 +344,7 @@ def test_every_plot_tells_which_trials_are_infeasible(constrained):
 
     figures = {
         "history": plots.history(trials, rows, space, "fd_classifier"),
-        "curves": plots.learning_curves(trials, rows, "fd_classifier", "minimize"),
+        "curves": plots.learning_curves(trials, rows, space, "fd_classifier"),
         "tradeoff": plots.tradeoff(rows, space, "fd_classifier"),
     }
     for name, figure in figures.items():
@@ -393,7 +393,7 @@ def test_real_images_stand_beside_the_scores(tmp_path, monkeypatch):
     (own,) = scale.scales(rows, space, None)
     assert [(mark.short, mark.value) for mark in own.real] == [("real against real", 2.125), ("held-out images", 4.5)]
     real = {mark.short: mark.value for mark in own.real}
-    figure = plots.learning_curves(trials, rows, "fd_classifier", "minimize", real)
+    figure = plots.learning_curves(trials, rows, space, "fd_classifier", real)
     assert {trace.name: set(trace.y) for trace in traces(figure) if trace.name in real} == {
         "real against real": {2.125},
         "held-out images": {4.5},
@@ -604,7 +604,7 @@ def test_a_band_needs_more_than_one_pair_of_seeds(whole):
     rows = [row for row in leaderboard.rank(trials, space) if row.raced]
 
     def bands(shown: list[leaderboard.TrialRow]) -> list[Any]:
-        figure = plots.learning_curves(trials, shown, "fd_classifier", "minimize")
+        figure = plots.learning_curves(trials, shown, space, "fd_classifier")
         return [trace for trace in traces(figure) if trace.fill == "toself"]
 
     assert {row.repeat_count for row in rows} == {2}

@@ -270,7 +270,8 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     dataset = pictures(train=slice(0, 300), holdout=slice(300, 400), reference=slice(0, 900))
     first = scorer(dataset).score(samples(digits, slice(1000, 1100))).values
     names = sorted(path.name for path in (dataset.folder / "cache").glob("*.safetensors"))
-    assert len(names) == 5  # features of three splits, statistics of the reference, distances of real images
+    # Features of three splits, statistics, distances of as many real images as asked for, and as scored.
+    assert len(names) == 6
     assert all(name.startswith(dataset.manifest.content_hash[:16] + "-classifier-") for name in names)
     with monkeypatch.context() as patch:
         patch.setattr(features.FeatureExtractor, "features", lambda *_: pytest.fail("extracted again"))
@@ -278,7 +279,7 @@ def test_features_are_extracted_once_a_content_and_extractor(pictures, digits, m
     assert second.score(samples(digits, slice(1000, 1100))).values == first
     other = pictures(train=slice(1, 301), holdout=slice(300, 400), reference=slice(0, 900))
     scorer(other)
-    assert len(list((dataset.folder / "cache").glob("*.safetensors"))) == 10
+    assert len(list((dataset.folder / "cache").glob("*.safetensors"))) == 11
 
 
 def test_a_cache_of_another_format_is_computed_again(pictures, digits, monkeypatch):

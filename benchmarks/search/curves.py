@@ -24,6 +24,8 @@ class Curve:
     scores: Mapping[float, float]
     fails_at: float = math.inf
     others: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+    hours_per_score: Mapping[float, float] = field(default_factory=dict)
+    """GPU-hours of scoring by kimg; where it states none, scoring costs nothing."""
 
 
 class Surface(Protocol):

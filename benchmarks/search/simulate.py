@@ -201,7 +201,8 @@ class Simulation:
     def _push_next_mark(self, running: _Running) -> None:
         """Enter when a repeat reaches its next rung, or fails before it."""
         kimg = min(next(running.rungs), running.curve.fails_at)
-        when = self._now + (kimg - running.trained) * running.curve.hours_per_kimg
+        training = (kimg - running.trained) * running.curve.hours_per_kimg
+        when = self._now + training + running.curve.hours_per_score.get(kimg, 0.0)
         heapq.heappush(self._events, (when, next(self._order), kimg, running))
 
     def _pass_mark(self, running: _Running, kimg: float) -> bool:

@@ -106,6 +106,7 @@ def make_plan(options: SweepOptions) -> Plan:
     names.check_scoring(space.scoring, manifest)
     goals = [*space.objectives, *space.constraints]
     names.check_classes(goals, space.scoring, manifest, base.conditioning.classes)
+    _check_rung_samples(space, goals, manifest)
     names.scores_captions(space.scoring, bool(base.conditioning.text))
     for values in [{}, *space.corners()]:
         fit.check_fit(base.replace(values), manifest)
@@ -123,6 +124,15 @@ def make_plan(options: SweepOptions) -> Plan:
         base = base.model_copy(update={"parts": copies})
     warm_start = _warm_start(options, space, storage, folder, resumed)
     return Plan(options, space, base, storage, folder, dataset, manifest, resumed, warm_start, own_parts, limits_set)
+
+
+def _check_rung_samples(space: Space, goals: Sequence[str], manifest: Manifest) -> None:
+    """Refuse rungs with too few samples for the scores by which the search decides there."""
+    fewer = space.scoring.model_copy(update={"samples": space.samples_at(0)})
+    try:
+        names.check_classes(goals, fewer, manifest, conditional=True)
+    except UserError as error:
+        raise UserError(f"budget.rung_samples {fewer.samples}: {error}") from None
 
 
 def check_options(options: SweepOptions) -> Space:

@@ -206,6 +206,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             folder.path,
             record["seed"],
             rungs_kimg=space["budget"]["rungs_kimg"],
+            rung_samples=space["budget"].get("rung_samples"),  # a sweep from before this has none
             scoring=Scoring.model_validate(space["scoring"]),
             objective=objective,
             direction=direction,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from scrimp_trainers.recipe.scoring import SMALLEST
 from scrimp_trainers.recipe.sections import Count, Positive, Section
 
 
@@ -25,6 +26,9 @@ class Budget(Section):
     rung_shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
     """In place of `rungs_kimg`: the marks as shares of `training.kimg` of the recipe with its `override`. From them
     `rungs_kimg` follows when the space is loaded."""
+    rung_samples: Annotated[int, Field(ge=SMALLEST)] | None = None
+    """Samples that are scored at rungs below the last; null: `scoring.samples`, as at the last. Scores of another
+    number of samples are other scores, which are compared with each other only."""
     reduction: Annotated[float, Field(ge=1)] = 3.0
     """Successive halving: of the trials at a rung, the best 1/reduction go on; 1 stops none."""
     leaders: Count = 3

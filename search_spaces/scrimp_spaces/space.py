@@ -102,6 +102,16 @@ class Space(Section):
             raise ValueError("budget.until_gain: only proposals: curves, with one objective, can tell what is to gain")
         return self
 
+    @model_validator(mode="after")
+    def _no_more_at_rungs(self) -> "Space":
+        fewer = self.budget.rung_samples
+        if fewer is not None and fewer > self.scoring.samples:
+            raise ValueError(
+                f"budget.rung_samples {fewer}: is more than scoring.samples {self.scoring.samples}, which the last "
+                "rung scores; set it lower, or leave it out"
+            )
+        return self
+
     @model_validator(mode="wrap")  # the last validator, so that it also sees what the one above refuses
     @classmethod
     def _explained(cls, values: Any, handler: "ModelWrapValidatorHandler[Space]") -> "Space":
@@ -125,6 +135,15 @@ class Space(Section):
         base = recipes.load(self.recipe).replace(self.override)
         own_files = {file.name: file for file in (*base.parts, *self.parts)}
         return base.replace({"training.kimg": self.budget.rungs_kimg[-1], "parts": list(own_files.values())})
+
+    def samples_at(self, kimg: float) -> int:
+        """Return how many samples are scored at a rung."""
+        fewer = self.budget.rung_samples
+        return self.scoring.samples if fewer is None or kimg >= self.budget.rungs_kimg[-1] else fewer
+
+    def is_scored_in_full(self, kimg: float) -> bool:
+        """Whether as many samples are scored at a rung as at the last one, so that their scores may be compared."""
+        return self.samples_at(kimg) == self.scoring.samples
 
     def active(self, values: dict[str, Any]) -> list[str]:
         """Return the searched fields whose conditions hold, given the values chosen so far."""

@@ -26,6 +26,7 @@ def train_repeat(
     seed: int,
     *,
     rungs_kimg: Sequence[float],
+    rung_samples: int | None = None,
     scoring: Scoring | None = None,
     objective: str | None = None,
     direction: Literal["minimize", "maximize"] = "minimize",
@@ -50,8 +51,11 @@ def train_repeat(
         and neighbours.png, and model/ at the end.
     rungs_kimg
         When the model is scored. The end of the recipe's training is always a rung.
+    rung_samples
+        How many samples are scored at rungs before the end; None: as many as there, `scoring.samples`.
     objective, direction
         The score that decides which checkpoint is `checkpoint/best`, which is exported with `training.select: best`.
+        Scores of fewer samples than those at the end take no part in that.
     checkpoint_seconds
         Time between checkpoints, in addition to those at rungs; more if one costs more than a fiftieth of it.
     say
@@ -72,7 +76,8 @@ def train_repeat(
     prepared = prepare_techniques(recipe, dataset, seed, device, *ranks.rank_and_world())
 
     # Start, or resume from the last checkpoint.
-    with closing(Session(recipe, dataset, folder, seed, prepared, scoring, device=device)) as session:
+    options = {"rung_samples": rung_samples, "device": device}
+    with closing(Session(recipe, dataset, folder, seed, prepared, scoring, **options)) as session:
         note = session.resume()
         if note:
             say(note)

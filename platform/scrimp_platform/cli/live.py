@@ -22,6 +22,7 @@ from scrimp_platform.cli.status import RunningRepeat, SweepStatus
 from scrimp_platform.report import formatting, leaderboard
 from scrimp_platform.search import estimate
 from scrimp_platform.throttle import Throttle
+from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
 REFRESH_INTERVAL_S = 1.0
@@ -129,15 +130,16 @@ def running_table(sweep: SweepStatus, running: Sequence[RunningRepeat]) -> Table
             each.repeat.phase,
             escape(each.node) or "starting",
             f"{each.kimg:,.0f} of {marks[-1]:,g}",
-            _scores(each, objective),
+            _scores(each, objective, sweep.space),
             _next_rung(each, marks),
         )
     return table
 
 
-def _scores(running: RunningRepeat, objective: str) -> str:
-    """Return the scores at the last rungs, the newest one last."""
+def _scores(running: RunningRepeat, objective: str, space: Space) -> str:
+    """Return the scores at the last rungs, the newest one last, as far as they are of as many samples."""
     rungs = sorted(running.repeat.rungs)[-SCORES_SHOWN:]
+    rungs = [rung for rung in rungs if space.samples_at(rung) == space.samples_at(rungs[-1])]
     return " ".join(formatting.number(running.repeat.score(objective, rung)) or "-" for rung in rungs)
 
 

@@ -284,9 +284,11 @@ def _describe_goals(space: Space) -> dict[str, str]:
 
 def _describe_budget(space: Space) -> str:
     budget = space.budget
-    rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg)
+    rungs = ", ".join(f"{rung:g}" for rung in budget.rungs_kimg) + " kimg"
+    if not space.is_scored_in_full(0):
+        rungs += f" ({space.samples_at(0):,} samples, {space.scoring.samples:,} at the last)"
     if space.arms:
-        return f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs} kimg"
+        return f"{budget.trials} arms with {budget.repeats} repeats each, scored at {rungs}"
     trials = "trials"
     leaders = budget.leaders
     if budget.trials is not None:
@@ -298,7 +300,7 @@ def _describe_budget(space: Space) -> str:
     if budget.until_gain is not None:
         hours += f", until {gain.AHEAD} more are expected to gain less than {budget.until_gain:.3g} of the score"
     return (
-        f"{trials}{hours}; at rungs of {rungs} kimg the best 1/{budget.reduction:g} continue;\n"
+        f"{trials}{hours}; at rungs of {rungs} the best 1/{budget.reduction:g} continue;\n"
         f"then {leaders} leaders race for up to {budget.repeats} repeats each"
     )
 

@@ -141,7 +141,7 @@ def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[T
     facts = {
         "Dataset": _dataset(sweep),
         "Objective": ", ".join(objectives + constraints),
-        "Scored by": f"{space.scoring.samples:,} samples, extractor {space.scoring.extractors}",
+        "Scored by": f"{_sample_counts(space)}, extractor {space.scoring.extractors}",
         "Trials": trials,
         "Repeats": _status_counts(known.repeats) or "none",
         "Device time": device_time,
@@ -152,6 +152,14 @@ def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[T
         skipped = formatting.plural(len(known.skipped), "proposal")
         facts["Not trained"] = f"{skipped}: contradictory, or known beforehand to break a constraint"
     return facts
+
+
+def _sample_counts(space: Space) -> str:
+    """Return how many samples are scored, at the last rung and, if they are fewer, at the others."""
+    text = f"{space.scoring.samples:,} samples"
+    if not space.is_scored_in_full(0):
+        text += f" at the last rung and {space.samples_at(0):,} at the others"
+    return text
 
 
 def _status_counts(items: Sequence[TrialRow] | Sequence[Repeat]) -> str:

@@ -69,7 +69,10 @@ def infeasible(rows: Sequence[TrialRow]) -> set[int]:
 
 
 def history(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space, objective: str) -> go.Figure:
-    """Plot the score of each trial's first repeat in the order of the search, and the best so far."""
+    """Plot the score of each trial's first repeat in the order of the search, and the best so far.
+
+    A trial that was stopped where fewer samples are scored than at the last rung is not drawn.
+    """
     last_rung = space.budget.rungs_kimg[-1]
     broken_numbers = infeasible(rows)
     complete: list[Point] = []
@@ -80,6 +83,8 @@ def history(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space, obj
         if not scores:
             continue
         kimg, value = scores[-1]
+        if not space.is_scored_in_full(kimg):
+            continue
         points = stopped
         if trial.number in broken_numbers:
             points = broken
@@ -104,14 +109,17 @@ def history(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space, obj
 def learning_curves(
     trials: Sequence[Trial],
     rows: Sequence[TrialRow],
+    space: Space,
     objective: str,
-    direction: Direction,
     real: Mapping[str, float] | None = None,
+    samples: int | None = None,
 ) -> go.Figure:
     """Plot the scores of all repeats over training; leaders in colour, with their mean and its 95% band.
 
     Of the other trials at most `MAX_CURVES` are drawn. `real` holds scores of real images, which are drawn as levels.
+    Only the rungs are drawn that score so many samples, by default as many as the last one.
     """
+    samples = samples or space.scoring.samples
     figure = blank("thousands of images seen (kimg)", objective)
     colours = leader_colours(rows)
     broken = infeasible(rows)
@@ -122,7 +130,8 @@ def learning_curves(
         """Draw the curves of all repeats of these trials as one line with gaps."""
         curves: list[list[Point]] = []
         for repeat in (repeat for trial in drawn for repeat in trial.repeats):
-            curves.append([(kimg, value, _label(repeat, value)) for kimg, value in _scores(repeat, objective)])
+            scores = [point for point in _scores(repeat, objective) if space.samples_at(point[0]) == samples]
+            curves.append([(kimg, value, _label(repeat, value)) for kimg, value in scores])
             values.extend(value for _, value, _ in curves[-1])
         line(figure, joined(filter(None, curves)), colour, 1, mode="lines+markers", marker_size=4, opacity=0.7, **style)
 
@@ -133,8 +142,10 @@ def learning_curves(
         if trial.number in colours:
             dash = "dot" if trial.number in broken else "solid"
             draw([trial], colours[trial.number], line_dash=dash)
-    _means_with_bands(figure, [row for row in rows if row.number in colours], objective, direction, colours)
+    leaders = [row for row in rows if row.number in colours]
     rungs = [kimg for trial in trials for repeat in trial.repeats for kimg in repeat.rungs]
+    rungs = sorted({kimg for kimg in rungs if space.samples_at(kimg) == samples})
+    _means_with_bands(figure, leaders, rungs, objective, space.objectives[objective], colours)
     if values and real:
         # A level far below all scores would only squeeze these.
         levels = {what: level for what, level in real.items() if level > min(values) / FAR_BELOW}
@@ -151,11 +162,15 @@ def _draw_levels(figure: go.Figure, levels: Mapping[str, float], ends: tuple[flo
 
 
 def _means_with_bands(
-    figure: go.Figure, rows: Sequence[TrialRow], objective: str, direction: Direction, colours: Mapping[int, str]
+    figure: go.Figure,
+    rows: Sequence[TrialRow],
+    rungs: Sequence[float],
+    objective: str,
+    direction: Direction,
+    colours: Mapping[int, str],
 ) -> None:
-    """Draw the mean of each trial's counted repeats over the rungs, with a band where it says something."""
+    """Draw the mean of each trial's counted repeats over these rungs, with a band where it says something."""
     finished = [[repeat for repeat in row.counted if repeat.status == "finished"] for row in rows]
-    rungs = sorted({kimg for repeats in finished for repeat in repeats for kimg in repeat.rungs})
     by_rung = {}
     for kimg in rungs:
         samples = [records.finite_scores(repeats, objective, kimg) for repeats in finished]

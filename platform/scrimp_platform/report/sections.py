@@ -81,10 +81,15 @@ def training(
     if others > plots.MAX_CURVES:
         caption += f" Of the {others:,} other trials {plots.MAX_CURVES} are drawn."
     result = []
-    for name, direction in space.objectives.items():
+    for name in space.objectives:
         real = {mark.short: mark.value for scale in scales if scale.name == name for mark in scale.real}
-        figure = plots.learning_curves(trials, rows, name, direction, real)
+        figure = plots.learning_curves(trials, rows, space, name, real)
         result.append(make_plot(f"{name} over training", caption, figure, NOT_SCORED))
+        fewer = space.samples_at(0)
+        if fewer < space.scoring.samples:
+            figure = plots.learning_curves(trials, rows, space, name, samples=fewer)
+            own = f"{caption} Scores of so few samples are compared with each other, and with no others."
+            result.append(make_plot(f"{name} of {fewer:,} samples over training", own, figure, NOT_SCORED))
 
     curves = {}
     for row in rows:
@@ -132,7 +137,10 @@ def layers(folder: SweepFolder, rows: Sequence[TrialRow], space: Space) -> list[
 
 def search(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> list[Plot]:
     """Return the plots of the search: scores by trial, and how they depend on the fields."""
-    caption = "The first repeat of each trial. Scores of trials that were stopped are those of an earlier rung."
+    stopped = "Scores of trials that were stopped are those of an earlier rung."
+    if not space.is_scored_in_full(0):
+        stopped = "Trials that were stopped are not drawn: their scores are of fewer samples."
+    caption = f"The first repeat of each trial. {stopped}"
     histories = {name: plots.history(trials, rows, space, name) for name in space.objectives}
     result = [make_plot(f"{name} by trial", caption, figure, NOT_SCORED) for name, figure in histories.items()]
 

@@ -7,7 +7,9 @@ The model of a score, on a scale where it is additive, of recipe x at rung k by 
 with cov(f(x, k), f(x', k')) = scale^2 * matern52(x, x') * exp(-|log kimg_k - log kimg_k'| / rung_scale). The length
 scale of each searched field, the two scales and the two noises are those of highest posterior density. A repeat's
 scores at low rungs inform about its score at the last one as far as earlier repeats show that they do, and the means,
-about which nothing is assumed, absorb what all recipes have in common: how much longer training helps.
+about which nothing is assumed, absorb what all recipes have in common: how much longer training helps, and what a
+distance of fewer samples is too high by, c / N to first order (Chong and Forsyth 2020), where lower rungs score fewer
+than the last. Scores of different sample counts so meet only through what is learned of their differences.
 
 Where E earlier sweeps are known, m(x) are the places that they expect of recipe x, and f has a further part, the sum of
 w_e * m_e(x). The weights are normal around 0 with variance trust^2 / E and change with the rung as f does, so they are

@@ -21,6 +21,7 @@ from scrimp_platform.store import SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.recipe.needs import needs, reference_equivalent
 from scrimp_trainers.recipe.recipe import Recipe, reference_recipe
 
@@ -36,6 +37,7 @@ class Speed:
 
     seconds_per_kimg: float
     seconds_per_score: float
+    """Of all samples; one of fewer takes their share of it."""
     bytes: int
     seconds_per_needed_kimg: float | None = None
     """Of a reference, which may have another recipe; None if it was not measured."""
@@ -184,9 +186,12 @@ class Work:
     needed: Needed
     """The references and proxies."""
     search_kimg: float
-    search_scores: int
+    search_scores: float
+    """A score of fewer samples than the last rung's counts as their share."""
     race_kimg: float
-    race_scores: int
+    race_scores: float
+    repeat_scores: float
+    """Of a repeat that is trained to the end."""
 
 
 def work(space: Space, speed: Speed, devices: int) -> Work:
@@ -195,13 +200,15 @@ def work(space: Space, speed: Speed, devices: int) -> Work:
     trials = budget.trials
     if trials is None:
         many = 1000
-        seconds_each = _seconds(*halving.search_work(many, budget), speed) / many
+        seconds_each = _seconds(*halving.search_work(many, space), speed) / many
         seconds_each += needed(space, DRAWS).work * _needed_speed(speed) / DRAWS
         trials = max(1, int((1 - budget.race_share) * _limit(space, devices) / seconds_each))
-    kimg, scores = halving.search_work(trials, budget)
+    kimg, scores = halving.search_work(trials, space)
     race = min(budget.leaders, trials) * (budget.repeats - 1)
     rungs = budget.rungs_kimg
-    return Work(trials, race, needed(space, trials), kimg, scores, race * rungs[-1], race * len(rungs))
+    repeat_scores = sum(space.samples_at(rung) for rung in rungs) / space.scoring.samples
+    race_kimg = race * rungs[-1]
+    return Work(trials, race, needed(space, trials), kimg, scores, race_kimg, race * repeat_scores, repeat_scores)
 
 
 def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
@@ -243,7 +250,7 @@ def measure_repeats(
     for repeat, row in finished:
         seconds_per_kimg = 1000 / row.images_per_second
         training.append(seconds_per_kimg)
-        scoring.append(max(0.0, row.seconds - seconds_per_kimg * row.kimg) / len(repeat.rungs))
+        scoring.append(max(0.0, row.seconds - seconds_per_kimg * row.kimg) / _scores_of(repeat, row))
         sizes.append(_bytes_in(folder.repeat(repeat.trial, repeat.repeat).path))
     # What was found in the dataset's cache has cost nothing, and says nothing.
     trained = [own for own in preparations if own.status == "finished" and own.cost]
@@ -251,6 +258,14 @@ def measure_repeats(
     total = math.fsum(reference_equivalent(own.kind, own.kimg) for own in trained)
     needed_speed = seconds / total if trained else None
     return Speed(statistics.fmean(training), statistics.fmean(scoring), max(sizes), needed_speed)
+
+
+def _scores_of(repeat: Repeat, last: MetricsRow) -> float:
+    """Return how many scores a finished repeat has, of as many samples as the last one; of fewer, their share."""
+    samples = [row.value("samples") for row in repeat.rungs.values()]
+    if not all(map(math.isfinite, samples)):
+        return len(samples)
+    return sum(samples) / last.value("samples")
 
 
 def seconds_left(

@@ -149,10 +149,9 @@ class Forecast:
         return faults
 
     def _repeat(self, speed: Speed) -> Hours:
-        rungs = self.budget.rungs_kimg
-        return self._hours(speed, rungs[-1], len(rungs))
+        return self._hours(speed, self.budget.rungs_kimg[-1], self.work.repeat_scores)
 
-    def _hours(self, speed: Speed, kimg: float, scores: int) -> Hours:
+    def _hours(self, speed: Speed, kimg: float, scores: float) -> Hours:
         gpus = self.machine.gpus
         training = kimg * speed.seconds_per_kimg * gpus / 3600
         scoring = scores * speed.seconds_per_score * gpus / 3600

@@ -67,15 +67,18 @@ def promoted_places(reaching: int, budget: Budget) -> int:
     return max(int(reaching / budget.reduction), min(reaching, budget.leaders))
 
 
-def search_work(trials: int, budget: Budget) -> tuple[float, int]:
-    """Return how many kimg a search of so many trials takes, and how many scores, if none fails."""
+def search_work(trials: int, space: Space) -> tuple[float, float]:
+    """Return how many kimg a search of so many trials takes, and how many scores, if none fails.
+
+    A score of fewer samples than the last rung's counts as their share.
+    """
     kimg = 0.0
-    scores = 0
+    scores = 0.0
     previous = 0.0
-    for rung in budget.rungs_kimg:
+    for rung in space.budget.rungs_kimg:
         kimg += trials * (rung - previous)
-        scores += trials
-        trials = promoted_places(trials, budget)
+        scores += trials * space.samples_at(rung) / space.scoring.samples
+        trials = promoted_places(trials, space.budget)
         previous = rung
     return kimg, scores
 

@@ -172,10 +172,16 @@ def ranking(trials: Sequence[Trial], space: Space) -> list[Trial]:
     """Return the scored and failed trials of a sweep from best to worst, by its own goals.
 
     With one objective all that have a score are ranked, by what the curve model expects of them at the last rung; with
-    several, those that were trained to the end. Whatever failed is last.
+    several, those that were trained to the end. Whatever failed is last. With one objective, what breaks a constraint
+    comes after what keeps all: by how much at the highest rung, or, where rungs score different numbers of samples, by
+    the model of what is limited.
     """
     failed = [trial for trial in trials if trial.status == "failed" and trial.params]
-    learned = curves.learn(trials, curves.without_constraints(space))
+    is_mixed = not all(map(space.is_scored_in_full, space.budget.rungs_kimg))
+    learned = curves.learn(trials, space if is_mixed else curves.without_constraints(space))
+    if learned and is_mixed:
+        sound = [trial for trial in trials if trial.number in learned.ranks and trial.status != "failed"]
+        return sorted(sound, key=lambda trial: learned.ranks[trial.number]) + failed
     if learned:
         sound = [trial for trial in trials if trial.number in learned.expected and trial.status != "failed"]
         return sorted(sound, key=lambda trial: (_excess(trial, space), learned.expected[trial.number])) + failed

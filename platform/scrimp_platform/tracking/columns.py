@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scrimp_platform.report import leaderboard
 from scrimp_platform.report.ranking import TrialRow
@@ -10,9 +10,13 @@ from scrimp_platform.search import records, stats
 from scrimp_platform.search.records import Records, Repeat
 from scrimp_platform.search.stats import Summary
 from scrimp_spaces.space import Space
+from scrimp_trainers.common.metrics_log import MetricsRow
+from scrimp_trainers.metrics.names import COST
 
 CURVE = "curve/"
 """Begins the names of a trial's curves over kimg; MLflow shows them in a section of their own."""
+NOT_OF_SAMPLES = (*COST, "prepared_device_hours", "loss", "samples")
+"""What is measured at a rung whatever the number of samples."""
 SHOWN_TRIALS = 5
 """Trials in a sweep's description."""
 
@@ -52,6 +56,20 @@ def of_trial(row: TrialRow, space: Space) -> dict[str, float]:
     return finite | {"repeats": float(sum(repeat.status == "finished" for repeat in trial.repeats))}
 
 
+def name_at(name: str, kimg: float, space: Space) -> str:
+    """Return the name of what is measured at a rung: a score of fewer samples than the last rung's is another one."""
+    if space.is_scored_in_full(kimg) or name in NOT_OF_SAMPLES:
+        return name
+    return f"of_{space.samples_at(kimg)}_samples/{name}"
+
+
+def with_names(line: MetricsRow, space: Space) -> MetricsRow:
+    """Return a line of `metrics.jsonl` with the names that its scores have in MLflow."""
+    if line.rung is None:
+        return line
+    return replace(line, scores={name_at(name, line.rung, space): value for name, value in line.scores.items()})
+
+
 def mean_curves(row: TrialRow, space: Space) -> list[tuple[float, dict[str, float]]]:
     """Return the means of a trial's scores with their 95% intervals at each rung in kimg, over the repeats that count.
 
@@ -61,7 +79,8 @@ def mean_curves(row: TrialRow, space: Space) -> list[tuple[float, dict[str, floa
     for rung in sorted({rung for repeat in row.counted for rung in repeat.rungs}):
         metrics: dict[str, float] = {}
         for name in [*space.objectives, *space.constraints]:
-            metrics |= _scores(f"{CURVE}{name}", stats.summarize(records.finite_scores(row.counted, name, rung)))
+            summary = stats.summarize(records.finite_scores(row.counted, name, rung))
+            metrics |= _scores(f"{CURVE}{name_at(name, rung, space)}", summary)
         points.append((rung, {name: value for name, value in metrics.items() if math.isfinite(value)}))
     return points
 

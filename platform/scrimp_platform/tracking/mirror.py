@@ -119,7 +119,7 @@ class Mirror:
             for repeat in trial.repeats:
                 if repeat.status == "damaged":
                     continue
-                self._send_repeat(runs, trial_run, sweep["dataset"], trial, repeat, has_ended)
+                self._send_repeat(runs, trial_run, sweep["dataset"], space, trial, repeat, has_ended)
                 sent += 1
                 self._progress(sent, total)
             self._update_trial(runs, sweep_run, trial_run, rows[trial.number], space, has_ended)
@@ -191,6 +191,7 @@ class Mirror:
         runs: SweepRuns,
         trial_run: Run,
         dataset: dict[str, Any],
+        space: Space,
         trial: Trial,
         repeat: Repeat,
         has_ended: bool,
@@ -203,7 +204,7 @@ class Mirror:
 
         # The dataset, metrics and files.
         runs.log_dataset(run, dataset)
-        runs.send_lines(run, metrics_log.read_rows(files.metrics))
+        runs.send_lines(run, [columns.with_names(line, space) for line in metrics_log.read_rows(files.metrics)])
         runs.send_system_metrics(run, node_metrics.read(files.system))
         grids = sorted(files.samples.glob("*.png"), key=lambda path: float(path.stem))
         if grids and int(float(grids[0].stem)) > 0:

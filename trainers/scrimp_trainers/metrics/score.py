@@ -168,12 +168,15 @@ class Scorer:
             self.reference_statistics,
             self._of_captions(tokens),
         )
+        real_distances = self.real_distances
+        if len(rows) != self.scoring.samples:
+            real_distances = self._real_distances(len(rows))
         values: dict[str, float | str] = {
             **fidelity.scores(compared),
             **self._class_scores(features, classes),
             **memorisation.summary(similarity, ratio, self.threshold, self.extractor.name),
             **self.control,
-            **self.real_distances,
+            **real_distances,
             "similarity_threshold": self.threshold,
             "samples": float(len(rows)),
             EXTRACTOR: self.extractor.name,
@@ -212,7 +215,7 @@ class Scorer:
         if len(kept) < 2:
             raise UserError(f"{dataset.folder}: all training images are the same; memorisation cannot be measured")
         self.threshold, self.control = self._control()
-        self.real_distances = self._real_distances()
+        self.real_distances = self._real_distances(self.scoring.samples)
 
     def _class_scores(self, features: Tensor, classes: int) -> dict[str, float]:
         """Score within the classes, if the samples have those of this dataset and there are enough images of each."""
@@ -256,9 +259,8 @@ class Scorer:
         known = references.cached(path, lambda: fidelity.statistics(features))
         return known | {"radii": known["radii"].to(self.device)}
 
-    def _real_distances(self) -> dict[str, float]:
+    def _real_distances(self, samples: int) -> dict[str, float]:
         """Return the Fréchet distances of real images by name, computed once for so many samples."""
-        samples = self.scoring.samples
         path = self._cache_file(self.dataset.manifest.reference, f"real-{samples}")
         distances = references.cached(
             path, lambda: fidelity.real_distances(self.reference, self.known, self.holdout, samples)

@@ -88,6 +88,8 @@ class Session:
     ----------
     prepared
         What the recipe's techniques need, from `precompute.prepare`.
+    rung_samples
+        How many samples are scored before the end of the training; None: as many as there.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Session:
         prepared: Prepared = NOTHING_PREPARED,
         scoring: Scoring | None = None,
         *,
+        rung_samples: int | None = None,
         device: torch.device,
     ) -> None:
         self.recipe = recipe
@@ -106,6 +109,7 @@ class Session:
         self.folder = folder
         self.prepared = prepared
         self.scoring = scoring
+        self.rung_samples = rung_samples
         self.device = device
         self.rank, self.world = ranks.rank_and_world()
 
@@ -300,7 +304,7 @@ class Session:
 
         Returns the rung's row with scores and costs.
         """
-        count = self.scoring.samples if self.scoring else GRID_IMAGES
+        count = self._samples_of(row)
         shown: list[Tensor] = []
         statistics: list[Tensor] = []
         items = generate_items(
@@ -318,7 +322,8 @@ class Session:
         if self.scorer:
             try:
                 classes = self.state.ema.classes
-                scores = self.scorer.score(_keep_first(samples, shown), classes, statistics, self.tokens)
+                tokens = None if self.tokens is None else self.tokens[:count]
+                scores = self.scorer.score(_keep_first(samples, shown), classes, statistics, tokens)
             except torch.OutOfMemoryError as error:
                 raise DeviceOutOfMemory(
                     f"scoring: to compare {count} samples with the dataset's images takes more memory than training "
@@ -339,7 +344,7 @@ class Session:
             self.state.ema,
             self.flops,
             nfe=self.recipe.nfe,
-            samples=count,
+            samples=self.scoring.samples if self.scoring else count,
             seconds=seconds,
             devices=self.world,
         )
@@ -348,6 +353,14 @@ class Session:
             costs["device_hours"] += self.prepared.device_hours
         self.rate_start = (self.state.images, time.monotonic())
         return replace(row, seconds=seconds, scores=row.scores | values | costs)
+
+    def _samples_of(self, row: MetricsRow) -> int:
+        """Return how many samples are drawn of the model at a rung."""
+        if self.scoring is None:
+            return GRID_IMAGES
+        if self.rung_samples is None or row.rung == self.recipe.training.kimg:
+            return self.scoring.samples
+        return self.rung_samples
 
     def write_row(self, row: MetricsRow) -> None:
         """Append a row to metrics.jsonl."""
@@ -365,7 +378,10 @@ class Session:
         """Add the objective's best value at this rung or any before, as `<objective>_best`, if it has a value here.
 
         A recipe's result is the score of its last model: to take the best of many snapshots is to choose by the score.
+        A score of fewer samples than the last one's is not compared with any other.
         """
+        if self.scoring and self._samples_of(row) < self.scoring.samples:
+            return row
         value = row.value(objective) if objective else math.nan
         best = self.progress.best
         best_kimg = self.progress.best_kimg
