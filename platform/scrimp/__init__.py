@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scrimp.sweeps import Result, compare, replay, sweep
-    from scrimp.tools import check, doctor, pause, recipes, score, set_limits, spaces, status, stop, sync
+    from scrimp.tools import check, doctor, inspect, pause, recipes, score, set_limits, spaces, status, stop, sync
     from scrimp.trainings import evaluate, load_model, load_parts, open_dataset, prepare, train, tune
     from scrimp_platform.model import Model
     from scrimp_spaces.space import Space
@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "doctor",
     "evaluate",
+    "inspect",
     "load_model",
     "load_parts",
     "open_dataset",
@@ -58,6 +59,7 @@ _MODULES = {
     "compare": "scrimp.sweeps",
     "doctor": "scrimp.tools",
     "evaluate": "scrimp.trainings",
+    "inspect": "scrimp.tools",
     "load_model": "scrimp.trainings",
     "load_parts": "scrimp.trainings",
     "open_dataset": "scrimp.trainings",

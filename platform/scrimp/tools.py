@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scrimp.trainings import dataset_folder
 from scrimp_platform import operations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scrimp_cluster.doctor import ClusterReport
     from scrimp_platform.check import Outcome
     from scrimp_platform.cli.status import StorageStatus
+    from scrimp_platform.inspection import Inspection
     from scrimp_trainers.precompute.coreset import ScoredImages
 
 
@@ -114,6 +115,54 @@ def score(
         side=side,
     )
     return operations.score(folder, coreset, seed, progress)
+
+
+def inspect(
+    data: Dataset | str | PathLike[str],
+    *,
+    out: str | PathLike[str] | None = None,
+    on: str | None = None,
+    storage: str | PathLike[str] = "runs",
+    progress: ReportProgress | None = None,
+    **options: Any,
+) -> "Inspection":
+    """Look at a dataset, or at a source before it is prepared, as `scrimp inspect` does.
+
+    Parameters
+    ----------
+    data
+        A dataset or its folder; or a source that `prepare` takes, of which nothing is written.
+    out
+        A page to write, such as `photos.html`.
+    on
+        Machines that hours are reckoned for, such as `2x24GB`; by default those at hand.
+    storage
+        Folder of earlier sweeps.
+    progress
+        Called with the number of images read so far and their total.
+    options
+        How a source is read: `size`, `labels` and others of `prepare`.
+
+    Returns
+    -------
+    Inspection
+        The `manifest`, statistics of the `channels`, contact `sheets`, what is `cached`, the `nearness` of held-out
+        images, and the `advice`.
+
+    Raises
+    ------
+    UserError
+        If it is neither, a source cannot be read, or the page not written.
+    """
+    from scrimp_platform import inspection
+    from scrimp_platform.report import inspection_page
+    from scrimp_trainers.data.options import Options
+
+    source = str(data.folder if isinstance(data, Dataset) else Path(data).expanduser())
+    inspected = inspection.inspect(source, Path(storage), Options(**options), on, progress)
+    if out is not None:
+        inspection_page.write_page(inspected, Path(out).expanduser())
+    return inspected
 
 
 def status(storage: str | PathLike[str] = "runs") -> "StorageStatus":

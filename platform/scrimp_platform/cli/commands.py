@@ -43,6 +43,24 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
         terminal.say(f"latents in {out / 'cache'}")
 
 
+def inspect(data: str, storage: Path, on: str | None, out: Path | None, **options: Any) -> None:
+    """Print what is known of a dataset or source, and write it as a page if `out` is given."""
+    from scrimp_trainers.data.options import Options
+
+    if out and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist")
+    from scrimp_platform import inspection
+    from scrimp_platform.cli import inspection_view
+    from scrimp_platform.report import inspection_page
+
+    with terminal.progress() as progress:
+        inspected = inspection.inspect(data, storage, Options(**options), on, progress)
+    inspection_view.show(inspected)
+    if out:
+        inspection_page.write_page(inspected, out)
+        terminal.say(f"page with a contact sheet of each class in {out}")
+
+
 def train(
     recipe_name: str,
     data: Path,

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,37 +142,54 @@ OWN_PARTS = click.option(
 )
 
 
+READING = (
+    click.option("--size", type=click.IntRange(1), help="Height and width to resize to; most points of a drawing."),
+    click.option("--first", type=click.IntRange(1), help="Images of the source to read, the first ones in its order."),
+    click.option(
+        "--labels", type=NAME, metavar="none|folder|strokes|FILE", help="Source of the classes.  [default: detected]"
+    ),
+    click.option("--label-column", metavar="NAME", help="Column of the labels in that FILE, or in a table of images."),
+    click.option("--classes", type=NAME, metavar="FILE", help="Take only the classes that FILE lists, one a line."),
+    click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes."),
+    click.option(
+        "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames to take of a file."
+    ),
+    click.option(
+        "--captions", type=click.Choice(["none"]), help="Leave captions out.  [default: those beside the images]"
+    ),
+    click.option(
+        "--near",
+        type=_Number(0, 255),
+        help="Keep images on one side of the split if their mean difference is at most this, of 255; 0: only equal "
+        "ones.  [default: 8; drawings 0]",
+    ),
+    click.option("--depth16", type=click.Choice(["scale"]), help="Scale 16-bit images to 8 bits: 65,535 becomes 255."),
+    click.option("--background", metavar="COLOUR", help="Background of transparent images: a name or #rrggbb."),
+    click.option(
+        "--max-pixels", type=click.IntRange(1), help="Most pixels that an image may have.  [default: 89,478,485]"
+    ),
+    click.option("--reader", metavar="FILE:CLASS", help="An own reader of the source, my_parts:MyReader; see --parts."),
+)
+"""The options that say how a source is read."""
+
+
+def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of `READING`, in this order."""
+    for option in reversed(READING):
+        command = option(command)
+    return command
+
+
 @scrimp.command()
 @click.argument("source", type=NAME)
 @click.argument("out", type=FOLDER)
-@click.option("--size", type=click.IntRange(1), help="Height and width to resize to; most points of a drawing.")
+@_reading_options
 @click.option("--limit", type=click.IntRange(1), help="Training images to keep, drawn at random.")
 @click.option("--per-class", type=click.IntRange(1), help="Training images to keep per class.")
-@click.option("--first", type=click.IntRange(1), help="Images of the source to read, the first ones in its order.")
 @click.option("--holdout", type=_Number(0), help="Images to hold out: a number, or a fraction below 1.")
-@click.option(
-    "--labels", type=NAME, metavar="none|folder|strokes|FILE", help="Source of the classes.  [default: detected]"
-)
-@click.option("--label-column", metavar="NAME", help="Column of the labels in that FILE, or in a table of images.")
-@click.option("--classes", type=NAME, metavar="FILE", help="Take only the classes that FILE lists, one a line.")
-@click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes.")
-@click.option(
-    "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames to take of a file."
-)
-@click.option("--captions", type=click.Choice(["none"]), help="Leave captions out.  [default: those beside the images]")
 @click.option("--reference", type=NAME, metavar="SOURCE", help="Images to score against.  [default: the training set]")
 @click.option("--name", help="Name in reports.  [default: that of OUT]")
-@click.option(
-    "--near",
-    type=_Number(0, 255),
-    help="Keep images on one side of the split if their mean difference is at most this, of 255; 0: only equal ones.  "
-    "[default: 8; drawings 0]",
-)
-@click.option("--depth16", type=click.Choice(["scale"]), help="Scale 16-bit images to 8 bits: 65,535 becomes 255.")
-@click.option("--background", metavar="COLOUR", help="Background of transparent images: a name or #rrggbb.")
-@click.option("--max-pixels", type=click.IntRange(1), help="Most pixels that an image may have.  [default: 89,478,485]")
 @click.option("--skip-bad", is_flag=True, help="Skip unusable images; dataset.json lists them.")
-@click.option("--reader", metavar="FILE:CLASS", help="An own reader of the source, my_parts:MyReader; see --parts.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random choices.")
 @click.option(
     "--classifier/--no-classifier",
@@ -192,6 +209,24 @@ def prepare(source: str, out: Path, **options: Any) -> None:
     from scrimp_platform.cli import commands
 
     commands.prepare(source, out, **options)
+
+
+@scrimp.command()
+@click.argument("data", type=NAME, metavar="DATA|SOURCE")
+@click.option("--out", type=FOLDER, metavar="PAGE.html", help="Write it as a page, too, with pictures of each class.")
+@click.option("--on", metavar="2x24GB", help="Machines that hours are reckoned for.  [default: those at hand]")
+@STORAGE
+@_reading_options
+@OWN_PARTS
+def inspect(data: str, out: Path | None, storage: Path, on: str | None, **options: Any) -> None:
+    """Show what is in a dataset, or in a source before it is prepared, and advise what to sweep on it.
+
+    Of a SOURCE nothing is written, and the options say how it is read, as in scrimp prepare. The advice has its
+    reasons: plain rules about the number, size and labels of the images, and earlier sweeps in the storage.
+    """
+    from scrimp_platform.cli import commands
+
+    commands.inspect(data, storage, on, out, **options)
 
 
 @scrimp.command()

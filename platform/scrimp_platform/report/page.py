@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -21,6 +20,7 @@ from scrimp_platform.report import (
     faults,
     figures,
     formatting,
+    frame,
     leaderboard,
     next_steps,
     pictures,
@@ -38,7 +38,7 @@ from scrimp_trainers.common.errors import DamagedRecord, UserError
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE = "page.html"
 SCRIPT = Path(__file__).with_name("leaderboard.js")
 AT_FIRST = 100
 """Trials that the leaderboard shows until all are asked for."""
@@ -62,10 +62,9 @@ def write_report(folder: SweepFolder) -> None:
     measured = scale.scales(rows, space, manifest)
     faults_found = faults.faults(folder, known)
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=formatting.number, count=formatting.count, duration=formatting.duration)
+    environment = frame.environment()
     environment.filters.update(sortable=_sortable)
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    page = environment.get_template(TEMPLATE).render(
         name=sweep["name"],
         verdict=leaderboard.verdict(rows, space),
         outlook=gain.of_more_trials(known.trials, space, folder),

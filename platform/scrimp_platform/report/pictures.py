@@ -1,4 +1,4 @@
-"""Images that are embedded in the report."""
+"""Images that are embedded in pages."""
 
 import base64
 import io
@@ -37,17 +37,22 @@ def read_picture(path: Path, caption: str) -> Picture | None:
     """
     try:
         with Image.open(path) as image:
-            image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-            content = io.BytesIO()
-            image.save(content, "PNG", optimize=True)
-            kind = "png"
-            if content.tell() > MAX_PNG_BYTES:  # of photos
-                content = io.BytesIO()
-                image.convert("RGB").save(content, "WEBP", quality=90)
-                kind = "webp"
+            return picture_of(image, caption)
     except FileNotFoundError:
         return None
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError):  # what PIL raises
         raise DamagedRecord(f"{path}: a damaged image") from None
+
+
+def picture_of(image: Image.Image, caption: str) -> Picture:
+    """Return an image, which is scaled down in place if it is too large."""
+    image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
+    kind = "png"
+    if content.tell() > MAX_PNG_BYTES:  # of photos
+        content = io.BytesIO()
+        image.convert("RGB").save(content, "WEBP", quality=90)
+        kind = "webp"
     encoded = base64.b64encode(content.getvalue()).decode()
     return Picture(f"data:image/{kind};base64,{encoded}", caption, *image.size)

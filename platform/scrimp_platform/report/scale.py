@@ -1,7 +1,7 @@
 """What a Fréchet distance of a sweep means: how far apart real images are by the same measure, beside the scores."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scrimp_platform.report import formatting
@@ -23,6 +23,12 @@ WORDS = {
     "inception": "Inception-v3, as FID is defined",
 }
 """What extractors are, in words; others bear a name that says it."""
+
+REAL_WORDS = {
+    "real": ("real against real", "real against real: reference images against other reference images"),
+    "holdout": ("held-out images", "held-out images against the reference images"),
+}
+"""The distances of real images, in short and in words."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,11 @@ def scales(rows: Sequence[TrialRow], space: Space, manifest: Manifest | None) ->
         if space.scoring.further:
             name = in_full(name, scoring.extractor)
         if name in space.objectives:
-            about = _about(name, scoring, manifest)
-            measured.append(Scale(name, about, _real(scoring, space, scored, manifest), _trials(rows, name)))
+            measured.append(
+                Scale(
+                    name, about(name, scoring, manifest), _real(scoring, space, scored, manifest), _trials(rows, name)
+                )
+            )
     return measured
 
 
@@ -70,7 +79,7 @@ def _first_scored(rows: Iterable[TrialRow]) -> MetricsRow | None:
     return next((last for last in lasts if last and last.scores), None)
 
 
-def _about(name: str, scoring: Scoring, manifest: Manifest | None) -> str:
+def about(name: str, scoring: Scoring, manifest: Manifest | None) -> str:
     """Say what the distance is, and with what it can be compared."""
     features = WORDS.get(scoring.extractor, f"the feature extractor {scoring.extractor}")
     if scoring.extractor == "classifier" and manifest and manifest.classifier:
@@ -91,21 +100,35 @@ def _about(name: str, scoring: Scoring, manifest: Manifest | None) -> str:
 
 def _real(scoring: Scoring, space: Space, scored: MetricsRow, manifest: Manifest | None) -> list[Mark]:
     """Return the distances of real images that the scores of a repeat contain."""
-    total = scored.value("reference_samples")
-    part = min(scoring.samples, int(total) // 2) if math.isfinite(total) else 0
+    values = {}
+    for which in REAL_WORDS:
+        name = real_name(scoring.extractor, which)
+        values[which] = scored.value(in_full(name, scoring.extractor) if space.scoring.further else name)
+    return real_marks(scoring.samples, values, scored.value("reference_samples"), manifest)
+
+
+def real_marks(
+    samples: int, values: Mapping[str, float], reference_samples: float, manifest: Manifest | None
+) -> list[Mark]:
+    """Return the marks of distances of real images, measured as so many samples are.
+
+    Parameters
+    ----------
+    values
+        The distances, `real` and `holdout`; one that is not known is missing or NaN.
+    reference_samples
+        Images in the reference set.
+    """
+    total = reference_samples
+    part = min(samples, int(total) // 2) if math.isfinite(total) else 0
     held_out = manifest.splits.get("holdout") if manifest else None
     images = {
         "real": f"{part:,} at random against the {int(total) - part:,} others" if part else "",
-        "holdout": f"{min(scoring.samples, held_out.count):,} against {int(total):,}" if held_out and part else "",
-    }
-    words = {
-        "real": ("real against real", "real against real: reference images against other reference images"),
-        "holdout": ("held-out images", "held-out images against the reference images"),
+        "holdout": f"{min(samples, held_out.count):,} against {int(total):,}" if held_out and part else "",
     }
     marks = []
-    for which, (short, what) in words.items():
-        name = real_name(scoring.extractor, which)
-        value = scored.value(in_full(name, scoring.extractor) if space.scoring.further else name)
+    for which, (short, what) in REAL_WORDS.items():
+        value = values.get(which, math.nan)
         if math.isfinite(value):
             marks.append(Mark(short, what, formatting.number(value), images[which], value))
     return marks

@@ -50,6 +50,18 @@ class Dataset:
         items, labels, keys = self.items(split)
         return self.modality.render(items).numpy(), labels, keys
 
+    def blocks(self, split: SplitName) -> Iterator[tuple[np.ndarray, list[int | None]]]:
+        """Yield a split's images a few at a time, so that it need not fit into memory.
+
+        Yields
+        ------
+        tuple
+            Pictures, uint8 [b, C, H, W], and the label of each; None without classes.
+        """
+        for shard in self.manifest.splits[split].shards:
+            for block in self._decode(shard, BLOCK):
+                yield self.modality.render(block.items).numpy(), [label for _, label in block.entries]
+
     def items(self, split: SplitName) -> tuple[Items, np.ndarray | None, list[str]]:
         """Decode a whole split into memory: as `images`, but the items themselves."""
         if split not in self.manifest.splits:

@@ -6,7 +6,9 @@ each makes its own copy and renames it: readers see a whole one or none.
 """
 
 import contextlib
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -35,14 +37,39 @@ def cache_file(folder: Path, manifest: Manifest, extractor: FeatureExtractor, sp
     return folder / "cache" / ("-".join(str(part) for part in parts) + ".safetensors")
 
 
+@dataclass(frozen=True)
+class CachedFile:
+    """What a file of the cache holds."""
+
+    path: Path
+    extractor: str
+    split: str
+    kind: str
+    """`features`, `statistics`, or `real-1000`: distances of real images, as those of 1,000 samples are measured."""
+
+
+def cached_files(folder: Path, manifest: Manifest) -> list[CachedFile]:
+    """List the files that `cache_file` has named for this dataset, in the order of their names."""
+    name = re.compile(
+        rf"{re.escape(manifest.content_hash[:16])}-(?:.+-)?(?P<extractor>[\w:]+)-[0-9a-f]{{0,16}}-[^-]+-"
+        rf"(?P<split>train|holdout|reference)-\d+-(?P<kind>features|statistics|real-\d+)-v{FORMAT}\.safetensors"
+    )
+    there = []
+    for path in sorted((folder / "cache").glob("*.safetensors")):
+        match = name.fullmatch(path.name)
+        if match:
+            there.append(CachedFile(path, match["extractor"], match["split"], match["kind"]))
+    return there
+
+
 def cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
     """Read tensors from a file; if it is missing or damaged, make them and write it."""
-    found = _read(path)
+    found = read(path)
     if found is not None:
         return found
 
     with locked(path):
-        found = _read(path)  # another process may have made it in the meantime
+        found = read(path)  # another process may have made it in the meantime
         if found is None:
             found = {name: value.cpu().contiguous() for name, value in make().items()}
             # A dataset may lie on a read-only or full disk; then every process makes its own.
@@ -51,7 +78,8 @@ def cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
         return found
 
 
-def _read(path: Path) -> Tensors | None:
+def read(path: Path) -> Tensors | None:
+    """Return the tensors of a file; None if it is missing or damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
