@@ -21,6 +21,7 @@ from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditioner import Conditioner
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
+from scrimp_trainers.data.batch import to_device
 from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality, statistics_of
 from scrimp_trainers.diffusion import guidance
 from scrimp_trainers.diffusion.process import Predict, Process
@@ -103,12 +104,12 @@ def generate_items(
     def draw(part: slice) -> Items:
         numbers = numbers_of_rank[part]
         noise = _noise_source(network, numbers, seed)
-        mask = _drawn_mask(network, numbers, seed)
-        predict = _guided_denoiser(network, asked, process, recipe, conditioner, numbers, mask)
+        unconditioned = _drawn_lengths(network, numbers, seed)
+        predict = _guided_denoiser(network, asked, process, recipe, conditioner, numbers, unconditioned)
         x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
         with float32_products(recipe.training.precision):
             items = codec.decode(x)
-        return items if mask is None else Items(items.values, mask)
+        return items if unconditioned.mask is None else Items(items.values, unconditioned.mask)
 
     size = FittingSize(batch_size)
     yield from in_parts(len(numbers_of_rank), size, draw, "sampling")
@@ -215,17 +216,18 @@ def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], 
     return noise
 
 
-def _drawn_mask(network: Denoiser, numbers: range, seed: int) -> Tensor | None:
-    """Draw each item's length as often as training items have it; return a mask [b, 1, size], None without lengths."""
+def _drawn_lengths(network: Denoiser, numbers: range, seed: int) -> Conditions:
+    """Draw each item's length as often as training items have it; return the lengths and their mask [b, 1, size]."""
     if network.lengths is None:
-        return None
+        return NOTHING
     counts = network.lengths.double().cpu()
     drawn = [
         torch.multinomial(counts, 1, generator=torch.Generator().manual_seed(seed_of("length", seed, i)))
         for i in numbers
     ]
-    mask = torch.arange(network.shape[-1]) < torch.stack(drawn)[..., None]
-    return mask.to(network.device)
+    lengths = torch.cat(drawn).numpy()
+    mask = np.arange(network.shape[-1]) < lengths[:, None, None]
+    return Conditions(mask=to_device(mask, network.device), lengths=lengths)
 
 
 def _guided_denoiser(
@@ -235,7 +237,7 @@ def _guided_denoiser(
     recipe: Recipe,
     conditioner: Conditioner | None,
     numbers: range,
-    mask: Tensor | None,
+    unconditioned: Conditions,
 ) -> Predict:
     """Return the denoiser that the sampler calls, with classifier-free guidance if the recipe says so.
 
@@ -244,7 +246,6 @@ def _guided_denoiser(
     sampler = recipe.sampler
     guided_channels = sampler.guidance_channels or network.shape[0]  # not the variances of some processes' estimates
     device = network.device
-    unconditioned = NOTHING if mask is None else Conditions(mask=mask)
     conditions = unconditioned
     if conditioner:
         conditions = replace(unconditioned, **{conditioner.name: conditioner.for_samples(numbers, device)})

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -150,7 +150,13 @@ def train(
 
         # Condition.
         condition = _drawn_condition(conditioner, batch, recipe, generator, rank_slice)
-        conditions = Conditions(augment_labels=augment_labels, coordinates=coordinates, mask=batch.mask, **condition)
+        conditions = Conditions(
+            augment_labels=augment_labels,
+            coordinates=coordinates,
+            mask=batch.mask,
+            lengths=batch.lengths,
+            **condition,
+        )
         class_factors = None
         if prepared.loss_weights is not None:
             class_factors = prepared.loss_weights[batch.labels]
@@ -333,7 +339,7 @@ def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slic
 
 def _drawn_condition(
     conditioner: Conditioner | None, batch: Batch, recipe: Recipe, generator: torch.Generator, rank_slice: slice
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Return the condition of the batch by its name, hidden for some images at random; none without conditions."""
     known = conditioner.of(batch) if conditioner else None
     if conditioner is None or known is None:
