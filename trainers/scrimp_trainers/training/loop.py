@@ -244,8 +244,7 @@ def train(
 
         with float32_products(training.precision):
             loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
-        average_gradients(parameters, world)
-        unscale_gradients(parameters, 1 / training.loss_scale)
+        finish_gradients(parameters, world, 1 / training.loss_scale)
 
         # Mask and step. A step that changes the masks does not update the weights.
         for group in state.optimizer.param_groups:
@@ -314,22 +313,24 @@ def without_padding(mask: Tensor | None, estimate: Tensor, x: Tensor, noise: Ten
     return estimate * mask, x * mask, noise * mask
 
 
-def average_gradients(parameters: Sequence[Tensor], world: int) -> None:
-    """Replace gradients by their mean over the ranks, with one all-reduce per step.
+def finish_gradients(parameters: Sequence[Tensor], world: int, scale: float) -> None:
+    """Replace gradients by their mean over the ranks, times `scale`, and what is not finite as EDM does.
 
-    DistributedDataParallel would average them during the last backward pass: a rank that ran out of memory there could
-    not recompute its step without the others.
+    NaN becomes 0, and infinity 1e5. The gradients are copied to one tensor and back: a few kernels and one all-reduce a
+    step, however many there are. DistributedDataParallel would average them during the last backward pass: a rank that
+    ran out of memory there could not recompute its step without the others.
     """
-    if world == 1:
-        return
-
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world
-    means = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    if world > 1:
+        dist.all_reduce(flat)
+        flat /= world
+    if scale != 1:
+        flat *= scale
+    torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
+
+    finished = flat.split([gradient.numel() for gradient in gradients])
+    foreach.copy_(gradients, [part.view_as(gradient) for part, gradient in zip(finished, gradients, strict=True)])
 
 
 def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slice, shape: Sequence[int]) -> Tensor:
@@ -350,12 +351,3 @@ def _drawn_condition(
         uniform = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[rank_slice]
         known = hide(conditioner, known, uniform < drop_probability)
     return {conditioner.name: known}
-
-
-def unscale_gradients(parameters: list[Tensor], scale: float) -> None:
-    """Multiply gradients by `scale` and replace non-finite values, as EDM does: NaN by 0, infinity by 1e5."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if scale != 1:
-        foreach.mul_(gradients, scale)
-    for gradient in gradients:
-        torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
