@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scrimp_trainers.codecs.codec import Codec
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common import heartbeat, parts
-from scrimp_trainers.common.device import autocast, float32_products
+from scrimp_trainers.common.device import autocast, float32_products, product_type
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.fitting import FittingSize, in_parts
 from scrimp_trainers.common.seeds import seed_of
@@ -27,6 +27,7 @@ from scrimp_trainers.diffusion import guidance
 from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.compiling import compiled
 from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.networks.half import with_half_weights
 from scrimp_trainers.recipe.recipe import Recipe
 
 GRID_IMAGES = 64
@@ -99,7 +100,7 @@ def generate_items(
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
     conditioner = conditioner or conditioner_for(network.classes)
-    asked = compiled(network) if recipe.training.compile and count >= COMPILED_FROM else network
+    asked = _asked(network, recipe, count)
 
     def draw(part: slice) -> Items:
         numbers = numbers_of_rank[part]
@@ -202,6 +203,16 @@ def _unpadded(items: Items) -> Iterator[np.ndarray]:
         yield values[:, there].T.numpy()
 
 
+def _asked(network: Denoiser, recipe: Recipe, count: int) -> nn.Module:
+    """Return what is asked in place of the network: its copy in half precision, and what that is compiled to."""
+    dtype = product_type(recipe.training.precision, network.device)
+    if dtype != torch.float32:
+        network = with_half_weights(network, dtype)
+    if recipe.training.compile and count >= COMPILED_FROM:
+        return compiled(network)
+    return network
+
+
 def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], Tensor]:
     """Return a function that draws noise [b, *shape], each image's from its own generator."""
     device = network.device
@@ -241,7 +252,7 @@ def _guided_denoiser(
 ) -> Predict:
     """Return the denoiser that the sampler calls, with classifier-free guidance if the recipe says so.
 
-    It asks `asked`, which is the network, or what it was compiled to.
+    It asks `asked`, which is the network or what `_asked` made of it.
     """
     sampler = recipe.sampler
     guided_channels = sampler.guidance_channels or network.shape[0]  # not the variances of some processes' estimates
