@@ -161,12 +161,14 @@ def _from_numpy(array: np.ndarray) -> Tensor:
     return torch.empty(array.shape, dtype=FROM_NUMPY(array).dtype)
 
 
-def _moved(network: nn.Module, *_: object) -> nn.Module:
+def _moved(network: nn.Module, *_: object, memory_format: torch.memory_format = torch.preserve_format) -> nn.Module:
     """Move a network to the device. `nn.Module.to` swaps tensors, which fake ones refuse."""
     for module in network.modules():
         for name, weight in list(module._parameters.items()):
             if weight is not None:
-                setattr(module, name, nn.Parameter(weight.detach().to(CUDA), weight.requires_grad))
+                layout = memory_format if weight.ndim == 4 else torch.preserve_format
+                moved = weight.detach().to(CUDA, memory_format=layout)
+                setattr(module, name, nn.Parameter(moved, weight.requires_grad))
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(CUDA)

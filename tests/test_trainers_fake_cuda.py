@@ -147,6 +147,8 @@ def take_steps(recipe: Recipe) -> None:
     for weight in state.network.parameters():
         assert weight.device == CUDA
         assert weight.dtype == torch.float32
+        moments = state.optimizer.state[weight].values()
+        assert all(moment.stride() == weight.stride() for moment in moments if moment.shape == weight.shape)
 
 
 @pytest.fixture
@@ -209,6 +211,20 @@ def test_a_technique_steps_on_a_gpu(name, tmp_path_factory):
 @pytest.mark.parametrize("names", [OF_UNET, OF_MDT], ids=["unet", "mdt"])
 def test_all_techniques_together_step_on_a_gpu_in_every_precision(names, precision, tmp_path_factory):
     take_steps(with_techniques(names, tmp_path_factory.getbasetemp(), training__precision=precision))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_convolutions_lie_in_memory_as_tensor_cores_want_them(kind, precision):
+    with made_up():
+        recipe = NETWORKS[kind].replace({"training.precision": precision})
+        state = initial_state(recipe, image_size=SIZE, channels=3, classes=CLASSES, seed=0, device=CUDA)
+        last = "unet" in kind and precision != "fp32"
+        layout = torch.channels_last if last else torch.contiguous_format
+        for network in (state.network, state.ema):
+            weights = [weight for weight in network.parameters() if weight.ndim == 4]
+            assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+            assert weights or kind == "gru"
 
 
 LOSSES = EDMProcess.losses

@@ -28,6 +28,7 @@ from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.compiling import compiled
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.networks.half import with_half_weights
+from scrimp_trainers.networks.layout import lay_out
 from scrimp_trainers.recipe.recipe import Recipe
 
 GRID_IMAGES = 64
@@ -96,6 +97,7 @@ def generate_items(
         If not even one image fits into memory.
     """
     network.eval()
+    lay_out(network, recipe.training.precision)
     numbers_of_rank = range(rank, count, world)
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)

@@ -320,7 +320,7 @@ def finish_gradients(parameters: Sequence[Tensor], world: int, scale: float) -> 
     step, however many there are. DistributedDataParallel would average them during the last backward pass: a rank that
     ran out of memory there could not recompute its step without the others.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [_in_memory_order(parameter.grad, parameter) for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     if world > 1:
         dist.all_reduce(flat)
@@ -331,6 +331,13 @@ def finish_gradients(parameters: Sequence[Tensor], world: int, scale: float) -> 
 
     finished = flat.split([gradient.numel() for gradient in gradients])
     foreach.copy_(gradients, [part.view_as(gradient) for part, gradient in zip(finished, gradients, strict=True)])
+
+
+def _in_memory_order(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return a gradient with its sides in the order in which the weight lies in memory: flattening copies nothing."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        return gradient.permute(0, 2, 3, 1)
+    return gradient
 
 
 def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slice, shape: Sequence[int]) -> Tensor:
