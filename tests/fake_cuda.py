@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
@@ -24,6 +25,7 @@ CUDA = torch.device("cuda:0")
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "convolution"}
 """Operations that refuse factors of different types. Fake tensors look at those of the last one alone."""
 COPIES = {"_to_copy", "copy_"}
+FROM_NUMPY = torch.from_numpy
 
 
 class WaitsForDevice(Exception):
@@ -85,6 +87,8 @@ def made_up() -> Iterator[None]:
         patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
         patch("torch.Generator", Generator),
+        patch("torch.from_numpy", _from_numpy),
+        patch.object(Tensor, "pin_memory", Tensor.clone),
         patch.object(nn.Module, "to", _moved),
         patch.object(state, "copy", SimpleNamespace(deepcopy=_copied)),
         patch.object(Tensor, "backward", backward),
@@ -152,12 +156,19 @@ def _tensors(values: Any) -> list[Tensor]:
     return found
 
 
-def _moved(network: nn.Module, *_: object) -> nn.Module:
+def _from_numpy(array: np.ndarray) -> Tensor:
+    """Return a fake tensor on the host: `torch.from_numpy` makes a true one."""
+    return torch.empty(array.shape, dtype=FROM_NUMPY(array).dtype)
+
+
+def _moved(network: nn.Module, *_: object, memory_format: torch.memory_format = torch.preserve_format) -> nn.Module:
     """Move a network to the device. `nn.Module.to` swaps tensors, which fake ones refuse."""
     for module in network.modules():
         for name, weight in list(module._parameters.items()):
             if weight is not None:
-                setattr(module, name, nn.Parameter(weight.detach().to(CUDA), weight.requires_grad))
+                layout = memory_format if weight.ndim == 4 else torch.preserve_format
+                moved = weight.detach().to(CUDA, memory_format=layout)
+                setattr(module, name, nn.Parameter(moved, weight.requires_grad))
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(CUDA)

@@ -300,6 +300,7 @@ PARTS = [
     # torch: one step for a whole list of tensors, and FLOPs by the path of a module.
     Part("torch._foreach_add_", making([2.0, 4.0], [torch.tensor([1.0, 2.0])])),
     Part("torch._foreach_mul_", making([3.0, 6.0], 3.0)),
+    Part("torch._foreach_copy_", making([3.0, 2.0], [torch.tensor([3.0, 2.0])])),
     Part("torch._foreach_lerp_", making([2.0, 2.0], [torch.tensor([3.0, 2.0])], 0.5)),
     Part("torch._foreach_zero_", making([0.0, 0.0])),
     Part("torch.utils.flop_counter.FlopCounterMode", counting_by_path, "get_flop_counts"),

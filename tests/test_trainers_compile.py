@@ -55,6 +55,19 @@ def test_a_pass_of_a_network_is_one_graph(kind, graphs):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize(
+    "recipe", [small(network__dropout=0.1), NETWORKS["dit"].replace({"network.dropout": 0.1})], ids=["unet", "dit"]
+)
+def test_dropout_breaks_no_graph_also_not_in_a_part_of_a_step(recipe, graphs):
+    network = small_state(recipe, classes=10).network.train()
+    dropping = [module for module in network.modules() if isinstance(module, dropout.Dropout) and module.p > 0]
+    assert dropping
+    with dropout.of_step(network, rows=8, first=4, seed=0):
+        explained = torch._dynamo.explain(network)(torch.zeros(4, 1, 8, 8), torch.ones(4))
+    assert explained.graph_break_count == 0
+    assert explained.graph_count == 1
+
+
 @pytest.mark.slow
 def test_a_step_in_parts_needs_one_more_graph_for_all_sizes_and_places(graphs):
     """Parts of 2, 2, 2 images begin at 0, 2, 4; parts of 4 and 2 differ in size, too."""

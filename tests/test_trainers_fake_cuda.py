@@ -5,14 +5,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from fake_cuda import ASKS_DEVICE, CUDA, MixedTypes, Watch, backward, made_up
 from networks_small import CAPTION, NETWORKS
 from techniques_small import NAMES, with_techniques
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import PackedSequence
 from trainers_small import small, small_state
 
 from scrimp_trainers import networks
@@ -22,7 +24,6 @@ from scrimp_trainers.codecs.autoencoder_files import KINDS
 from scrimp_trainers.conditioning.text import Texts
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.diffusion.edm import EDMProcess
-from scrimp_trainers.networks import gru
 from scrimp_trainers.networks.unet import UNetDenoiser
 from scrimp_trainers.precompute import dro
 from scrimp_trainers.recipe import recipe as recipes
@@ -88,16 +89,18 @@ def batches(recipe: Recipe, codec: Any) -> Iterator[Batch]:
     """Give batches of what the codec encodes, on the device."""
     values = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8, device=CUDA)
     mask = None
+    lengths = None
     if recipe.codec.kind == "strokes":
         values = torch.zeros(BATCH, 3, SIZE, device=CUDA)
         mask = torch.ones(BATCH, 1, SIZE, dtype=torch.bool, device=CUDA)
+        lengths = np.arange(BATCH) + 1
     elif recipe.codec.on:
         moments = codec.channels * (2 if KINDS[recipe.codec.kind].draws else 1)
         values = torch.zeros(BATCH, moments, SIZE, SIZE, device=CUDA)
 
     labels = torch.zeros(BATCH, dtype=torch.long, device=CUDA)
     while True:
-        yield Batch(values, labels, labels, labels.bool(), mask)
+        yield Batch(values, labels, labels, labels.bool(), mask, lengths)
 
 
 def prepared_for(recipe: Recipe, codec: Any) -> Prepared:
@@ -144,25 +147,27 @@ def take_steps(recipe: Recipe) -> None:
     for weight in state.network.parameters():
         assert weight.device == CUDA
         assert weight.dtype == torch.float32
+        moments = state.optimizer.state[weight].values()
+        assert all(moment.stride() == weight.stride() for moment in moments if moment.shape == weight.shape)
 
 
 @pytest.fixture
 def without_kernels(monkeypatch):
     """Let products with all of its weights stand for a GRU: its own kernels are launched on no made-up device."""
 
-    def run(network: gru.GRUDenoiser, points: Tensor, _: object) -> Tensor:
-        weights = dict(network.gru.named_parameters())
-        hidden = points
-        for layer in range(network.gru.num_layers):
+    def run(layers: nn.GRU, points: PackedSequence) -> tuple[PackedSequence, None]:
+        weights = dict(layers.named_parameters())
+        hidden = points.data
+        for layer in range(layers.num_layers):
             ways = []
             for way in (f"l{layer}", f"l{layer}_reverse"):
                 gates = linear(hidden, weights[f"weight_ih_{way}"], weights[f"bias_ih_{way}"])
                 state = gates.chunk(3, -1)[0]
                 ways.append(linear(state, weights[f"weight_hh_{way}"], weights[f"bias_hh_{way}"]).chunk(3, -1)[0])
             hidden = torch.cat(ways, -1)
-        return hidden
+        return PackedSequence(hidden, points.batch_sizes), None
 
-    monkeypatch.setattr(gru.GRUDenoiser, "_along", run)
+    monkeypatch.setattr(nn.GRU, "forward", run)
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +213,18 @@ def test_all_techniques_together_step_on_a_gpu_in_every_precision(names, precisi
     take_steps(with_techniques(names, tmp_path_factory.getbasetemp(), training__precision=precision))
 
 
-def test_a_gru_waits_for_the_lengths_of_padded_drawings():
-    with pytest.raises(ASKS_DEVICE):
-        take_steps(NETWORKS["gru"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_convolutions_lie_in_memory_as_tensor_cores_want_them(kind, precision):
+    with made_up():
+        recipe = NETWORKS[kind].replace({"training.precision": precision})
+        state = initial_state(recipe, image_size=SIZE, channels=3, classes=CLASSES, seed=0, device=CUDA)
+        last = "unet" in kind and precision != "fp32"
+        layout = torch.channels_last if last else torch.contiguous_format
+        for network in (state.network, state.ema):
+            weights = [weight for weight in network.parameters() if weight.ndim == 4]
+            assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+            assert weights or kind == "gru"
 
 
 LOSSES = EDMProcess.losses

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from techniques_small import NAMES, examples, train_and_resume
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from trainers_small import CPU, small
 
 from scrimp_trainers import fit
@@ -23,7 +24,8 @@ from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.batch import Batch, alike_in_length
 from scrimp_trainers.data.dataset import Dataset, open_dataset
 from scrimp_trainers.data.loading import batches
-from scrimp_trainers.data.manifest import load_manifest
+from scrimp_trainers.data.manifest import RESIDENT, load_manifest
+from scrimp_trainers.data.modalities.modality import lengths_of
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.networks.gru import GRUDenoiser
 from scrimp_trainers.precompute.prepare import prepare_techniques
@@ -82,12 +84,26 @@ def test_what_is_beside_a_drawing_does_not_matter(lengths, form):
     t = torch.arange(len(lengths)) * 7
     mask = torch.arange(12) < torch.tensor(lengths)[:, None, None]
     with torch.no_grad():
-        together = network(x, t, Conditions(mask=mask))
-        with_junk = network(torch.where(mask, x, 1e4), t, Conditions(mask=mask))
+        told = Conditions(mask=mask, lengths=np.array(lengths))
+        together = network(x, t, told)
+        with_junk = network(torch.where(mask, x, 1e4), t, told)
         assert torch.equal(together.masked_select(mask), with_junk.masked_select(mask))
         for row, length in enumerate(lengths):
             alone = network(x[row : row + 1, :, :length], t[row : row + 1])
             torch.testing.assert_close(together[row : row + 1, :, :length], alone, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_drawings_are_packed_as_torch_packs_them():
+    network = network_of(recipe_of())
+    seen = torch.randn(4, 12, network.gru.input_size)
+    lengths = np.array([5, 9, 1, 5])
+    packed = pack_padded_sequence(seen, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False)
+    expected, _ = pad_packed_sequence(network.gru(packed)[0], batch_first=True, total_length=12)
+    assert torch.equal(network._along_packed(seen, lengths), expected)
+
+    there = torch.arange(12) < torch.from_numpy(lengths)[:, None]
+    torch.testing.assert_close(network._along(seen, lengths)[there], expected[there])
 
 
 def test_both_forms_show_the_network_the_same():
@@ -161,6 +177,16 @@ def test_ranks_share_a_batch_and_resuming_draws_the_same(dataset):
     assert len(epoch.unique()) == len(epoch)
 
 
+@pytest.mark.parametrize("resident_bytes", [RESIDENT, 0])
+def test_a_batch_says_on_the_host_how_long_its_drawings_are(resident_bytes, dataset):
+    options: dict[str, Any] = {"kept": np.arange(5, 50), "rank": 1, "world": 2, "workers": 0}
+    sequence = batches(dataset, batch_size=8, seed=0, device=CPU, resident_bytes=resident_bytes, **options)
+    for batch in itertools.islice(sequence, 24):
+        assert batch.mask is not None
+        assert batch.lengths is not None
+        assert batch.lengths.tolist() == batch.mask.sum((1, 2)).tolist()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_are_alike_in_length_draw_everything_once_and_resume(workers, dataset):
     def drawn(**options: Any) -> list[Batch]:
@@ -194,11 +220,14 @@ def trained(recipe: Recipe, dataset: Dataset, count: int = 64, mangle: bool = Fa
     size = recipe.training.batch_size
 
     masks = items.mask
+    lengths = lengths_of(items)
+    assert lengths is not None
 
     def endless():
         for start in itertools.cycle(range(0, count, size)):
             part = slice(start, start + size)
-            yield Batch(values[part], None, torch.arange(count)[part], torch.zeros(size).bool(), masks[part])
+            index = torch.arange(count)[part]
+            yield Batch(values[part], None, index, torch.zeros(size).bool(), masks[part], lengths[part])
 
     codec = StrokeCodec(recipe.codec.form, 0.8)  # type: ignore[union-attr]
     steps = list(train(recipe, state, endless(), Prepared(codec=codec), device=CPU))
@@ -237,7 +266,7 @@ def test_a_network_conditioned_on_classes_knows_drawings_better_by_their_own(dat
 
     @torch.no_grad()
     def error(classes: Tensor) -> float:
-        estimate = run.state.network(noisy, t, Conditions(classes, mask=mask))
+        estimate = run.state.network(noisy, t, Conditions(classes, mask=mask, lengths=lengths_of(items)))
         return float(((estimate - noise) * mask).square().sum())
 
     assert error(own) < 0.9 * error(1 - own)

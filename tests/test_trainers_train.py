@@ -8,7 +8,7 @@ from trainers_small import CPU, random_batches, small, small_state
 
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.recipe.sections import EMA, Optimizer
-from scrimp_trainers.training.loop import read_losses, refuse_explosion, train
+from scrimp_trainers.training.loop import finish_gradients, read_losses, refuse_explosion, train
 from scrimp_trainers.training.state import ema_decay, learning_rate
 
 BOTH = pytest.mark.parametrize("preset", ["tiny-edm", "tiny-ddpm"])
@@ -84,6 +84,28 @@ def test_the_loss_scale_is_undone():
     plain, _ = trained(small(**options))
     scaled, _ = trained(small(**options, training__loss_scale=128.0))
     torch.testing.assert_close(weights(plain), weights(scaled), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_gradients_that_are_not_finite_are_replaced_and_all_others_scaled(scale):
+    values = [math.nan, math.inf, -math.inf, 3e38, -3e38, 3e5, -3e5, -0.0, 1e-30, 2.0, math.nan, -1.0]
+    replaced = {"nan": 0.0, "inf": 1e5, "-inf": -1e5}
+    expected = [replaced.get(str(value), value * scale) for value in values]
+
+    gradients = [torch.tensor(values), torch.tensor(values).view(2, 3, 2, 1), torch.tensor(values).view(4, 3).T]
+    gradients += [torch.tensor(value) for value in values]
+    parameters = [torch.nn.Parameter(torch.zeros(gradient.shape)) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    without = torch.nn.Parameter(torch.zeros(3))
+
+    finish_gradients([*parameters, without], 1, scale)
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    wanted = [torch.tensor(expected), torch.tensor(expected).view(2, 3, 2, 1), torch.tensor(expected).view(4, 3).T]
+    wanted += [torch.tensor(value) for value in expected]
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+    assert without.grad is None
 
 
 def test_gradients_are_clipped_as_torch_clips_them():

@@ -14,18 +14,21 @@ from torch import Tensor, nn
 from scrimp_trainers.codecs.codec import Codec
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
 from scrimp_trainers.common import heartbeat, parts
-from scrimp_trainers.common.device import autocast, float32_products
+from scrimp_trainers.common.device import autocast, float32_products, product_type
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.common.fitting import FittingSize, in_parts
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.conditioning.classes import conditioner_for
 from scrimp_trainers.conditioning.conditioner import Conditioner
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
+from scrimp_trainers.data.batch import to_device
 from scrimp_trainers.data.modalities.modality import Items, Modality, open_modality, statistics_of
 from scrimp_trainers.diffusion import guidance
 from scrimp_trainers.diffusion.process import Predict, Process
 from scrimp_trainers.networks.compiling import compiled
 from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.networks.half import with_half_weights
+from scrimp_trainers.networks.layout import lay_out
 from scrimp_trainers.recipe.recipe import Recipe
 
 GRID_IMAGES = 64
@@ -94,21 +97,22 @@ def generate_items(
         If not even one image fits into memory.
     """
     network.eval()
+    lay_out(network, recipe.training.precision)
     numbers_of_rank = range(rank, count, world)
     process = parts.build("diffusion", recipe.diffusion)
     sampler = parts.module("diffusion.samplers", recipe.sampler.kind)
     conditioner = conditioner or conditioner_for(network.classes)
-    asked = compiled(network) if recipe.training.compile and count >= COMPILED_FROM else network
+    asked = _asked(network, recipe, count)
 
     def draw(part: slice) -> Items:
         numbers = numbers_of_rank[part]
         noise = _noise_source(network, numbers, seed)
-        mask = _drawn_mask(network, numbers, seed)
-        predict = _guided_denoiser(network, asked, process, recipe, conditioner, numbers, mask)
+        unconditioned = _drawn_lengths(network, numbers, seed)
+        predict = _guided_denoiser(network, asked, process, recipe, conditioner, numbers, unconditioned)
         x = sampler.sample(process, recipe.sampler, predict, noise, clip=recipe.codec.bounded)
         with float32_products(recipe.training.precision):
             items = codec.decode(x)
-        return items if mask is None else Items(items.values, mask)
+        return items if unconditioned.mask is None else Items(items.values, unconditioned.mask)
 
     size = FittingSize(batch_size)
     yield from in_parts(len(numbers_of_rank), size, draw, "sampling")
@@ -201,6 +205,16 @@ def _unpadded(items: Items) -> Iterator[np.ndarray]:
         yield values[:, there].T.numpy()
 
 
+def _asked(network: Denoiser, recipe: Recipe, count: int) -> nn.Module:
+    """Return what is asked in place of the network: its copy in half precision, and what that is compiled to."""
+    dtype = product_type(recipe.training.precision, network.device)
+    if dtype != torch.float32:
+        network = with_half_weights(network, dtype)
+    if recipe.training.compile and count >= COMPILED_FROM:
+        return compiled(network)
+    return network
+
+
 def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], Tensor]:
     """Return a function that draws noise [b, *shape], each image's from its own generator."""
     device = network.device
@@ -215,17 +229,18 @@ def _noise_source(network: Denoiser, numbers: range, seed: int) -> Callable[[], 
     return noise
 
 
-def _drawn_mask(network: Denoiser, numbers: range, seed: int) -> Tensor | None:
-    """Draw each item's length as often as training items have it; return a mask [b, 1, size], None without lengths."""
+def _drawn_lengths(network: Denoiser, numbers: range, seed: int) -> Conditions:
+    """Draw each item's length as often as training items have it; return the lengths and their mask [b, 1, size]."""
     if network.lengths is None:
-        return None
+        return NOTHING
     counts = network.lengths.double().cpu()
     drawn = [
         torch.multinomial(counts, 1, generator=torch.Generator().manual_seed(seed_of("length", seed, i)))
         for i in numbers
     ]
-    mask = torch.arange(network.shape[-1]) < torch.stack(drawn)[..., None]
-    return mask.to(network.device)
+    lengths = torch.cat(drawn).numpy()
+    mask = np.arange(network.shape[-1]) < lengths[:, None, None]
+    return Conditions(mask=to_device(mask, network.device), lengths=lengths)
 
 
 def _guided_denoiser(
@@ -235,16 +250,15 @@ def _guided_denoiser(
     recipe: Recipe,
     conditioner: Conditioner | None,
     numbers: range,
-    mask: Tensor | None,
+    unconditioned: Conditions,
 ) -> Predict:
     """Return the denoiser that the sampler calls, with classifier-free guidance if the recipe says so.
 
-    It asks `asked`, which is the network, or what it was compiled to.
+    It asks `asked`, which is the network or what `_asked` made of it.
     """
     sampler = recipe.sampler
     guided_channels = sampler.guidance_channels or network.shape[0]  # not the variances of some processes' estimates
     device = network.device
-    unconditioned = NOTHING if mask is None else Conditions(mask=mask)
     conditions = unconditioned
     if conditioner:
         conditions = replace(unconditioned, **{conditioner.name: conditioner.for_samples(numbers, device)})

@@ -123,7 +123,7 @@ def latent_batches(
         len(moments), batch_size, seed, moments.device,
         flip=flip, rank=rank, world=world, start=start, kept=kept, sampling_weights=sampling_weights,
     )  # fmt: skip
-    for index, flipped in drawn:
+    for index, flipped, _ in drawn:
         values = moments[index, flipped.long()]
         picked = None if classes is None else classes[index]
         if moments.device.type != device.type:

@@ -42,15 +42,21 @@ def _keep_freed_memory() -> None:
             libc.mallopt(parameter, 2**31 - 1)
 
 
-@contextmanager
-def autocast(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute with a precision inside. On a CPU fp16 becomes fp32, and TF32 is none.
+def product_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type of what is multiplied with a precision: on a CPU float32 in place of float16.
 
     Few CPUs multiply in fp16: convolutions then take many times as long as in fp32.
     """
     dtype = DTYPES[precision]
     if dtype == torch.float16 and device.type == "cpu":
-        dtype = torch.float32
+        return torch.float32
+    return dtype
+
+
+@contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute with a precision inside. On a CPU fp16 becomes fp32, and TF32 is none."""
+    dtype = product_type(precision, device)
     with float32_products(precision), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         yield
 

@@ -17,6 +17,11 @@ def mul_(tensors: list[Tensor], factors: list[Tensor] | float) -> None:
     torch._foreach_mul_(tensors, factors)
 
 
+def copy_(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """Copy the other tensors, one into each."""
+    torch._foreach_copy_(tensors, others)
+
+
 def lerp_(tensors: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Interpolate linearly from each tensor to its end: tensor + weight * (end - tensor)."""
     torch._foreach_lerp_(tensors, ends, weight)

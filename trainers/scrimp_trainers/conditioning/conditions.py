@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ class Conditions:
     """[B, 2, H, W], x and y of each pixel in [-1, 1] of the whole image."""
     mask: Tensor | None = None
     """bool [B, ...], where x is an item's, and not padding."""
+    lengths: np.ndarray | None = None
+    """int64 [B], how much of each item is not padding: the sums of the mask, on the host."""
     kept: Tensor | None = None
     """int64 [B, K], the tokens of each image that a pass sees; None for all."""
 
@@ -29,10 +33,10 @@ class Conditions:
         return self._each(lambda value: value[part])
 
     def to(self, device: torch.device | str) -> "Conditions":
-        """Return the same on another device."""
-        return self._each(lambda value: value.to(device))
+        """Return the same on another device; the lengths stay on the host."""
+        return self._each(lambda value: value.to(device) if isinstance(value, Tensor) else value)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
+    def _each(self, change: Callable[[Any], Any]) -> "Conditions":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Conditions(**{name: None if value is None else change(value) for name, value in values.items()})
 

@@ -25,6 +25,9 @@ class Batch:
     """bool [B], which images are mirrored left to right."""
     mask: Tensor | None = None
     """bool [B, ...], where items are, and not padding, as in `Items`; none if there is no padding."""
+    lengths: np.ndarray | None = None
+    """int64 [B], how much of each item is not padding: the sums of the mask, on the host, where to know them takes no
+    wait for the device; none if there is no padding."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.batch import Batch, alike_in_length, draw_epoch, to_device
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import RESIDENT
-from scrimp_trainers.data.modalities.modality import Items, mirrored, train_bytes
+from scrimp_trainers.data.modalities.modality import Items, lengths_of, mirrored, train_bytes
 
 
 def batches(
@@ -77,7 +77,7 @@ def batches(
             start=start,
             kept=kept,
             sampling_weights=sampling_weights,
-            lengths=_lengths(items),
+            lengths=lengths_of(items),
         )
         return _resident_batches(dataset, items, labels, indices, device, flip)
 
@@ -101,11 +101,11 @@ def draw_indices(
     kept: np.ndarray | None = None,
     sampling_weights: np.ndarray | None = None,
     lengths: np.ndarray | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw, without end, the images of this rank's batches: their positions, int64 [b], and mirroring, bool [b].
+) -> Iterator[tuple[Tensor, Tensor, np.ndarray | None]]:
+    """Draw, without end, the images of this rank's batches: positions, int64 [b], mirroring, bool [b], and lengths.
 
     See `batches` for the parameters; `count` is the number of images in the training split. With their `lengths`,
-    int64 [count], the images of a batch have about the same one.
+    int64 [count], the images of a batch have about the same one, and each batch's are given, int64 [b], on the host.
     """
     rank_batch = batch_size // world
     kept_on_device = None if kept is None else to_device(kept, device)
@@ -115,10 +115,12 @@ def draw_indices(
     current_epoch = -1
     order = torch.empty(0)
     flips = torch.empty(0)
+    lengths_in_order = np.empty(0)
     batch_start = start * batch_size + rank * rank_batch
     while True:
         chosen: list[Tensor] = []
         mirrored: list[Tensor] = []
+        chosen_lengths: list[np.ndarray] = []
         position = batch_start
         missing = rank_batch
         while missing:  # a batch may cross the end of an epoch
@@ -128,6 +130,7 @@ def draw_indices(
                 numbers = drawn.order
                 if kept_lengths is not None:
                     numbers = alike_in_length(numbers, kept_lengths, batch_size, epoch * epoch_length, seed, epoch)
+                    lengths_in_order = kept_lengths[numbers]
                 order = to_device(numbers, device)
                 flips = to_device(drawn.flips, device)
                 current_epoch = epoch
@@ -135,26 +138,22 @@ def draw_indices(
             taken = order[first : first + missing]
             chosen.append(taken)
             mirrored.append(flips[taken])
+            chosen_lengths.append(lengths_in_order[first : first + missing])
             missing -= len(taken)
             position += len(taken)
 
         index = torch.cat(chosen)
         if kept_on_device is not None:
             index = kept_on_device[index]
-        yield index, torch.cat(mirrored)
+        yield index, torch.cat(mirrored), None if kept_lengths is None else np.concatenate(chosen_lengths)
         batch_start += batch_size
-
-
-def _lengths(items: Items) -> np.ndarray | None:
-    """Return the length of each item, int64 [N]: how much of it is not padding; None for items of one size."""
-    return None if items.mask is None else items.mask.flatten(1).sum(1).numpy()
 
 
 def _resident_batches(
     dataset: Dataset,
     items: Items,
     all_labels: np.ndarray | None,
-    indices: Iterator[tuple[Tensor, Tensor]],
+    indices: Iterator[tuple[Tensor, Tensor, np.ndarray | None]],
     device: torch.device,
     flip: bool,
 ) -> Iterator[Batch]:
@@ -162,10 +161,10 @@ def _resident_batches(
     items = items.to(device)
     labels = None if all_labels is None else torch.from_numpy(all_labels).to(device)
 
-    for index, flipped in indices:
+    for index, flipped, lengths in indices:
         drawn = items[index]
         values = drawn.values
         if flip:
             values = mirrored(dataset.modality, values, flipped)
         batch_labels = None if labels is None else labels[index]
-        yield Batch(values, batch_labels, index, flipped, drawn.mask)
+        yield Batch(values, batch_labels, index, flipped, drawn.mask, lengths)

@@ -23,7 +23,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.batch import WINDOW, Batch, draw_epoch, window_order
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.data.manifest import Shard
-from scrimp_trainers.data.modalities.modality import mirrored
+from scrimp_trainers.data.modalities.modality import lengths_of, mirrored
 from scrimp_trainers.data.shards import verify_shard
 
 SHUFFLE = 1000
@@ -57,18 +57,23 @@ def stream(
         if isinstance(parts, UserError):
             raise parts
 
-        values, labels, index, flipped, mask = _to_device(parts, device)
+        tensors, lengths = parts
+        values, labels, index, flipped, mask = _to_device(tensors, device)
+        lengths = None if lengths is None else lengths.numpy()
         if flip:
             values = mirrored(dataset.modality, values, flipped)
-        yield Batch(values, labels, index, flipped, mask)
+        yield Batch(values, labels, index, flipped, mask, lengths)
 
 
-_BatchParts = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
-"""The fields of a `Batch`."""
+_BatchTensors = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
+"""The fields of a `Batch` that go to the device."""
+_BatchParts = tuple[_BatchTensors, Tensor | None]
+"""These, and the lengths, which stay on the host."""
 
 
-def _to_device(parts: _BatchParts, device: torch.device) -> _BatchParts:
-    return cast(_BatchParts, tuple(None if part is None else part.to(device, non_blocking=True) for part in parts))
+def _to_device(tensors: _BatchTensors, device: torch.device) -> _BatchTensors:
+    moved = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors)
+    return cast(_BatchTensors, tuple(moved))
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,9 @@ class _Consumer(IterableDataset[Any]):
             labels = torch.tensor([int(image.sample["cls"]) for image in encoded])
         index = torch.tensor([image.index for image in encoded])
         flipped = torch.tensor([image.flipped for image in encoded])
-        return items.values, labels, index, flipped, items.mask
+        lengths = lengths_of(items)
+        lengths = None if lengths is None else torch.from_numpy(lengths)
+        return (items.values, labels, index, flipped, items.mask), lengths
 
 
 def epoch_range(count: int, consumer: int, consumers: int, epoch: int) -> tuple[int, int]:

@@ -39,6 +39,8 @@ class Denoiser(nn.Module):
     """Whether it takes coordinates: which part of the whole image it sees."""
     tokens: int = 0
     """Tokens of an image, of which a pass may be shown a part (`Conditions.kept`); 0 if it is always shown all."""
+    convolutional: ClassVar[bool] = False
+    """Whether most of what it computes are convolutions, so that their layout in memory matters."""
     variances: bool = False
     """Whether it returns as many channels again: the variances of a reverse step."""
     folder: ClassVar[str] = "network"

@@ -8,12 +8,14 @@ import math
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from scrimp_trainers.codecs.strokes import steps
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
+from scrimp_trainers.data.batch import to_device
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import networks
 from scrimp_trainers.recipe.techniques import StrokeForm
@@ -111,7 +113,7 @@ class GRUDenoiser(Denoiser):
     def forward(self, images: Tensor, levels: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Return the noise in x [B, 3, n] at steps t [B] of the chain. What stands at padding does not matter.
 
-        Labels that are not given are hidden.
+        Labels that are not given are hidden. The conditions' lengths say what is padding; without them nothing is.
         """
         condition = (
             self._condition(levels, conditions.labels).to(images.dtype)[:, None].expand(-1, images.shape[-1], -1)
@@ -121,7 +123,7 @@ class GRUDenoiser(Denoiser):
         else:
             seen = torch.cat([images[:, :2], steps(images)], 1)
 
-        hidden = self._along(torch.cat([seen.transpose(1, 2), condition], -1), conditions.mask)
+        hidden = self._along(torch.cat([seen.transpose(1, 2), condition], -1), conditions.lengths)
         return self.output(torch.cat([self.hidden(hidden), condition], -1)).transpose(1, 2)
 
     def call(self, images: str, labels: str | None) -> str:
@@ -151,18 +153,27 @@ class GRUDenoiser(Denoiser):
         angles = 2 * math.pi * self.frequencies * (t.float() / self.timesteps)[:, None]
         return torch.cat([angles.sin(), angles.cos()], -1)
 
-    def _along(self, points: Tensor, mask: Tensor | None) -> Tensor:
+    def _along(self, points: Tensor, lengths: np.ndarray | None) -> Tensor:
         """Run the GRU over points [B, n, d], each drawing as if it were alone: the way back begins at its end."""
-        if mask is None:
+        if lengths is None:
             return self.gru(points)[0]
-
-        # Packing needs the lengths on the host. A step waits for the device here, and nowhere else.
-        lengths = mask.flatten(1).sum(1).clamp(min=1).cpu()
         if points.device.type == "cpu":
-            return self._along_turned(points, lengths)
-        packed = pack_padded_sequence(points, lengths, batch_first=True, enforce_sorted=False)
-        hidden = cast(PackedSequence, self.gru(packed)[0])
-        return pad_packed_sequence(hidden, batch_first=True, total_length=points.shape[1])[0]
+            return self._along_turned(points, torch.from_numpy(lengths))
+        return self._along_packed(points, lengths)
+
+    def _along_packed(self, points: Tensor, lengths: np.ndarray) -> Tensor:
+        """Do so on a device, which is not waited for: what packing needs to know is known on the host.
+
+        `pack_padded_sequence` would wait, for the order in which it sorts drawings.
+        """
+        count, size, _ = points.shape
+        places, drawings_at = packing(lengths, size)
+        there = to_device(places, points.device)
+
+        packed = points.flatten(0, 1).index_select(0, there)
+        hidden = cast(PackedSequence, self.gru(PackedSequence(packed, torch.tensor(drawings_at)))[0]).data
+        padded = hidden.new_zeros(count * size, hidden.shape[-1]).index_copy(0, there, hidden)
+        return padded.unflatten(0, (count, size))
 
     def _along_turned(self, points: Tensor, lengths: Tensor) -> Tensor:
         """Do the same without packing, whose backward pass on a processor takes ten times as long.
@@ -188,6 +199,21 @@ class GRUDenoiser(Denoiser):
         ]
         state = points.new_zeros(1, len(points), self.gru.hidden_size)
         return torch.gru(points, state, weights, True, 1, 0.0, False, False, True)[0]
+
+
+def packing(lengths: np.ndarray, size: int) -> tuple[np.ndarray, list[int]]:
+    """Return how drawings of these lengths, int64 [B], are packed: all of their points number 0, then number 1, ...
+
+    Returns
+    -------
+    tuple
+        The place of each packed point among all points [B * size], the longest drawing first; and how many drawings
+        have a point of each number.
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    is_there = np.arange(lengths.max())[:, None] < lengths[by_length]
+    numbers, positions = np.nonzero(is_there)
+    return by_length[positions] * size + numbers, is_there.sum(1).tolist()
 
 
 def build(

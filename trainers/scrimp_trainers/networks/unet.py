@@ -26,6 +26,7 @@ class UNetDenoiser(Denoiser):
     `UNet2DModel` is all that sampling needs.
     """
 
+    convolutional = True
     folder = "unet"
     library_class = "UNet2DModel"
 

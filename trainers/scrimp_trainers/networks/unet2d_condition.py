@@ -33,6 +33,7 @@ TOKENS = 77
 class UNet2DConditionDenoiser(Denoiser):
     """A `UNet2DConditionModel`."""
 
+    convolutional = True
     folder = "unet"
     library_class = "UNet2DConditionModel"
 

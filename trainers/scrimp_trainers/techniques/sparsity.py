@@ -328,7 +328,7 @@ def _draw_mask(weight: Tensor, active: int, seed: int) -> Tensor:
     """Draw a mask with exactly `active` ones."""
     order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros(weight.numel(), dtype=weight.dtype).index_fill_(0, order[:active], 1)
-    return mask.reshape(weight.shape).to(weight.device)
+    return torch.empty_like(weight).copy_(mask.reshape(weight.shape))  # laid out as it is
 
 
 def _drop_and_grow(

@@ -184,8 +184,11 @@ def _load_optimizer(file: Path, state: State, device: str) -> None:
 
     for name, tensor in tensors.items():
         kind, _, parameter_name = name.partition("/")
-        # Copied, because loaded tensors are mapped from the file, which the next checkpoint removes.
-        state.optimizer.state[parameters[parameter_name]][kind] = tensor.clone()
+        parameter = parameters[parameter_name]
+        # Copied, because loaded tensors are mapped from the file, which the next checkpoint removes. A fused step wants
+        # moments to lie in memory as their weights do.
+        kept = torch.empty_like(scalar if kind == "step" else parameter, dtype=tensor.dtype, device=tensor.device)
+        state.optimizer.state[parameter][kind] = kept.detach().copy_(tensor)
 
 
 def _write_files(new: Path, content: Content) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -150,7 +150,13 @@ def train(
 
         # Condition.
         condition = _drawn_condition(conditioner, batch, recipe, generator, rank_slice)
-        conditions = Conditions(augment_labels=augment_labels, coordinates=coordinates, mask=batch.mask, **condition)
+        conditions = Conditions(
+            augment_labels=augment_labels,
+            coordinates=coordinates,
+            mask=batch.mask,
+            lengths=batch.lengths,
+            **condition,
+        )
         class_factors = None
         if prepared.loss_weights is not None:
             class_factors = prepared.loss_weights[batch.labels]
@@ -238,8 +244,7 @@ def train(
 
         with float32_products(training.precision):
             loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
-        average_gradients(parameters, world)
-        unscale_gradients(parameters, 1 / training.loss_scale)
+        finish_gradients(parameters, world, 1 / training.loss_scale)
 
         # Mask and step. A step that changes the masks does not update the weights.
         for group in state.optimizer.param_groups:
@@ -308,22 +313,31 @@ def without_padding(mask: Tensor | None, estimate: Tensor, x: Tensor, noise: Ten
     return estimate * mask, x * mask, noise * mask
 
 
-def average_gradients(parameters: Sequence[Tensor], world: int) -> None:
-    """Replace gradients by their mean over the ranks, with one all-reduce per step.
+def finish_gradients(parameters: Sequence[Tensor], world: int, scale: float) -> None:
+    """Replace gradients by their mean over the ranks, times `scale`, and what is not finite as EDM does.
 
-    DistributedDataParallel would average them during the last backward pass: a rank that ran out of memory there could
-    not recompute its step without the others.
+    NaN becomes 0, and infinity 1e5. The gradients are copied to one tensor and back: a few kernels and one all-reduce a
+    step, however many there are. DistributedDataParallel would average them during the last backward pass: a rank that
+    ran out of memory there could not recompute its step without the others.
     """
-    if world == 1:
-        return
-
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [_in_memory_order(parameter.grad, parameter) for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world
-    means = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    if world > 1:
+        dist.all_reduce(flat)
+        flat /= world
+    if scale != 1:
+        flat *= scale
+    torch.nan_to_num(flat, nan=0.0, posinf=1e5, neginf=-1e5, out=flat)
+
+    finished = flat.split([gradient.numel() for gradient in gradients])
+    foreach.copy_(gradients, [part.view_as(gradient) for part, gradient in zip(finished, gradients, strict=True)])
+
+
+def _in_memory_order(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return a gradient with its sides in the order in which the weight lies in memory: flattening copies nothing."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        return gradient.permute(0, 2, 3, 1)
+    return gradient
 
 
 def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slice, shape: Sequence[int]) -> Tensor:
@@ -333,7 +347,7 @@ def _draw_normal(generator: torch.Generator, global_batch: int, rank_slice: slic
 
 def _drawn_condition(
     conditioner: Conditioner | None, batch: Batch, recipe: Recipe, generator: torch.Generator, rank_slice: slice
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Return the condition of the batch by its name, hidden for some images at random; none without conditions."""
     known = conditioner.of(batch) if conditioner else None
     if conditioner is None or known is None:
@@ -344,12 +358,3 @@ def _drawn_condition(
         uniform = torch.rand(recipe.training.batch_size, generator=generator, device=generator.device)[rank_slice]
         known = hide(conditioner, known, uniform < drop_probability)
     return {conditioner.name: known}
-
-
-def unscale_gradients(parameters: list[Tensor], scale: float) -> None:
-    """Multiply gradients by `scale` and replace non-finite values, as EDM does: NaN by 0, infinity by 1e5."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if scale != 1:
-        foreach.mul_(gradients, scale)
-    for gradient in gradients:
-        torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)

@@ -44,7 +44,7 @@ def due(recipe: Recipe) -> frozenset[int]:
 
 def write(repeat: Path, averages: PowerAverages, images: int) -> None:
     """Keep the averages as they are now. A kill at any moment leaves the whole file or none."""
-    tensors = {name: _halved(average.cpu()) for name, average in averages.tensors().items()}
+    tensors = {name: _halved(average.cpu().contiguous()) for name, average in averages.tensors().items()}
     metadata = {"digest": weights.digest_of(tensors)}
     with atomic_file(_file(repeat, images)) as part:
         save_file(tensors, part, metadata)

@@ -11,6 +11,7 @@ from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.seeds import seed_of
 from scrimp_trainers.networks.denoiser import Denoiser
+from scrimp_trainers.networks.layout import lay_out
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.sections import EMA, Optimizer, Training
 from scrimp_trainers.techniques import mafp, sparsity
@@ -41,6 +42,7 @@ def initial_state(
 ) -> State:
     """Return the state before the first step: the same weights for the same seed on every rank and machine."""
     network = build_network(recipe, image_size, channels, classes, seed).to(device)
+    lay_out(network, recipe.training.precision)
     ema = copy.deepcopy(network).to(device).eval().requires_grad_(False)  # `to` lays recurrent weights out anew
     optimizer = _new_optimizer(recipe.optimizer, network)
 

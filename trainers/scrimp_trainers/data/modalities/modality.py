@@ -122,6 +122,11 @@ def statistics_of(modality: Any, items: Items) -> "Tensor | None":
     return modality.statistics(items) if hasattr(modality, "statistics") else None
 
 
+def lengths_of(items: Items) -> np.ndarray | None:
+    """Return how much of each item on the host is not padding, int64 [B]; None for items of one size."""
+    return None if items.mask is None else items.mask.flatten(1).sum(1).numpy()
+
+
 def has_mirror(modality: Modality) -> bool:
     """Whether items have mirror images."""
     return hasattr(modality, "mirror")
