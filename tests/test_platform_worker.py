@@ -7,6 +7,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -14,8 +15,10 @@ import torch
 from process_tree import descendants, title
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.train import WorkerGroupError
+from ray.train import UserCallback, WorkerGroupError
+from ray.train import torch as ray_torch
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.tune.integration import ray_train
 from test_trainers_run import start_worker
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -110,8 +113,27 @@ def test_a_worker_on_a_gpu_computes_with_its_share_of_the_cores(monkeypatch):
         assert asked == [6]
         assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {6}
 
+        worker._use_share_of_cores(0.5)
         worker._use_share_of_cores(0)
-        assert asked == [6, 1]
+        assert asked == [6, 3, 1]
+
+
+@pytest.mark.parametrize(("gpus", "workers", "each"), [(2, 2, 1), (1, 1, 1), (0.25, 1, 0.25)])
+def test_a_repeat_has_a_worker_for_each_of_its_gpus_or_one_with_a_share(tmp_path, monkeypatch, gpus, workers, each):
+    asked = []
+
+    class FakeTrainer:
+        def __init__(self, *_: Any, scaling_config: Any, **__: Any) -> None:
+            asked.append(scaling_config)
+
+        def fit(self) -> None:
+            pass
+
+    monkeypatch.setattr(ray_torch, "TorchTrainer", FakeTrainer)
+    monkeypatch.setattr(ray_train, "TuneReportCallback", UserCallback)  # it asks for a session of Tune
+    task = {"sweep": str(tmp_path), "dataset": "", "gpus": gpus, "fit_nodes": [], "trial": 0, "repeat": 0}
+    worker._train(worker.Task(**task, preparation=""))
+    assert [(config.num_workers, config.resources_per_worker) for config in asked] == [(workers, {"GPU": each})]
 
 
 @pytest.fixture

@@ -169,6 +169,7 @@ def with_a_gpu(monkeypatch) -> Callable[[int], list[tuple[int, bool]]]:
     monkeypatch.setattr(memory, "_peak", peak)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     return make
 

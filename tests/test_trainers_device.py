@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from trainers_small import random_batches, small, small_state
 
+from scrimp_trainers.common import device
 from scrimp_trainers.common.device import autocast, select_device
 from scrimp_trainers.metrics.features import FeatureExtractor
 from scrimp_trainers.sampling import generate
@@ -79,3 +80,28 @@ def test_features_are_computed_in_true_float32_whatever_surrounds_them():
 def test_what_a_precision_makes_of_products_on_a_cpu(precision, dtype):
     with autocast(precision, torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.fixture
+def shared_gpu(monkeypatch):
+    """A GPU of 24 GiB of which 20 are free and this process has reserved 3; how much it may take is noted."""
+    fraction = [1.0]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 * 2**30, 24 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction[0])
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda value, _: fraction.__setitem__(0, value))
+    monkeypatch.setattr(device, "_gpu_share", 1)
+    return torch.device("cuda")
+
+
+def test_a_process_that_has_a_gpu_alone_may_take_all_that_is_free(shared_gpu):
+    assert device.memory_left(shared_gpu) == (20 * 2**30, 24 * 2**30)
+    assert device.devices_held() == 1
+
+
+def test_half_a_gpu_is_half_of_its_memory_with_the_context_and_half_a_device_hour_an_hour(shared_gpu):
+    device.take_share(0.5, shared_gpu)
+    left, most = device.memory_left(shared_gpu)
+    assert most == pytest.approx((12 - 1) * 2**30, abs=1)
+    assert left == pytest.approx((12 - 1 - 3) * 2**30, abs=1)
+    assert device.devices_held() == 0.5

@@ -22,9 +22,9 @@ class Node:
     """Port of its object manager."""
     head: bool = False
 
-    def places(self, gpus_per_repeat: int) -> int:
-        """Return how many repeats fit on it: each takes so many GPUs, or one CPU core if none."""
-        return self.gpus // gpus_per_repeat if gpus_per_repeat else self.cpus
+    def places(self, gpus_per_repeat: float) -> int:
+        """Return how many repeats fit on it: each takes so many GPUs, a share of one, or one CPU core if none."""
+        return int(self.gpus / gpus_per_repeat) if gpus_per_repeat else self.cpus
 
 
 @dataclass(frozen=True)

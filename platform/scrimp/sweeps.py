@@ -155,7 +155,7 @@ def sweep(
     warm_start: Sequence[str | PathLike[str]] = (),
     max_gpu_hours: float | None = None,
     until_gain: float | str | None = None,
-    gpus_per_repeat: int | None = None,
+    gpus_per_repeat: int | Literal["auto"] | None = None,
     fresh: bool = False,
     seed: int = 0,
 ) -> Result:
@@ -186,7 +186,8 @@ def sweep(
         Folders of earlier sweeps whose order of recipes shapes the proposals, or `all` for every other one of the
         storage.
     gpus_per_repeat
-        GPUs per repeat; by default all GPUs of a node.
+        GPUs per repeat; by default all GPUs of a node. `"auto"` measures whether all of them, one, or a share of one
+        finishes most repeats.
     fresh
         Start a new sweep beside an earlier one of the same name.
     seed

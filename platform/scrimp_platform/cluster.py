@@ -16,6 +16,7 @@ from scrimp_cluster import nodes as cluster_nodes
 from scrimp_cluster import proxies, token
 from scrimp_cluster.nodes import Node
 from scrimp_platform import interrupt
+from scrimp_platform.arrangement import Choice
 from scrimp_trainers.common.errors import UserError
 
 # What Ray prints is for its developers; failures of repeats reach the ledger.
@@ -28,6 +29,8 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 
+AUTO = "auto"
+"""As the number of GPUs of a repeat: with which of them most repeats finish is measured."""
 VITAL_PROCESSES = ("gcs_server", "raylet")
 """Ray's names of the processes without which it no longer answers."""
 PROCESS_CHECK_INTERVAL_S = 0.5
@@ -38,22 +41,27 @@ class Placement:
     """The devices of a repeat, and how many repeats run at once."""
 
     nodes: tuple[Node, ...]
-    gpus_per_repeat: int
+    gpus_per_repeat: float
+    """Below 1, the share of a GPU."""
     places: int
     avoided: tuple[Node, ...] = ()
     """Nodes of the cluster that get no repeats."""
+    choice: Choice | None = None
+    """What was measured to choose the number of GPUs, if it was."""
 
     @property
-    def devices(self) -> int:
-        """Number of devices of one repeat: its GPUs, or one CPU worker."""
-        return max(1, self.gpus_per_repeat)
+    def devices(self) -> float:
+        """Number of devices of one repeat: its GPUs, its share of one, or one CPU worker."""
+        return self.gpus_per_repeat or 1
 
     def describe(self) -> str:
         """Say in words what will run where."""
         gpus = sum(node.gpus for node in self.nodes)
         machines = f"{len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''}"
         at_once = f"{self.places} repeats at once"
-        if gpus:
+        if 0 < self.gpus_per_repeat < 1:
+            text = f"{machines} with {gpus} GPUs, {at_once}, {round(1 / self.gpus_per_repeat)} on each GPU"
+        elif gpus:
             text = f"{machines} with {gpus} GPUs, {at_once}, each on {self.gpus_per_repeat} GPUs of a node"
         else:
             text = f"{machines} without GPUs, {at_once}, each on one CPU core"
@@ -62,10 +70,10 @@ class Placement:
         return text
 
 
-def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None, avoided: tuple[Node, ...] = ()) -> Placement:
+def place(nodes: tuple[Node, ...], gpus_per_repeat: float | str | None, avoided: tuple[Node, ...] = ()) -> Placement:
     """Fit repeats onto nodes: each takes all GPUs of a node, or `gpus_per_repeat`; one CPU core if there are no GPUs.
 
-    The nodes to avoid are not among `nodes`.
+    Before it is measured how many are best, each takes all GPUs. The nodes to avoid are not among `nodes`.
 
     Raises
     ------
@@ -73,7 +81,9 @@ def place(nodes: tuple[Node, ...], gpus_per_repeat: int | None, avoided: tuple[N
         If no node has as many GPUs as a repeat takes, or none has GPUs or CPU cores for repeats at all.
     """
     gpus = [node.gpus for node in nodes]
-    if gpus_per_repeat is None:
+    if gpus_per_repeat == AUTO and not any(gpus):
+        raise UserError("--gpus-per-repeat auto: no node has GPUs, so there is nothing to choose; leave it out")
+    if gpus_per_repeat is None or isinstance(gpus_per_repeat, str):
         gpus_per_repeat = min(filter(None, gpus), default=0)
 
     resources = ", ".join(f"{node.name}: {node.gpus} GPUs, {node.cpus} CPUs" for node in nodes)

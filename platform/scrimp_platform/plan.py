@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from scrimp_cluster.facts import code, versions
 from scrimp_platform import store
+from scrimp_platform.arrangement import Choice
+from scrimp_platform.cluster import AUTO
 from scrimp_platform.search import budget_changes, feasibility, records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import mlflow_server
@@ -38,6 +40,9 @@ ALL = Path("all")
 FILE_FIELDS = ("codec.encoder", "codec.decoder", "coreset.weights", "reweighting.recipe")
 """Fields of a recipe that may name a file."""
 
+CHOICE_KEY = "auto_gpus_per_repeat"
+"""Of `sweep.json`: what was measured for `--gpus-per-repeat auto`."""
+
 LIMITS = ("trials", "repeats", "leaders", "retries", "patience_minutes", "max_gpu_hours", "until_gain", "max_hours")
 """Fields of the budget that may change when a sweep is resumed: they limit it, and leave what it compares unchanged."""
 
@@ -58,7 +63,8 @@ class SweepOptions:
     warm_start: tuple[Path, ...] = ()
     max_gpu_hours: float | None = None
     until_gain: float | str | None = None
-    gpus_per_repeat: int | None = None
+    gpus_per_repeat: int | str | None = None
+    """GPUs of a repeat, or `auto`; None means all of a node."""
     dry_run: bool = False
     fresh: bool = False
     seed: int = 0
@@ -145,7 +151,9 @@ def check_options(options: SweepOptions) -> Space:
     if options.name:
         _check_name(options.name)
     for name, value, least in (("gpus-per-repeat", options.gpus_per_repeat, 1), ("seed", options.seed, 0)):
-        if value is not None and value < least:
+        if isinstance(value, str) and value != AUTO:
+            raise UserError(f"--{name} {value}: must be a number, or {AUTO}")
+        if isinstance(value, int) and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")
     _check_storage(options.storage.expanduser().absolute())
     if options.tracking_uri is not None:
@@ -261,8 +269,8 @@ def _warm_start(
     return warm_start.collect(asked, named, others, space)
 
 
-def sweep_record(plan: Plan) -> dict[str, Any]:
-    """Return the content of `sweep.json`."""
+def sweep_record(plan: Plan, choice: Choice | None = None) -> dict[str, Any]:
+    """Return the content of `sweep.json`, with what was measured for `--gpus-per-repeat auto`, now or before."""
     earlier = store.read_json(plan.folder.description) or {}
     now = time.time()
     software = _software()
@@ -282,11 +290,18 @@ def sweep_record(plan: Plan) -> dict[str, Any]:
         "seed": plan.options.seed,
         budget_changes.KEY: plan.limits_set,
         "added": plan.options.trials if _is_addition(plan.options.trials) else None,
+        CHOICE_KEY: choice.to_json() if choice else earlier.get(CHOICE_KEY),
         "started": earlier.get("started", now),
         "driver_started": now,
         **software,
         "earlier": _earlier_software(plan.folder, earlier, software),
     }
+
+
+def recorded_choice(folder: SweepFolder) -> Choice | None:
+    """Return what was measured for `--gpus-per-repeat auto` when the sweep began; None if nothing was."""
+    saved = (store.read_json(folder.description) or {}).get(CHOICE_KEY)
+    return Choice.from_json(saved) if saved else None
 
 
 def _profile(manifest: Manifest) -> dict[str, Any]:

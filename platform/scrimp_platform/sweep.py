@@ -7,17 +7,27 @@ carries that out (search/tune_loop.py, worker.py). MLflow mirrors what is on dis
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from scrimp_cluster import doctor
+from scrimp_cluster import nodes as cluster_nodes
 from scrimp_cluster.doctor import ClusterReport
 from scrimp_platform import cluster, interrupt, job, storage_loss, store, winner
+from scrimp_platform.arrangement import Choice
 from scrimp_platform.cli import live, status, terminal
-from scrimp_platform.cluster import Node, Placement
+from scrimp_platform.cluster import AUTO, Node, Placement
 from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
-from scrimp_platform.plan import Plan, SweepOptions, check_options, make_plan, software_changes, sweep_record
+from scrimp_platform.plan import (
+    Plan,
+    SweepOptions,
+    check_options,
+    make_plan,
+    recorded_choice,
+    software_changes,
+    sweep_record,
+)
 from scrimp_platform.report import leaderboard
 from scrimp_platform.search import estimate, feasibility, records, warm_start
 from scrimp_platform.search.ledger import Ledger
@@ -27,6 +37,11 @@ from scrimp_platform.throttle import Throttle
 from scrimp_platform.tracking.mirror import MirrorThread
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
+
+GPUS_FREE_S = 60.0
+"""Time for which the GPUs of a node may be in use before they are measured."""
+MEASURING_S = 3600.0
+"""Time for all measurements, in which a dataset may have to be encoded first."""
 
 ENDING = "\nEnding the sweep; run the same command again to resume it. Press Ctrl-C again to quit at once."
 
@@ -69,6 +84,7 @@ def run_sweep(options: SweepOptions) -> Ending:
     placement = cluster.place(cluster.peek(), options.gpus_per_repeat)
     plan = make_plan(options)
     if options.dry_run:
+        placement = as_recorded(plan, placement)
         speed = estimate.last_speed(plan, placement.gpus_per_repeat)
         if not speed and not plan.resumed:
             speed = estimate.measure_base_recipe(plan)
@@ -84,11 +100,14 @@ def run_sweep(options: SweepOptions) -> Ending:
     # Connect: join the running cluster, or start Ray here.
     with cluster.connect() as nodes:
         placement = place_repeats(nodes, plan)
-        terminal.show_plan(plan, placement, estimate.last_speed(plan, placement.gpus_per_repeat))
         # `scrimp status` holds the lock for an instant when it checks whether a driver runs.
-        lock = store.exclusive(plan.folder.lock, f"sweep {plan.folder.path.name}", patience=1.0)
-        with lock, storage_loss.explained(plan.folder):
-            in_vain = carry_out(plan, placement, mirror)
+        with store.exclusive(plan.folder.lock, f"sweep {plan.folder.path.name}", patience=1.0):
+            placement = as_recorded(plan, placement)
+            if plan.options.gpus_per_repeat == AUTO and not placement.choice:
+                placement = measured(plan, placement)
+            terminal.show_plan(plan, placement, estimate.last_speed(plan, placement.gpus_per_repeat))
+            with storage_loss.explained(plan.folder):
+                in_vain = carry_out(plan, placement, mirror)
 
     signal_number = interrupt.requested()
     return Ending(plan.folder, 128 + signal_number if signal_number else int(in_vain))
@@ -111,7 +130,7 @@ def place_repeats(nodes: tuple[Node, ...], plan: Plan) -> Placement:
     if len(nodes) == 1:
         return cluster.place(nodes, gpus_per_repeat)
 
-    report = examine_nodes(nodes, plan)
+    report = examine_nodes(nodes, plan, gpus_per_repeat != 1)
     terminal.show_faults(report.faults)
     fit = tuple(node_report.node for node_report in report.nodes if not node_report.unfit)
     all_gpus_unfit = any(node.gpus for node in nodes) and not any(node.gpus for node in fit)
@@ -120,9 +139,49 @@ def place_repeats(nodes: tuple[Node, ...], plan: Plan) -> Placement:
     return cluster.place(fit, gpus_per_repeat, avoided=tuple(node for node in nodes if node not in fit))
 
 
-def examine_nodes(nodes: Sequence[Node], plan: Plan) -> ClusterReport:
-    """Ask the doctor whether nodes can train this sweep's repeats."""
-    together = plan.options.gpus_per_repeat != 1
+def as_recorded(plan: Plan, placement: Placement) -> Placement:
+    """With `--gpus-per-repeat auto`, return the placement that an earlier run of the sweep has chosen, if one has."""
+    choice = recorded_choice(plan.folder) if plan.options.gpus_per_repeat == AUTO else None
+    return with_choice(placement, choice) if choice else placement
+
+
+def measured(plan: Plan, placement: Placement) -> Placement:
+    """Measure on one node with how many GPUs per repeat most repeats finish, and return the placement with so many.
+
+    Raises
+    ------
+    UserError
+        If the node's GPUs are in use, or nothing could be measured.
+    """
+    from scrimp_platform import arrangement_times  # it imports torch
+
+    node = min((node for node in placement.nodes if node.gpus), key=lambda node: node.gpus)
+    terminal.say(f"Measuring on {node.name} with how many GPUs per repeat most repeats finish; this takes minutes.")
+    probe = cluster_nodes.start(node, arrangement_times.is_free, gpus=node.gpus)
+    if cluster_nodes.wait_for({node: probe}, GPUS_FREE_S)[node].late:
+        raise UserError(f"--gpus-per-repeat auto: the GPUs of {node.name} are in use; wait, or give a number")
+
+    save_own_parts(plan)
+    asked = (plan.space.model_dump(mode="json"), str(plan.dataset), plan.options.seed, node.gpus, node.cpus)
+    started = cluster_nodes.start(node, arrangement_times.measure, *asked, gpus=node.gpus)
+    answer = cluster_nodes.wait_for({node: started}, MEASURING_S)[node]
+    if answer.error:
+        raise UserError(f"--gpus-per-repeat auto: not measured on {node.name}: {answer.error}; give a number")
+    choice = Choice(node.name, tuple(answer.value))
+    if not choice.best:
+        problem = choice.arrangements[0].problem
+        raise UserError(f"--gpus-per-repeat auto: the base recipe does not train on {node.name}: {problem}")
+    return with_choice(placement, choice)
+
+
+def with_choice(placement: Placement, choice: Choice) -> Placement:
+    """Return the placement with as many GPUs per repeat as was chosen."""
+    gpus = choice.best.gpus if choice.best else None
+    return replace(cluster.place(placement.nodes, gpus, placement.avoided), choice=choice)
+
+
+def examine_nodes(nodes: Sequence[Node], plan: Plan, together: bool) -> ClusterReport:
+    """Ask the doctor whether nodes can train this sweep's repeats, with several GPUs together or each alone."""
     return doctor.examine(nodes, plan.storage.path, plan.dataset, together)
 
 
@@ -130,12 +189,10 @@ def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
     """Search, race and report while MLflow is kept up to date; return whether the sweep has no result."""
     folder = plan.folder
     changes = software_changes(store.read_json(folder.description) or {})
-    for file in plan.own_parts:
-        folder.parts.mkdir(exist_ok=True)
-        store.write_atomic(folder.parts / file.name, file.read_text())
+    save_own_parts(plan)
     if not plan.resumed:
         warm_start.save(plan.warm_start, folder)
-    store.write_json(folder.description, sweep_record(plan))
+    store.write_json(folder.description, sweep_record(plan, placement.choice))
     mirror.start()
     cut_short = True
     try:
@@ -156,6 +213,13 @@ def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
             mirror.stop(stall_timeout_s=2.0, total_timeout_s=2.0)
         else:
             mirror.stop(stall_timeout_s=60.0)
+
+
+def save_own_parts(plan: Plan) -> None:
+    """Copy the user's own parts into the sweep's folder, where all nodes can read them."""
+    for file in plan.own_parts:
+        plan.folder.parts.mkdir(exist_ok=True)
+        store.write_atomic(plan.folder.parts / file.name, file.read_text())
 
 
 def open_ledger(plan: Plan, placement: Placement) -> Ledger:
@@ -186,7 +250,7 @@ def search_and_race(ledger: Ledger, plan: Plan, placement: Placement) -> str:
 
     gpus = placement.gpus_per_repeat
     task = {"sweep": str(plan.folder.path), "dataset": str(plan.dataset), "gpus": gpus}
-    pool = NodePool(placement, lambda nodes: examine_nodes(nodes, plan), ledger.say)
+    pool = NodePool(placement, lambda nodes: examine_nodes(nodes, plan, gpus > 1), ledger.say)
     limits = tune_loop.Limits(ledger)
     steering = Steering(ledger, limits.end)
     steering.begin()

@@ -44,7 +44,8 @@ class Task(TypedDict):
 
     sweep: str
     dataset: str
-    gpus: int
+    gpus: float
+    """GPUs of the repeat, one worker each; below 1 the share of a GPU that its worker takes."""
     fit_nodes: list[str]
     """Ids of the nodes that may train the repeat."""
     trial: int
@@ -124,8 +125,9 @@ def _train(task: Task) -> None:
         train_loop_config=dict(task),
         torch_config=TorchConfig(),
         scaling_config=train.ScalingConfig(
-            num_workers=task["gpus"],
+            num_workers=max(1, int(task["gpus"])),
             use_gpu=True,
+            resources_per_worker={"GPU": min(1, task["gpus"])},
             placement_strategy="STRICT_PACK",
             label_selector=cluster.labels_of(task["fit_nodes"]) or None,
         ),
@@ -167,7 +169,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     """
     from torch import distributed
 
-    from scrimp_trainers.common.device import select_device
+    from scrimp_trainers.common.device import select_device, take_share
     from scrimp_trainers.data.dataset import open_dataset
     from scrimp_trainers.precompute.prepare import train_needed
     from scrimp_trainers.recipe import recipe as recipes
@@ -175,6 +177,9 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     from scrimp_trainers.run import train_repeat
 
     _use_share_of_cores(task["gpus"])
+    device = select_device()
+    if 0 < task["gpus"] < 1:
+        take_share(task["gpus"], device)
     folder = _folder(task)
     sweep = store.read_json(SweepFolder(Path(task["sweep"])).description)
     record = store.read_json(folder.record)
@@ -197,7 +202,7 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     with lock, monitor, heartbeat.watched(folder.stacks, space["budget"]["patience_minutes"] * 60):
         report({WORKING: True, HOST: os.uname().nodename})
         if task["preparation"]:
-            trained = train_needed(record["kind"], recipe, dataset, record["seed"], select_device())
+            trained = train_needed(record["kind"], recipe, dataset, record["seed"], device)
             report({COST: (trained.device_hours, trained.now)})
             return
         rows = train_repeat(
@@ -219,8 +224,8 @@ def work(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
                     report({ROW: row})
 
 
-def _use_share_of_cores(gpus: int) -> None:
-    """Let a worker on a GPU compute with its share of the node's cores: each GPU has one worker.
+def _use_share_of_cores(gpus: float) -> None:
+    """Let a worker on a GPU compute with its share of the node's cores: each GPU has one worker, or several share it.
 
     Ray lets it have a single thread. On the CPU one core is its share, and what it computes the same on every node.
     """
@@ -235,7 +240,7 @@ def _use_share_of_cores(gpus: int) -> None:
 
     here = ray.get_runtime_context().get_node_id()
     node = next(node for node in nodes.alive() if node.id == here)
-    threads = max(1, node.cpus // node.gpus)
+    threads = max(1, int(node.cpus / node.gpus * min(1, gpus)))
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # numpy has threads of its own
 

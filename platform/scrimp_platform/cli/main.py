@@ -52,6 +52,16 @@ class _Number(click.FloatRange):
         return number
 
 
+class _Gpus(click.IntRange):
+    """A number of GPUs, or `auto`."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 class _Trials(click.IntRange):
     """A number of trials, or one to add, such as `+4`, which stays text."""
 
@@ -103,7 +113,12 @@ STORAGE = click.option(
 @click.option(
     "--until-gain", metavar="SHARE", help="End the search once 10 more trials are expected to gain less, such as 0.5%."
 )
-@click.option("--gpus-per-repeat", type=click.IntRange(1), help="GPUs per repeat.  [default: all of a node]")
+@click.option(
+    "--gpus-per-repeat",
+    type=_Gpus(),
+    metavar="N|auto",
+    help="GPUs per repeat; auto: all of a node, one, or a share, whichever is measured to finish most.  [default: all]",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and start nothing.")
 @click.option("--fresh", is_flag=True, help="Start a new sweep beside an earlier one of this name.")
 @click.option(

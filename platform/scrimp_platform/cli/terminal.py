@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from scrimp_platform import left, recommended
-from scrimp_platform.cluster import Placement
+from scrimp_platform import arrangement, left, recommended
+from scrimp_platform.cluster import AUTO, Placement
 from scrimp_platform.plan import Plan
 from scrimp_platform.report import dataset, formatting, leaderboard
 from scrimp_platform.search import budget_changes, estimate, gain, resolution, steering
@@ -59,6 +59,8 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         "waiting": "\n".join(request.text() for request in steering.waiting(plan.folder)),
         "race tells": _describe_resolution(plan),
         "runs on": placement.describe(),
+        "measured": _describe_choice(plan, placement),
+        "to measure": _describe_measuring(plan, placement),
     }
     needed = estimate.needed(space, space.budget.trials or estimate.DRAWS)
     if needed.proxies:
@@ -74,6 +76,26 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         )
     show_list({name: text for name, text in rows.items() if text})
     console.print()
+
+
+def _describe_choice(plan: Plan, placement: Placement) -> str:
+    """Say what was measured to choose the number of GPUs of a repeat; empty if nothing was."""
+    choice = placement.choice
+    if choice is None:
+        return ""
+    kimg = plan.space.budget.rungs_kimg[-1]
+    texts = []
+    for each in choice.arrangements:
+        rate = each.problem or f"{formatting.number(each.kimg_an_hour / kimg)} repeats an hour"
+        texts.append(f"{arrangement.name(each.gpus)}: {rate}")
+    return f"on {choice.node}, without scores: {'; '.join(texts)}"
+
+
+def _describe_measuring(plan: Plan, placement: Placement) -> str:
+    """Say that the number of GPUs of a repeat is not chosen yet; empty if it is."""
+    if plan.options.gpus_per_repeat != AUTO or placement.choice:
+        return ""
+    return "before the first repeat, with how many GPUs most finish; until then each is taken to have all of a node"
 
 
 def _describe_resolution(plan: Plan) -> str:

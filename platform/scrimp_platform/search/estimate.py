@@ -43,21 +43,21 @@ class Speed:
     """Of a reference, which may have another recipe; None if it was not measured."""
 
 
-def _key(plan: Plan, gpus: int) -> str:
+def _key(plan: Plan, gpus: float) -> str:
     """Return a hash of what a measurement depends on: the base recipe, the scoring, the data's shape, the devices."""
     settings = (plan.base.model_dump_json(exclude={"about"}), plan.space.scoring.model_dump_json())
     shape = (plan.manifest.size, plan.manifest.channels, plan.manifest.splits["train"].count, gpus)
     return hashlib.sha256(repr((settings, shape)).encode()).hexdigest()[:16]
 
 
-def last_speed(plan: Plan, gpus: int) -> Speed | None:
+def last_speed(plan: Plan, gpus: float) -> Speed | None:
     """Return what the last sweep like this one measured on this machine."""
     speeds = store.read_sound(plan.storage.speeds) or {}
     speed = speeds.get(_key(plan, gpus))
     return Speed(**speed) if speed else None
 
 
-def save_speed(plan: Plan, gpus: int, speed: Speed) -> None:
+def save_speed(plan: Plan, gpus: float, speed: Speed) -> None:
     """Keep a measurement for the next plan."""
     speeds = store.read_sound(plan.storage.speeds) or {}
     store.write_json(plan.storage.speeds, speeds | {_key(plan, gpus): dataclasses.asdict(speed)})
@@ -194,7 +194,7 @@ class Work:
     """Of a repeat that is trained to the end."""
 
 
-def work(space: Space, speed: Speed, devices: int) -> Work:
+def work(space: Space, speed: Speed, devices: float) -> Work:
     """Return the work of a sweep, of as many trials as the budget states, or else as its hours allow."""
     budget = space.budget
     trials = budget.trials
@@ -222,7 +222,7 @@ def estimate_sweep(plan: Plan, placement: Placement, speed: Speed) -> Estimate:
     return Estimate(whole.trials, whole.race_repeats, kimg, seconds / placement.places / 3600, repeats * speed.bytes)
 
 
-def _limit(space: Space, devices: int) -> float:
+def _limit(space: Space, devices: float) -> float:
     """Return the seconds of repeats that a budget allows, one after the other."""
     hours = space.budget.max_gpu_hours
     return math.inf if hours is None else hours / devices * 3600

@@ -49,7 +49,7 @@ class Ledger:
         What is searched, and the budget.
     seed : int
         Seed of the proposals and of every repeat.
-    devices : int
+    devices : float
         Devices that one repeat takes.
     say : Callable
         Called with each decision, in one line.
@@ -64,7 +64,7 @@ class Ledger:
         folder: SweepFolder,
         space: Space,
         seed: int,
-        devices: int,
+        devices: float,
         say: Say,
         warm_start: WarmStart | None = None,
         known_costs: Callable[[Recipe], dict[str, float]] | None = None,

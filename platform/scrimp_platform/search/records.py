@@ -30,7 +30,7 @@ class _Timed:
     status: Any
     began: float | None
     spent: float
-    devices: int
+    devices: float
     node: str
     stints: list[list[Any]]
 
@@ -93,7 +93,7 @@ class Repeat(_Timed):
     spent: float = 0.0
     node: str = ""
     stints: list[list[Any]] = field(default_factory=list)
-    devices: int = 1
+    devices: float = 1
     passed: float = 0.0
     recipe: str = ""
     rungs: dict[float, MetricsRow] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class Preparation(_Timed):
     spent: float = 0.0
     node: str = ""
     stints: list[list[Any]] = field(default_factory=list)
-    devices: int = 1
+    devices: float = 1
     cost: float = 0.0
     resumed: bool = False
 

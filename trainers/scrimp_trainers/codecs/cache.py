@@ -20,6 +20,7 @@ from torch import Tensor
 from scrimp_trainers.codecs import autoencoder_files
 from scrimp_trainers.codecs.autoencoder import AutoencoderCodec, open_codec
 from scrimp_trainers.common import cache_file
+from scrimp_trainers.common.device import memory_left
 from scrimp_trainers.common.errors import DiskFull, UserError
 from scrimp_trainers.common.files import is_disk_full, locked
 from scrimp_trainers.data.batch import Batch, to_device
@@ -87,7 +88,7 @@ def open_latents(
                 "attempt goes on from those that are written"
             ) from None
     moments = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-    if device.type == "cuda" and moments.nbytes <= share * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and moments.nbytes <= share * memory_left(device)[0]:
         moments = moments.to(device)
     return Latents(moments)
 

@@ -8,11 +8,17 @@ from contextlib import contextmanager
 
 import torch
 
+from scrimp_trainers.common import ranks
+from scrimp_trainers.common.gpus import CONTEXT
+
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 """Parameters of glibc's `mallopt`."""
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What each precision of a recipe makes of the network's float32 numbers."""
+
+_gpu_share: float = 1
+"""The share of its GPU that this process may take."""
 
 
 def select_device(device: torch.device | str | None = None) -> torch.device:
@@ -28,6 +34,33 @@ def select_device(device: torch.device | str | None = None) -> torch.device:
     else:
         _keep_freed_memory()
     return device
+
+
+def take_share(share: float, device: torch.device) -> None:
+    """Let this process take no more than a share of a GPU's memory, CUDA's context included.
+
+    torch then runs out of memory at the end of the share, as it otherwise does at the end of the GPU.
+    """
+    global _gpu_share
+    _gpu_share = share
+    if device.type != "cuda":
+        return
+    _, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(max(0.0, share - CONTEXT / total), device)
+
+
+def devices_held() -> float:
+    """Return how many devices the ranks hold together: one each, or the share of it that they take."""
+    _, world = ranks.rank_and_world()
+    return world * _gpu_share
+
+
+def memory_left(device: torch.device) -> tuple[int, int]:
+    """Return how many bytes of a GPU this process may still reserve, and how many it may hold at most."""
+    free, total = torch.cuda.mem_get_info(device)
+    most = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    left = min(free, most - torch.cuda.memory_reserved(device))
+    return left, most
 
 
 def _keep_freed_memory() -> None:

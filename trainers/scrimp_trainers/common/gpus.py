@@ -7,6 +7,10 @@ TENSOR_SHARE = 0.2
 """Shares of a GPU's peak that are assumed to be kept up, in fp32 and on tensor cores. Nothing was measured for them."""
 
 
+CONTEXT = 2**30
+"""Assumed memory of CUDA's context in a process, and of the workspaces of its libraries."""
+
+
 @dataclass(frozen=True)
 class GPU:
     """A kind of GPU."""

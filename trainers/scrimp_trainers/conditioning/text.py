@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scrimp_trainers.common import cache_file, weights
+from scrimp_trainers.common.device import memory_left
 from scrimp_trainers.common.errors import DiskFull, UserError
 from scrimp_trainers.common.files import is_disk_full, locked
 from scrimp_trainers.conditioning.text_files import TextFiles
@@ -111,7 +112,7 @@ def open_texts(dataset: Dataset, files: TextFiles, device: torch.device) -> Text
             ) from None
 
     embeddings = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-    if device.type != "cuda" or embeddings.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type != "cuda" or embeddings.nbytes <= GPU_SHARE * memory_left(device)[0]:
         embeddings = embeddings.to(device)
     number_of = {caption: number for number, caption in enumerate(different)}
     rows = torch.tensor([number_of[caption] for caption in captions], device=embeddings.device)

@@ -110,7 +110,7 @@ def cost(
     nfe: int,
     samples: int,
     seconds: float,
-    devices: int,
+    devices: float,
 ) -> dict[str, float]:
     """Gather what a repeat has cost so far, besides the FLOPs of its training.
 

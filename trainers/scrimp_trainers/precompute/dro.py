@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scrimp_trainers.common import heartbeat, metrics_log, parts, ranks
+from scrimp_trainers.common.device import devices_held
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
@@ -71,7 +72,7 @@ def train_reference(
                 session.write_row(session.metrics_row())
 
             last = session.progress.lines[-1]
-            session.replace_last_row(replace(last, scores={"device_hours": last.seconds * session.world / 3600}))
+            session.replace_last_row(replace(last, scores={"device_hours": last.seconds * devices_held() / 3600}))
             session.save("last")
             session.export(session.progress.lines[-1])
     network, _ = load_model(folder / "model", device)

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scrimp_trainers.common import ranks
+from scrimp_trainers.common.device import devices_held
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import locked, write_atomic
 from scrimp_trainers.common.seeds import seed_of
@@ -163,14 +164,13 @@ def _dro_weights(
         checkpoints = file.with_suffix("")
         result = dro.train_proxy(recipe, settings, dataset, checkpoints, device, kept, reference, group)
         images = dataset.manifest.splits["train"].count if kept is None else len(kept)
-        _, world = ranks.rank_and_world()
         record = {
             "weights": (result.total / result.total.mean()).tolist(),
             "classes": dataset.manifest.classes,
             "excess": result.last.tolist(),
             "path": result.path,
             "seconds": result.seconds,
-            "device_hours": result.seconds * world / 3600,
+            "device_hours": result.seconds * devices_held() / 3600,
             "reference_device_hours": reference_hours,
             "settings": settings.model_dump(mode="json", exclude={"method", "enters"}) | {"family": family},
             "images": images,

@@ -8,7 +8,7 @@ import torch
 
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.gpus import GPU
+from scrimp_trainers.common.gpus import CONTEXT, GPU
 from scrimp_trainers.data.manifest import RESIDENT, Manifest
 from scrimp_trainers.data.modalities.modality import modality_of, train_bytes
 from scrimp_trainers.metrics import cost
@@ -29,8 +29,6 @@ SAMPLED_AT_ONCE = 256
 """Assumed images that are sampled at once."""
 EXTRACTOR_S = 2e-3
 """Assumed time in which an extractor sees a sample."""
-CONTEXT = 2**30
-"""Assumed memory of CUDA's context and of the workspaces of its libraries."""
 EXTRACTOR_WEIGHTS = {"vitg14": 1_136_000_000, "dinov2": 304_000_000, "vgg16": 138_000_000, "clip": 151_000_000}
 OTHER_WEIGHTS = 26_000_000
 """Weights of feature extractors; of others at most these, which are those of a ResNet-50."""

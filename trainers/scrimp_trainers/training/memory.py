@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scrimp_trainers.common.device import autocast
+from scrimp_trainers.common.device import autocast, memory_left
 from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
@@ -24,7 +24,7 @@ class Memory:
     """A GPU's memory and how much of it training needs, in bytes."""
 
     total: int
-    """Memory of the GPU."""
+    """Memory of the GPU, or the share of it that the process may take."""
     others: int
     """Memory that other processes and the driver use."""
     constant: int
@@ -48,9 +48,9 @@ def measure_memory(recipe: Recipe, state: State, device: torch.device) -> Memory
     if needed is None:
         needed = counted_memory.count(recipe, state.network)
 
-    free, total = torch.cuda.mem_get_info(device)
-    others = total - free - torch.cuda.memory_reserved(device)
-    return Memory(total, others, needed.constant, needed.image)
+    left, most = memory_left(device)
+    others = most - left - torch.cuda.memory_reserved(device)
+    return Memory(most, others, needed.constant, needed.image)
 
 
 def out_of_memory_error(recipe: Recipe, memory: Memory) -> UserError:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from scrimp_trainers.common import checksums, environment, heartbeat, metrics_log, parts, ranks
+from scrimp_trainers.common.device import devices_held
 from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.common.metrics_log import SELECTED, MetricsRow
@@ -346,7 +347,7 @@ class Session:
             nfe=self.recipe.nfe,
             samples=self.scoring.samples if self.scoring else count,
             seconds=seconds,
-            devices=self.world,
+            devices=devices_held(),
         )
         if self.prepared.class_weights is not None:
             costs["prepared_device_hours"] = self.prepared.device_hours
