@@ -273,8 +273,9 @@ def test_the_winner_can_be_used_as_the_page_says(tmp_path):
     (model / "README.md").write_text("# Card\n```python\nimport torch  # <3\n```\n")
     text = read_page(folder).text
     dataset = tmp_path / "runs" / "datasets" / "digits"
-    assert f"scrimp train '{folder.best_recipe}' {dataset} OUT --seed 1" in text
-    assert f"scrimp sample '{model}' SAMPLES -n 64" in text
+    assert f"scrimp train '{folder.best_recipe}' {dataset} 'my sweep-again' --seed 1" in text
+    assert f"scrimp sample '{folder.path}' 'my sweep-samples'" in text
+    assert "&& scrimp train" in text  # twice as long: from the checkpoint
     assert "import torch # <3" in text
 
 
