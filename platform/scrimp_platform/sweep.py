@@ -13,7 +13,7 @@ from functools import partial
 from scrimp_cluster import doctor
 from scrimp_cluster.doctor import ClusterReport
 from scrimp_platform import cluster, interrupt, job, storage_loss, store, winner
-from scrimp_platform.cli import live, status, terminal
+from scrimp_platform.cli import doctor_view, live, plan_view, result_view, status, terminal
 from scrimp_platform.cluster import Node, Placement
 from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
@@ -72,7 +72,7 @@ def run_sweep(options: SweepOptions) -> Ending:
         speed = estimate.last_speed(plan, placement.gpus_per_repeat)
         if not speed and not plan.resumed:
             speed = estimate.measure_base_recipe(plan)
-        terminal.show_plan(plan, placement, speed)
+        plan_view.show_plan(plan, placement, speed)
         return Ending(plan.folder)
 
     # On a running cluster the sweep is a job of the cluster, which outlives this terminal.
@@ -84,7 +84,7 @@ def run_sweep(options: SweepOptions) -> Ending:
     # Connect: join the running cluster, or start Ray here.
     with cluster.connect() as nodes:
         placement = place_repeats(nodes, plan)
-        terminal.show_plan(plan, placement, estimate.last_speed(plan, placement.gpus_per_repeat))
+        plan_view.show_plan(plan, placement, estimate.last_speed(plan, placement.gpus_per_repeat))
         # `scrimp status` holds the lock for an instant when it checks whether a driver runs.
         lock = store.exclusive(plan.folder.lock, f"sweep {plan.folder.path.name}", patience=1.0)
         with lock, storage_loss.explained(plan.folder):
@@ -104,7 +104,7 @@ def place_repeats(nodes: tuple[Node, ...], plan: Plan) -> Placement:
     """
     gpus_per_repeat = plan.options.gpus_per_repeat
     missing = doctor.missing_nodes(nodes)
-    terminal.show_faults(missing)
+    doctor_view.show_faults(missing)
     if missing and not any(node.gpus for node in nodes):
         names = ", ".join(fault.node for fault in missing)
         raise UserError(f"no GPU yet: wait until {names} joins (`ray status`), or remove it from cluster.yaml")
@@ -112,7 +112,7 @@ def place_repeats(nodes: tuple[Node, ...], plan: Plan) -> Placement:
         return cluster.place(nodes, gpus_per_repeat)
 
     report = examine_nodes(nodes, plan)
-    terminal.show_faults(report.faults)
+    doctor_view.show_faults(report.faults)
     fit = tuple(node_report.node for node_report in report.nodes if not node_report.unfit)
     all_gpus_unfit = any(node.gpus for node in nodes) and not any(node.gpus for node in fit)
     if all_gpus_unfit or not fit or any(fault.stops for fault in report.head):
@@ -222,7 +222,7 @@ def save_outcome(ledger: Ledger, plan: Plan, placement: Placement, reason: str) 
 def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
     """Write the leaderboard, the recommended recipe and model and the report, and print a summary."""
     rows, problems = write_results(folder, space)
-    terminal.show_result(folder, rows, space, reason)
+    result_view.show_result(folder, rows, space, reason)
     terminal.show_problems(problems)
 
 

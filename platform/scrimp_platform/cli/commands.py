@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from scrimp_platform import operations, recommended, store
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import doctor_view, terminal
 from scrimp_platform.model import Model, require_model
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.search import records
@@ -231,11 +231,13 @@ def report(sweep: Path) -> None:
 
 def rank_by_goals(sweep: Path, objectives: Sequence[str], constraints: Sequence[str]) -> None:
     """Print how a sweep's trials rank by other objectives or constraints; nothing is trained or written."""
+    from scrimp_platform.cli import result_view
+
     folder = SweepFolder(sweep)
     space = goals.with_parsed_goals(records.space_of(folder), objectives, constraints)
     known = records.read_as_observer(folder)
     goals.require_measured(space, known.trials)
-    terminal.show_ranking(folder, leaderboard.rank(known.trials, space), space)
+    result_view.show_ranking(folder, leaderboard.rank(known.trials, space), space)
     terminal.show_problems(known.problems)
 
 
@@ -249,12 +251,13 @@ def compare(sweeps: Sequence[Path]) -> None:
 
 def replay(sweep: Path, methods: Sequence[str], seeds: int) -> None:
     """Print what other methods would have done on a sweep's curves; nothing is trained or written."""
+    from scrimp_platform.cli import replay_view
     from scrimp_platform.search import replay
 
     folder = SweepFolder(sweep)
     with terminal.progress("searches") as progress:
         replayed = replay.replay(folder, methods or replay.USUAL, seeds, progress)
-    terminal.show_replay(folder, replayed)
+    replay_view.show_replay(folder, replayed)
 
 
 def sync(sweep: Path, tracking_uri: str | None) -> None:
@@ -346,7 +349,7 @@ def _serve(storage: Path, port: int | None) -> None:
 def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     """Examine every node of the cluster and print the result; return whether a sweep can run."""
     report = operations.examine(storage, data, tracking_uri)
-    terminal.show_cluster_report(report)
+    doctor_view.show_cluster_report(report)
     return not any(fault.stops for fault in report.faults)
 
 
@@ -372,7 +375,9 @@ def show_space(name: str, as_yaml: bool) -> None:
     if as_yaml:
         click.echo(spaces.space_yaml(name), nl=False)
     else:
-        terminal.show_space(space)
+        from scrimp_platform.cli import plan_view
+
+        plan_view.show_space(space)
 
 
 def show_forecast(name: str, machine: str, data: Path | None) -> None:
