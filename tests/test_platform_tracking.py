@@ -22,8 +22,9 @@ from scrimp_platform.report import leaderboard
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
-from scrimp_platform.tracking import mirror, mlflow_server
-from scrimp_platform.tracking.mirror import Mirror, MirrorThread
+from scrimp_platform.tracking import mirror_thread, mlflow_server
+from scrimp_platform.tracking.mirror import Mirror
+from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_trainers.common import metrics_log
 
 
@@ -477,7 +478,7 @@ class Slow:
 
 
 def test_the_end_waits_for_a_slow_server_as_long_as_it_gets_on_and_shows_how_far(uri, client, folder, monkeypatch):
-    monkeypatch.setattr(mirror, "PROGRESS_INTERVAL_S", 0.1)
+    monkeypatch.setattr(mirror_thread, "PROGRESS_INTERVAL_S", 0.1)
     slow = Slow(0.05)
     monkeypatch.setattr(requests.Session, "send", lambda session, request, **how: slow(session, request, **how))
     said: list[str] = []

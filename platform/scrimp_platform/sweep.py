@@ -24,7 +24,7 @@ from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.steering import Steering
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.throttle import Throttle
-from scrimp_platform.tracking.mirror import MirrorThread
+from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
