@@ -166,32 +166,24 @@ def _model_folder(path: Path) -> Path:
 def tune(
     run: Path,
     data: Path,
-    widths: Sequence[float] | None,
-    guidance: Sequence[float] | None,
-    steps: Sequence[float] | None,
-    seed: int,
+    extractor: str,
+    samples: int,
+    weights: Path | None,
+    batch_size: int,
     model: Path | None,
-    **scoring_values: Any,
+    **choices: Any,
 ) -> None:
     """Choose EMA width, guidance and sampler steps of a finished training, and print the table of all."""
     from scrimp_platform import tune
 
-    folder = tune.training(run)
-    scoring = operations.make_scoring(manifests.load_manifest(data), **scoring_values)
+    manifest = manifests.load_manifest(data)
+    scoring = operations.make_scoring(
+        manifest, extractor=extractor, samples=samples, weights=weights, batch_size=batch_size
+    )
     with terminal.progress() as progress:
-        tuned = tune.tune(
-            folder,
-            data,
-            scoring,
-            widths=widths,
-            guidance=guidance,
-            steps=steps,
-            seed=seed,
-            model=model,
-            progress=progress,
-        )
+        tuned = tune.tune(run, data, scoring, model=model, progress=progress, **choices)
     terminal.show_tuned(tuned)
-    terminal.say(f"table in {folder / store.TUNED_FILE}")
+    terminal.say(f"table in {tuned.model.with_name(store.TUNED_FILE)}")
     if model:
         terminal.say(f"model in {model}")
 
