@@ -29,6 +29,7 @@ from scrimp_platform.cli import commands
 from scrimp_platform.report import (
     classwise,
     cost_plots,
+    field_plots,
     formatting,
     hours,
     importance,
@@ -355,7 +356,7 @@ def test_every_plot_tells_which_trials_are_infeasible(constrained):
         (front,) = [trace for trace in traces(figure) if trace.name == "Pareto front"] or [None]
         if front:
             assert not set(own.y) & set(front.y)
-    lines = traces(plots.parallel_coordinates(rows, space, "fd_classifier"))
+    lines = traces(field_plots.parallel_coordinates(rows, space, "fd_classifier"))
     dotted = [text for trace in lines if trace.line.dash == "dot" for text in trace.hovertext if text]
     assert {int(text.split(",")[0].removeprefix("trial ")) for text in dotted} == broken
 
@@ -528,7 +529,7 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
     folder = write_sweep(tmp_path / "sweep", space)
     rows = leaderboard.rank(records.read_records(folder).trials, space)
     decays = {}
-    for trace in traces(plots.parallel_coordinates(rows, space, "fd_classifier")):
+    for trace in traces(field_plots.parallel_coordinates(rows, space, "fd_classifier")):
         for x, y, text in zip(trace.x, trace.y, trace.hovertext, strict=True):
             if x == 1:
                 decays[text.split(",")[0]] = y
