@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scrimp.trainings import dataset_folder
-from scrimp_platform import recommended, store
+from scrimp_platform import recommended
 from scrimp_platform.model import Model
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.report.leaderboard import TrialRow
@@ -57,10 +57,9 @@ class Result:
         space = records.space_of(files)
         known = records.read_as_observer(files)
         rows = leaderboard.rank(known.trials, space)
-        outcome = store.read_sound(files.outcome) or {"reason": "not over yet"}
         return cls(
             folder=files.path,
-            reason=outcome["reason"],
+            reason=records.last_ending(files),
             verdict=leaderboard.verdict(rows, space),
             problems=tuple(known.problems),
             space=space,

@@ -217,8 +217,7 @@ def report(sweep: Path) -> None:
     space = records.space_of(folder)
     from scrimp_platform.sweep import conclude
 
-    outcome = store.read_sound(folder.outcome) or {"reason": "not over yet"}
-    conclude(folder, space, outcome["reason"])
+    conclude(folder, space, records.last_ending(folder))
 
 
 def rank_by_goals(sweep: Path, objectives: Sequence[str], constraints: Sequence[str]) -> None:

@@ -132,8 +132,7 @@ def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[T
     if rows:
         trials += f": {_status_counts(rows)}"
 
-    works = [*known.repeats, *known.preparations]
-    device_time = formatting.duration(sum(work.device_hours for work in works)) or "0 s"
+    device_time = formatting.duration(known.device_hours) or "0 s"
     if space.budget.max_gpu_hours:
         device_time += f" of {formatting.duration(space.budget.max_gpu_hours)}"
 
