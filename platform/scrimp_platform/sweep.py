@@ -195,7 +195,7 @@ def search_and_race(ledger: Ledger, plan: Plan, placement: Placement) -> str:
         steering.check()
         refresh()
 
-    with interrupt.deferred(lambda: terminal.say(ENDING)), live.shown(lambda: status.of_driver(ledger)) as refresh:
+    with interrupt.deferred(lambda: terminal.say(ENDING)), live.live_table(lambda: status.of_driver(ledger)) as refresh:
         tune_loop.run_repeats(
             ledger,
             tune_repeat,

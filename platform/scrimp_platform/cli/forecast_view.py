@@ -60,8 +60,8 @@ def _gpu_hours(hours: Hours, references: float = 0.0) -> str:
     parts = {"training": hours.training, "scoring": hours.scoring}
     if references:
         parts["references"] = references
-    shown = [f"{_hours(value)} {name}" for name, value in parts.items()]
-    return f"{_hours(hours.total + references)} GPU-hours ({', '.join(shown)})"
+    texts = [f"{_hours(value)} {name}" for name, value in parts.items()]
+    return f"{_hours(hours.total + references)} GPU-hours ({', '.join(texts)})"
 
 
 def _hours(value: float) -> str:
