@@ -248,8 +248,8 @@ def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str 
 
     On the front are trials that keep the constraints.
     """
-    shown = [row for row in rows if row.finished]
-    max_hours = max((row.gpu_hours for row in shown), default=0.0)
+    finished = [row for row in rows if row.finished]
+    max_hours = max((row.gpu_hours for row in finished), default=0.0)
     factor = 1
     unit = "hours"
     if max_hours < 1.5:
@@ -259,7 +259,7 @@ def tradeoff(rows: Sequence[TrialRow], space: Space, objective: str, other: str 
     means: list[Point] = []
     singles: list[Point] = []
     broken: list[Point] = []
-    for row in shown:
+    for row in finished:
         x = row.summaries[other].mean if other else row.gpu_hours * factor
         summary = row.summaries[objective]
         points = means if row.raced else singles
