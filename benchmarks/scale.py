@@ -78,7 +78,7 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
     from scrimp_platform.report import leaderboard
     from scrimp_platform.search import proposals as proposing
     from scrimp_platform.search.tune_loop import RepeatSearcher
-    from scrimp_platform.tracking.mirror import MirrorThread
+    from scrimp_platform.tracking.mirror_thread import MirrorThread
 
     folder, synced, propose = the_plan.folder, [], proposing.propose
     asked, proposals, board, rest = Stopwatch(), Stopwatch(), Stopwatch(), Stopwatch()

@@ -13,6 +13,8 @@ import pytest
 from small_disk import SmallDisk
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from scrimp_trainers.data.dataset import Dataset
 
 # How long an example takes says how busy the machine is.
@@ -118,3 +120,24 @@ def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoders")
     save_autoencoders(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server of the module's own."""
+    from scrimp_platform.store import Storage
+    from scrimp_platform.tracking import mlflow_server
+
+    server = mlflow_server.join_or_start(Storage(tmp_path_factory.mktemp("storage")))
+    server.wait_until_ready()
+    server.log_in()
+    yield server.uri
+    server.release()
+
+
+@pytest.fixture(scope="module")
+def client(uri: str) -> "MlflowClient":
+    """A client of that server."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)

@@ -10,7 +10,7 @@ from scrimp_cluster.nodes import Answer, Node
 from scrimp_platform import arrangement_times, cluster, plan, store
 from scrimp_platform import sweep as the_sweep
 from scrimp_platform.arrangement import Arrangement, Choice, candidates, choose, name
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import plan_view
 from scrimp_platform.plan import SweepOptions
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import load_manifest
@@ -185,10 +185,10 @@ def test_a_resumed_sweep_keeps_what_was_chosen_and_a_number_goes_before_it(optio
 def test_the_plan_says_that_it_will_be_measured_and_then_what_was(options, capsys):
     the_plan = plan.make_plan(options)
     placement = cluster.place(WORKSTATIONS, "auto")
-    terminal.show_plan(the_plan, placement, None)
+    plan_view.show_plan(the_plan, placement, None)
     assert "to measure" in capsys.readouterr().out
 
-    terminal.show_plan(the_plan, the_sweep.with_choice(placement, CHOICE), None)
+    plan_view.show_plan(the_plan, the_sweep.with_choice(placement, CHOICE), None)
     printed = " ".join(capsys.readouterr().out.split())
     assert "to measure" not in printed
     assert the_plan.space.budget.rungs_kimg[-1] == 45  # and 100 / 45 is 2.22

@@ -14,7 +14,7 @@ from scrimp_cluster.faults import Fault
 from scrimp_cluster.nodes import Node
 from scrimp_platform import cluster, worker
 from scrimp_platform import sweep as the_sweep
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import doctor_view, terminal
 from scrimp_platform.plan import SweepOptions
 from scrimp_platform.search import tune_loop
 from scrimp_platform.store import SweepFolder
@@ -99,7 +99,7 @@ def test_a_report_is_a_row_a_node_and_a_line_a_fault(capsys):
     silent = Fault("ws4", "no answer in 9 s", "look at `ray status`", stops=True)
     reports = [NodeReport(NODE, WELL, []), NodeReport(replace(NODE, name="ws4"), None, [silent])]
     terminal.console.width, before = 160, terminal.console.width
-    terminal.show_cluster_report(ClusterReport([], reports))
+    doctor_view.show_cluster_report(ClusterReport([], reports))
     terminal.console.width = before
     heading, _, well, silent_row, *rest = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     for name, sign in {"GPUs": "2 x RTX 3090", "driver": "570.86", "NCCL": "ok", "data": "seen"}.items():

@@ -87,7 +87,7 @@ def test_a_low_terminal_shows_as_many_repeats_as_fit(ledger, monkeypatch):
 
 def test_lines_are_printed_above_it_and_it_is_gone_in_the_end(ledger, monkeypatch):
     screen = use_terminal(monkeypatch, 80)
-    with live.shown(lambda: status.of_driver(ledger)) as refresh:
+    with live.live_table(lambda: status.of_driver(ledger)) as refresh:
         refresh()
         terminal.say("promoting repeat 3.0")
         refresh()
@@ -101,7 +101,7 @@ def test_a_pipe_gets_none_of_it(ledger, capsys):
     def read():
         raise AssertionError("nobody would see it")
 
-    with live.shown(read) as refresh:
+    with live.live_table(read) as refresh:
         refresh()
     assert capsys.readouterr().out == ""
 
@@ -121,7 +121,7 @@ def test_an_error_of_the_table_does_not_end_the_sweep(ledger, monkeypatch):
         raise ZeroDivisionError("by zero")
 
     screen = use_terminal(monkeypatch, 120)
-    with live.shown(read) as refresh:
+    with live.live_table(read) as refresh:
         refresh()
         refresh()
     assert screen.getvalue().count("the live table has ended by an error of its own (ZeroDivisionError: by zero)") == 1

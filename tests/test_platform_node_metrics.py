@@ -2,7 +2,7 @@ from scrimp_platform import node_metrics
 
 
 def test_what_nvidia_smi_says_has_mlflows_names():
-    values = node_metrics.parse_gpus("37, 1024, 4096, 120.5, 250.00\n[N/A], 0, 4096, [N/A], 250.00\n")
+    values = node_metrics.parse_gpu_use("37, 1024, 4096, 120.5, 250.00\n[N/A], 0, 4096, [N/A], 250.00\n")
     assert values == {
         "gpu_0_utilization_percentage": 37,
         "gpu_0_memory_usage_megabytes": 1024 * 2**20 / 1e6,
@@ -12,7 +12,7 @@ def test_what_nvidia_smi_says_has_mlflows_names():
         "gpu_1_memory_usage_megabytes": 0,
         "gpu_1_memory_usage_percentage": 0,
     }
-    assert node_metrics.parse_gpus("NVIDIA-SMI has failed because it couldn't communicate with the driver.\n") == {}
+    assert node_metrics.parse_gpu_use("NVIDIA-SMI has failed because it couldn't communicate with the driver.\n") == {}
 
 
 def test_a_node_has_the_metrics_that_mlflow_itself_would_log(tmp_path):

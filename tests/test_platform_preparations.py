@@ -13,7 +13,7 @@ from test_platform_race import make_space
 from trainers_small import small
 
 from scrimp_platform import plan, store, worker
-from scrimp_platform.cli import status, status_view, terminal
+from scrimp_platform.cli import plan_view, status, status_view, terminal
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.plan import SweepOptions
 from scrimp_platform.report import formatting
@@ -372,7 +372,7 @@ def test_the_plan_says_what_is_needed_and_measures_it_without_training_it(scored
     assert set((scored_digits.folder / "cache").glob("reweighting-*")) == before
 
     terminal.console.width = 200
-    terminal.show_plan(the_plan, place((Node("here", 2, 0),), None), speed)
+    plan_view.show_plan(the_plan, place((Node("here", 2, 0),), None), speed)
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 reference and up to 1 proxy, 2,000 kimg, each trained once; their full cost" in printed
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 import torch
 import yaml
 from autoencoders_small import save_autoencoders
 from drawings_small import recipe_of
 from test_platform_race import finished, make_space
 from test_trainers_export import MANIFEST, awake
-from tracked_sweep import RUNGS, add_repeat, ended_sweep
+from tracked_sweep import RUNGS, add_repeat, ended_sweep, sync_until_killed
 from trainers_small import small
 from without_scrimp import HIDDEN
 
@@ -24,30 +23,13 @@ from scrimp_platform import store, winner
 from scrimp_platform.report import leaderboard
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Repeat
-from scrimp_platform.store import Storage, SweepFolder
-from scrimp_platform.tracking import mlflow_server
+from scrimp_platform.store import SweepFolder
 from scrimp_platform.tracking.mirror import Mirror
 from scrimp_trainers.common import parts
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.export import export_model
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.recipe.recipe import Recipe
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    server = mlflow_server.join_or_start(Storage(tmp_path_factory.mktemp("storage")))
-    server.wait_until_ready()
-    server.log_in()
-    yield server.uri
-    server.release()
-
-
-@pytest.fixture(scope="module")
-def client(uri):
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
 
 
 def with_model(where: Path, network: Any, recipe: Recipe, manifest: Manifest) -> SweepFolder:
@@ -156,26 +138,9 @@ def test_a_card_that_its_owner_has_changed_stays_until_another_model_wins(pixels
 
 
 def test_a_kill_after_any_request_registers_a_model_once(uri, client, pixels, monkeypatch):
-    class Killed(BaseException):
-        pass
-
     Mirror(pixels, uri).sync()  # the runs
-    send = requests.Session.send
-    for budget in range(0, 60, 7):
-        left = iter(range(budget, -1, -1))
-
-        def dying(self, request, left=left, **settings):
-            answer = send(self, request, **settings)
-            if next(left, 0) == 0:
-                raise Killed  # the server has done it, and nobody heard
-            return answer
-
-        with monkeypatch.context() as patch:
-            patch.setattr(requests.Session, "send", dying)
-            try:
-                Mirror(pixels, uri).sync("complete")
-            except Killed:
-                continue
+    for answers in range(1, 61, 7):
+        if sync_until_killed(Mirror(pixels, uri), answers, monkeypatch):
             break
     Mirror(pixels, uri).sync("complete")
     (version,) = client.search_model_versions(f"name = '{name_of(pixels)}'")

@@ -29,6 +29,7 @@ from scrimp_platform.cli import commands
 from scrimp_platform.report import (
     classwise,
     cost_plots,
+    field_plots,
     formatting,
     hours,
     importance,
@@ -273,8 +274,9 @@ def test_the_winner_can_be_used_as_the_page_says(tmp_path):
     (model / "README.md").write_text("# Card\n```python\nimport torch  # <3\n```\n")
     text = read_page(folder).text
     dataset = tmp_path / "runs" / "datasets" / "digits"
-    assert f"scrimp train '{folder.best_recipe}' {dataset} OUT --seed 1" in text
-    assert f"scrimp sample '{model}' SAMPLES -n 64" in text
+    assert f"scrimp train '{folder.best_recipe}' {dataset} 'my sweep-again' --seed 1" in text
+    assert f"scrimp sample '{folder.path}' 'my sweep-samples'" in text
+    assert "&& scrimp train" in text  # twice as long: from the checkpoint
     assert "import torch # <3" in text
 
 
@@ -354,7 +356,7 @@ def test_every_plot_tells_which_trials_are_infeasible(constrained):
         (front,) = [trace for trace in traces(figure) if trace.name == "Pareto front"] or [None]
         if front:
             assert not set(own.y) & set(front.y)
-    lines = traces(plots.parallel_coordinates(rows, space, "fd_classifier"))
+    lines = traces(field_plots.parallel_coordinates(rows, space, "fd_classifier"))
     dotted = [text for trace in lines if trace.line.dash == "dot" for text in trace.hovertext if text]
     assert {int(text.split(",")[0].removeprefix("trial ")) for text in dotted} == broken
 
@@ -527,7 +529,7 @@ def test_conditional_fields_leave_a_gap_where_they_were_not_searched(tmp_path):
     folder = write_sweep(tmp_path / "sweep", space)
     rows = leaderboard.rank(records.read_records(folder).trials, space)
     decays = {}
-    for trace in traces(plots.parallel_coordinates(rows, space, "fd_classifier")):
+    for trace in traces(field_plots.parallel_coordinates(rows, space, "fd_classifier")):
         for x, y, text in zip(trace.x, trace.y, trace.hovertext, strict=True):
             if x == 1:
                 decays[text.split(",")[0]] = y

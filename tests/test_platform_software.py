@@ -13,7 +13,7 @@ from scrimp_platform.report import page
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.warm_start import WarmStart
 from scrimp_platform.store import SweepFolder
-from scrimp_platform.tracking.mirror import MirrorThread
+from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_trainers.data import manifest
 
 SPACE = make_space(budget={"trials": 3, "rungs_kimg": [1], "repeats": 1})

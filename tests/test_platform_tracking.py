@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 from made_up_rows import make_row
-from tracked_sweep import add_lines, add_repeat, ended_sweep
+from tracked_sweep import add_lines, add_repeat, ended_sweep, sync_until_killed
 
 from scrimp_platform import node_metrics, store
 from scrimp_platform.cli import main
@@ -22,25 +21,10 @@ from scrimp_platform.report import leaderboard
 from scrimp_platform.search import records
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import Storage, SweepFolder
-from scrimp_platform.tracking import mirror, mlflow_server
-from scrimp_platform.tracking.mirror import Mirror, MirrorThread
+from scrimp_platform.tracking import mirror_thread, mlflow_server
+from scrimp_platform.tracking.mirror import Mirror
+from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_trainers.common import metrics_log
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    server = mlflow_server.join_or_start(Storage(tmp_path_factory.mktemp("storage")))
-    server.wait_until_ready()
-    server.log_in()
-    yield server.uri
-    server.release()
-
-
-@pytest.fixture(scope="module")
-def client(uri):
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
 
 
 @pytest.fixture
@@ -316,26 +300,10 @@ def test_an_old_record_of_what_was_sent_makes_no_second_runs(uri, client, folder
 
 
 def test_a_kill_after_any_request_leaves_every_run_once(uri, client, folder, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    send = requests.Session.send
-    done, budget = False, 3
-    while not done:
-        budget += 1
-        left = itertools.count(budget, -1)
-
-        def dying(self, request, left=left, **settings):
-            answer = send(self, request, **settings)
-            if next(left) == 0:
-                raise Killed  # the server has done it, and nobody heard
-            return answer
-
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(requests.Session, "send", dying)
-            Mirror(folder, uri).sync("complete")
-            done = True
-    assert budget > 8
+    answers = 5
+    while not sync_until_killed(Mirror(folder, uri), answers, monkeypatch):
+        answers += 1
+    assert answers > 9
     runs = runs_of(client, folder)
     assert len(runs) == 9
     for name in ("repeat 0.0", "repeat 0.1"):
@@ -477,7 +445,7 @@ class Slow:
 
 
 def test_the_end_waits_for_a_slow_server_as_long_as_it_gets_on_and_shows_how_far(uri, client, folder, monkeypatch):
-    monkeypatch.setattr(mirror, "PROGRESS_INTERVAL_S", 0.1)
+    monkeypatch.setattr(mirror_thread, "PROGRESS_INTERVAL_S", 0.1)
     slow = Slow(0.05)
     monkeypatch.setattr(requests.Session, "send", lambda session, request, **how: slow(session, request, **how))
     said: list[str] = []

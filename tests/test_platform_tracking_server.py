@@ -9,7 +9,7 @@ from tracked_sweep import ended_sweep
 
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import mlflow_server
-from scrimp_platform.tracking.mirror import MirrorThread
+from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_trainers.common.errors import UserError
 
 

@@ -7,7 +7,7 @@ import pytest
 from made_up_rows import make_row
 from made_up_sweep import make_space
 
-from scrimp_platform.report import plots, sections
+from scrimp_platform.report import field_plots, sections
 from scrimp_platform.report.dependence import dependences
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_spaces.space import Space
@@ -108,7 +108,7 @@ def test_too_few_scores_give_nothing():
 def test_the_plot_shows_the_line_or_the_options_with_their_band(path):
     space = searched()
     (own,) = dependences(trials_of(space), space, [path])
-    figure: Any = plots.partial_dependence(own, space.search[path])
+    figure: Any = field_plots.partial_dependence(own, space.search[path])
     if path == "optimizer.lr":
         band, shown, ticks = figure.data
         assert list(band.y) == own.lows + own.highs[::-1]

@@ -99,7 +99,7 @@ def test_backward_takes_no_more_than_forward_has_kept():
                 counted_memory.summed_loss(recipe, real, real, images, torch.device("cpu")).backward()
         peaks.append(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
         network = built(recipe)
-    image, _ = counted_memory.line(peaks)
+    image, _ = counted_memory.split_peaks(peaks)
     assert counted_memory.count(recipe, network).image == pytest.approx(image, rel=0.02)
 
 

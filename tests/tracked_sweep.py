@@ -1,16 +1,19 @@
-"""A sweep's folder as MLflow is to show it, without a sweep."""
+"""A sweep's folder as MLflow is to show it, without a sweep; and a kill while it is sent."""
 
 import itertools
 import time
 from pathlib import Path
 
 import PIL.Image
+import pytest
+import requests
 from made_up_rows import make_row
 from test_platform_race import make_space
 
 from scrimp_platform import store
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.tracking.mirror import Mirror
 from scrimp_trainers.common import metrics_log
 
 RUNGS = [20.0, 60.0]  # as make_space has them
@@ -90,3 +93,27 @@ def add_lines(folder: SweepFolder, repeat: Repeat, ticks, rungs: list[float]) ->
                 file.write(metrics_log.row_text(row))
                 files.samples.mkdir(exist_ok=True)
                 PIL.Image.new("L", (16, 16), kimg).save(files.samples / f"{kimg:g}.png")
+
+
+def sync_until_killed(mirror: Mirror, answers: int, patches: pytest.MonkeyPatch) -> bool:
+    """Tell MLflow how a sweep has ended, and be killed after so many answers; return whether fewer were enough."""
+
+    class Killed(BaseException):
+        pass
+
+    left = itertools.count(answers - 1, -1)
+    send = requests.Session.send
+
+    def dying(self, request, **settings):
+        answer = send(self, request, **settings)
+        if next(left) == 0:
+            raise Killed  # the server has done it, and nobody heard
+        return answer
+
+    with patches.context() as patch:
+        patch.setattr(requests.Session, "send", dying)
+        try:
+            mirror.sync("complete")
+        except Killed:
+            return False
+    return True

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scrimp.trainings import dataset_folder
-from scrimp_platform import store
+from scrimp_platform import recommended
 from scrimp_platform.model import Model
-from scrimp_platform.report import goals, leaderboard, ranking
+from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.report.leaderboard import TrialRow
 from scrimp_platform.search import records
 from scrimp_platform.store import RepeatFolder, SweepFolder
@@ -57,10 +57,9 @@ class Result:
         space = records.space_of(files)
         known = records.read_as_observer(files)
         rows = leaderboard.rank(known.trials, space)
-        outcome = store.read_sound(files.outcome) or {"reason": "not over yet"}
         return cls(
             folder=files.path,
-            reason=outcome["reason"],
+            reason=records.last_ending(files),
             verdict=leaderboard.verdict(rows, space),
             problems=tuple(known.problems),
             space=space,
@@ -138,8 +137,8 @@ class Result:
     @property
     def _best_repeat(self) -> RepeatFolder | None:
         """The best trial's typical repeat; None while a trial that may be better has damaged records."""
-        typical = ranking.best_repeat(self._rows, self.space)
-        return SweepFolder(self.folder).repeat(typical.trial, typical.repeat) if typical else None
+        best = recommended.repeat_of(SweepFolder(self.folder), self._rows, self.space)
+        return best.files if best else None
 
 
 def sweep(

@@ -392,11 +392,11 @@ def tune(
         If the training is not finished or has no snapshots, a width cannot be made of these, or a value is not allowed.
     """
     data = dataset_folder(dataset)
-    folder = tuning.training(Path(run).expanduser())
-    options = {"extractor": extractor, "samples": samples, "weights": weights, "batch_size": batch_size}
-    scoring = operations.make_scoring(manifest.load_manifest(data), **options)
+    scoring = operations.make_scoring(
+        manifest.load_manifest(data), extractor=extractor, samples=samples, weights=weights, batch_size=batch_size
+    )
     return tuning.tune(
-        folder,
+        Path(run).expanduser(),
         data,
         scoring,
         widths=widths,

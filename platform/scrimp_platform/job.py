@@ -148,7 +148,7 @@ def follow(client: "JobSubmissionClient", name: str, folder: SweepFolder) -> int
 
     try:
         # The job itself has no terminal, so the table is drawn here, from the sweep's files.
-        with interrupt.handled(stop, signal.SIGINT), live.shown(lambda: status.read_sweep(folder)) as refresh:
+        with interrupt.handled(stop, signal.SIGINT), live.live_table(lambda: status.read_sweep(folder)) as refresh:
             asyncio.run(_print_log(client, name, refresh))
             job = client.get_job_info(name)
     except (OSError, RuntimeError):

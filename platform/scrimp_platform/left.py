@@ -78,7 +78,7 @@ def of_resumed(plan: Plan, placement: Placement) -> Left | None:
         going_on=sum(repeat.open or repeat.status == "paused" for repeat in known.repeats),
         of_race=of_race,
         hours=None if seconds is None else seconds / placement.places / 3600,
-        spent=sum(work.device_hours for work in [*known.repeats, *known.preparations]),
+        spent=known.device_hours,
         most_hours=math.inf if budget.max_gpu_hours is None else budget.max_gpu_hours,
     )
 

@@ -27,12 +27,12 @@ def parse_machine(text: str) -> Machine:
         If it is no such text, or no known GPU has this memory.
     """
     match = re.fullmatch(r"(\d+)x(\d+)GB", text, re.IGNORECASE)
-    known = ", ".join(map(str, CARDS))
     if not match:
         raise UserError(f"--on {text}: write GPUs and the memory of each, such as 2x24GB")
     gpus, memory = map(int, match.groups())
     if not 1 <= gpus <= MOST_GPUS:
         raise UserError(f"--on {text}: a machine has 1 to {MOST_GPUS} GPUs")
     if memory not in CARDS:
-        raise UserError(f"--on {text}: the speed of a GPU with {memory} GB is not known; take {known} GB")
+        sizes = ", ".join(map(str, CARDS))
+        raise UserError(f"--on {text}: the speed of a GPU with {memory} GB is not known; take {sizes} GB")
     return Machine(gpus, CARDS[memory])

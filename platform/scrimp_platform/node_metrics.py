@@ -101,10 +101,10 @@ def measure_gpus() -> dict[str, float]:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return parse_gpus(answer.stdout)
+    return parse_gpu_use(answer.stdout)
 
 
-def parse_gpus(table: str) -> dict[str, float]:
+def parse_gpu_use(table: str) -> dict[str, float]:
     """Read what nvidia-smi prints, a line for each GPU; a value that it does not know is `[N/A]`."""
     values: dict[str, float] = {}
     lines = [line for line in table.splitlines() if line.count(",") == QUERY.count(",")]

@@ -1,4 +1,4 @@
-"""The recommended model of a sweep, which `scrimp sample SWEEP`, `scrimp evaluate SWEEP` and the library take."""
+"""The recommended model of a sweep, which commands and the library take, and the commands that go on with it."""
 
 import shlex
 from collections.abc import Sequence
@@ -62,6 +62,12 @@ def sample_command(folder: SweepFolder) -> str:
     """Return the command that samples the recommended model."""
     own_parts = [word for file in sorted(folder.parts.glob("*.py")) for word in ("--parts", str(file))]
     return shlex.join(["scrimp", "sample", str(folder.path), f"{folder.path.name}-samples", *own_parts])
+
+
+def again_command(folder: SweepFolder) -> str:
+    """Return the command that trains the recommended recipe again with another seed, in another folder."""
+    data = records.sweep_description(folder)["dataset"]["folder"]
+    return shlex.join(["scrimp", "train", str(folder.best_recipe), data, f"{folder.path.name}-again", "--seed", "1"])
 
 
 def longer_command(folder: SweepFolder, recommended: Recommended, space: Space) -> str:

@@ -15,7 +15,7 @@ from scrimp_cluster import nodes as cluster_nodes
 from scrimp_cluster.doctor import ClusterReport
 from scrimp_platform import cluster, interrupt, job, storage_loss, store, winner
 from scrimp_platform.arrangement import Choice
-from scrimp_platform.cli import live, status, terminal
+from scrimp_platform.cli import doctor_view, live, plan_view, result_view, status, terminal
 from scrimp_platform.cluster import AUTO, Node, Placement
 from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
@@ -34,7 +34,7 @@ from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.steering import Steering
 from scrimp_platform.store import SweepFolder
 from scrimp_platform.throttle import Throttle
-from scrimp_platform.tracking.mirror import MirrorThread
+from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
 
@@ -88,7 +88,7 @@ def run_sweep(options: SweepOptions) -> Ending:
         speed = estimate.last_speed(plan, placement.gpus_per_repeat)
         if not speed and not plan.resumed:
             speed = estimate.measure_base_recipe(plan)
-        terminal.show_plan(plan, placement, speed)
+        plan_view.show_plan(plan, placement, speed)
         return Ending(plan.folder)
 
     # On a running cluster the sweep is a job of the cluster, which outlives this terminal.
@@ -105,7 +105,7 @@ def run_sweep(options: SweepOptions) -> Ending:
             placement = as_recorded(plan, placement)
             if plan.options.gpus_per_repeat == AUTO and not placement.choice:
                 placement = measured(plan, placement)
-            terminal.show_plan(plan, placement, estimate.last_speed(plan, placement.gpus_per_repeat))
+            plan_view.show_plan(plan, placement, estimate.last_speed(plan, placement.gpus_per_repeat))
             with storage_loss.explained(plan.folder):
                 in_vain = carry_out(plan, placement, mirror)
 
@@ -123,7 +123,7 @@ def place_repeats(nodes: tuple[Node, ...], plan: Plan) -> Placement:
     """
     gpus_per_repeat = plan.options.gpus_per_repeat
     missing = doctor.missing_nodes(nodes)
-    terminal.show_faults(missing)
+    doctor_view.show_faults(missing)
     if missing and not any(node.gpus for node in nodes):
         names = ", ".join(fault.node for fault in missing)
         raise UserError(f"no GPU yet: wait until {names} joins (`ray status`), or remove it from cluster.yaml")
@@ -131,7 +131,7 @@ def place_repeats(nodes: tuple[Node, ...], plan: Plan) -> Placement:
         return cluster.place(nodes, gpus_per_repeat)
 
     report = examine_nodes(nodes, plan, gpus_per_repeat != 1)
-    terminal.show_faults(report.faults)
+    doctor_view.show_faults(report.faults)
     fit = tuple(node_report.node for node_report in report.nodes if not node_report.unfit)
     all_gpus_unfit = any(node.gpus for node in nodes) and not any(node.gpus for node in fit)
     if all_gpus_unfit or not fit or any(fault.stops for fault in report.head):
@@ -259,7 +259,7 @@ def search_and_race(ledger: Ledger, plan: Plan, placement: Placement) -> str:
         steering.check()
         refresh()
 
-    with interrupt.deferred(lambda: terminal.say(ENDING)), live.shown(lambda: status.of_driver(ledger)) as refresh:
+    with interrupt.deferred(lambda: terminal.say(ENDING)), live.live_table(lambda: status.of_driver(ledger)) as refresh:
         tune_loop.run_repeats(
             ledger,
             tune_repeat,
@@ -286,7 +286,7 @@ def save_outcome(ledger: Ledger, plan: Plan, placement: Placement, reason: str) 
 def conclude(folder: SweepFolder, space: Space, reason: str) -> None:
     """Write the leaderboard, the recommended recipe and model and the report, and print a summary."""
     rows, problems = write_results(folder, space)
-    terminal.show_result(folder, rows, space, reason)
+    result_view.show_result(folder, rows, space, reason)
     terminal.show_problems(problems)
 
 

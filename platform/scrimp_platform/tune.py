@@ -150,24 +150,16 @@ def tune(
 
 def training(run: Path) -> Path:
     """Return the folder of the training that is meant, which has to be finished."""
-    if not (run / store.SWEEP_FILE).is_file():
-        if not (run / "recipe.yaml").is_file():
-            raise UserError(f"{run}: neither a training (no recipe.yaml) nor a sweep (no {store.SWEEP_FILE})")
-        if not (run / "model").is_dir():
-            raise UserError(f"{run}: has no model/ yet; finish the training first")
-        require_model(run / "model")
-        return run
+    from scrimp_platform import recommended
 
-    from scrimp_platform.report import ranking
-    from scrimp_platform.search import records
-
-    sweep = SweepFolder(run)
-    space = records.space_of(sweep)
-    known = records.read_as_observer(sweep)
-    repeat = ranking.best_repeat(ranking.rank(known.trials, space), space)
-    if repeat is None:
-        raise UserError(f"{run}: the sweep has no best trial; `scrimp report {run}` says why")
-    return training(sweep.repeat(repeat.trial, repeat.repeat).path)
+    if recommended.is_sweep(run):
+        return training(recommended.find(SweepFolder(run)).files.path)
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run}: neither a training (no recipe.yaml) nor a sweep (no {store.SWEEP_FILE})")
+    if not (run / "model").is_dir():
+        raise UserError(f"{run}: has no model/ yet; finish the training first")
+    require_model(run / "model")
+    return run
 
 
 def _whole(steps: float) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from scrimp_platform import operations, recommended, store
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import doctor_view, terminal
 from scrimp_platform.model import Model, require_model
 from scrimp_platform.report import goals, leaderboard
 from scrimp_platform.search import records
@@ -184,32 +184,24 @@ def _model_folder(path: Path) -> Path:
 def tune(
     run: Path,
     data: Path,
-    widths: Sequence[float] | None,
-    guidance: Sequence[float] | None,
-    steps: Sequence[float] | None,
-    seed: int,
+    extractor: str,
+    samples: int,
+    weights: Path | None,
+    batch_size: int,
     model: Path | None,
-    **scoring_values: Any,
+    **choices: Any,
 ) -> None:
     """Choose EMA width, guidance and sampler steps of a finished training, and print the table of all."""
     from scrimp_platform import tune
 
-    folder = tune.training(run)
-    scoring = operations.make_scoring(manifests.load_manifest(data), **scoring_values)
+    manifest = manifests.load_manifest(data)
+    scoring = operations.make_scoring(
+        manifest, extractor=extractor, samples=samples, weights=weights, batch_size=batch_size
+    )
     with terminal.progress() as progress:
-        tuned = tune.tune(
-            folder,
-            data,
-            scoring,
-            widths=widths,
-            guidance=guidance,
-            steps=steps,
-            seed=seed,
-            model=model,
-            progress=progress,
-        )
+        tuned = tune.tune(run, data, scoring, model=model, progress=progress, **choices)
     terminal.show_tuned(tuned)
-    terminal.say(f"table in {folder / store.TUNED_FILE}")
+    terminal.say(f"table in {tuned.model.with_name(store.TUNED_FILE)}")
     if model:
         terminal.say(f"model in {model}")
 
@@ -243,17 +235,18 @@ def report(sweep: Path) -> None:
     space = records.space_of(folder)
     from scrimp_platform.sweep import conclude
 
-    outcome = store.read_sound(folder.outcome) or {"reason": "not over yet"}
-    conclude(folder, space, outcome["reason"])
+    conclude(folder, space, records.last_ending(folder))
 
 
 def rank_by_goals(sweep: Path, objectives: Sequence[str], constraints: Sequence[str]) -> None:
     """Print how a sweep's trials rank by other objectives or constraints; nothing is trained or written."""
+    from scrimp_platform.cli import result_view
+
     folder = SweepFolder(sweep)
     space = goals.with_parsed_goals(records.space_of(folder), objectives, constraints)
     known = records.read_as_observer(folder)
     goals.require_measured(space, known.trials)
-    terminal.show_ranking(folder, leaderboard.rank(known.trials, space), space)
+    result_view.show_ranking(folder, leaderboard.rank(known.trials, space), space)
     terminal.show_problems(known.problems)
 
 
@@ -267,12 +260,13 @@ def compare(sweeps: Sequence[Path]) -> None:
 
 def replay(sweep: Path, methods: Sequence[str], seeds: int) -> None:
     """Print what other methods would have done on a sweep's curves; nothing is trained or written."""
+    from scrimp_platform.cli import replay_view
     from scrimp_platform.search import replay
 
     folder = SweepFolder(sweep)
     with terminal.progress("searches") as progress:
         replayed = replay.replay(folder, methods or replay.USUAL, seeds, progress)
-    terminal.show_replay(folder, replayed)
+    replay_view.show_replay(folder, replayed)
 
 
 def sync(sweep: Path, tracking_uri: str | None) -> None:
@@ -364,7 +358,7 @@ def _serve(storage: Path, port: int | None) -> None:
 def doctor(storage: Path, data: Path | None, tracking_uri: str | None) -> bool:
     """Examine every node of the cluster and print the result; return whether a sweep can run."""
     report = operations.examine(storage, data, tracking_uri)
-    terminal.show_cluster_report(report)
+    doctor_view.show_cluster_report(report)
     return not any(fault.stops for fault in report.faults)
 
 
@@ -390,7 +384,9 @@ def show_space(name: str, as_yaml: bool) -> None:
     if as_yaml:
         click.echo(spaces.space_yaml(name), nl=False)
     else:
-        terminal.show_space(space)
+        from scrimp_platform.cli import plan_view
+
+        plan_view.show_space(space)
 
 
 def show_forecast(name: str, machine: str, data: Path | None) -> None:

@@ -30,13 +30,13 @@ def show(comparison: Comparison) -> None:
 
 def tables(group: Group, width: int) -> Iterator[Table]:
     """Yield a column for each winner: in one table if they fit into the width, else in several below each other."""
-    shown: list[int] = []
+    places: list[int] = []
     for place in range(len(group.winners)):
-        if shown and _width(group, [*shown, place]) > width:
-            yield _table(group, shown)
-            shown = []
-        shown.append(place)
-    yield _table(group, shown)
+        if places and _width(group, [*places, place]) > width:
+            yield _table(group, places)
+            places = []
+        places.append(place)
+    yield _table(group, places)
 
 
 def _width(group: Group, places: Sequence[int]) -> int:

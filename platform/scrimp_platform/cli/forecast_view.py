@@ -2,7 +2,7 @@
 
 import math
 
-from scrimp_platform.cli import terminal
+from scrimp_platform.cli import plan_view, terminal
 from scrimp_platform.report.formatting import number
 from scrimp_platform.search.forecast import Forecast, Hours
 from scrimp_trainers.common.gpus import FP32_SHARE, TENSOR_SHARE
@@ -17,7 +17,7 @@ def show_forecast(forecast: Forecast) -> None:
     searching = _gpu_hours(forecast.search, forecast.references)
     rows = {
         "machine": f"{gpus} GPU{'s' if gpus > 1 else ''} of {machine.gpu.memory} GB for each repeat",
-        "data": terminal.describe_items(forecast.manifest),
+        "data": plan_view.describe_items(forecast.manifest),
         "memory": _memory(forecast),
         "microbatch": _microbatch(forecast),
         "repeats": _repeats(forecast),
@@ -60,8 +60,8 @@ def _gpu_hours(hours: Hours, references: float = 0.0) -> str:
     parts = {"training": hours.training, "scoring": hours.scoring}
     if references:
         parts["references"] = references
-    shown = [f"{_hours(value)} {name}" for name, value in parts.items()]
-    return f"{_hours(hours.total + references)} GPU-hours ({', '.join(shown)})"
+    texts = [f"{_hours(value)} {name}" for name, value in parts.items()]
+    return f"{_hours(hours.total + references)} GPU-hours ({', '.join(texts)})"
 
 
 def _hours(value: float) -> str:

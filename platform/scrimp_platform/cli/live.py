@@ -33,7 +33,7 @@ MIN_ROWS = 3
 
 
 @contextlib.contextmanager
-def shown(read: Callable[[], SweepStatus]) -> Iterator[Callable[[], object]]:
+def live_table(read: Callable[[], SweepStatus]) -> Iterator[Callable[[], object]]:
     """Show the table until the block ends; yields a function that brings it up to date, if it is time for that.
 
     That function does all of the work in the thread that calls it: `read` needs no locks, and Ctrl-C finds nothing

@@ -1,12 +1,24 @@
 """The command line. A command imports what it needs only when it runs, so that `--help` and errors answer at once."""
 
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from scrimp_platform.cli.arguments import (
+    FILE,
+    FOLDER,
+    NAME,
+    OWN_PARTS,
+    STORAGE,
+    FiniteNumber,
+    Gpus,
+    NewTrials,
+    parse_numbers,
+    reading_options,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -15,89 +27,17 @@ def scrimp() -> None:
     """Find the cheapest recipe that still trains a good diffusion model."""
 
 
-def _parse_numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    if not text:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 250,1000,4000") from None
-
-
-class _Path(click.Path):
-    """A path in which `~` is the home folder, even where the shell does not expand it, as in `--storage=~/runs`."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(str(Path(value).expanduser()), param, ctx)
-
-
-class _NameOrPath(click.ParamType[str]):
-    """A name, or a path whose `~` is expanded."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value.startswith("~"):
-            return str(Path(value).expanduser())
-        return value
-
-
-class _Number(click.FloatRange):
-    """A finite number in a range; click's own range check accepts `nan` and often `inf`."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-class _Gpus(click.IntRange):
-    """A number of GPUs, or `auto`."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == "auto" else super().convert(value, param, ctx)
-
-
-class _Trials(click.IntRange):
-    """A number of trials, or one to add, such as `+4`, which stays text."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        return f"+{number}" if str(value).startswith("+") else number
-
-
-FOLDER = _Path(path_type=Path)
-FILE = _Path(path_type=Path, exists=True)
-NAME = _NameOrPath()
-STORAGE = click.option(
-    "--storage",
-    type=FOLDER,
-    envvar="SCRIMP_STORAGE",
-    show_envvar=True,
-    default=Path("runs"),
-    show_default=True,
-    help="Folder that holds all sweeps.",
-)
-
-
 @scrimp.command("sweep", context_settings={"allow_extra_args": True})
 @click.option(
     "--space", type=NAME, default="quickstart", show_default=True, help="Search space: a name or a YAML file."
 )
 @click.option("--data", type=NAME, default="digits", show_default=True, help="Folder of a prepared dataset, or digits.")
 @click.option(
-    "--trials", type=_Trials(), metavar="N|+N", help="Number of recipes to try; +N adds to those that the sweep has."
+    "--trials", type=NewTrials(), metavar="N|+N", help="Number of recipes to try; +N adds to those that the sweep has."
 )
 @click.option("--repeats", type=click.IntRange(1), help="Seeds per leading trial, including that of the search.")
 @click.option(
-    "--rungs", metavar="KIMG,..", callback=_parse_numbers, help="Training lengths at which repeats are scored."
+    "--rungs", metavar="KIMG,..", callback=parse_numbers, help="Training lengths at which repeats are scored."
 )
 @click.option("--name", help="Name of the sweep.  [default: SPACE-DATA]")
 @STORAGE
@@ -109,13 +49,13 @@ STORAGE = click.option(
     metavar="SWEEP_DIR|all",
     help="Begin with what this earlier sweep found, or all in the storage.",
 )
-@click.option("--max-gpu-hours", type=_Number(0, min_open=True), help="Maximum device-hours to spend.")
+@click.option("--max-gpu-hours", type=FiniteNumber(0, min_open=True), help="Maximum device-hours to spend.")
 @click.option(
     "--until-gain", metavar="SHARE", help="End the search once 10 more trials are expected to gain less, such as 0.5%."
 )
 @click.option(
     "--gpus-per-repeat",
-    type=_Gpus(),
+    type=Gpus(),
     metavar="N|auto",
     help="GPUs per repeat; auto: all of a node, one, or a share, whichever is measured to finish most.  [default: all]",
 )
@@ -140,68 +80,13 @@ def sweep_command(context: click.Context, **options: Any) -> None:
     run_command(SweepOptions(**options))
 
 
-def _load_own_parts(_context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
-    from scrimp_trainers.common import parts
-
-    parts.load_files(files)
-
-
-OWN_PARTS = click.option(
-    "--parts",
-    type=FILE,
-    multiple=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_load_own_parts,
-    help="A Python file with own parts that are needed; it is run.",
-)
-
-
-READING = (
-    click.option("--size", type=click.IntRange(1), help="Height and width to resize to; most points of a drawing."),
-    click.option("--first", type=click.IntRange(1), help="Images of the source to read, the first ones in its order."),
-    click.option(
-        "--labels", type=NAME, metavar="none|folder|strokes|FILE", help="Source of the classes.  [default: detected]"
-    ),
-    click.option("--label-column", metavar="NAME", help="Column of the labels in that FILE, or in a table of images."),
-    click.option("--classes", type=NAME, metavar="FILE", help="Take only the classes that FILE lists, one a line."),
-    click.option("--flat", is_flag=True, help="Take the images of all subfolders, without classes."),
-    click.option(
-        "--frames", type=click.Choice(["first", "all"]), default="first", help="Pages or frames to take of a file."
-    ),
-    click.option(
-        "--captions", type=click.Choice(["none"]), help="Leave captions out.  [default: those beside the images]"
-    ),
-    click.option(
-        "--near",
-        type=_Number(0, 255),
-        help="Keep images on one side of the split if their mean difference is at most this, of 255; 0: only equal "
-        "ones.  [default: 8; drawings 0]",
-    ),
-    click.option("--depth16", type=click.Choice(["scale"]), help="Scale 16-bit images to 8 bits: 65,535 becomes 255."),
-    click.option("--background", metavar="COLOUR", help="Background of transparent images: a name or #rrggbb."),
-    click.option(
-        "--max-pixels", type=click.IntRange(1), help="Most pixels that an image may have.  [default: 89,478,485]"
-    ),
-    click.option("--reader", metavar="FILE:CLASS", help="An own reader of the source, my_parts:MyReader; see --parts."),
-)
-"""The options that say how a source is read."""
-
-
-def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of `READING`, in this order."""
-    for option in reversed(READING):
-        command = option(command)
-    return command
-
-
 @scrimp.command()
 @click.argument("source", type=NAME)
 @click.argument("out", type=FOLDER)
-@_reading_options
+@reading_options
 @click.option("--limit", type=click.IntRange(1), help="Training images to keep, drawn at random.")
 @click.option("--per-class", type=click.IntRange(1), help="Training images to keep per class.")
-@click.option("--holdout", type=_Number(0), help="Images to hold out: a number, or a fraction below 1.")
+@click.option("--holdout", type=FiniteNumber(0), help="Images to hold out: a number, or a fraction below 1.")
 @click.option("--reference", type=NAME, metavar="SOURCE", help="Images to score against.  [default: the training set]")
 @click.option("--name", help="Name in reports.  [default: that of OUT]")
 @click.option("--skip-bad", is_flag=True, help="Skip unusable images; dataset.json lists them.")
@@ -231,7 +116,7 @@ def prepare(source: str, out: Path, **options: Any) -> None:
 @click.option("--out", type=FOLDER, metavar="PAGE.html", help="Write it as a page, too, with pictures of each class.")
 @click.option("--on", metavar="2x24GB", help="Machines that hours are reckoned for.  [default: those at hand]")
 @STORAGE
-@_reading_options
+@reading_options
 @OWN_PARTS
 def inspect(data: str, out: Path | None, storage: Path, on: str | None, **options: Any) -> None:
     """Show what is in a dataset, or in a source before it is prepared, and advise what to sweep on it.
@@ -250,13 +135,13 @@ def inspect(data: str, out: Path | None, storage: Path, on: str | None, **option
 @click.argument("out", type=FOLDER)
 @click.option(
     "--kimg",
-    type=_Number(0, min_open=True),
+    type=FiniteNumber(0, min_open=True),
     help="Training length in thousands of images; caps that of reweighting's reference and proxy, too.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the repeat.")
 @click.option("--extractor", help="Score the result with this feature extractor.")
 @click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Number of samples to score.")
-@click.option("--rungs", metavar="KIMG,..", callback=_parse_numbers, help="Training lengths at which to score, too.")
+@click.option("--rungs", metavar="KIMG,..", callback=parse_numbers, help="Training lengths at which to score, too.")
 def train(recipe: str, data: Path, out: Path, **options: Any) -> None:
     """Train RECIPE (a preset or a YAML file) on DATA and write the files to OUT.
 
@@ -294,7 +179,7 @@ def sample(model: Path, out: Path, **options: Any) -> None:
     "--samples", type=click.IntRange(1), help="Number of samples to score.  [default: 50,000, or as the sweep]"
 )
 @click.option("--weights", type=FILE, help="Weight file of the extractor.")
-@click.option("--threshold", type=_Number(), help="Similarity above which a sample counts as memorised.")
+@click.option("--threshold", type=FiniteNumber(), help="Similarity above which a sample counts as memorised.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images per batch.  [default: 256, or as the sweep]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--grid", type=FOLDER, help="PNG to write: samples and their nearest training images.")
@@ -317,14 +202,14 @@ def evaluate(model: Path, data: Path | None, **options: Any) -> None:
     "--width",
     "widths",
     metavar="WIDTH,..",
-    callback=_parse_numbers,
+    callback=parse_numbers,
     help="Widths of the average to try, as shares of the training.  [default: 0.03 to 0.2, as the snapshots allow]",
 )
 @click.option(
-    "--guidance", metavar="SCALE,..", callback=_parse_numbers, help="Guidance to try.  [default: the recipe's]"
+    "--guidance", metavar="SCALE,..", callback=parse_numbers, help="Guidance to try.  [default: the recipe's]"
 )
 @click.option(
-    "--steps", metavar="STEPS,..", callback=_parse_numbers, help="Sampling steps to try.  [default: the recipe's]"
+    "--steps", metavar="STEPS,..", callback=parse_numbers, help="Sampling steps to try.  [default: the recipe's]"
 )
 @click.option("--extractor", default="inception", show_default=True, help="Feature extractor.")
 @click.option(
@@ -358,7 +243,7 @@ def tune(run: Path, data: Path, **options: Any) -> None:
 @click.option("--weights", type=FILE, help="Weight file of the surrogate.")
 @click.option("--score", default="gaussian", show_default=True, help="gaussian, ppca, knn, moderate, closest, random.")
 @click.option("--covariance", default="ridge", show_default=True, help="For gaussian: ridge or shrunk.")
-@click.option("--keep", type=_Number(), default=0.1, show_default=True, help="Fraction of the images to keep.")
+@click.option("--keep", type=FiniteNumber(), default=0.1, show_default=True, help="Fraction of the images to keep.")
 @click.option(
     "--per-class/--global",
     default=None,

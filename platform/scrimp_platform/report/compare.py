@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrimp_platform import store
 from scrimp_platform.report import formatting, leaderboard
 from scrimp_platform.report.ranking import TrialRow, as_minimized
 from scrimp_platform.search import records
@@ -140,9 +139,6 @@ def _winner(folder: SweepFolder) -> Winner:
     if any(map(leaderboard.may_hide_best, known.trials)):
         best = None
 
-    works = [*known.repeats, *known.preparations]
-    hours = sum(work.device_hours for work in works)
-    outcome = store.read_sound(folder.outcome) or {"reason": "not over yet"}
     return Winner(
         sweep=sweep["name"],
         folder=folder.path,
@@ -150,7 +146,7 @@ def _winner(folder: SweepFolder) -> Winner:
         verdict="; ".join(known.problems) or leaderboard.verdict(rows, space),
         basis=_basis(sweep, space, best),
         scores={name: best.summaries[name].mean for name in space.objectives} if best else {},
-        result=_result(best, space, hours, outcome["reason"]) if best else {},
+        result=_result(best, space, known.device_hours, records.last_ending(folder)) if best else {},
         settings=_settings(folder, sweep, space, best) if best else {},
         searched=tuple(space.search),
     )

@@ -54,14 +54,14 @@ def dependences(trials: Sequence[Trial], space: Space, fields: Sequence[str]) ->
 
     Each objective gets a model of its own, whoever has proposed the trials.
     """
-    shown = fields[: max(1, MAX_FIELDS // len(space.objectives))]
-    found: list[Dependence] = []
+    first_fields = fields[: max(1, MAX_FIELDS // len(space.objectives))]
+    by_objective_and_field: list[Dependence] = []
     for name, direction in space.objectives.items():
         own = space.model_copy(update={"objectives": {name: direction}, "constraints": {}})
         learned = curves.learn(trials, own)
         if learned:
-            found += [_dependence(learned, name, path) for path in shown]
-    return found
+            by_objective_and_field += [_dependence(learned, name, path) for path in first_fields]
+    return by_objective_and_field
 
 
 def _dependence(learned: Curves, objective: str, path: str) -> Dependence:

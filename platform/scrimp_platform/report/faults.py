@@ -1,7 +1,6 @@
 """What went wrong in a sweep: every repeat, reference and proxy that has failed, and how often for which cause."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,21 +25,18 @@ class RepeatFault:
 
 def faults(folder: SweepFolder, known: Records) -> list[RepeatFault]:
     """Return the failures, also those that a later attempt mended."""
-    return list(_faults(folder, known))
+    failures = []
+    for work in [*known.preparations, *known.repeats]:
+        if work.attempt > 1 or work.status == "failed":
+            files = _files(folder, work)
+            cause = _cause(files, work)
+            failures.append(RepeatFault(files.label, files.path, work.status, work.attempt, work.node, cause))
+    return failures
 
 
-def causes(found: list[RepeatFault]) -> list[tuple[str, int]]:
+def causes(failures: list[RepeatFault]) -> list[tuple[str, int]]:
     """Return how often each cause occurs, the most frequent first."""
-    return Counter(fault.cause or "not recorded" for fault in found).most_common(MAX_ROWS)
-
-
-def _faults(folder: SweepFolder, known: Records) -> Iterator[RepeatFault]:
-    works: list[Repeat | Preparation] = [*known.preparations, *known.repeats]
-    for work in works:
-        if work.attempt == 1 and work.status != "failed":
-            continue
-        files = _files(folder, work)
-        yield RepeatFault(files.label, files.path, work.status, work.attempt, work.node, _cause(files, work))
+    return Counter(failure.cause or "not recorded" for failure in failures).most_common(MAX_ROWS)
 
 
 def _files(folder: SweepFolder, work: Repeat | Preparation) -> WorkFolder:

@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from scrimp_platform import store
+from scrimp_platform import recommended, store
 from scrimp_platform.report import (
     classwise,
     faults,
@@ -52,8 +52,7 @@ def write_report(folder: SweepFolder) -> None:
     space = records.space_of(folder)
     known = records.read_as_observer(folder)
     rows = leaderboard.rank(known.trials, space)
-    best = leaderboard.best(rows)
-    recommended = _typical_files(folder, best, space) if best else None
+    best = recommended.repeat_of(folder, rows, space)
 
     manifest = _manifest(sweep)
     classes = manifest.classes if manifest else None
@@ -70,10 +69,10 @@ def write_report(folder: SweepFolder) -> None:
         outlook=gain.of_more_trials(known.trials, space, folder),
         ending=_ending(folder),
         problems=known.problems,
-        links=next_steps.links(folder, recommended),
-        steps=next_steps.steps(folder, sweep, recommended, space),
-        card=next_steps.python_code(recommended.model / "README.md") if recommended else "",
-        recipe=_recipe(recommended),
+        links=next_steps.links(folder, best),
+        steps=next_steps.steps(folder, best, space),
+        card=next_steps.python_code(best.files.model / "README.md") if best else "",
+        recipe=_recipe(best.files) if best else "",
         target=partial(next_steps.target, folder),
         facts=_facts(sweep, space, known, rows),
         space=space,
@@ -107,8 +106,8 @@ def write_report(folder: SweepFolder) -> None:
     store.write_atomic(folder.report, page)
 
 
-def _recipe(files: RepeatFolder | None) -> str:
-    return files.recipe.read_text() if files and files.recipe.exists() else ""
+def _recipe(files: RepeatFolder) -> str:
+    return files.recipe.read_text() if files.recipe.exists() else ""
 
 
 def _ending(folder: SweepFolder) -> str:
@@ -132,8 +131,7 @@ def _facts(sweep: dict[str, Any], space: Space, known: Records, rows: Sequence[T
     if rows:
         trials += f": {_status_counts(rows)}"
 
-    works = [*known.repeats, *known.preparations]
-    device_time = formatting.duration(sum(work.device_hours for work in works)) or "0 s"
+    device_time = formatting.duration(known.device_hours) or "0 s"
     if space.budget.max_gpu_hours:
         device_time += f" of {formatting.duration(space.budget.max_gpu_hours)}"
 

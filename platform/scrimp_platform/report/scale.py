@@ -139,11 +139,11 @@ def _trials(rows: Sequence[TrialRow], name: str) -> list[Mark]:
     finished = [row for row in rows if row.finished and math.isfinite(row.summaries[name].mean)]
     if not finished:
         return []
-    shown = {"first on the leaderboard": finished[0]}
+    by_place = {"first on the leaderboard": finished[0]}
     if len(finished) > 1:
-        shown["the worst that was trained to the end"] = max(finished, key=lambda row: row.summaries[name].mean)
+        by_place["the worst that was trained to the end"] = max(finished, key=lambda row: row.summaries[name].mean)
     marks = []
-    for what, row in shown.items():
+    for what, row in by_place.items():
         summary = row.summaries[name]
         last = row.counted[0].last
         samples = last.value("samples") if last else math.nan

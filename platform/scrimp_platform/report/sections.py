@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from scrimp_platform.report import cost_plots, dependence, hours, importance, plots
+from scrimp_platform.report import cost_plots, dependence, field_plots, hours, importance, plots
 from scrimp_platform.report.classwise import ClassScores
 from scrimp_platform.report.layers import read_layers
 from scrimp_platform.report.ranking import TrialRow, typical_repeat
@@ -150,16 +150,16 @@ def search(trials: Sequence[Trial], rows: Sequence[TrialRow], space: Space) -> l
         result.append(Plot(title, importances, None))
     else:
         caption = "Optuna's PED-ANOVA over all trials that have a score. With few trials it is only a hint."
-        result.append(make_plot(title, caption, plots.importance_bars(importances), NOT_SCORED))
+        result.append(make_plot(title, caption, field_plots.importance_bars(importances), NOT_SCORED))
         result += dependences(trials, space, list(importances), plots.infeasible(rows))
 
     caption = "One line per trial: blue is good, orange is worse, pale grey was not trained to the end."
     if space.constraints:
         caption += " Violet and dotted is infeasible."
-    if len(trials) > plots.MAX_LINES:
-        caption += f" Of {len(trials):,} trials {plots.MAX_LINES} are drawn, the best one among them."
+    if len(trials) > field_plots.MAX_LINES:
+        caption += f" Of {len(trials):,} trials {field_plots.MAX_LINES} are drawn, the best one among them."
     first = next(iter(space.objectives))
-    figure = plots.parallel_coordinates(rows, space, first)
+    figure = field_plots.parallel_coordinates(rows, space, first)
     result.append(make_plot("Searched fields", caption, figure, NOT_SCORED, wide=True))
     return result
 
@@ -177,7 +177,7 @@ def dependences(
     )
     result = []
     for own in dependence.dependences(trials, space, fields):
-        figure = plots.partial_dependence(own, space.search[own.path], infeasible)
+        figure = field_plots.partial_dependence(own, space.search[own.path], infeasible)
         result.append(make_plot(f"{own.objective} by {own.path}", caption, figure, ""))
     return result
 

@@ -223,6 +223,11 @@ class Records:
         """Every repeat, in order of its trial."""
         return [repeat for trial in self.trials for repeat in trial.repeats]
 
+    @property
+    def device_hours(self) -> float:
+        """Device-hours that the sweep has spent."""
+        return sum(work.device_hours for work in [*self.repeats, *self.preparations])
+
 
 def unbiased_repeats(trial: Trial, space: Space, kimg: float) -> list[Repeat]:
     """Return the finished repeats whose scores at a rung may be reported as the trial's.
@@ -276,6 +281,12 @@ def ending(folder: SweepFolder, description: Mapping[str, Any]) -> str:
     if outcome and outcome["ended"] >= description["driver_started"]:
         return outcome["reason"]
     return ""
+
+
+def last_ending(folder: SweepFolder) -> str:
+    """Return why the last driver that has ended did; `not over yet` if none has."""
+    outcome = store.read_sound(folder.outcome)
+    return outcome["reason"] if outcome else "not over yet"
 
 
 def read_records(folder: SweepFolder, earlier: Records | None = None) -> Records:

@@ -1,30 +1,26 @@
 """A small CNN trained on a dataset's images without labels: a feature extractor that needs no download.
 
 Two random crops of one image are pulled together, and apart from those of all others (SimCLR, Chen et al. 2020,
-equation 1); and images are told from noisy, blurred and rearranged ones, to which crops alone are blind. It is trained
-once, when the dataset is prepared, on the CPU and with a fixed number of threads, so that the same images and seed give
-the same bytes. What it sees is measured: how many times as far from the training images as held-out images are these
-same images once they are degraded, also in ways that it has not been trained on.
+equation 1); and images are told from noisy, blurred and rearranged ones, to which crops alone are blind. What it sees
+is measured: how many times as far from the training images as held-out images are these same images once they are
+degraded, also in ways that it has not been trained on.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scrimp_trainers.codecs.pixels import scaled
-from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.modalities.modality import picture_shape
-from scrimp_trainers.metrics import fidelity
-from scrimp_trainers.metrics.classifier import BATCH, WIDTH, Trunk, reproducible
+from scrimp_trainers.metrics import fidelity, small_cnn
+from scrimp_trainers.metrics.small_cnn import WIDTH, Fit, Trunk
 
 TEMPERATURE = 0.2
 SMALLEST_CROP = 0.5
@@ -33,10 +29,8 @@ CONTRAST = 0.4
 """Crops are shown with their contrast and brightness changed by up to this share."""
 PROJECTED = 32
 """Numbers that are compared in training; the features come before them (Chen et al. 2020, section 4.2)."""
-VIEWS = 6
-"""Views of an image in a step: two crops, the image as it is, and three damaged ones."""
-MOST_VIEWS = 330_000
-"""Views in all at most; with the limit on their size it bounds the cost."""
+MOST_IMAGES = 55_000
+"""Images seen in training at most, each in six views: two crops, the image as it is, and three damaged ones."""
 MOST_COMPARED = 5000
 """Images of each set of which the quality is measured."""
 
@@ -74,41 +68,28 @@ def train_encoder(
     pixels = torch.from_numpy(images)
     held_out = torch.from_numpy(holdout_images)
     if len(held_out) == 0:
-        order = torch.randperm(len(pixels), generator=generator)
-        tenth = max(1, len(order) // 10)
-        held_out = pixels[order[:tenth]]
-        pixels = pixels[order[tenth:]]
+        held_back, kept = small_cnn.hold_back(len(pixels), generator)
+        held_out = pixels[held_back]
+        pixels = pixels[kept]
 
-    with reproducible(seed):
+    with small_cnn.reproducible(seed):
         network = Encoder(images.shape[1], images.shape[2])
         _fit(network, pixels, generator)
         quality = _quality(network, pixels[:MOST_COMPARED], held_out[:MOST_COMPARED], generator)
-    return {name: value.contiguous() for name, value in network.state_dict().items()}, quality
+    return small_cnn.state_of(network), quality
 
 
 def _fit(network: Encoder, images: Tensor, generator: torch.Generator) -> None:
-    batch = min(BATCH, len(images))
-    steps = min(max(30 * len(images) // batch, 150), MOST_VIEWS // (batch * VIEWS))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    network.train().to(memory_format=torch.channels_last)
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(order) < batch:
-            order = torch.randperm(len(images), generator=generator)
-        chosen = scaled(images[order[:batch]])
-        order = order[batch:]
-
+    fit = Fit(network, len(images), MOST_IMAGES)
+    for numbers in fit.batches(generator):
+        chosen = scaled(images[numbers])
         crops = torch.cat([_crop(chosen, generator), _crop(chosen, generator)])
         loss = contrastive_loss(network.projection(network.features_of(crops)))
 
         damaged = [chosen, *(damage(chosen, generator) for damage in DAMAGES)]
         kinds = torch.arange(len(damaged)).repeat_interleave(len(chosen))
         loss = loss + F.cross_entropy(network.damage(network.features_of(torch.cat(damaged))), kinds)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        fit.step(loss)
     network.eval()
 
 
@@ -201,10 +182,10 @@ def _quality(network: Encoder, training: Tensor, held_out: Tensor, generator: to
         return torch.cat([network.features_of(part) for part in images.split(1000)])
 
     held_out = scaled(held_out)
-    known = fidelity.statistics(features(scaled(training)))
-    floor = fidelity.frechet(features(held_out), known)
+    reference = fidelity.statistics(features(scaled(training)))
+    floor = fidelity.frechet(features(held_out), reference)
     return {
-        name: fidelity.frechet(features(degrade(held_out, generator)), known) / floor
+        name: fidelity.frechet(features(degrade(held_out, generator)), reference) / floor
         for name, degrade in DEGRADATIONS.items()
     }
 
@@ -219,11 +200,7 @@ def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
     """
     if manifest.encoder is None:
         raise UserError(f"{folder}: the dataset has no contrastive encoder; prepare it again without labels")
-    path = folder / manifest.encoder.file
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != manifest.encoder.sha256:
-        raise UserError(f"{path}: is missing or not the file that the manifest names; prepare the dataset again")
     channels, side, _ = picture_shape(manifest)
     network = Encoder(channels, side)
-    weights.load_weights(network, safetensors.torch.load(data), path)
-    return network.requires_grad_(False).eval()
+    small_cnn.read_into(network, folder / manifest.encoder.file, manifest.encoder.sha256)
+    return network

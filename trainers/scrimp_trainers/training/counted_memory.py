@@ -51,11 +51,11 @@ def count(recipe: Recipe, network: Denoiser) -> Counted:
         The recipe's network, on any device; left as it is.
     """
     passes = [_forward(recipe, network, images) for images in BATCHES]
-    image, fixed = line([live.peak for live in passes])
+    image, fixed = split_peaks([live.peak for live in passes])
     return Counted(_kept_bytes(recipe, network) + fixed, image, passes[0].operations)
 
 
-def line(peaks: Sequence[int]) -> tuple[int, int]:
+def split_peaks(peaks: Sequence[int]) -> tuple[int, int]:
     """Return the bytes that each image adds to the peaks of `BATCHES`, at least 1, and those that none does."""
     fewer, more = BATCHES
     image = max(1, (peaks[1] - peaks[0]) // (more - fewer))

@@ -84,7 +84,7 @@ def _measured(recipe: Recipe, state: State, device: torch.device) -> Counted:
 
     with _without_trials():
         peaks = [_peak(recipe, state.network, images, device) for images in counted_memory.BATCHES]
-    image, fixed = counted_memory.line(peaks)
+    image, fixed = counted_memory.split_peaks(peaks)
     return Counted(fixed + moments, image, operations=0)
 
 
