@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 HOSTS ?= 3
 
-.PHONY: demo test test-slow fleet fleet-down fleet-test soak fleet-packages check ui bench bench-search claims lock clean $(READY)
+.PHONY: demo test test-slow browser-test browser-packages fleet fleet-down fleet-test soak fleet-packages check ui bench bench-search claims lock clean $(READY)
 
 demo: $(READY)
 	$(BIN)/python sweep.py
@@ -15,6 +15,15 @@ test: check
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# MLflow and the report in Chromium. Playwright is in a folder of its own: no node of a cluster needs it.
+browser-test: $(READY) browser-packages
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv-browser "playwright>=1.50,<2"
+	PYTHONPATH=.venv-browser $(BIN)/python -m pytest -m browser --basetemp=.venv-browser/screenshots
+	@echo "screenshots: .venv-browser/screenshots/browser0/"
+
+browser-packages:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; }
 
 # Workstations on this machine, as network namespaces: needs root and Debian's openssh-server, rsync and iproute2.
 fleet: $(READY) fleet-packages

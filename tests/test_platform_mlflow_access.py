@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from scrimp_platform.store import Storage
-from scrimp_platform.tracking import mlflow_server
+from scrimp_platform.tracking import mlflow_app, mlflow_server
 from scrimp_platform.tracking.mlflow_server import PASSWORD_FILE, USER_NAME, Server
 from scrimp_trainers.common.errors import UserError
 
@@ -39,12 +39,16 @@ def ask(server: Server, path: str, *, body: bytes | None = None, method: str = "
     """Return the status of a request."""
     request = urllib.request.Request(server.uri + path, body, {"Content-Type": "application/json"}, method=method)  # noqa: S310
     if secret:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{USER_NAME}:{secret}".encode()).decode())
+        request.add_header("Authorization", _basic(secret))
     try:
         with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
             return response.status
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def _basic(secret: str) -> str:
+    return "Basic " + base64.b64encode(f"{USER_NAME}:{secret}".encode()).decode()
 
 
 REQUESTS = [
@@ -72,6 +76,22 @@ def test_with_the_password_the_api_answers_and_files_go_in_and_out(server):
     assert ask(server, f"{FILES}/0/a.txt", body=b"text", method="PUT", secret=secret) == 200
     assert ask(server, f"{FILES}/0/a.txt", secret=secret) == 200
     assert (server.folder / "artifacts" / "0" / "a.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize("path", ["config", "providers", "message", "skills/install"])
+def test_the_assistant_which_would_run_commands_here_is_off_even_with_the_password(server, path):
+    secret = mlflow_server.read_or_create_password(server.folder)
+    for prefix in ("", "/", "/./"):  # no spelling of the path leads past
+        assert ask(server, f"{prefix}/ajax-api/3.0/mlflow/assistant/{path}", secret=secret) in (403, 404)
+
+
+def test_a_browsers_first_visit_is_on_the_side_for_training(server):
+    secret = mlflow_server.read_or_create_password(server.folder)
+    page = urllib.request.Request(server.uri, headers={"Authorization": _basic(secret)})  # noqa: S310
+    with urllib.request.urlopen(page, timeout=20) as response:  # noqa: S310
+        html = response.read().decode()
+    assert mlflow_app.FIRST_VISIT in html
+    assert 'src="static-files/' in html
 
 
 OTHER_ACCOUNT = """
@@ -155,7 +175,7 @@ def test_links_out_of_the_artifacts_are_not_followed(server, tmp_path):
 ENSURE = """
 import sys
 from pathlib import Path
-from scrimp_platform.tracking import mlflow_server
+from scrimp_platform.tracking import mlflow_app, mlflow_server
 from scrimp_platform.store import Storage
 server = mlflow_server.join_or_start(Storage(Path(sys.argv[1])))
 server.wait_until_ready()

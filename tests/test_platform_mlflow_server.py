@@ -223,8 +223,8 @@ def test_the_training_runs_of_each_dataset_are_found_that_of_the_last_sweep_firs
         store.write_json(folder.tracking, {"uri": uri, "experiment": experiment, "runs": {}})
     links = mlflow_server.experiment_links(storage, "http://host:1")
     assert list(links.items()) == [
-        ("cats", "http://host:1/#/experiments/2/runs?workflowType=machine_learning"),
-        ("digits", "http://host:1/#/experiments/1/runs?workflowType=machine_learning"),
+        ("cats", mlflow_server.ui_link("http://host:1", "2")),
+        ("digits", mlflow_server.ui_link("http://host:1", "1")),
     ]
 
 
@@ -252,6 +252,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated():
     assert "s3cret" not in str(caught.value)
 
 
-def test_the_link_opens_the_view_of_training():
+def test_the_link_opens_the_view_of_training_with_the_sweeps_columns():
     link = mlflow_server.ui_link("http://127.0.0.1:5000", "7")
-    assert link == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"
+    query = "workflowType=machine_learning&viewStateShareKey=scrimp"
+    assert link == f"http://127.0.0.1:5000/#/experiments/7/runs?{query}"

@@ -32,6 +32,13 @@ class Point:
     metrics: Mapping[str, float]
 
 
+def shown(space: Space) -> list[str]:
+    """Return the names of the metrics that the list of runs shows, in this order."""
+    names = [f"{score}{part}" for score in space.objectives for part in ("_mean", "_ci_low", "_ci_high")]
+    names += [f"{score}_mean" for score in space.constraints]
+    return [*names, "probability_best", "repeats", "kimg", "gpu_hours", "parameters"]
+
+
 def of_trial(row: TrialRow, space: Space) -> dict[str, float]:
     """Return the metrics of a trial: its scores with fresh seeds, by which it was chosen, and what it costs."""
     trial = row.trial

@@ -19,7 +19,7 @@ from scrimp_platform.search import records
 from scrimp_platform.search.records import Records, Repeat, Trial
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_platform.tracking import columns, mlflow_server, model_registry
-from scrimp_platform.tracking.mlflow_runs import PARENT_TAG, Run, SweepRuns
+from scrimp_platform.tracking.mlflow_runs import PARENT_TAG, STATUS_TAG, Run, SweepRuns
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
@@ -94,6 +94,7 @@ class Mirror:
         has_ended = bool(outcome)
         sweep_run = runs.get_or_create("", sweep["name"], sweep["started"])
         space = Space.model_validate(sweep["space"])
+        runs.share_view(columns.shown(space), [STATUS_TAG])
         known = records.read_records(self._folder, self._known)
         self._known = known
         trials = [trial for trial in known.trials if trial.status != "damaged"]
@@ -173,7 +174,7 @@ class Mirror:
         else:
             status = MLFLOW_STATUS[trial.status]
         ended = max((repeat.ended or 0 for repeat in trial.repeats), default=0)
-        tags = {PARENT_TAG: sweep_run.id, "scrimp.status": row.status}
+        tags = {PARENT_TAG: sweep_run.id, STATUS_TAG: row.status}
         if has_ended:  # no repeat changes them any more
             runs.send_curves(run, columns.mean_curves(row, space), ended)
         runs.update(run, status, ended, params=trial.params, tags=tags, metrics=metrics, step=int(metrics["repeats"]))

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from mlflow import server
 from mlflow.exceptions import MlflowException
 from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, fastapi_app
 from mlflow.store.artifact import artifact_repository_registry
@@ -30,6 +31,15 @@ USERS_LOCK = "users.lock"
 CHECK_INTERVAL_S = 5.0
 PUBLIC_PATH = "/health"
 """Needs no password; it shows only that a server is running, and for which storage."""
+
+ASSISTANT = "/ajax-api/3.0/mlflow/assistant"
+FIRST_VISIT = """<script>
+for (const [name, value] of [
+  ["mlflow.workflowType_v1", '"machine_learning"'],
+  ["mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"],
+]) if (localStorage.getItem(name) === null) localStorage.setItem(name, value);
+</script>"""
+"""Lets a new browser begin on the side for training, with the assistant closed; what a user chooses later stays."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -84,10 +94,8 @@ class Authenticated:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            headers = [(b"www-authenticate", b'Basic realm="MLflow of Scrimp"'), (b"content-type", b"text/plain")]
             body = b"This server requires a password; `scrimp ui` prints where it is.\n"
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await respond(send, 401, b"text/plain", body, (b"www-authenticate", b'Basic realm="MLflow of Scrimp"'))
 
     def _has_password(self, headers: dict[bytes, bytes]) -> bool:
         """Whether the request carries the user name and the password (HTTP basic authentication)."""
@@ -97,6 +105,33 @@ class Authenticated:
         except binascii.Error:
             return False
         return kind.lower() == b"basic" and hmac.compare_digest(credentials, self._expected)
+
+
+class Training:
+    """MLflow's ASGI application for training alone: without its assistant, and with `FIRST_VISIT` in its page."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        page = Path(server.__file__).parent / server.REL_STATIC_DIR / "index.html"
+        self._page = page.read_text().replace("<head>", f"<head>{FIRST_VISIT}", 1).encode()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path == "/":
+            headers = [(b"x-frame-options", b"SAMEORIGIN"), (b"cache-control", b"no-cache")]
+            await respond(send, 200, b"text/html; charset=utf-8", self._page, *headers)
+        elif scope["type"] == "http" and path.startswith(ASSISTANT):
+            await respond(send, 403, b"text/plain", b"The assistant is off: it would run commands on this machine.\n")
+        else:
+            await self._app(scope, receive, send)
+
+
+async def respond(send: Send, status: int, kind: bytes, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    """Send a whole response."""
+    start = {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind), *headers]}
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
 
 
 def confine_artifacts() -> None:
@@ -141,4 +176,4 @@ def create_app() -> Authenticated:
     folder = Path.cwd()
     threading.Thread(target=stop_when_unused, args=(folder,), daemon=True).start()
     password = (folder / PASSWORD_FILE).read_text()
-    return Authenticated(fastapi_app.app, password)
+    return Authenticated(Training(fastapi_app.app), password)

@@ -21,16 +21,22 @@ import numpy as np
 from scrimp_platform import node_metrics, store
 from scrimp_platform.throttle import Throttle
 from scrimp_platform.tracking.columns import Point
+from scrimp_platform.tracking.mlflow_server import VIEW
 from scrimp_trainers.common.metrics_log import MetricsRow
 
 if TYPE_CHECKING:
     import PIL.Image
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Experiment, Metric, Param, RunTag
     from mlflow.entities import Run as MlflowRun
 
 SWEEP_TAG = "scrimp.sweep"
 KEY_TAG = "scrimp.key"
 PARENT_TAG = "mlflow.parentRunId"
+STATUS_TAG = "scrimp.status"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""Of an experiment: a view of its list of runs, as MLflow's "Share" saves it."""
+COLUMN_WIDTH = 150
+"""Of the list of runs, in pixels: wide enough for the names of most metrics."""
 TERMINAL_STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 # Limits of MLflow for one request.
@@ -127,11 +133,22 @@ class SweepRuns:
         self._sweep = sweep
         self._progress_file = progress_file
         self._progress: dict[str, Any] = store.read_sound(progress_file) or {"runs": {}}
-        self.experiment = self._find_or_create_experiment(experiment)
+        found = self._find_or_create_experiment(experiment)
+        self.experiment = found.experiment_id
+        self._view = found.tags.get(VIEW_TAG, "")
         self._progress |= {"uri": uri, "experiment": self.experiment}
         self._throttle = Throttle()
         self._saved = True
         self._runs = self._find_runs()
+
+    def share_view(self, metrics: Sequence[str], tags: Sequence[str]) -> None:
+        """Let the list of runs begin with these columns where it is opened by `mlflow_server.ui_link`."""
+        names = [f"metrics.`{name}`" for name in metrics] + [f"tags.`{name}`" for name in tags]
+        widths = dict.fromkeys(names, COLUMN_WIDTH)
+        view = json.dumps({"selectedColumns": names, "columnOrder": names, "columnWidths": widths})
+        if view != self._view and len(view) <= MAX_VALUE_LENGTH:
+            self.client.set_experiment_tag(self.experiment, VIEW_TAG, view)
+            self._view = view
 
     def get_or_create(self, key: str, name: str, started: float) -> Run:
         """Return the run with this key; create it if the server has none. `started` is in Unix seconds."""
@@ -327,7 +344,7 @@ class SweepRuns:
             run.files[name] = state
             self._save_soon()
 
-    def _find_or_create_experiment(self, name: str) -> str:
+    def _find_or_create_experiment(self, name: str) -> "Experiment":
         from mlflow.exceptions import MlflowException
 
         experiment = self.client.get_experiment_by_name(name)
@@ -340,7 +357,7 @@ class SweepRuns:
             raise RuntimeError(f"experiment {name!r} cannot be created")
         if experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(experiment.experiment_id)
-        return experiment.experiment_id
+        return experiment
 
     def _find_runs(self) -> dict[str, Run]:
         """Return the sweep's runs on the server, by key."""

@@ -35,6 +35,8 @@ USER_NAME = "scrimp"
 PASSWORD_FILE = "password"  # noqa: S105 -- the name of a file
 HOST = "127.0.0.1"
 PORT = 5000
+VIEW = "scrimp"
+"""Name of the view with a sweep's columns; the experiment has it as a tag."""
 STORAGE_HEADER = "X-Scrimp-Storage"
 """Response header that identifies the storage of a server."""
 STEP_TIMEOUT_S = 10.0
@@ -253,8 +255,8 @@ def check_address(uri: str) -> str:
 
 
 def ui_link(uri: str, experiment: str) -> str:
-    """Return the address of an experiment in the MLflow UI, in the view for training, not for language models."""
-    return f"{uri}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    """Return the address of an experiment in the MLflow UI, in the view for training, with a sweep's columns."""
+    return f"{uri}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
 
 
 def experiment_links(storage: Storage, uri: str) -> dict[str, str]:
