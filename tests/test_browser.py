@@ -57,9 +57,8 @@ def with_registered_model(storage, server) -> SweepFolder:
 
 @pytest.fixture(scope="module")
 def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -132,6 +131,7 @@ def test_two_repeats_are_compared(look, server, storage, sweep):
 
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("digits")
+    assert experiment
     runs = client.search_runs([experiment.experiment_id], "tags.`scrimp.key` LIKE '%.0'", max_results=2)
     chosen = ",".join(f'"{run.info.run_id}"' for run in runs)
     look.goto(f'{server.uri}/#/compare-runs?runs=[{chosen}]&experiments=["{experiment.experiment_id}"]')
