@@ -107,7 +107,7 @@ class Authenticated:
         return kind.lower() == b"basic" and hmac.compare_digest(credentials, self._expected)
 
 
-class Training:
+class TrainingSide:
     """MLflow's ASGI application for training alone: without its assistant, and with `FIRST_VISIT` in its page."""
 
     def __init__(self, app: Any) -> None:
@@ -176,4 +176,4 @@ def create_app() -> Authenticated:
     folder = Path.cwd()
     threading.Thread(target=stop_when_unused, args=(folder,), daemon=True).start()
     password = (folder / PASSWORD_FILE).read_text()
-    return Authenticated(Training(fastapi_app.app), password)
+    return Authenticated(TrainingSide(fastapi_app.app), password)
