@@ -252,3 +252,24 @@ def test_a_killed_train_worker_and_a_killed_controller_cost_an_attempt_each_and_
     while ray.available_resources().get("GPU") != 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert ray.available_resources()["GPU"] == 2
+
+
+@pytest.mark.slow
+def test_two_repeats_with_half_a_gpu_each_train_at_the_same_time_on_one(prepared):
+    cluster.start_here(num_cpus=2, num_gpus=1, include_dashboard=True)
+    try:
+        ledger, task = prepared(trials=2, leaders=1, rungs_kimg=[0.3])
+        ledger = Ledger(ledger.folder, ledger.space, 0, devices=0.5, say=print)
+        halves = task | {"gpus": 0.5}
+        tune_loop.run_repeats(ledger, tune_repeat, halves, lambda: 2, tune_loop.Limits(ledger), fit_nodes, reuse=False)
+    finally:
+        ray.shutdown()
+    first, second = (trial.repeats[0] for trial in ledger.trials)
+    assert (first.status, second.status) == ("finished", "finished")
+    assert first.node == second.node
+    assert first.started and first.ended and second.started and second.ended
+    assert max(first.started, second.started) < min(first.ended, second.ended)
+    for repeat in (first, second):
+        row = repeat.last
+        assert row and row.seconds
+        assert row.value("device_hours") == pytest.approx(0.5 * row.seconds / 3600)
