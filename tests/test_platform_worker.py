@@ -267,9 +267,13 @@ def test_two_repeats_with_half_a_gpu_each_train_at_the_same_time_on_one(prepared
     first, second = (trial.repeats[0] for trial in ledger.trials)
     assert (first.status, second.status) == ("finished", "finished")
     assert first.node == second.node
-    assert first.started and first.ended and second.started and second.ended
+    assert first.started
+    assert first.ended
+    assert second.started
+    assert second.ended
     assert max(first.started, second.started) < min(first.ended, second.ended)
     for repeat in (first, second):
         row = repeat.last
-        assert row and row.seconds
+        assert row
+        assert row.seconds
         assert row.value("device_hours") == pytest.approx(0.5 * row.seconds / 3600)
