@@ -5,6 +5,7 @@ User input is checked before torch is imported, because the import takes seconds
 
 import csv
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ def prepare(source: str, out: Path, codec: str | None, encoder: str | None, **op
         manifest = ingest.prepare(source, out, Options(**options), progress)
     terminal.show_dataset(out, manifest)
     terminal.say(f"look at {out / ingest.CONTACT_SHEET}")
+    terminal.say(f"what to sweep on it: scrimp inspect {shlex.quote(str(out))}")
 
     if codec_settings.on:
         with terminal.progress() as progress:
