@@ -143,6 +143,21 @@ def test_two_ranks_train_what_one_trains(digits_dataset, tmp_path):
         assert (tensor - two[name]).abs().max() <= 1e-4 * tensor.abs().max() + 1e-9, name
 
 
+def test_what_fits_on_one_rank_is_taken_by_all_and_trains_what_one_rank_trains(digits_dataset, tmp_path):
+    (tmp_path / "two").mkdir()
+    arguments = (tmp_path / "meeting", digits_dataset.folder, tmp_path / "two")
+    ranks = [start_worker("narrow", number, *arguments) for number in range(2)]
+    list(train_repeat(shared(), digits_dataset, tmp_path / "one", 7, rungs_kimg=[0.05]))
+    assert [process.wait() for process in ranks] == [0, 0]
+
+    microbatches = [json.loads((tmp_path / "two" / f"rank-{number}.json").read_text()) for number in range(2)]
+    assert microbatches[0] == microbatches[1]
+    assert set(microbatches[0]) == {2}  # of eight images a rank
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    for name, tensor in one.items():
+        assert (tensor - two[name]).abs().max() <= 1e-4 * tensor.abs().max() + 1e-9, name
+
+
 def test_a_run_that_diverges_says_at_which_step(digits_dataset, tmp_path):
     recipe = SHORT.replace({"optimizer.lr": 1e30, "optimizer.warmup_kimg": 0})
     with pytest.raises(Diverged, match=r"step \d+: loss (is (nan|inf)|has exploded)"):

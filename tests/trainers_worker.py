@@ -127,7 +127,32 @@ def starved(number: str, meeting: str, dataset: str, folder: str) -> None:
         Path(folder, f"rank-{number}.pickle").write_bytes(pickle.dumps(error))
 
 
-COMMANDS = {"killed": killed, "rank": rank, "weights": weights, "hangs": hangs, "starved": starved}
+def narrow(number: str, meeting: str, dataset: str, folder: str) -> None:
+    """Train as one of two ranks, the second of which holds two images at once; keep the microbatches of the rows."""
+    denoise = edm.EDMProcess.denoise
+
+    def limited(self: Any, network: Any, noisy: torch.Tensor, *arguments: Any, **inputs: Any) -> Any:
+        if number == "1" and len(noisy) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return denoise(self, network, noisy, *arguments, **inputs)
+
+    edm.EDMProcess.denoise = limited
+    session.CHECK_INTERVAL_STEPS = session.CHECK_INTERVAL_IMAGES = 1
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(number), world_size=2)
+    recipe = shared().replace({"training.microbatch": "auto"})
+    rows = list(run.train_repeat(recipe, open_dataset(Path(dataset)), Path(folder), 7, rungs_kimg=[0.05]))
+    Path(folder, f"rank-{number}.json").write_text(json.dumps([row.microbatch for row in rows]))
+    dist.destroy_process_group()
+
+
+COMMANDS = {
+    "killed": killed,
+    "rank": rank,
+    "weights": weights,
+    "hangs": hangs,
+    "starved": starved,
+    "narrow": narrow,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 PATIENCE = timedelta(days=7)
@@ -35,6 +36,16 @@ def agreed(value: Value, group: dist.ProcessGroup | None) -> Value:
     values = [value]
     dist.broadcast_object_list(values, src=0, group=group)
     return values[0]
+
+
+def least(value: int, device: torch.device) -> int:
+    """Return the smallest of the ranks' values, which are exchanged on their devices. All call it together."""
+    _, world = rank_and_world()
+    if world == 1:
+        return value
+    smallest = torch.tensor(value, device=device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest.item())
 
 
 @contextmanager

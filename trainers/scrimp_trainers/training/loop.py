@@ -63,8 +63,6 @@ class Step:
     """Images seen so far, over all ranks."""
     loss: Tensor
     """Mean loss of this rank's images, 0-d."""
-    microbatch: int
-    """Images that this rank's device processed at once."""
 
 
 def train(
@@ -77,6 +75,7 @@ def train(
     rank: int = 0,
     world: int = 1,
     weigh: WeighLosses | None = None,
+    microbatch: Microbatch | None = None,
 ) -> Iterator[Step]:
     """Train from the current state until the recipe's number of images is reached; yield after every step.
 
@@ -88,6 +87,8 @@ def train(
         This rank's part of the batch of `state.step` and of all steps after it.
     weigh
         Returns a factor on each image's loss, instead of the prepared class weights.
+    microbatch
+        How many images are computed at once; the caller may make it smaller between steps.
     """
     training = recipe.training
     process = parts.build("diffusion", recipe.diffusion)
@@ -95,7 +96,7 @@ def train(
     global_batch = training.batch_size
     rank_batch = global_batch // world
     rank_slice = slice(rank * rank_batch, (rank + 1) * rank_batch)
-    microbatch = Microbatch(training, rank_batch)
+    microbatch = microbatch or Microbatch(training, rank_batch)
 
     network = compiled(state.network) if training.compile else state.network
     pairs = zip(state.network.parameters(), state.ema.parameters(), strict=True)
@@ -264,7 +265,7 @@ def train(
 
         state.step += 1
         state.images += global_batch
-        yield Step(state.step, state.images, loss_sum / rank_batch, microbatch.size)
+        yield Step(state.step, state.images, loss_sum / rank_batch)
 
 
 def read_losses(steps: Sequence[Step], world: int = 1) -> list[float]:

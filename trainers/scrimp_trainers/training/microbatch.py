@@ -8,8 +8,9 @@ class Microbatch(FittingSize):
     """The number of images of a step that this rank's device processes at once.
 
     With `training.microbatch: auto` a step that runs out of memory is computed again in halves, and the size that fits
-    is kept. Random numbers belong to the images of a step, so its gradients are the same up to rounding. Each rank
-    finds its own size: ranks only synchronise when the gradients of the whole step are averaged.
+    is kept. Random numbers belong to the images of a step, so its gradients are the same up to rounding. The other
+    ranks follow when the ranks next meet to read their losses: within a step they do not wait for each other, and the
+    rank with the smallest microbatch sets the pace.
 
     Parameters
     ----------

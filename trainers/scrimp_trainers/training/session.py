@@ -35,6 +35,7 @@ from scrimp_trainers.training import checkpoint, expected_cost, memory, snapshot
 from scrimp_trainers.training.checkpoint_writer import CheckpointWriter
 from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, write_artifacts
 from scrimp_trainers.training.loop import Step, read_losses, refuse_explosion, train
+from scrimp_trainers.training.microbatch import Microbatch
 from scrimp_trainers.training.state import count_steps, initial_state, learning_rate
 
 MASK_SCHEDULE = "training.kimg, which sets the masks' schedule,"
@@ -121,7 +122,7 @@ class Session:
 
         self.progress = Progress()
         self.writer = CheckpointWriter()
-        self.microbatch = recipe.training.batch_size // self.world  # until the first step finds what fits
+        self.microbatch = Microbatch(recipe.training, recipe.training.batch_size // self.world)
         self.snapshots_due = snapshots.due(recipe)
         self.last_is_intact = True  # whether checkpoint/last, if it exists, may become checkpoint/previous
 
@@ -209,7 +210,7 @@ class Session:
             drawn = codec_part.batches(self.recipe.codec, self.dataset, **options)
         else:
             drawn = batches(self.dataset, **options)
-        return train(self.recipe, self.state, drawn, self.prepared, **place)
+        return train(self.recipe, self.state, drawn, self.prepared, microbatch=self.microbatch, **place)
 
     def due_rows(self, rungs_kimg: Sequence[float] = ()) -> list[tuple[int, float | None]]:
         """Return the numbers of images after which rows are still due, in order, each with its rung in kimg or None.
@@ -248,7 +249,6 @@ class Session:
         while self.state.images < images:
             step = self._next_step(steps)
             taken.append(step)
-            self.microbatch = step.microbatch
             self._keep_snapshot_if_due()
 
             if self.state.step % check_interval == 0 or self.state.images >= images:
@@ -257,6 +257,7 @@ class Session:
                     self.progress.loss_sum += loss
                 self.progress.loss_steps += len(taken)
                 taken.clear()
+                self.microbatch.size = ranks.least(self.microbatch.size, self.device)
                 heartbeat.beat()
                 if self.rank == 0 and self.writer.due(checkpoint_seconds):
                     self._begin_save("last")
@@ -292,7 +293,7 @@ class Session:
             step=self.state.step,
             loss=loss,
             lr=learning_rate(self.recipe.optimizer, images),
-            microbatch=self.microbatch,
+            microbatch=self.microbatch.size,
             seconds=self._seconds(),
             nonzero_fraction=self.state.masks.nonzero_fraction if self.state.masks else 1.0,
             train_flops=self._train_flops(),
