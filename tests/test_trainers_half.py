@@ -36,10 +36,10 @@ def test_a_copy_gives_bit_for_bit_what_autocast_makes_of_the_weights(kind):
     conditions = Conditions(text=torch.randn(4, *CAPTION)) if network.text else network.example(4)
     with autocast("bf16", CPU):
         expected = network(*inputs, conditions)
-        found = copied(*inputs, conditions)
+        from_copy = copied(*inputs, conditions)
     assert expected.std() > 1e-3
-    assert found.dtype == expected.dtype
-    assert torch.equal(found, expected)
+    assert from_copy.dtype == expected.dtype
+    assert torch.equal(from_copy, expected)
 
     products = [module for module in copied.modules() if type(module) in (nn.Linear, nn.Conv2d)]
     assert products

@@ -52,9 +52,10 @@ def test_a_training_that_is_resumed_is_bit_for_bit_the_whole_one(channels_last, 
     checkpoint.load(tmp_path / "kept", resumed, {})
     trained(4, resumed, start=6)
 
-    expected, found = kept(whole), kept(resumed)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    expected = kept(whole)
+    after_resume = kept(resumed)
+    assert expected.keys() == after_resume.keys()
+    assert all(torch.equal(tensor, after_resume[name]) for name, tensor in expected.items())
 
     weights = list(resumed.network.parameters())
     assert any(not weight.is_contiguous() for weight in weights)
@@ -68,10 +69,13 @@ def test_a_training_is_that_with_channels_first(monkeypatch, tmp_path):
     first = trained(10)
     monkeypatch.setattr(state, "lay_out", lambda network, _: network.to(memory_format=torch.channels_last))
     last = trained(10)
-    expected, found = kept(first), kept(last)
-    assert {name: tensor.shape for name, tensor in expected.items()} == {name: t.shape for name, t in found.items()}
+    expected = kept(first)
+    channels_last = kept(last)
+    assert {name: tensor.shape for name, tensor in expected.items()} == {
+        name: t.shape for name, t in channels_last.items()
+    }
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(channels_last[name], tensor, rtol=1e-3, atol=1e-6)
 
     assert last.power is not None
     snapshots.write(tmp_path, last.power, 80)

@@ -84,9 +84,9 @@ def test_what_is_beside_a_drawing_does_not_matter(lengths, form):
     t = torch.arange(len(lengths)) * 7
     mask = torch.arange(12) < torch.tensor(lengths)[:, None, None]
     with torch.no_grad():
-        told = Conditions(mask=mask, lengths=np.array(lengths))
-        together = network(x, t, told)
-        with_junk = network(torch.where(mask, x, 1e4), t, told)
+        conditions = Conditions(mask=mask, lengths=np.array(lengths))
+        together = network(x, t, conditions)
+        with_junk = network(torch.where(mask, x, 1e4), t, conditions)
         assert torch.equal(together.masked_select(mask), with_junk.masked_select(mask))
         for row, length in enumerate(lengths):
             alone = network(x[row : row + 1, :, :length], t[row : row + 1])
@@ -135,7 +135,7 @@ def test_labels_matter_and_none_means_hidden_ones():
     assert torch.equal(conditional[:2], network(x, t, Conditions(torch.tensor([0, 4, 5])))[:2])
 
 
-def test_a_step_is_told_apart_from_the_next_and_its_features_repeat_after_a_reload(tmp_path):
+def test_a_step_is_conditions_apart_from_the_next_and_its_features_repeat_after_a_reload(tmp_path):
     network = network_of(recipe_of())
     features = network._time(torch.arange(50))
     assert features.shape == (50, 8)

@@ -100,10 +100,10 @@ def test_gradients_that_are_not_finite_are_replaced_and_all_others_scaled(scale)
     without = torch.nn.Parameter(torch.zeros(3))
 
     finish_gradients([*parameters, without], 1, scale)
-    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     wanted = [torch.tensor(expected), torch.tensor(expected).view(2, 3, 2, 1), torch.tensor(expected).view(4, 3).T]
     wanted += [torch.tensor(value) for value in expected]
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(gradients, wanted, strict=True):
         assert torch.equal(one.view(torch.int32), other.view(torch.int32))
     assert without.grad is None
 

@@ -133,9 +133,9 @@ class SweepRuns:
         self._sweep = sweep
         self._progress_file = progress_file
         self._progress: dict[str, Any] = store.read_sound(progress_file) or {"runs": {}}
-        found = self._find_or_create_experiment(experiment)
-        self.experiment = found.experiment_id
-        self._view = found.tags.get(VIEW_TAG, "")
+        on_server = self._find_or_create_experiment(experiment)
+        self.experiment = on_server.experiment_id
+        self._view = on_server.tags.get(VIEW_TAG, "")
         self._progress |= {"uri": uri, "experiment": self.experiment}
         self._throttle = Throttle()
         self._saved = True

@@ -64,18 +64,18 @@ def cached_files(folder: Path, manifest: Manifest) -> list[CachedFile]:
 
 def cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
     """Read tensors from a file; if it is missing or damaged, make them and write it."""
-    found = read(path)
-    if found is not None:
-        return found
+    tensors = read(path)
+    if tensors is not None:
+        return tensors
 
     with locked(path):
-        found = read(path)  # another process may have made it in the meantime
-        if found is None:
-            found = {name: value.cpu().contiguous() for name, value in make().items()}
+        tensors = read(path)  # another process may have made it in the meantime
+        if tensors is None:
+            tensors = {name: value.cpu().contiguous() for name, value in make().items()}
             # A dataset may lie on a read-only or full disk; then every process makes its own.
             with contextlib.suppress(OSError), atomic_file(path) as part:
-                _save(found, part)
-        return found
+                _save(tensors, part)
+        return tensors
 
 
 def read(path: Path) -> Tensors | None:
