@@ -8,6 +8,8 @@ from scrimp_platform.search import feasibility
 from scrimp_spaces import space as spaces
 from scrimp_spaces.constraints import Bound
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.recipe import recipe as recipes
+from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.training import expected_cost
 
 TREE = {
@@ -22,6 +24,23 @@ TREE = {
     "scoring": {"extractor": "classifier"},
     "budget": {"rungs_kimg": [5]},
 }
+
+
+def read_sections(monkeypatch, compute):
+    """Return the sections of any recipe that a computation reads."""
+    names = set(Recipe.model_fields)
+    sections = set()
+    read = Recipe.__getattribute__
+
+    def noted(recipe, name):
+        if name in names:
+            sections.add(name)
+        return read(recipe, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "__getattribute__", noted)
+        compute()
+    return sections
 
 
 def make(**constraints):
@@ -67,6 +86,37 @@ def test_a_constraint_that_no_recipe_keeps_is_refused_with_the_cheapest():
     assert "sparsity.level 0.600" in text
     just = {"max": costs["train_flops"] * 1.001}
     assert feasibility.resolve(make(train_flops=just), facts).constraints["train_flops"] == Bound(**just)
+
+
+def test_a_constraint_that_only_masking_keeps_is_kept():
+    facts = manifest(8)
+    search = {"masking.ratio": {"uniform": [0.1, 0.7]}}
+    masked = spaces.parse_space({**TREE, "recipe": "tiny-mdt", "search": search}, "space")
+    least, most = (
+        expected_cost.expected_costs(masked.base().replace({"masking.ratio": ratio}), facts, 100)
+        for ratio in (0.7, 0.1)
+    )
+    assert least
+    assert most
+    assert least["train_flops"] < most["train_flops"]
+    limit = {"max": least["train_flops"] * 1.001}
+    tree = {**TREE, "recipe": "tiny-mdt", "search": search, "constraints": {"train_flops": limit}}
+    assert feasibility.resolve(spaces.parse_space(tree, "space"), facts).constraints["train_flops"] == Bound(**limit)
+
+
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [
+        ("tiny-edm", {"sparsity.method": "static", "sparsity.level": 0.5, "mafp.p1": 0.1}),
+        ("tiny-edm", {"patches.sizes": [0.5], "patches.real_p": 0.5}),
+        ("tiny-mdt", {}),
+    ],
+)
+def test_the_cheapest_recipe_is_looked_for_in_every_section_of_which_costs_are_made(preset, values, monkeypatch):
+    recipe = recipes.load(preset).replace(values)
+    sections_read = read_sections(monkeypatch, lambda: expected_cost.expected_costs(recipe, manifest(8), 100))
+    assert sections_read
+    assert sections_read <= set(feasibility.COST_SECTIONS)
 
 
 def test_a_lower_limit_that_no_recipe_reaches_is_refused():

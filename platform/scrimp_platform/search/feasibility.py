@@ -14,7 +14,18 @@ from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.recipe.recipe import Recipe
 
 EXPECTED_COSTS = ("parameters", "nonzero_parameters", "train_flops", "sample_flops")
-COST_SECTIONS = ("network", "sparsity", "patches", "codec", "conditioning", "mafp", "sampler", "training", "diffusion")
+COST_SECTIONS = (
+    "network",
+    "sparsity",
+    "patches",
+    "masking",
+    "codec",
+    "conditioning",
+    "mafp",
+    "sampler",
+    "training",
+    "diffusion",
+)
 """Sections of a recipe on which these costs depend."""
 
 Costs = Callable[[Recipe], dict[str, float] | None]
