@@ -1,1 +1,1 @@
-"""The four papers' techniques, one file each."""
+"""What techniques do within a training step, one file each."""

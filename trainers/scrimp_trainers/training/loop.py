@@ -166,7 +166,7 @@ def train(
         if batch.mask is not None:
             unpadded_share = batch.mask.expand_as(images).flatten(1).float().mean(1)
 
-        # Mask: a second pass sees a part of each image's tokens.
+        # Hide tokens: a second pass sees a part of each image's tokens.
         masked_conditions = None
         if recipe.masking.on:
             kept = masking.draw_kept(
@@ -247,7 +247,7 @@ def train(
             loss_sum = microbatch.fit(accumulate, state.optimizer.zero_grad)
         finish_gradients(parameters, world, 1 / training.loss_scale)
 
-        # Mask and step. A step that changes the masks does not update the weights.
+        # Mask weights and step. A step that changes the masks does not update the weights.
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(recipe.optimizer, state.images + global_batch)
         if not (state.masks and state.masks.apply(state.step)):
