@@ -3,6 +3,8 @@ import os
 # Before anything imports torch: the tests share few cores, where threads that spin while they wait starve the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Ray's workers run at niceness 15, where the tests beside them leave them almost nothing.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 from collections.abc import Iterator
 from pathlib import Path
