@@ -249,15 +249,13 @@ def test_status_and_report_show_what_was_needed(folder, capsys):
     known = records.read_records(folder)
     assert [own.status for own in known.preparations] == ["running", "finished"]
     shown = status.SweepStatus(
-        folder,
-        {"started": 0.0, "dataset": {"name": "digits"}},
-        ledger.space,
-        known.trials,
-        [],
-        "here",
-        "",
-        [],
-        known.preparations,
+        **vars(known),
+        folder=folder,
+        description={"started": 0.0, "dataset": {"name": "digits"}},
+        space=ledger.space,
+        running=[],
+        node="here",
+        reason="",
     )
     assert shown.device_hours == pytest.approx(ledger.device_hours)
     terminal.console.width = 200
