@@ -22,6 +22,7 @@ from scrimp_platform.search.estimate import Speed
 from scrimp_platform.search.ledger import MAX_HELD, Ledger
 from scrimp_platform.search.records import Preparation, Repeat
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.sweep_record import sweep_record
 from scrimp_spaces.space import load_space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.recipe import recipe as recipes
@@ -283,7 +284,7 @@ def test_the_worker_trains_what_the_ledger_hands_out_and_its_repeats_find_it(sco
     )
     options = SweepOptions(space=space, data=str(data), storage=tmp_path / "runs")
     the_plan = plan.make_plan(options)
-    store.write_json(the_plan.folder.description, plan.sweep_record(the_plan))
+    store.write_json(the_plan.folder.description, sweep_record(the_plan))
     ledger = open_ledger(the_plan.folder, the_plan.space)
     task = {"sweep": str(the_plan.folder.path), "dataset": str(data), "gpus": 0, "fit_nodes": []}
 

@@ -19,20 +19,13 @@ from scrimp_platform.cli import doctor_view, live, plan_view, result_view, statu
 from scrimp_platform.cluster import AUTO, Node, Placement
 from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
-from scrimp_platform.plan import (
-    Plan,
-    SweepOptions,
-    check_options,
-    make_plan,
-    recorded_choice,
-    software_changes,
-    sweep_record,
-)
+from scrimp_platform.plan import Plan, SweepOptions, check_options, make_plan
 from scrimp_platform.report import leaderboard
 from scrimp_platform.search import estimate, feasibility, records, warm_start
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.steering import Steering
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.sweep_record import recorded_choice, software_changes, sweep_record
 from scrimp_platform.throttle import Throttle
 from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_spaces.space import Space
