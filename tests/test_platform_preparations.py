@@ -238,7 +238,7 @@ def test_a_withdrawn_reference_is_handed_out_again(folder):
     ledger = open_ledger(folder, say=said.append)
     reference = next_preparation(ledger)
     ledger.withdraw(reference)
-    assert said[-1] == f"withdrawing {reference.name}, which was waiting: the fit nodes have changed"
+    assert said[-1] == f"withdrawing {reference.name}, which was waiting: the healthy nodes have changed"
     assert ledger.propose() is reference
     assert reference.attempt == 1
 

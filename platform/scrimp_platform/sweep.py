@@ -149,7 +149,7 @@ def measured(plan: Plan, placement: Placement) -> Placement:
     from scrimp_platform import arrangement_times  # it imports torch
 
     node = min((node for node in placement.nodes if node.gpus), key=lambda node: node.gpus)
-    terminal.say(f"Measuring on {node.name} with how many GPUs per repeat most repeats finish; this takes minutes.")
+    terminal.say(f"Measuring on {node.name} how many GPUs per repeat let the most repeats finish; this takes minutes.")
     probe = cluster_nodes.start(node, arrangement_times.is_free, gpus=node.gpus)
     if cluster_nodes.wait_for({node: probe}, GPUS_FREE_S)[node].late:
         raise UserError(f"--gpus-per-repeat auto: the GPUs of {node.name} are in use; wait, or give a number")
