@@ -72,12 +72,13 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
     """Run a sweep as `scrimp_platform.sweep` does, but for its training; return what that cost."""
     import mlflow  # noqa: F401  it would be imported in the midst of it
 
-    from scrimp_platform import plan, store, sweep
+    from scrimp_platform import store, sweep
     from scrimp_platform.cli import terminal
     from scrimp_platform.cluster import Placement
     from scrimp_platform.report import leaderboard
     from scrimp_platform.search import proposals as proposing
     from scrimp_platform.search.tune_loop import RepeatSearcher
+    from scrimp_platform.sweep_record import sweep_record
     from scrimp_platform.tracking.mirror_thread import MirrorThread
 
     folder, synced, propose = the_plan.folder, [], proposing.propose
@@ -88,7 +89,7 @@ def drive(the_plan: Plan, nodes: int) -> list[float]:
 
     with mock.patch("os.fsync", synced.append), mock.patch.object(proposing, "propose", timed_propose):
         all_threads, this_thread = time.process_time(), time.thread_time()
-        store.write_json(folder.description, plan.sweep_record(the_plan))
+        store.write_json(folder.description, sweep_record(the_plan))
         tracker = MirrorThread(folder, the_plan.storage, the_plan.options.tracking_uri, terminal.say)
         tracker.start()
         ledger = sweep.open_ledger(the_plan, Placement((), 0, nodes))

@@ -24,6 +24,7 @@ from scrimp_platform.cli import main
 from scrimp_platform.report import leaderboard
 from scrimp_platform.search import records, replay
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.sweep_record import sweep_record
 from scrimp_trainers.data.options import Options
 
 ROOT = Path(__file__).parents[1]
@@ -343,7 +344,7 @@ def test_a_space_made_in_python_is_planned_like_one_of_a_file(scored_digits, tmp
     options = plan.SweepOptions(space=make_space(), data=str(scored_digits.folder), storage=tmp_path / "runs", trials=5)
     the_plan = plan.make_plan(options)
     assert the_plan.folder.path.name == "space-digits"
-    assert plan.sweep_record(the_plan)["space_name"] == "space"
+    assert sweep_record(the_plan)["space_name"] == "space"
 
     words = job.arguments(the_plan)
     file = Path(words[words.index("--space") + 1])

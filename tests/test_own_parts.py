@@ -11,7 +11,8 @@ import torch
 import scrimp
 from scrimp_platform import store
 from scrimp_platform.cli import commands
-from scrimp_platform.plan import SweepOptions, make_plan, sweep_record
+from scrimp_platform.plan import SweepOptions, make_plan
+from scrimp_platform.sweep_record import sweep_record
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.recipe import recipe as recipes

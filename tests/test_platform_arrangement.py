@@ -12,6 +12,7 @@ from scrimp_platform import sweep as the_sweep
 from scrimp_platform.arrangement import Arrangement, Choice, candidates, choose, name
 from scrimp_platform.cli import plan_view
 from scrimp_platform.plan import SweepOptions
+from scrimp_platform.sweep_record import CHOICE_KEY, recorded_choice, sweep_record
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import load_manifest
 from scrimp_trainers.training import load
@@ -166,10 +167,10 @@ def test_a_resumed_sweep_keeps_what_was_chosen_and_a_number_goes_before_it(optio
     placement = cluster.place(WORKSTATIONS, "auto")
     assert the_sweep.as_recorded(the_plan, placement) == placement
 
-    store.write_json(the_plan.folder.description, plan.sweep_record(the_plan, CHOICE))
+    store.write_json(the_plan.folder.description, sweep_record(the_plan, CHOICE))
     record = store.read_json(the_plan.folder.description)
     assert record
-    assert record[plan.CHOICE_KEY]["gpus"] == 0.5
+    assert record[CHOICE_KEY]["gpus"] == 0.5
     resumed = plan.make_plan(options)
     placement = the_sweep.as_recorded(resumed, placement)
     assert (placement.gpus_per_repeat, placement.choice) == (0.5, CHOICE)
@@ -178,8 +179,8 @@ def test_a_resumed_sweep_keeps_what_was_chosen_and_a_number_goes_before_it(optio
     numbered = plan.make_plan(replace(options, gpus_per_repeat=1))
     one_each = cluster.place(WORKSTATIONS, 1)
     assert the_sweep.as_recorded(numbered, one_each) == one_each
-    store.write_json(the_plan.folder.description, plan.sweep_record(numbered))
-    assert plan.recorded_choice(the_plan.folder) == CHOICE
+    store.write_json(the_plan.folder.description, sweep_record(numbered))
+    assert recorded_choice(the_plan.folder) == CHOICE
 
 
 def test_the_plan_says_that_it_will_be_measured_and_then_what_was(options, capsys):

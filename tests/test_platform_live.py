@@ -124,7 +124,7 @@ def test_an_error_of_the_table_does_not_end_the_sweep(ledger, monkeypatch):
     with live.live_table(read) as refresh:
         refresh()
         refresh()
-    assert screen.getvalue().count("the live table has ended by an error of its own (ZeroDivisionError: by zero)") == 1
+    assert screen.getvalue().count("the live table stopped after an error of its own (ZeroDivisionError: by zero)") == 1
 
 
 def test_who_follows_a_job_sees_the_table_below_its_lines(ledger, monkeypatch):

@@ -19,6 +19,7 @@ from scrimp_platform.search import estimate, records, warm_start
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.store import Storage
+from scrimp_platform.sweep_record import sweep_record
 from scrimp_trainers import ingest
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.data.manifest import Manifest
@@ -35,7 +36,7 @@ def change(options: SweepOptions, **values) -> SweepOptions:
 
 def begin(options: SweepOptions) -> plan.Plan:
     the_plan = plan.make_plan(options)
-    store.write_json(the_plan.folder.description, plan.sweep_record(the_plan))
+    store.write_json(the_plan.folder.description, sweep_record(the_plan))
     return the_plan
 
 

@@ -22,6 +22,7 @@ from scrimp_platform.search.estimate import Speed
 from scrimp_platform.search.ledger import MAX_HELD, Ledger
 from scrimp_platform.search.records import Preparation, Repeat
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.sweep_record import sweep_record
 from scrimp_spaces.space import load_space
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.recipe import recipe as recipes
@@ -237,7 +238,7 @@ def test_a_withdrawn_reference_is_handed_out_again(folder):
     ledger = open_ledger(folder, say=said.append)
     reference = next_preparation(ledger)
     ledger.withdraw(reference)
-    assert said[-1] == f"withdrawing {reference.name}, which was waiting: the fit nodes have changed"
+    assert said[-1] == f"withdrawing {reference.name}, which was waiting: the healthy nodes have changed"
     assert ledger.propose() is reference
     assert reference.attempt == 1
 
@@ -249,15 +250,13 @@ def test_status_and_report_show_what_was_needed(folder, capsys):
     known = records.read_records(folder)
     assert [own.status for own in known.preparations] == ["running", "finished"]
     shown = status.SweepStatus(
-        folder,
-        {"started": 0.0, "dataset": {"name": "digits"}},
-        ledger.space,
-        known.trials,
-        [],
-        "here",
-        "",
-        [],
-        known.preparations,
+        **vars(known),
+        folder=folder,
+        description={"started": 0.0, "dataset": {"name": "digits"}},
+        space=ledger.space,
+        running=[],
+        node="here",
+        reason="",
     )
     assert shown.device_hours == pytest.approx(ledger.device_hours)
     terminal.console.width = 200
@@ -285,7 +284,7 @@ def test_the_worker_trains_what_the_ledger_hands_out_and_its_repeats_find_it(sco
     )
     options = SweepOptions(space=space, data=str(data), storage=tmp_path / "runs")
     the_plan = plan.make_plan(options)
-    store.write_json(the_plan.folder.description, plan.sweep_record(the_plan))
+    store.write_json(the_plan.folder.description, sweep_record(the_plan))
     ledger = open_ledger(the_plan.folder, the_plan.space)
     task = {"sweep": str(the_plan.folder.path), "dataset": str(data), "gpus": 0, "fit_nodes": []}
 

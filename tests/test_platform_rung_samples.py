@@ -17,6 +17,7 @@ from scrimp_platform.search import budget_changes, estimate, halving, order, rec
 from scrimp_platform.search.estimate import Speed
 from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.sweep_record import sweep_record
 from scrimp_platform.tracking import columns
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
@@ -60,7 +61,7 @@ def test_a_sweep_from_before_goes_on_and_no_other_number_is_taken(scored_digits,
         return SweepOptions(data=str(scored_digits.folder), storage=tmp_path, space=space)
 
     the_plan = plan.make_plan(options(make_space()))
-    record = plan.sweep_record(the_plan)
+    record = sweep_record(the_plan)
     del record["space"]["budget"]["rung_samples"]
     store.write_json(the_plan.folder.description, record)
     assert plan.make_plan(options(make_space())).resumed

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from made_up_sweep import make_space, train_all, write_sweep
 
-from scrimp_platform import plan, store, sweep
+from scrimp_platform import store, sweep, sweep_record
 from scrimp_platform.cluster import Node, place
 from scrimp_platform.plan import Plan, SweepOptions
 from scrimp_platform.report import page
@@ -25,7 +25,7 @@ NEW: dict[str, Any] = {"versions": {"python": "3.11.9", "torch": "2.9.1"}, "code
 def software(monkeypatch):
     """What the sweep runs with: the old software until the test changes it."""
     current = dict(OLD)
-    monkeypatch.setattr(plan, "_software", lambda: dict(current))
+    monkeypatch.setattr(sweep_record, "_software", lambda: dict(current))
     return current
 
 
@@ -55,7 +55,7 @@ def plan_of(folder: SweepFolder) -> Plan:
 
 def resume(folder: SweepFolder) -> list[dict[str, Any]]:
     """Write sweep.json as a driver does when it starts, and return what it says of earlier software."""
-    description = plan.sweep_record(plan_of(folder))
+    description = sweep_record.sweep_record(plan_of(folder))
     store.write_json(folder.description, description)
     return description["earlier"]
 

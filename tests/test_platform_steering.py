@@ -283,7 +283,7 @@ def test_without_a_driver_a_request_waits_for_the_next_one(folder, monkeypatch, 
     with pytest.raises(SystemExit) as ending:
         main.main(["pause", str(folder.path)])
     assert ending.value.code == 2
-    assert "does not run, so there is nothing to pause" in capsys.readouterr().err
+    assert "is not running, so there is nothing to pause" in capsys.readouterr().err
     assert len(folder.requests()) == 1
 
 

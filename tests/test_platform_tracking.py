@@ -472,4 +472,4 @@ def test_a_sweep_that_runs_is_not_sent_by_another_hand(uri, folder, capsys):
     with store.exclusive(folder.lock, "sweep"), pytest.raises(SystemExit) as ending:
         main.main(["sync", str(folder.path), "--tracking-uri", uri])
     assert ending.value.code == 2
-    assert "sends MLflow everything by itself" in capsys.readouterr().err
+    assert "sends everything to MLflow itself" in capsys.readouterr().err

@@ -234,7 +234,7 @@ def test_what_waits_for_a_place_is_handed_out_again_when_other_nodes_are_fit(ray
     ray.cancel(all_but_two, force=True)
 
     assert [line for line in said if "withdrawing repeat" in line] == [
-        "withdrawing repeat 2.0, which was waiting: the fit nodes have changed"
+        "withdrawing repeat 2.0, which was waiting: the healthy nodes have changed"
     ]
     assert [(repeat.status, repeat.attempt) for repeat in ledger.repeats] == [("finished", 1)] * 4
     assert not capfd.readouterr().out

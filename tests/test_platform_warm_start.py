@@ -101,7 +101,7 @@ def test_a_sweep_that_shares_nothing_is_refused_by_name_and_left_out_of_all(earl
 
 def test_a_sweep_that_has_hardly_begun_is_refused(tmp_path):
     begun = write_sweep(tmp_path / "begun", make_space(), most=2)
-    with pytest.raises(UserError, match="begun: 0 of its 0 ranked trials lie in this space; their order tells"):
+    with pytest.raises(UserError, match="begun: 0 of its 0 ranked trials lie in this space; at least"):
         collected(begun)
 
 

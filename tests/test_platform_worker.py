@@ -28,6 +28,7 @@ from scrimp_platform import cluster, plan, store, worker
 from scrimp_platform.search import tune_loop
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.warm_start import WarmStart
+from scrimp_platform.sweep_record import sweep_record
 from scrimp_platform.worker import cause_of, tune_repeat
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
@@ -162,7 +163,7 @@ def prepared(scored_digits, tmp_path):
             False,
             WarmStart(),
         )
-        store.write_json(folder.description, plan.sweep_record(the_plan))
+        store.write_json(folder.description, sweep_record(the_plan))
         task = {"sweep": str(folder.path), "dataset": str(scored_digits.folder), "gpus": 2}
         return Ledger(folder, space, 0, devices=2, say=print), task
 

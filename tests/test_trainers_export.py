@@ -18,7 +18,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.conditioning.conditions import Conditions
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.export import export_model, load_model
-from scrimp_trainers.export.card import exported_sampler
+from scrimp_trainers.export.sampling_code import exported_sampler
 from scrimp_trainers.networks.unet import build
 from scrimp_trainers.recipe.networks import UNet
 

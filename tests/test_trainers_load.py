@@ -103,7 +103,7 @@ def test_files_are_two_checkpoints_and_a_model():
 def test_an_autoencoder_that_is_not_here_is_taken_to_be_as_published(kind, size, shape):
     recipe = small(codec__kind=kind, codec__encoder="/nowhere", codec__decoder="/nowhere")
     assert load.x_shape(recipe, manifest(size)) == shape
-    with pytest.raises(UserError, match="12 pixels are no multiple of"):
+    with pytest.raises(UserError, match="12 pixels are not a multiple of"):
         load.x_shape(recipe.replace({"codec.kind": "kl"}), manifest(12))
 
 

@@ -166,7 +166,7 @@ BAD: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "pixels of no square": (
         {"x.csv": packed_pixel_table().replace(b",Training", b" 0,Training")},
         {},
-        r"x\.csv: line 2: 1025 pixels are no square",
+        r"x\.csv: line 2: 1025 pixels do not fill a square",
     ),
     "a column of labels without a table": (files(labelled=False), {"label_column": "breed"}, "--labels FILE"),
     "a column of labels of an array": ({"x.npy": npy(PIXELS)}, {"label_column": "breed"}, "--label-column is for"),

@@ -121,7 +121,7 @@ def inspect(
     machine = parse_machine(on) if on else None
     if _is_dataset(Path(data)):
         if options is not None and options != Options():
-            raise UserError(f"{data}: is a prepared dataset; options of how a source is read are not for it")
+            raise UserError(f"{data}: is a prepared dataset; options that say how to read a source do not apply")
         dataset = open_dataset(Path(data))
         nearness = _nearness(dataset, data)
         return _look(dataset, data, advice.own_extractor(dataset.manifest), nearness, storage, machine, progress)

@@ -123,7 +123,7 @@ def train(
     total_kimg = recipe.training.kimg
     beyond = [rung for rung in rungs if not 0 < rung <= total_kimg]
     if beyond:
-        raise UserError(f"rung {beyond[0]:g}: training goes from 0 to {total_kimg:g} kimg; name rungs on the way")
+        raise UserError(f"rung {beyond[0]:g}: training goes from 0 to {total_kimg:g} kimg; choose rungs in this range")
     if recipe.training.select == "best" and not (scoring and any(rung < total_kimg for rung in rungs)):
         raise UserError(
             "training.select: best chooses among scores; name an extractor and rungs at which to score, or set it to "
@@ -358,5 +358,5 @@ def _ask(sweep: Path, request: steering.Request) -> str:
     if store.holder(folder.lock):
         return "the sweep has not answered yet; it will carry this out at its next decision"
     if request.action == "pause":
-        raise UserError(f"{sweep}: does not run, so there is nothing to pause")
+        raise UserError(f"{sweep}: is not running, so there is nothing to pause")
     return "the sweep does not run; it will carry this out when its command is run again"

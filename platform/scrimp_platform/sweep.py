@@ -19,20 +19,13 @@ from scrimp_platform.cli import doctor_view, live, plan_view, result_view, statu
 from scrimp_platform.cluster import AUTO, Node, Placement
 from scrimp_platform.log import Log
 from scrimp_platform.node_pool import NodePool
-from scrimp_platform.plan import (
-    Plan,
-    SweepOptions,
-    check_options,
-    make_plan,
-    recorded_choice,
-    software_changes,
-    sweep_record,
-)
+from scrimp_platform.plan import Plan, SweepOptions, check_options, make_plan
 from scrimp_platform.report import leaderboard
 from scrimp_platform.search import estimate, feasibility, records, warm_start
 from scrimp_platform.search.ledger import Ledger
 from scrimp_platform.search.steering import Steering
 from scrimp_platform.store import SweepFolder
+from scrimp_platform.sweep_record import recorded_choice, software_changes, sweep_record
 from scrimp_platform.throttle import Throttle
 from scrimp_platform.tracking.mirror_thread import MirrorThread
 from scrimp_spaces.space import Space
@@ -156,7 +149,7 @@ def measured(plan: Plan, placement: Placement) -> Placement:
     from scrimp_platform import arrangement_times  # it imports torch
 
     node = min((node for node in placement.nodes if node.gpus), key=lambda node: node.gpus)
-    terminal.say(f"Measuring on {node.name} with how many GPUs per repeat most repeats finish; this takes minutes.")
+    terminal.say(f"Measuring on {node.name} how many GPUs per repeat let the most repeats finish; this takes minutes.")
     probe = cluster_nodes.start(node, arrangement_times.is_free, gpus=node.gpus)
     if cluster_nodes.wait_for({node: probe}, GPUS_FREE_S)[node].late:
         raise UserError(f"--gpus-per-repeat auto: the GPUs of {node.name} are in use; wait, or give a number")

@@ -323,7 +323,7 @@ def show_study(sweep: Path, port: int | None) -> None:
     with study_view.copied(SweepFolder(sweep)) as journal:
         server = study_view.start(journal, port)
         terminal.say(f"optuna-dashboard shows the search of {sweep} at {server.uri} until Ctrl-C")
-        terminal.say("It shows a copy: what is changed there changes nothing in the sweep")
+        terminal.say("It shows a copy: changes made there do not reach the sweep")
         study_view.serve(server)
 
 

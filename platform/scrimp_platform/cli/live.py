@@ -85,7 +85,7 @@ class LiveView:
         except Exception as error:  # a sweep of many days must not end because of its table
             self._due = math.inf
             live.update("")
-            terminal.say(f"the live table has ended by an error of its own ({type(error).__name__}: {error})")
+            terminal.say(f"the live table stopped after an error of its own ({type(error).__name__}: {error})")
 
     def draw(self) -> RenderableType:
         """Return the table and the lines below it, as they fit the terminal."""

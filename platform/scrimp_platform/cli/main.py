@@ -94,7 +94,7 @@ def sweep_command(context: click.Context, **options: Any) -> None:
 @click.option(
     "--classifier/--no-classifier",
     default=None,
-    help="Train a small CNN to score with, by labels or contrast.  [default: train it; use it if it is of use]",
+    help="Train a small CNN to score with, by labels or contrast.  [default: train it; use it if it is useful]",
 )
 @click.option("--codec", type=click.Choice(["kl", "tiny", "vq"]), help="Also encode the images, to train on latents.")
 @click.option("--encoder", type=NAME, metavar="FOLDER|ID", help="Autoencoder of the codec.  [default: sd-vae-ft-mse]")

@@ -4,13 +4,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scrimp_platform import store
 from scrimp_platform.search import estimate, records
-from scrimp_platform.search.records import Preparation, Repeat, Trial
+from scrimp_platform.search.records import Records, Repeat
 from scrimp_platform.store import RepeatFolder, Storage, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common import metrics_log
@@ -34,39 +34,24 @@ class RunningRepeat:
     """Time since it last wrote a file; None if it has not written any."""
 
 
-@dataclass(frozen=True)
-class SweepStatus:
-    """The status of a sweep that is running or not complete."""
+@dataclass(frozen=True, kw_only=True)
+class SweepStatus(Records):
+    """The records of a sweep that is running or not complete, and where it stands."""
 
     folder: SweepFolder
     description: dict[str, Any]
     """The content of `sweep.json`."""
     space: Space
-    trials: list[Trial]
     running: list[RunningRepeat]
     node: str
     """The node of its driver; empty if none is running."""
     reason: str
     """Why its last driver ended; empty if that is not recorded."""
-    problems: list[str]
-    """A line for each damaged or missing record."""
-    preparations: list[Preparation] = field(default_factory=list)
-    """References and proxies that its recipes need."""
-
-    @property
-    def repeats(self) -> list[Repeat]:
-        """All repeats of all trials."""
-        return [repeat for trial in self.trials for repeat in trial.repeats]
 
     @property
     def phase(self) -> str:
         """`search` or `race`."""
         return "race" if any(repeat.phase == "race" for repeat in self.repeats) else "search"
-
-    @property
-    def device_hours(self) -> float:
-        """Device-hours spent so far."""
-        return sum(work.device_hours for work in [*self.repeats, *self.preparations])
 
     @property
     def failures(self) -> Counter[str]:
@@ -142,16 +127,24 @@ def read_sweep(folder: SweepFolder) -> SweepStatus:
     space = records.space_of(folder)
     running = read_running(folder, known.repeats)
     return SweepStatus(
-        folder, description, space, known.trials, running, node, reason, known.problems, known.preparations
+        **vars(known), folder=folder, description=description, space=space, running=running, node=node, reason=reason
     )
 
 
 def of_driver(ledger: "Ledger") -> SweepStatus:
     """Return the status that a sweep's own driver knows, without reading its records again."""
-    running = read_running(ledger.folder, ledger.repeats)
-    preparations = list(ledger.preparations.values())
-    node = os.uname().nodename
-    return SweepStatus(ledger.folder, {}, ledger.space, ledger.trials, running, node, "", [], preparations)
+    return SweepStatus(
+        trials=ledger.trials,
+        skipped=[],
+        problems=[],
+        preparations=list(ledger.preparations.values()),
+        folder=ledger.folder,
+        description={},
+        space=ledger.space,
+        running=read_running(ledger.folder, ledger.repeats),
+        node=os.uname().nodename,
+        reason="",
+    )
 
 
 def read_running(folder: SweepFolder, repeats: Iterable[Repeat]) -> list[RunningRepeat]:

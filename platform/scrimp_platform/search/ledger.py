@@ -226,7 +226,7 @@ class Ledger:
         """Withdraw what waits, so that it is handed out again; this does not count as an attempt."""
         work.status = "waiting"
         self._writer.save(work)
-        self.say(f"withdrawing {self._name(work)}, which was waiting: the fit nodes have changed")
+        self.say(f"withdrawing {self._name(work)}, which was waiting: the healthy nodes have changed")
 
     def finish(self, work: Repeat | Preparation, failure: str = "", final: bool = False) -> None:
         """Record that something has ended, successfully or with a failure, which is retried unless it is `final`."""

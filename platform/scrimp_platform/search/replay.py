@@ -103,7 +103,7 @@ class Replay:
         if stopped:
             lines.append(
                 f"{stopped} of {len(sweep.trials)} recipes have no score at the last rung: the hours to train them to "
-                "the end are estimated, and nobody learns what they would score"
+                "the end are estimated, and what they would score is not known"
             )
         return tuple(lines)
 

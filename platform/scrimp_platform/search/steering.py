@@ -217,7 +217,7 @@ class Steering:
         if trial.stopped:
             return f"trial {number} was {trial.stopped} already"
         if trial.status in ("pruned", "failed", "damaged"):
-            raise UserError(f"trial {number}: nothing of it is left to stop, it is {trial.status}")
+            raise UserError(f"trial {number}: there is nothing left to stop; it is {trial.status}")
 
         trial.stopped = f"stopped by {request.by}"
         self._writer.save_trial(trial)

@@ -87,7 +87,7 @@ class RepeatSearcher(Searcher):
         self._tune_trials[trial.trial_id] = trial
 
     def withdraw_outdated(self, controller: Any) -> None:
-        """Withdraw repeats without a process if the fit nodes have changed; they are handed out again.
+        """Withdraw repeats without a process if the healthy nodes have changed; they are handed out again.
 
         A repeat on GPUs has its process long before Ray Train has its GPUs: it is withdrawn when it next reports.
         """
@@ -98,7 +98,7 @@ class RepeatSearcher(Searcher):
                 _unstage(controller, trial)
 
     def _outdated(self, trial: Any) -> bool:
-        """Whether the fit nodes have changed since a repeat was handed out.
+        """Whether the healthy nodes have changed since a repeat was handed out.
 
         Any change counts, which is simple and safe: a node that has joined may have a free place, a suspended one must
         get no repeat, and nobody knows which of the others will have a free place first. No work is lost.

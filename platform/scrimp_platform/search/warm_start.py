@@ -140,7 +140,7 @@ def _read(folder: SweepFolder, space: Space) -> tuple[EarlierSweep, Sequence[Map
     if len(recipes) < MIN_RECIPES:
         raise UserError(
             f"{folder.path}: {len(recipes)} of its {len(ranked)} ranked trials lie in this space; "
-            f"their order tells something from {MIN_RECIPES} on"
+            f"at least {MIN_RECIPES} are needed"
         )
 
     leaders = race.leaders(known.trials, earlier_space, curves.expected_scores(known.trials, earlier_space))

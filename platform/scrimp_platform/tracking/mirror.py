@@ -244,7 +244,7 @@ def sync_ended_sweep(
     """
     holder = store.holder(folder.lock)
     if holder:
-        raise UserError(f"{folder.path}: the sweep runs ({holder}) and sends MLflow everything by itself")
+        raise UserError(f"{folder.path}: the sweep is running ({holder}) and sends everything to MLflow itself")
     record = store.read_sound(folder.outcome)
     outcome = record["reason"] if record else CRASHED
     with contextlib.ExitStack() as stack:

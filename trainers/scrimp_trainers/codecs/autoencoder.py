@@ -170,8 +170,8 @@ def _load(files: AutoencoderFiles, settings: Autoencoder, device: torch.device) 
         )
     except Exception as error:  # each wrong value of the config fails in a different way
         why = weights.one_line(error)
-        raise UserError(f"{files.where}: cannot be loaded ({why}); get {autoencoder_files.WEIGHTS} anew") from error
+        raise UserError(f"{files.where}: cannot be loaded ({why}); fetch {autoencoder_files.WEIGHTS} again") from error
     for fault, names in (("lacks", loaded["missing_keys"]), ("has an unknown", loaded["unexpected_keys"])):
         if names:
-            raise UserError(f"{files.where}: {autoencoder_files.WEIGHTS} {fault} {min(names)}; get it anew")
+            raise UserError(f"{files.where}: {autoencoder_files.WEIGHTS} {fault} {min(names)}; fetch it again")
     return network.requires_grad_(False).eval().to(device)

@@ -138,10 +138,10 @@ def _read(folder: Path, settings: Autoencoder, where: str) -> AutoencoderFiles:
         channels = int(config.get("vq_embed_dim") or config.get("latent_channels", kind.channels))
         shift = float(config.get("shift_factor") or 0)
     except (OSError, ValueError, TypeError, RecursionError):
-        raise UserError(f"{where}: its {CONFIG} is damaged; get it anew") from None
+        raise UserError(f"{where}: its {CONFIG} is damaged; fetch it again") from None
 
     if given != kind.class_name:
         raise UserError(f"{where}: holds the class {given}, but codec.kind {settings.kind!r} needs {kind.class_name}")
     if levels < 1 or channels < 1:
-        raise UserError(f"{where}: its {CONFIG} is damaged; get it anew")
+        raise UserError(f"{where}: its {CONFIG} is damaged; fetch it again")
     return AutoencoderFiles(folder, where, channels, 2 ** (levels - 1), kind.draws, shift)

@@ -153,10 +153,10 @@ def load_encoder(files: TextFiles, device: torch.device) -> TextEncoder:
             output_loading_info=True,
         )
     except Exception as error:  # each damaged file fails in a different way
-        raise UserError(f"{files.where}: cannot be loaded ({weights.one_line(error)}); get it anew") from error
+        raise UserError(f"{files.where}: cannot be loaded ({weights.one_line(error)}); fetch it again") from error
     missing = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if missing:
-        raise UserError(f"{files.where}: {files.encoder / 'model.safetensors'} lacks {missing[0]}; get it anew")
+        raise UserError(f"{files.where}: {files.encoder / 'model.safetensors'} lacks {missing[0]}; fetch it again")
 
     config = model.config
     length = min(tokenizer.model_max_length, config.max_position_embeddings)
@@ -170,7 +170,7 @@ def load_tokenizer(files: TextFiles) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
     except Exception as error:  # each damaged file fails in a different way
-        raise UserError(f"{files.where}: cannot be loaded ({weights.one_line(error)}); get it anew") from error
+        raise UserError(f"{files.where}: cannot be loaded ({weights.one_line(error)}); fetch it again") from error
 
 
 def tokenized(tokenizer: Any, captions: Sequence[str], length: int) -> Tensor:

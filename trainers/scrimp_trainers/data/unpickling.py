@@ -5,7 +5,7 @@ from typing import IO, Any
 
 
 class ForbiddenError(Exception):
-    """A pickle contains something else than its reader accepts."""
+    """A pickle contains something other than its reader accepts."""
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -18,7 +18,7 @@ from scrimp_trainers.conditioning.text_files import TextFiles
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.data.modalities.modality import modality_of
 from scrimp_trainers.diffusion.samplers.exported import Exported
-from scrimp_trainers.export import card
+from scrimp_trainers.export import card, sampling_code
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
@@ -49,8 +49,8 @@ def export_model(
         If the folder exists or cannot be written.
     """
     with atomic_folder(folder) as part:
-        exported = card.exported_sampler(recipe)
-        decoding = card.decoding_of(recipe, manifest)
+        exported = sampling_code.exported_sampler(recipe)
+        decoding = sampling_code.decoding_of(recipe, manifest)
         network.save(part / network.folder)
         if exported:
             exported.scheduler.save_pretrained(part / "scheduler")
@@ -61,7 +61,7 @@ def export_model(
             text_files.of_setting(recipe.conditioning.text).copy(part)
         if recipe.conditioning.text:
             text_files.write_captions(part, captions)
-        vae = card.stable_diffusion_vae(network, recipe)
+        vae = sampling_code.stable_diffusion_vae(network, recipe)
         if exported and vae and not network.base:
             vae.copy(part)
             (part / "model_index.json").write_text(_stable_diffusion_index(exported))
@@ -182,7 +182,7 @@ def _stable_diffusion_index(exported: Exported) -> str:
     import diffusers
 
     index = {
-        "_class_name": card.STABLE_DIFFUSION,
+        "_class_name": sampling_code.STABLE_DIFFUSION,
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "requires_safety_checker": False,

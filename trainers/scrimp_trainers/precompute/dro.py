@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,6 @@ from scrimp_trainers.common.device import devices_held
 from scrimp_trainers.common.errors import Diverged, UserError
 from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.data.loading import batches
 from scrimp_trainers.export import load_model
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.precompute.class_weights import excess_losses, loss_factors, relative_excess, update_class_weights
@@ -27,7 +25,7 @@ from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Reweighting
 from scrimp_trainers.training import checkpoint
 from scrimp_trainers.training.checkpoint_writer import CheckpointWriter
-from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared
+from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, draw_batches
 from scrimp_trainers.training.loop import Step, StepLosses, train
 from scrimp_trainers.training.session import Session
 from scrimp_trainers.training.state import State, count_steps, initial_state
@@ -137,11 +135,9 @@ def train_proxy(
     Diverged
         If its loss is not finite.
     """
-    manifest = dataset.manifest
-    training = recipe.training
-    rank, world = ranks.rank_and_world()
-    classes = len(manifest.classes or [])
-    prepared = _prepared(recipe, dataset, device)
+    rank, _ = ranks.rank_and_world()
+    classes = len(dataset.manifest.classes or [])
+    prepared = replace(_prepared(recipe, dataset, device), kept=kept)
     shape = prepared.codec.shape(dataset.modality.shape)
     state = initial_state(
         recipe,
@@ -167,20 +163,8 @@ def train_proxy(
     # Train.
     started = time.monotonic()
     seconds_before = weights.seconds
-    codec_part = parts.module("codecs", recipe.codec.part)
-    draw = partial(codec_part.batches, recipe.codec) if hasattr(codec_part, "batches") else batches
-    proxy_batches = draw(
-        dataset,
-        batch_size=training.batch_size,
-        seed=PROXY_SEED,
-        device=device,
-        flip=training.flip,
-        start=state.step,
-        kept=kept,
-        rank=rank,
-        world=world,
-    )
-    steps = count_steps(training)
+    proxy_batches = draw_batches(recipe, dataset, prepared, seed=PROXY_SEED, start=state.step, device=device)
+    steps = count_steps(recipe.training)
     path_interval = max(1, steps // PATH_POINTS)
     heartbeat.beat()
     with closing(CheckpointWriter()) as writer:

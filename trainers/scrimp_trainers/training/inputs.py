@@ -1,17 +1,27 @@
-"""What a recipe's techniques need before the first step: made once per dataset and shared by all repeats."""
+"""What training is given: batches, and what a recipe's techniques need before the first step.
+
+The latter is made once per dataset and shared by all repeats.
+"""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scrimp_trainers.codecs.codec import Codec
 from scrimp_trainers.codecs.pixels import PIXEL_CODEC
+from scrimp_trainers.common import parts, ranks
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.conditioning.text import Texts
+from scrimp_trainers.data.batch import Batch
 from scrimp_trainers.data.dataset import Dataset
+from scrimp_trainers.data.loading import batches
+from scrimp_trainers.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,33 @@ class Prepared:
 
 NOTHING_PREPARED = Prepared()
 """For a recipe on pixels whose techniques need nothing."""
+
+
+def draw_batches(
+    recipe: Recipe, dataset: Dataset, prepared: Prepared, *, seed: int, start: int, device: torch.device
+) -> Iterator[Batch]:
+    """Draw this rank's batches without end, from the step `start` on: of what the codec has cached, or of the items.
+
+    Raises
+    ------
+    UserError
+        As `loading.batches`.
+    """
+    codec = parts.module("codecs", recipe.codec.part)
+    draw = partial(codec.batches, recipe.codec) if hasattr(codec, "batches") else batches
+    rank, world = ranks.rank_and_world()
+    return draw(
+        dataset,
+        batch_size=recipe.training.batch_size,
+        seed=seed,
+        device=device,
+        flip=recipe.training.flip,
+        rank=rank,
+        world=world,
+        start=start,
+        kept=prepared.kept,
+        sampling_weights=prepared.sampling_weights,
+    )
 
 
 def write_artifacts(prepared: Prepared, dataset: Dataset, folder: Path) -> None:

@@ -138,7 +138,7 @@ def x_shape(recipe: Recipe, manifest: Manifest) -> tuple[int, ...]:
             return shape
 
     if items[-1] % published.factor:
-        raise UserError(f"codec.kind {recipe.codec.kind}: {items[-1]} pixels are no multiple of {published.factor}")
+        raise UserError(f"codec.kind {recipe.codec.kind}: {items[-1]} pixels are not a multiple of {published.factor}")
     return published.channels, *(side // published.factor for side in items[1:])
 
 

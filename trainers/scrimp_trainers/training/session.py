@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,6 @@ from scrimp_trainers.common.errors import DeviceOutOfMemory, UserError
 from scrimp_trainers.common.files import write_atomic
 from scrimp_trainers.common.metrics_log import SELECTED, MetricsRow
 from scrimp_trainers.data.dataset import Dataset
-from scrimp_trainers.data.loading import batches
 from scrimp_trainers.export import export_model, is_current
 from scrimp_trainers.metrics import cost
 from scrimp_trainers.metrics.names import scores_captions
@@ -33,10 +32,13 @@ from scrimp_trainers.sampling import GRID_IMAGES, generate_items, image_grid, ne
 from scrimp_trainers.techniques import sparsity
 from scrimp_trainers.training import checkpoint, expected_cost, memory, snapshots
 from scrimp_trainers.training.checkpoint_writer import CheckpointWriter
-from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, write_artifacts
+from scrimp_trainers.training.inputs import NOTHING_PREPARED, Prepared, draw_batches, write_artifacts
 from scrimp_trainers.training.loop import Step, read_losses, refuse_explosion, train
 from scrimp_trainers.training.microbatch import Microbatch
 from scrimp_trainers.training.state import count_steps, initial_state, learning_rate
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from scrimp_trainers.metrics.score import Scorer
 
 MASK_SCHEDULE = "training.kimg, which sets the masks' schedule,"
 """How a checkpoint's identity names the length of training, if the schedule of the masks depends on it."""
@@ -194,23 +196,19 @@ class Session:
 
     def steps(self) -> Iterator[Step]:
         """Return the training loop, which goes on from the current state."""
-        training = self.recipe.training
-        place = {"device": self.device, "rank": self.rank, "world": self.world}
-        options = {
-            "batch_size": training.batch_size,
-            "seed": self.state.seed,
-            "flip": training.flip,
-            "start": self.state.step,
-            "kept": self.prepared.kept,
-            "sampling_weights": self.prepared.sampling_weights,
-            **place,
-        }
-        codec_part = parts.module("codecs", self.recipe.codec.part)
-        if hasattr(codec_part, "batches"):
-            drawn = codec_part.batches(self.recipe.codec, self.dataset, **options)
-        else:
-            drawn = batches(self.dataset, **options)
-        return train(self.recipe, self.state, drawn, self.prepared, microbatch=self.microbatch, **place)
+        batches = draw_batches(
+            self.recipe, self.dataset, self.prepared, seed=self.state.seed, start=self.state.step, device=self.device
+        )
+        return train(
+            self.recipe,
+            self.state,
+            batches,
+            self.prepared,
+            microbatch=self.microbatch,
+            device=self.device,
+            rank=self.rank,
+            world=self.world,
+        )
 
     def due_rows(self, rungs_kimg: Sequence[float] = ()) -> list[tuple[int, float | None]]:
         """Return the numbers of images after which rows are still due, in order, each with its rung in kimg or None.
@@ -322,18 +320,7 @@ class Session:
         samples = rendered(items, self.dataset.modality, statistics)
         values: dict[str, float | str] = {}
         if self.scorer:
-            try:
-                classes = self.state.ema.classes
-                tokens = None if self.tokens is None else self.tokens[:count]
-                scores = self.scorer.score(_keep_first(samples, shown), classes, statistics, tokens)
-            except torch.OutOfMemoryError as error:
-                raise DeviceOutOfMemory(
-                    f"scoring: to compare {count} samples with the dataset's images takes more memory than training "
-                    "leaves on the device; set scoring.samples lower"
-                ) from error
-            values = scores.values
-            if len(scores.samples):
-                self._write_grid(self.folder / "neighbours.png", neighbour_grid(scores.samples, scores.nearest))
+            values = self._compare(self.scorer, _keep_first(samples, shown), statistics, count)
         else:
             for _ in _keep_first(samples, shown):
                 pass
@@ -342,6 +329,28 @@ class Session:
         self._write_grid(self.folder / "samples.png", grid)
 
         seconds = self._seconds()
+        costs = self._costs(count, seconds)
+        self.rate_start = (self.state.images, time.monotonic())
+        return replace(row, seconds=seconds, scores=row.scores | values | costs)
+
+    def _compare(
+        self, scorer: "Scorer", samples: Iterable[Tensor], statistics: list[Tensor], count: int
+    ) -> dict[str, float | str]:
+        """Return the scores of `count` samples; write a grid of some with their nearest training images."""
+        tokens = None if self.tokens is None else self.tokens[:count]
+        try:
+            scores = scorer.score(samples, self.state.ema.classes, statistics, tokens)
+        except torch.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(
+                f"scoring: to compare {count} samples with the dataset's images takes more memory than training "
+                "leaves on the device; set scoring.samples lower"
+            ) from error
+        if len(scores.samples):
+            self._write_grid(self.folder / "neighbours.png", neighbour_grid(scores.samples, scores.nearest))
+        return scores.values
+
+    def _costs(self, count: int, seconds: float) -> dict[str, float]:
+        """Return what the training has cost so far, with the reference and proxy that it needed."""
         costs = cost.cost(
             self.state.ema,
             self.flops,
@@ -353,8 +362,7 @@ class Session:
         if self.prepared.class_weights is not None:
             costs["prepared_device_hours"] = self.prepared.device_hours
             costs["device_hours"] += self.prepared.device_hours
-        self.rate_start = (self.state.images, time.monotonic())
-        return replace(row, seconds=seconds, scores=row.scores | values | costs)
+        return costs
 
     def _samples_of(self, row: MetricsRow) -> int:
         """Return how many samples are drawn of the model at a rung."""

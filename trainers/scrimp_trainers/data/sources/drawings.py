@@ -178,7 +178,7 @@ def _unpickle(data: bytes, where: str) -> list[np.ndarray]:
 
 def _as_array(item: Any, where: str) -> np.ndarray:
     if not (isinstance(item, _Array) and isinstance(item.data, bytes) and item.kind in NUMBERS):
-        raise UserError(f"{where}: holds something else than arrays of numbers")
+        raise UserError(f"{where}: holds something other than arrays of numbers")
     try:
         numbers = np.frombuffer(item.data, f"{item.order}{item.kind}")
         return numbers.reshape(item.shape[::-1]).T if item.by_columns else numbers.reshape(item.shape)

@@ -59,7 +59,7 @@ def _refuse_splits(tree: Tree, names: list[str]) -> None:
     for name in names:
         words = re.split(r"[-_. ]", name)
         if any(folders.is_train(word) or folders.is_held_out(word) for word in words):
-            raise UserError(f"{tree.path}: {name}.npy looks like a split, and no class; name one array of images")
+            raise UserError(f"{tree.path}: {name}.npy looks like a split, not a class; name one array of images")
 
 
 def _images(tree: Tree, name: str) -> np.ndarray:

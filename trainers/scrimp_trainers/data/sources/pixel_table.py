@@ -133,7 +133,7 @@ def _read_rows(tree: Tree, name: str, header: _Header) -> _Rows:
     count = len(pixels[0])
     side = math.isqrt(count)
     if side**2 != count:
-        raise UserError(f"{where}: line 2: {count} pixels are no square")
+        raise UserError(f"{where}: line 2: {count} pixels do not fill a square")
     for number, row in enumerate(pixels):
         if len(row) != count:
             raise UserError(f"{where}: line {number + 2}: has {len(row)} pixels, and line 2 has {count}")
