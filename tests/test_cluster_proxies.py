@@ -1,10 +1,15 @@
 """Loopback and the cluster's nodes are reached directly, whatever the user's proxies are."""
 
 import http.server
+import os
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
+from concurrent import futures
 
+import grpc
 import pytest
 import requests
 
@@ -33,7 +38,7 @@ def uri():
 @pytest.fixture
 def environment(monkeypatch):
     """Variables of this test alone, without any about proxies."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     return monkeypatch
@@ -54,6 +59,80 @@ def test_loopback_needs_no_proxy(environment, uri, proxy, given):
     assert requests.get(uri, timeout=5).status_code == 200
 
 
+class Echo(grpc.GenericRpcHandler):
+    """Answers every call with its own bytes."""
+
+    def service(self, handler_call_details):
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+
+
+@pytest.fixture(scope="module")
+def grpc_port():
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[Echo()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(None)
+
+
+@pytest.fixture
+def proxy():
+    """A proxy that notes what it is asked for, and serves nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        asked: list[bytes] = []
+
+        def note() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # the test is over
+                    return
+                with connection:
+                    asked.append(connection.recv(1024).split(b"\r\n")[0])
+
+        threading.Thread(target=note, daemon=True).start()
+        yield address, asked
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+CALL = """
+import sys
+import grpc
+for target in sys.argv[1:]:
+    with grpc.insecure_channel(target) as channel:
+        print(channel.unary_unary("/lab/Echo")(b"heard", timeout=10).decode())
+"""
+BYPASS = "from scrimp_cluster import proxies\nproxies.bypass()\n"
+
+
+def call_by_grpc(code, port, proxy, given):
+    """Call the server by both of its names, in a process of its own: gRPC reads the variables when it is loaded."""
+    names = ("grpc_proxy", "https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "all_proxy")
+    variables = os.environ | dict.fromkeys(names, proxy) | given
+    arguments = [sys.executable, "-c", code, f"127.0.0.1:{port}", f"localhost:{port}"]
+    return subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"no_proxy": "lab.example"}, {"NO_PROXY": "lab.example"}, {"no_grpc_proxy": "lab.example"}],
+    ids=str,
+)
+def test_grpc_reaches_loopback_without_a_proxy(environment, grpc_port, proxy, given):
+    address, asked = proxy
+    answer = call_by_grpc(BYPASS + CALL, grpc_port, address, given)
+    assert answer.stdout.split() == ["heard", "heard"], answer.stderr
+    assert asked == []
+
+
+def test_grpc_would_ask_the_proxy_otherwise(environment, grpc_port, proxy):
+    address, asked = proxy
+    answer = call_by_grpc(CALL, grpc_port, address, {})
+    assert answer.returncode != 0
+    assert set(asked) == {f"CONNECT 127.0.0.1:{grpc_port} HTTP/1.1".encode()}
+
+
 def test_what_the_user_exempts_stays_exempt_and_other_hosts_go_through_the_proxy(environment):
     given = {"NO_PROXY": "lab.example, .internal", "HTTP_PROXY": NOWHERE}
     proxies.bypass(["192.168.1.11"], given)
@@ -67,8 +146,18 @@ def test_what_the_user_exempts_stays_exempt_and_other_hosts_go_through_the_proxy
     assert requests.utils.get_environ_proxies("http://mlflow.example")["http"] == NOWHERE
 
 
+def test_what_the_user_exempts_from_grpc_s_proxy_alone_stays_so(environment):
+    given = {"no_grpc_proxy": "lab.example", "NO_PROXY": ".internal"}
+    proxies.bypass(["192.168.1.11"], given)
+    exempt_from_grpc = given["no_grpc_proxy"].split(",")
+    assert exempt_from_grpc[0] == "lab.example"
+    assert {"127.0.0.1", "192.168.1.11"} <= set(exempt_from_grpc)
+    assert ".internal" not in exempt_from_grpc
+    assert "lab.example" not in given["no_proxy"]
+
+
 def test_a_second_call_changes_nothing(environment):
-    once: dict[str, str] = {}
+    once: dict[str, str] = {"no_grpc_proxy": "lab.example"}
     proxies.bypass(["ws1"], once)
     twice = dict(once)
     proxies.bypass(["ws1"], twice)
