@@ -40,16 +40,17 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 class Sweep:
-    """A sweep's command, and every process that it has started."""
+    """A sweep's command, and every process that it has started; without `tracking` also an MLflow server."""
 
-    def __init__(self, work: Path, data: Path, storage: Path) -> None:
+    def __init__(self, work: Path, data: Path, storage: Path, tracking: str = NOWHERE) -> None:
         work.mkdir(exist_ok=True)
         (work / "lab.yaml").write_text(SPACE)
         self.folder: SweepFolder = Storage(storage).sweep("lab-digits")
         self._log = work / "sweep.log"
         self._began = self._log.stat().st_size if self._log.exists() else 0
         command = [sys.executable, ROOT / "sweep.py", "--space", "lab.yaml", "--data", data, "--storage", storage]
-        command += ["--tracking-uri", NOWHERE]
+        if tracking:
+            command += ["--tracking-uri", tracking]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         with self._log.open("a") as log:
             self.driver = subprocess.Popen(
@@ -75,6 +76,11 @@ class Sweep:
             assert time.monotonic() < deadline, self.output
             time.sleep(0.1)
         self._seen |= descendants(self.driver.pid)
+
+    def raylet(self) -> int:
+        """Return the process of its own Ray that starts all others."""
+        (found,) = (pid for pid in descendants(self.driver.pid) if Path(_command(pid).split(" ")[0]).name == "raylet")
+        return found
 
     def workers(self) -> list[int]:
         """Return the processes that train, as their locks tell."""
@@ -138,8 +144,9 @@ def start(tmp_path, scored_digits) -> Iterator:
     """Start the command, again and again if need be; in the end nothing of it is left."""
     started: list[Sweep] = []
 
-    def start(storage: Path | None = None) -> Sweep:
-        started.append(Sweep(tmp_path / "work", scored_digits.folder, storage or tmp_path / "work" / "runs"))
+    def start(storage: Path | None = None, tracking: str = NOWHERE) -> Sweep:
+        storage = storage or tmp_path / "work" / "runs"
+        started.append(Sweep(tmp_path / "work", scored_digits.folder, storage, tracking))
         return started[-1]
 
     yield start
@@ -194,6 +201,24 @@ def test_a_full_disk_stops_a_sweep_until_there_is_room_and_changes_nothing(start
     assert leaderboard(sweep.folder) == leaderboard(calm.folder)
 
 
+def test_ctrl_c_on_a_full_disk_ends_the_sweep_within_five_seconds(start, disk):
+    sweep = start(disk.path, tracking="")
+    sweep.until(lambda: "MLflow: http" in sweep.output)
+    sweep.until(lambda: any(checkpoint(files).exists() for files in sweep.folder.repeats()))
+    disk.fill()
+    sweep.until(lambda: "waiting for disk space" in sweep.output)
+
+    os.killpg(sweep.driver.pid, signal.SIGINT)
+    interrupted = time.monotonic()
+    sweep.driver.wait(60)
+    seconds = time.monotonic() - interrupted
+
+    assert sweep.driver.returncode == 130, sweep.output
+    assert seconds < 5
+    assert "Traceback" not in sweep.output
+    assert not sweep.left()
+
+
 def test_ctrl_c_twice_leaves_no_process_and_the_same_command_goes_on(start, calm):
     sweep = start()
     sweep.until(lambda: any(checkpoint(files).exists() for files in sweep.folder.repeats()))
@@ -219,3 +244,33 @@ def test_a_killed_driver_leaves_no_process(start):
     sweep.driver.wait()
     # The agent of the Ray that died with it notices after 25 s, and waits a minute for a control store that is gone.
     assert not sweep.left(150)
+
+
+def finished(folder: SweepFolder) -> dict[str, tuple[int, int]]:
+    """Return which file holds the metrics of each finished repeat, and when it was written last."""
+    facts = {}
+    for files in folder.repeats():
+        if read_json(files.record)["status"] == "finished":
+            stat = files.metrics.stat()
+            facts[files.label] = (stat.st_ino, stat.st_mtime_ns)
+    return facts
+
+
+def test_a_dead_raylet_ends_the_sweep_with_a_line_and_the_same_command_goes_on(start, calm):
+    sweep = start()
+    sweep.until(lambda: finished(sweep.folder) and sweep.workers())
+    kept = finished(sweep.folder)
+    printed = len(sweep.output)
+    os.kill(sweep.raylet(), signal.SIGKILL)
+    sweep.driver.wait(60)
+    assert sweep.driver.returncode == 1, sweep.output
+    assert sweep.output[printed:] == "scrimp: Ray's raylet has died; run the same command again to resume\n"
+    # Its agents notice as they do when the driver dies.
+    assert not sweep.left(150)
+
+    again = start()
+    output = again.wait()
+    assert again.driver.returncode == 0, output
+    assert kept.items() <= finished(again.folder).items()
+    assert_whole(again.folder)
+    assert leaderboard(again.folder) == leaderboard(calm.folder)

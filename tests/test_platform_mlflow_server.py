@@ -131,13 +131,14 @@ def test_servers_of_two_storages_that_start_at_once_choose_different_ports(tmp_p
     again.release()
 
 
-def test_a_server_that_ignores_the_polite_signal_is_ended_all_the_same(ensure, pretend, monkeypatch):
-    monkeypatch.setattr(mlflow_server, "STEP_TIMEOUT_S", 0.5)
+def test_a_server_that_ignores_the_polite_signal_is_killed_after_the_time_it_was_given(ensure, pretend):
     pretend("trap '' TERM; echo up; while true; do sleep 1; done")
     server = ensure()
     while "up" not in server.log.read_text():
         time.sleep(0.05)
-    server.release()
+    began = time.monotonic()
+    server.release(0.5)
+    assert 0.5 <= time.monotonic() - began < mlflow_server.STEP_TIMEOUT_S
     assert server.process
     assert server.process.returncode == -9
 

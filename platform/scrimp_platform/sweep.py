@@ -35,6 +35,8 @@ GPUS_FREE_S = 60.0
 """Time for which the GPUs of a node may be in use before they are measured."""
 MEASURING_S = 3600.0
 """Time for all measurements, in which a dataset may have to be encoded first."""
+CUT_SHORT_S = 1.0
+"""Time for which a sweep that is cut short waits for MLflow, and then for the end of its server."""
 
 ENDING = "\nEnding the sweep; run the same command again to resume it. Press Ctrl-C again to quit at once."
 
@@ -203,7 +205,7 @@ def carry_out(plan: Plan, placement: Placement, mirror: MirrorThread) -> bool:
         return ledger.in_vain
     finally:
         if cut_short:
-            mirror.stop(stall_timeout_s=2.0, total_timeout_s=2.0)
+            mirror.stop(stall_timeout_s=CUT_SHORT_S, total_timeout_s=CUT_SHORT_S)
         else:
             mirror.stop(stall_timeout_s=60.0)
 

@@ -9,7 +9,7 @@ from scrimp_platform import store
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_platform.tracking import mlflow_server
 from scrimp_platform.tracking.mirror import CRASHED, Mirror
-from scrimp_platform.tracking.mlflow_server import Server
+from scrimp_platform.tracking.mlflow_server import STEP_TIMEOUT_S, Server
 from scrimp_trainers.common.errors import UserError
 
 SYNC_INTERVAL_S = 5.0
@@ -73,7 +73,8 @@ class MirrorThread:
         """Send the rest and stop.
 
         This gives up when no run has become up to date for `stall_timeout_s`, after `total_timeout_s` in all, or at
-        Ctrl-C. `scrimp sync`, or the sweep's command when it runs again, sends what is missing then.
+        Ctrl-C. `scrimp sync`, or the sweep's command when it runs again, sends what is missing then. The embedded
+        server has `total_timeout_s` again to end, at most 10 s, before it is killed.
         """
         self._ending.set()
         try:
@@ -90,7 +91,7 @@ class MirrorThread:
             self._stopped = True
             if self._server:
                 try:
-                    self._server.release()
+                    self._server.release(min(total_timeout_s, STEP_TIMEOUT_S))
                 except UserError as error:
                     say(str(error))
                 if self._link and not mlflow_server.is_reachable(self._server.uri):

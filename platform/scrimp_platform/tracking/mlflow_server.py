@@ -116,8 +116,10 @@ class Server:
         os.environ["MLFLOW_TRACKING_USERNAME"] = USER_NAME
         os.environ["MLFLOW_TRACKING_PASSWORD"] = read_or_create_password(self.folder)
 
-    def release(self) -> None:
+    def release(self, timeout_s: float = STEP_TIMEOUT_S) -> None:
         """Stop using the server. The last user stops it and backs up the database.
+
+        A server that has not ended after `timeout_s` is killed; its database stays whole.
 
         Raises
         ------
@@ -138,7 +140,7 @@ class Server:
             facts = store.read_json(self.folder / "server.json") or {}
             pid = facts.get("pid")
             if pid and _is_alive(self.folder):
-                _terminate(pid, self.folder)
+                _terminate(pid, self.folder, timeout_s)
             if self.process:
                 self.process.wait()
             mlflow_database.back_up(self.folder)
@@ -335,12 +337,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _terminate(pid: int, folder: Path) -> None:
-    """End a server and its workers with SIGTERM, or else SIGKILL, and wait until they have ended."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+def _terminate(pid: int, folder: Path, timeout_s: float) -> None:
+    """End a server and its workers with SIGTERM, after `timeout_s` with SIGKILL, and wait until they have ended."""
+    for signal_number, patience_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, STEP_TIMEOUT_S)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal_number)
-        deadline = time.monotonic() + STEP_TIMEOUT_S
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             if not _is_alive(folder):
                 return
