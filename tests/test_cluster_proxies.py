@@ -12,6 +12,7 @@ from concurrent import futures
 import grpc
 import pytest
 import requests
+from recording_proxy import recording_proxy
 
 from scrimp_cluster import proxies
 
@@ -77,23 +78,8 @@ def grpc_port():
 
 @pytest.fixture
 def proxy():
-    """A proxy that notes what it is asked for, and serves nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        asked: list[bytes] = []
-
-        def note() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:  # the test is over
-                    return
-                with connection:
-                    asked.append(connection.recv(1024).split(b"\r\n")[0])
-
-        threading.Thread(target=note, daemon=True).start()
-        yield address, asked
-        listener.shutdown(socket.SHUT_RDWR)
+    with recording_proxy() as proxy:
+        yield proxy
 
 
 CALL = """
@@ -108,8 +94,7 @@ BYPASS = "from scrimp_cluster import proxies\nproxies.bypass()\n"
 
 def call_by_grpc(code, port, proxy, given):
     """Call the server by both of its names, in a process of its own: gRPC reads the variables when it is loaded."""
-    names = ("grpc_proxy", "https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "all_proxy")
-    variables = os.environ | dict.fromkeys(names, proxy) | given
+    variables = os.environ | proxy | given
     arguments = [sys.executable, "-c", code, f"127.0.0.1:{port}", f"localhost:{port}"]
     return subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=120)
 
@@ -120,15 +105,15 @@ def call_by_grpc(code, port, proxy, given):
     ids=str,
 )
 def test_grpc_reaches_loopback_without_a_proxy(environment, grpc_port, proxy, given):
-    address, asked = proxy
-    answer = call_by_grpc(BYPASS + CALL, grpc_port, address, given)
+    named, asked = proxy
+    answer = call_by_grpc(BYPASS + CALL, grpc_port, named, given)
     assert answer.stdout.split() == ["heard", "heard"], answer.stderr
     assert asked == []
 
 
 def test_grpc_would_ask_the_proxy_otherwise(environment, grpc_port, proxy):
-    address, asked = proxy
-    answer = call_by_grpc(CALL, grpc_port, address, {})
+    named, asked = proxy
+    answer = call_by_grpc(CALL, grpc_port, named, {})
     assert answer.returncode != 0
     assert set(asked) == {f"CONNECT 127.0.0.1:{grpc_port} HTTP/1.1".encode()}
 

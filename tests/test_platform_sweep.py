@@ -1,6 +1,8 @@
 """A whole sweep by its command, killed in the middle and started again: real training, Ray, MLflow, report."""
 
+import contextlib
 import csv
+import ipaddress
 import json
 import os
 import re
@@ -8,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from recording_proxy import recording_proxy
 
 from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder, read_json
@@ -46,19 +51,44 @@ def command(folder: Path, data: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def killed_and_resumed(tmp_path_factory, scored_digits) -> dict:
+def proxy() -> Iterator[tuple[dict[str, str], list[bytes]]]:
+    with recording_proxy() as proxy:
+        yield proxy
+
+
+def listening(pid: int) -> list[tuple[str, str]]:
+    """Return the command of each process that listens, of a process and all below it, and the address it listens at."""
+    found = []
+    process = psutil.Process(pid)
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            title = " ".join(each.cmdline())
+            connections = each.net_connections("inet")
+            found += [(title, one.laddr.ip) for one in connections if one.status == psutil.CONN_LISTEN]
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory, scored_digits, proxy) -> dict:
     """Run the sweep until a repeat has finished, kill its driver, and run the same command to its end."""
+    environment = os.environ | proxy[0]
+    environment.pop("PYTEST_CURRENT_TEST", None)  # where MLflow sees it, it sends no statistics anyway
     work = tmp_path_factory.mktemp("sweep")
     (work / "lab.yaml").write_text(SPACE)
     arguments = command(work / "runs", scored_digits.folder)
     folder = Storage(work / "runs").sweep("lab-digits")
     with (work / "first.log").open("w") as log:
-        driver = subprocess.Popen(arguments, cwd=work, stdout=log, stderr=log, start_new_session=True)
+        driver = subprocess.Popen(arguments, cwd=work, env=environment, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 300
     while not any(repeat.status == "finished" for repeat in records.read_records(folder).repeats):
         assert driver.poll() is None, (work / "first.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    while not any("uvicorn" in title for title, _ in listening(driver.pid)):  # MLflow may take longer
+        assert driver.poll() is None, (work / "first.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    listeners = listening(driver.pid)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = {
@@ -66,8 +96,47 @@ def killed_and_resumed(tmp_path_factory, scored_digits) -> dict:
         for files in folder.repeats()
         if read_json(files.record)["status"] in ("finished", "stopped")
     }
-    again = subprocess.run(arguments, cwd=work, capture_output=True, text=True, timeout=600)
-    return {"folder": folder, "before": before, "again": again, "work": work, "arguments": arguments}
+    again = subprocess.run(arguments, cwd=work, env=environment, capture_output=True, text=True, timeout=600)
+    results = {"folder": folder, "before": before, "again": again, "work": work, "arguments": arguments}
+    return results | {"listeners": listeners}
+
+
+LISTENERS = {
+    r"/gcs_server ": "Ray's control store",
+    r"/raylet ": "Ray's node and object managers",
+    r"ray::(Dashboard|RuntimeEnv)Agent": "its agents",
+    r"/ray/autoscaler/.*/monitor\.py|/ray/dashboard/dashboard\.py": "metrics of Ray's autoscaler and dashboard",
+    r"ray::|/sweep\.py ": "Ray's workers",
+    r" uvicorn ": "MLflow",
+}
+"""Which processes of a sweep listen, and what the table of ports in docs/cluster.md calls them."""
+CLOUD = re.compile(rb"^GET http://(169\.254\.169\.254|metadata\.google\.internal)/")
+"""How Ray asks, whatever its settings are, whether it was started in a cloud."""
+
+
+def test_whatever_listens_does_so_on_loopback_alone(killed_and_resumed):
+    listeners = killed_and_resumed["listeners"]
+    addresses = {address.removeprefix("::ffff:") for _, address in listeners}
+    assert addresses
+    assert all(ipaddress.ip_address(address).is_loopback for address in addresses), listeners
+
+
+def test_whatever_listens_is_in_the_table_of_ports(killed_and_resumed):
+    section = (ROOT / "docs" / "cluster.md").read_text().split("**Ports.**")[1].split("\n\n")[1]
+    named = [row.split(" | ")[2] for row in section.splitlines()[2:]]
+    unmet = set(LISTENERS)
+    for title, _ in killed_and_resumed["listeners"]:
+        kind = next((pattern for pattern in LISTENERS if re.search(pattern, title)), None)
+        assert kind, f"listens, but is not in docs/cluster.md: {title}"
+        assert any(LISTENERS[kind] in what for what in named), LISTENERS[kind]
+        unmet.discard(kind)
+    # These take fixed ports, and do without where another Ray of this machine has them.
+    assert not [kind for kind in unmet if "monitor" not in kind]
+
+
+def test_a_sweep_on_one_machine_reaches_none_of_its_processes_by_a_proxy(killed_and_resumed, proxy):
+    assert killed_and_resumed["again"].returncode == 0
+    assert [line for line in proxy[1] if not CLOUD.search(line)] == []
 
 
 def test_the_same_command_ends_with_a_leaderboard(killed_and_resumed):
