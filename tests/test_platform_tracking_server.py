@@ -29,8 +29,8 @@ class Embedded:
     def log_in(self):
         pass
 
-    def release(self):
-        pass
+    def release(self, timeout_s=mlflow_server.STEP_TIMEOUT_S):
+        self.given = timeout_s
 
 
 def test_an_embedded_server_that_was_killed_is_started_anew(tmp_path, monkeypatch):
@@ -40,6 +40,17 @@ def test_an_embedded_server_that_was_killed_is_started_anew(tmp_path, monkeypatc
     assert first._embedded_server() == "anew"
     with pytest.raises(UserError, match="it has ended"):
         second._embedded_server()
+
+
+@pytest.mark.parametrize(("total", "given"), [({"total_timeout_s": 0.2}, 0.2), ({}, mlflow_server.STEP_TIMEOUT_S)])
+def test_a_server_has_little_time_to_end_where_the_sweep_is_cut_short(folder, monkeypatch, total, given):
+    server = Embedded("http://127.0.0.1:9")
+    monkeypatch.setattr(mlflow_server, "join_or_start", lambda storage: server)
+    thread = MirrorThread(folder, Storage(folder.path.parent), None, str)
+    thread._embedded_server()
+    thread.start()
+    thread.stop(stall_timeout_s=0.2, **total)
+    assert server.given == given
 
 
 def test_no_server_is_started_after_the_end(folder, monkeypatch):
@@ -58,7 +69,7 @@ def test_no_server_is_started_after_the_end(folder, monkeypatch):
             assert self.ended.wait(60)
             raise UserError("it has ended")
 
-        def release(self):
+        def release(self, timeout_s=mlflow_server.STEP_TIMEOUT_S):
             self.ended.set()
 
     monkeypatch.setattr(mlflow_server, "join_or_start", Slow)
