@@ -20,6 +20,7 @@ from scrimp_trainers.recipe.diffusion import Chain
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.recipe.techniques import Autoencoder
 
+CARD = "README.md"
 STABLE_DIFFUSION = "StableDiffusionPipeline"
 HERE = 'folder = Path(".")\nn = 16\n'
 """Where the card's code finds the model, and how many images it draws."""
@@ -67,7 +68,7 @@ def draw(numbers{parameter}):
 
 def write_card(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> None:
     """Write the card into the folder of a model; and `sample.py`, if code without Scrimp draws what Scrimp does."""
-    (folder / "README.md").write_text(card(network, recipe, manifest, scores))
+    (folder / CARD).write_text(card(network, recipe, manifest, scores))
     script = sampling_script(network, recipe, manifest)
     if script:
         (folder / "sample.py").write_text(script)
