@@ -52,6 +52,7 @@ def test_of_mlflows_files_the_password_alone_is_its_owners_whatever_the_umask(um
     with store.exclusive(folder / "start.lock", "MLflow"):
         store.write_json(folder / "server.json", {"host": "here", "port": 5000})
     database = mlflow_database.sqlite_file(mlflow_database.prepare_database(folder))
+    assert database
     assert database == folder / "mlflow.db"
     with contextlib.closing(sqlite3.connect(database)) as opened:
         opened.execute("CREATE TABLE runs (id TEXT)")
