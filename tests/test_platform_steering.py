@@ -254,6 +254,8 @@ def test_a_request_that_is_damaged_is_named_and_ignored(folder):
     driver.check()
     driver.check()
     assert len([line for line in driver.said if str(file) in line and "ignored" in line]) == 1
+    (line,) = steering.waiting(folder)
+    assert str(file) in line
     assert records.space_of(folder).budget.trials == 5
 
 
@@ -276,7 +278,7 @@ def test_a_command_waits_for_the_answer_of_a_driver(folder, capsys):
 def test_without_a_driver_a_request_waits_for_the_next_one(folder, monkeypatch, capsys):
     monkeypatch.setattr(steering, "SILENCE_TIMEOUT_S", 0.1)
     main.main(["stop", str(folder.path), "--trial", "0"])
-    assert [request.text().partition(" has ")[2] for request in steering.waiting(folder)] == ["asked to stop trial 0"]
+    assert [line.partition(" has ")[2] for line in steering.waiting(folder)] == ["asked to stop trial 0"]
     assert "it will carry this out when its command is run again" in capsys.readouterr().out
     assert Driver(folder).ledger.trials[0].status == "pruned"
 

@@ -65,6 +65,16 @@ def test_a_run_whose_masks_follow_a_schedule_does_not_become_longer(digits_datas
         train(digits_dataset, tmp_path, recipe(sparsity__method=method, training__kimg=LONGER))
 
 
+@pytest.mark.parametrize("file", ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "README.md"])
+def test_a_finished_run_whose_model_is_damaged_exports_it_again(digits_dataset, tmp_path, file):
+    train(digits_dataset, tmp_path, recipe())
+    exported = tmp_path / "model" / file
+    whole = exported.read_bytes()
+    exported.write_bytes(whole[:-2] + b"\xff" + whole[-1:])
+    train(digits_dataset, tmp_path, recipe())
+    assert exported.read_bytes() == whole
+
+
 def test_a_run_becomes_neither_shorter_nor_another(digits_dataset, tmp_path):
     train(digits_dataset, tmp_path, recipe())
     before = (tmp_path / "recipe.yaml").read_bytes()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from scrimp_trainers import sampling
 from scrimp_trainers.codecs.autoencoder import open_codec
 from scrimp_trainers.codecs.autoencoder_files import WEIGHTS
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.file_sums import SUMS, files_below, sums_of
 from scrimp_trainers.conditioning import text_files
 from scrimp_trainers.data.manifest import Manifest, Split
 from scrimp_trainers.export import export_model, load_codec, load_model
@@ -88,6 +90,44 @@ def test_a_damaged_or_missing_file_of_a_model_folder_is_refused(model):
         refused(lambda: load_model(model), str(config), "not the config")
 
 
+def test_a_changed_file_of_a_model_folder_is_named_and_without_checksums_taken_as_it_is(model):
+    config = model / "unet" / "config.json"
+    changed = json.loads(config.read_text()) | {"norm_eps": 0.5}
+    config.write_text(json.dumps(changed))
+    refused(lambda: load_model(model), str(config), "damaged or changed", "remove SHA256SUMS")
+    (model / SUMS).unlink()
+    network, _ = load_model(model)
+    assert network.unet.config["norm_eps"] == 0.5
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.99])
+def test_a_bit_flipped_in_the_weights_of_a_model_is_named(model, place):
+    file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+    refused(lambda: load_model(model), file.name)
+
+
+def test_the_checksums_of_a_model_are_those_of_sha256sum_and_leave_out_its_card(model):
+    (model / "README.md").write_text("my own words")
+    command = ["sha256sum", "--check", "--strict", SUMS]
+    answer = subprocess.run(command, cwd=model, capture_output=True, text=True, check=True)
+    checked = {line.removesuffix(": OK") for line in answer.stdout.splitlines()}
+    files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    assert checked == files - {"README.md", SUMS}
+    load_model(model)
+
+
+def test_checksums_of_a_model_that_are_damaged_themselves_are_named(model):
+    sums = model / SUMS
+    lines = sums.read_text().splitlines(keepends=True)
+    damaged = [lines[0].replace("  ", "\t\x85 "), "0" + lines[0], "", lines[0].rstrip("\n") + lines[1]]
+    for text in damaged:
+        sums.write_text(text)
+        refused(lambda: load_model(model), SUMS)
+
+
 def test_a_model_of_latents_without_the_images_channels_is_refused(model):
     recipe = small(codec__kind="kl")
     refused(lambda: load_codec(model, recipe, CPU), "codec.json", "image_channels")
@@ -158,7 +198,7 @@ def test_a_wrong_tensor_is_refused_in_a_checkpoint(tmp_path, file, name, fault):
     checkpoint.write(folder, checkpoint.copy_content(state, {}, {}))
     path = folder / f"{file}.safetensors"
     rewrite(path, fault, name)
-    (folder / checkpoint.SUMS).write_text(checkpoint._checksums(folder))  # as another version would have written it
+    (folder / SUMS).write_text(sums_of(folder, files_below(folder)))  # as another version would have written it
     refused(lambda: checkpoint.load(folder, small_state(recipe), {}), str(path), name)
 
 

@@ -22,6 +22,7 @@ from scrimp_platform.report.ranking import as_minimized
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.codecs import autoencoder_files
+from scrimp_trainers.common import file_sums
 from scrimp_trainers.common.errors import DiskFull, UserError
 from scrimp_trainers.common.files import atomic_folder
 from scrimp_trainers.recipe import recipe as recipes
@@ -81,6 +82,9 @@ def write_models(folder: SweepFolder, rows: Sequence[TrialRow], space: Space) ->
         is_same_repeat = held.rpartition(" ")[0] == identity.rpartition(" ")[0]
         is_exported = (repeat.model / CARD).is_file()
         if held == identity or (is_same_repeat and not is_exported):
+            fault = file_sums.fault_of(target)
+            if fault:
+                problems.append(f"{fault}; remove {target} to have it written again by `scrimp report`")
             continue
         shutil.rmtree(target, ignore_errors=True)
         if not is_exported:
@@ -99,8 +103,8 @@ def write_models(folder: SweepFolder, rows: Sequence[TrialRow], space: Space) ->
 
 def identity_of(model: Path) -> str:
     """Return which model a folder holds; empty if it is none that `write_models` wrote."""
-    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-        return yaml.safe_load((model / MLMODEL).read_text())["metadata"][IDENTITY]
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return str(yaml.safe_load((model / MLMODEL).read_text())["metadata"][IDENTITY])
     return ""
 
 
@@ -116,6 +120,7 @@ def _identity(folder: SweepFolder, repeat: RepeatFolder, verdict: str) -> str:
 def _fill(part: Path, repeat: RepeatFolder, identity: str, folder: SweepFolder, verdict: str) -> str:
     """Copy a repeat's model into a folder, and add what MLflow and the hub need; return what is missing, in words."""
     # The model, with the autoencoder that decodes its latents.
+    file_sums.require_intact(repeat.model)
     shutil.copytree(repeat.model, part, dirs_exist_ok=True)
     recipe = recipes.read(repeat.recipe)
     problem = _add_decoder(part, recipe)

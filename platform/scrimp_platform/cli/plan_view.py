@@ -31,7 +31,7 @@ def show_plan(plan: Plan, placement: Placement, speed: Speed | None) -> None:
         **({"warm start": "\n".join(plan.warm_start.notes)} if plan.warm_start.notes else {}),
         **describe_goals(space),
         "was set": budget_changes.describe(plan.limits_set),
-        "waiting": "\n".join(request.text() for request in steering.waiting(plan.folder)),
+        "waiting": "\n".join(steering.waiting(plan.folder)),
         "race tells": _describe_resolution(plan),
         "runs on": placement.describe(),
         "measured": _describe_choice(plan, placement),

@@ -6,7 +6,6 @@ changes is on disk before it acts and before it is answered: if the driver is ki
 the request out again, which then changes nothing.
 """
 
-import contextlib
 import getpass
 import os
 import time
@@ -116,15 +115,18 @@ def _read(file: Path) -> Request:
         raise DamagedRecord(f"{file}: not a request of this version") from None
 
 
-def waiting(folder: SweepFolder) -> list[Request]:
-    """Return the requests that the next driver will carry out."""
-    requests = []
+def waiting(folder: SweepFolder) -> list[str]:
+    """Return a line for each request that the next driver will carry out, or ignore because it is damaged."""
+    lines: list[str] = []
     for file in folder.requests():
-        with contextlib.suppress(DamagedRecord):  # the driver will name it
+        try:
             request = _read(file)
-            if not request.answered and request.action != "pause":
-                requests.append(request)
-    return requests
+        except DamagedRecord as damage:
+            lines.append(f"{damage}; this request will be ignored")
+            continue
+        if not request.answered and request.action != "pause":
+            lines.append(request.text())
+    return lines
 
 
 class Steering:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scrimp_trainers.codecs.codec import Codec, Decoding
-from scrimp_trainers.common import parts
+from scrimp_trainers.common import file_sums, parts
 from scrimp_trainers.common.device import select_device
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.files import atomic_folder, match_folder_mode
@@ -70,12 +70,20 @@ def export_model(
         card.write_card(part, network, recipe, manifest, scores)
         for file in part.rglob("*.safetensors"):
             match_folder_mode(file)
+        _write_sums(part)
 
 
 def is_current(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> bool:
     """Whether a folder contains the model that `export_model` would write; its card names all that it depends on."""
-    file = folder / "README.md"
-    return file.is_file() and file.read_text() == card.card(network, recipe, manifest, scores)
+    file = folder / card.CARD
+    is_same = file.is_file() and file.read_bytes() == card.card(network, recipe, manifest, scores).encode()
+    return is_same and not file_sums.fault_of(folder)
+
+
+def _write_sums(folder: Path) -> None:
+    """Write the checksums of a model's files; not of its card, which its owner may edit."""
+    names = [name for name in file_sums.files_below(folder) if name != card.CARD]
+    (folder / file_sums.SUMS).write_text(file_sums.sums_of(folder, names))
 
 
 def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[Denoiser, Recipe]:
@@ -90,6 +98,7 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
         raise UserError(f"{folder}: not a model (no network or no recipe.yaml); name the model folder of a repeat")
     recipe = recipes.read(folder / "recipe.yaml")
     network: Denoiser = parts.module("networks", recipe.network.kind).load(folder)
+    file_sums.require_intact(folder)
     return network.to(select_device(device)).eval(), recipe
 
 

@@ -12,6 +12,7 @@ from scrimp_trainers.export import sampling_code
 from scrimp_trainers.networks.denoiser import Denoiser
 from scrimp_trainers.recipe.recipe import Recipe
 
+CARD = "README.md"
 HERE = 'folder = Path(".")\nn = 16\n'
 """Where the card's code finds the model, and how many images it draws."""
 NUMBERS = "torch.arange(n)"
@@ -20,7 +21,7 @@ NUMBERS = "torch.arange(n)"
 
 def write_card(folder: Path, network: Denoiser, recipe: Recipe, manifest: Manifest, scores: Mapping[str, Any]) -> None:
     """Write the card into the folder of a model; and `sample.py`, if code without Scrimp draws what Scrimp does."""
-    (folder / "README.md").write_text(card(network, recipe, manifest, scores))
+    (folder / CARD).write_text(card(network, recipe, manifest, scores))
     script = sampling_code.script(network, recipe, manifest)
     if script:
         (folder / "sample.py").write_text(script)

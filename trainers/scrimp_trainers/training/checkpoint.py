@@ -1,6 +1,5 @@
 """Checkpoints: atomic folders of safetensors and JSON, with a checksum of every file."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Collection, Sequence
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.file_sums import SUMS, files_below, sums_of
 from scrimp_trainers.common.files import match_folder_mode, sync_to_disk
 from scrimp_trainers.training.state import State
 
 FORMAT = 1
-SUMS = "SHA256SUMS"
-"""Checksums of the other files, as `sha256sum --check` reads them."""
 
 
 class Damaged(Exception):
@@ -196,23 +194,12 @@ def _write_files(new: Path, content: Content) -> None:
     for name, tensors in content.files.items():
         save_file(tensors, new / f"{name}.safetensors")
     (new / "state.json").write_text(content.record)
-    (new / SUMS).write_text(_checksums(new))
+    (new / SUMS).write_text(sums_of(new, files_below(new)))
 
     for path in new.glob("*.safetensors"):
         match_folder_mode(path)
     for path in [*new.iterdir(), new]:
         sync_to_disk(path)
-
-
-def _checksums(folder: Path) -> str:
-    """Return the checksums of all files, in the format of `sha256sum`."""
-    lines: list[str] = []
-    for path in sorted(folder.iterdir()):
-        if path.name != SUMS:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.append(f"{digest}  {path.name}\n")
-    return "".join(lines)
 
 
 def _verify(folder: Path) -> None:
@@ -221,7 +208,7 @@ def _verify(folder: Path) -> None:
         raise Damaged(f"{folder}: damaged, {SUMS} is missing")
 
     stated = (folder / SUMS).read_text(errors="replace")
-    actual = _checksums(folder)
+    actual = sums_of(folder, files_below(folder))
     if stated != actual:
         differing_lines = set(stated.splitlines()) ^ set(actual.splitlines())
         files = {line.rpartition("  ")[2] for line in differing_lines}
