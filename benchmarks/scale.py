@@ -34,7 +34,7 @@ ROWS = {
     "a decision, median": "{:.1f} ms",
     "a decision, 99 in 100": "{:.1f} ms",
     "the leaderboard": "{:.1f} ms",
-    "files synced a repeat": "{:.1f}",
+    "syncs to disk a repeat": "{:.1f}",
     "memory": "{:,.0f} MB",
     "MLflow has heard all after": "{:.1f} s",
 }

@@ -20,6 +20,17 @@ PACKAGES = [
     ROOT / "trainers/scrimp_trainers",
     ROOT / "cluster/scrimp_cluster",
 ]
+READ_BY_LIBRARIES = {
+    "backend_cls",  # Ray Train
+    "create_app",  # MLflow, by pyproject.toml
+    "find_class",  # pickle
+    "infer_relative_search_space",  # Optuna
+    "load_context",  # MLflow
+    "log_message",  # http.server
+    "sample_independent",  # Optuna
+    "sample_relative",  # Optuna
+    "stop_all",  # Ray Tune
+}
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 
 
@@ -78,3 +89,69 @@ def test_the_lock_is_the_same_for_every_python():
     oldest = packages("3.11")
     assert len(oldest) > 100
     assert all(packages(version) == oldest for version in ("3.12", "3.13", "3.14"))
+
+
+def renames(path: Path) -> list[str]:
+    """Calls that give a file another name, as `file:line`. Recipes and dropout have a `replace` of their own."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        receiver = ast.unparse(node.func.value)
+        moves = receiver in ("os", "shutil") and node.func.attr in ("rename", "renames", "replace", "move")
+        one_argument = len(node.args) + len(node.keywords) == 1
+        named = node.func.attr == "rename" or (node.func.attr == "replace" and one_argument)
+        if moves or (named and not re.search(r"recipe|base\b|base\(|reference|dropout", receiver)):
+            found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    return found
+
+
+def test_one_file_renames_what_lasts():
+    """So that the order of write, sync and rename, on which nothing being lost depends, is right in one place."""
+    found = [place for package in PACKAGES for path in package.rglob("*.py") for place in renames(path)]
+    assert {place.partition(":")[0] for place in found} == {"trainers/scrimp_trainers/common/files.py"}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("os.replace(a, b)", 1),
+        ("shutil.move(a, b)", 1),
+        ("part.replace(path)", 1),
+        ("folder.rename(target=old)", 1),
+        ("text.replace('a', 'b')", 0),
+        ("base.replace(values)", 0),
+        ("dataclasses.replace(one, of=2)", 0),
+    ],
+)
+def test_a_rename_is_seen_in_each_of_its_forms(code, count, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "code.py").write_text(code + "\n")
+    assert len(renames(tmp_path / "code.py")) == count
+
+
+def defined_names(tree: ast.Module) -> set[str]:
+    """Functions, methods, classes and the variables of a module; without what pydantic, click and Python call."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            if not any(re.match(r"model_validator|field_validator|scrimp\.command", one) for one in decorators):
+                names.add(node.name)
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not re.fullmatch(r"__\w+__", name)}
+
+
+def test_what_nobody_reads_is_gone():
+    """A name that stands in no code but where it is defined. Tests do not count; a comment that has the name does."""
+    ours = [path for package in PACKAGES for path in package.rglob("*.py")]
+    pages = [path for package in PACKAGES for path in package.rglob("*.html")]
+    words: Counter[str] = Counter()
+    for path in [*ours, *pages, ROOT / "sweep.py", *(ROOT / "benchmarks").rglob("*.py")]:
+        words.update(re.findall(r"\w+", path.read_text()))
+
+    names = {name for path in ours for name in defined_names(ast.parse(path.read_text()))}
+    assert {name for name in names if words[name] == 1} == READ_BY_LIBRARIES

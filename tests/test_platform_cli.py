@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scrimp_platform.cli import commands, main
-from scrimp_trainers.recipe import recipe
 
 HEAVY = ("torch", "ray", "mlflow", "diffusers", "sklearn", "torch_fidelity")
 PROBE = """
@@ -209,18 +208,3 @@ def test_a_number_that_is_not_finite_is_refused_in_a_line(arguments, value, caps
     assert ending.value.code == 2
     assert "finite" in (text := capsys.readouterr().err)
     assert text.count("\n") == 1
-
-
-def test_the_home_folder_is_meant_wherever_a_path_stands(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "lab.yaml").write_text(
-        "recipe: ~/base.yaml\nsearch: {network.channels: {choice: [16, 24]}}\n"
-        "objectives: {fd_classifier: minimize}\nscoring: {extractor: classifier}\n"
-    )
-    (tmp_path / "base.yaml").write_text("codec: {kind: kl, encoder: ~/vae, decoder: ~/vae}\n")
-    main.main(["spaces", "~/lab.yaml"])
-    assert "16 or 24" in capsys.readouterr().out
-    assert recipe.load("~/base.yaml").codec.model_dump()["encoder"] == str(tmp_path / "vae")
-    with pytest.raises(SystemExit):
-        main.main(["status", "--storage=~/runs"])
-    assert str(tmp_path / "runs") in capsys.readouterr().err

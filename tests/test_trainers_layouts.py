@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from scrimp_platform.cli import main
+from scrimp_platform.report import dataset as words
 from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.data.dataset import open_dataset
 from scrimp_trainers.data.manifest import Manifest
@@ -220,6 +221,68 @@ def test_images_are_known_by_their_content_and_others_are_counted(tmp_path):
         "not an image (no ending)": 1,
         "hidden files and folders": 1,
     }
+    lines = [line for line in words.summary_lines(manifest) if line.startswith("skipped: ")]
+    assert sorted(lines) == [
+        "skipped: 1 x hidden files and folders",
+        "skipped: 1 x not an image (.mp4)",
+        "skipped: 1 x not an image (.txt)",
+        "skipped: 1 x not an image (no ending)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["photo.avif", "PHOTO.AVIF", "photo"])
+def test_avif_is_read(name, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "in" / name, "AVIF", quality=100, subsampling="4:4:4")
+    Image.new("RGB", (16, 16), (10, 20, 30)).save(tmp_path / "in" / "other.png")
+    made(tmp_path / "in", tmp_path / "out", holdout=0)
+    images, _, _ = open_dataset(tmp_path / "out").images("train")
+    colours = sorted(images.mean((2, 3)).tolist(), reverse=True)
+    assert colours[0] == pytest.approx([200, 100, 50], abs=2)
+    assert colours[1] == [10, 20, 30]
+
+
+def test_the_frames_of_an_avif_are_counted_and_taken_on_request(tmp_path):
+    pictures = [Image.new("RGB", (16, 16), (60 * i, 0, 0)) for i in range(4)]
+    (tmp_path / "in").mkdir()
+    moves = tmp_path / "in" / "moves.avif"
+    pictures[0].save(moves, save_all=True, append_images=pictures[1:], duration=100)
+    first = made(tmp_path / "in", tmp_path / "first", holdout=0)
+    assert first.summary.skipped == {"other pages or frames of a file (--frames all takes them)": 3}
+    assert counts(made(tmp_path / "in", tmp_path / "every", holdout=0, frames="all")) == {"train": 4}
+
+
+def test_a_damaged_avif_is_one_line(tmp_path):
+    """Its header is whole, so only the decoder sees it."""
+    file = tmp_path / "in" / "photo.avif"
+    draw(file, 1, side=64, form="AVIF")
+    data = file.read_bytes()
+    start = data.index(b"mdat") + 4
+    file.write_bytes(data[:start] + b"\xff" * (len(data) - start))
+    with pytest.raises(UserError, match=r"in/photo\.avif: not an image, or cut short"):
+        made(tmp_path / "in", tmp_path / "out", holdout=0)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1"])
+def test_a_heic_file_is_an_image_that_cannot_be_read_here(brand, tmp_path):
+    """Neither is it left out in silence, nor taken for something else, with its ending or without."""
+    draw(tmp_path / "in" / "a.png", 1)
+    box = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic"
+    for name in ("IMG_0001.HEIC", "photo"):
+        (tmp_path / "in" / name).write_bytes(box + bytes(100))
+    reason = "is in the format HEIC, which cannot be read here; convert it to PNG or JPEG first"
+    with pytest.raises(UserError) as error:
+        made(tmp_path / "in", tmp_path / "out", holdout=0)
+    assert str(error.value) == (
+        f"2 of 3 images cannot be used (--skip-bad prepares the rest): 2 x {reason}: "
+        f"{tmp_path}/in/IMG_0001.HEIC, {tmp_path}/in/photo"
+    )
+
+    rest = made(tmp_path / "in", tmp_path / "out", holdout=0, skip_bad=True)
+    assert counts(rest) == {"train": 1}
+    assert rest.summary.skipped == {}
+    assert rest.summary.bad == [f"in/IMG_0001.HEIC: {reason}", f"in/photo: {reason}"]
+    assert f"left out: 2 unusable images: {'; '.join(rest.summary.bad)}" in words.summary_lines(rest)
 
 
 def test_pages_and_frames_are_counted_and_taken_on_request(tmp_path):

@@ -17,6 +17,7 @@ from scrimp_platform.search import records
 from scrimp_platform.store import RepeatFolder, SweepFolder
 from scrimp_spaces.space import Space
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home, expand_name
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe
@@ -53,7 +54,7 @@ class Result:
         UserError
             If the folder holds no sweep, or its `sweep.json` is damaged.
         """
-        files = SweepFolder(Path(folder).expanduser().absolute())
+        files = SweepFolder(expand_home(folder).absolute())
         space = records.space_of(files)
         known = records.read_as_observer(files)
         rows = leaderboard.rank(known.trials, space)
@@ -209,7 +210,7 @@ def sweep(
     from scrimp_platform.sweep import run_sweep
 
     if not isinstance(space, Space):
-        space = fspath(space)
+        space = expand_name(fspath(space))
     options = SweepOptions(
         space=space,
         data=str(dataset_folder(data)),
@@ -217,9 +218,9 @@ def sweep(
         repeats=repeats,
         rungs=None if rungs is None else tuple(rungs),
         name=name,
-        storage=Path(storage),
+        storage=expand_home(storage),
         tracking_uri=tracking_uri,
-        warm_start=tuple(Path(folder).expanduser() for folder in warm_start),
+        warm_start=tuple(expand_home(folder) for folder in warm_start),
         max_gpu_hours=max_gpu_hours,
         until_gain=until_gain,
         gpus_per_repeat=gpus_per_repeat,
@@ -256,7 +257,7 @@ def compare(*sweeps: str | PathLike[str]) -> "Comparison":
     """
     from scrimp_platform.report import compare
 
-    return compare.compare([SweepFolder(Path(folder).expanduser().absolute()) for folder in sweeps])
+    return compare.compare([SweepFolder(expand_home(folder).absolute()) for folder in sweeps])
 
 
 def replay(
@@ -288,7 +289,7 @@ def replay(
     """
     from scrimp_platform.search import replay
 
-    return replay.replay(SweepFolder(Path(sweep).expanduser().absolute()), methods, seeds)
+    return replay.replay(SweepFolder(expand_home(sweep).absolute()), methods, seeds)
 
 
 def _require_free_ray() -> None:

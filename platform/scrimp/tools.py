@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scrimp.trainings import dataset_folder
@@ -11,6 +10,7 @@ from scrimp_platform.operations import ReportProgress
 from scrimp_platform.search import records
 from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as search_spaces
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.data.dataset import Dataset
 from scrimp_trainers.recipe import recipe as presets
 
@@ -52,7 +52,7 @@ def check(file: str | PathLike[str]) -> "list[Outcome]":
     """
     from scrimp_platform.check import check
 
-    return list(check(Path(file).expanduser()))
+    return list(check(expand_home(file)))
 
 
 def score(
@@ -158,10 +158,10 @@ def inspect(
     from scrimp_platform.report import inspection_page
     from scrimp_trainers.data.options import Options
 
-    source = str(data.folder if isinstance(data, Dataset) else Path(data).expanduser())
-    inspected = inspection.inspect(source, Path(storage), Options(**options), on, progress)
+    source = str(data.folder if isinstance(data, Dataset) else expand_home(data))
+    inspected = inspection.inspect(source, expand_home(storage), Options(**options), on, progress)
     if out is not None:
-        inspection_page.write_page(inspected, Path(out).expanduser())
+        inspection_page.write_page(inspected, expand_home(out))
     return inspected
 
 
@@ -186,7 +186,7 @@ def status(storage: str | PathLike[str] = "runs") -> "StorageStatus":
     """
     from scrimp_platform.cli.status import read_storage
 
-    return read_storage(Storage(Path(storage).expanduser()))
+    return read_storage(Storage(expand_home(storage)))
 
 
 def set_limits(sweep: str | PathLike[str], limits: Mapping[str, float | str | None]) -> list[str]:
@@ -210,7 +210,7 @@ def set_limits(sweep: str | PathLike[str], limits: Mapping[str, float | str | No
         If a limit cannot change, or the driver refuses.
     """
     assignments = [f"{name}={value}" for name, value in limits.items()]
-    return operations.set_limits(Path(sweep).expanduser(), assignments)
+    return operations.set_limits(expand_home(sweep), assignments)
 
 
 def stop(sweep: str | PathLike[str], trial: int) -> str:
@@ -233,7 +233,7 @@ def stop(sweep: str | PathLike[str], trial: int) -> str:
     UserError
         If there is no such trial, or it has ended.
     """
-    return operations.stop(Path(sweep).expanduser(), trial)
+    return operations.stop(expand_home(sweep), trial)
 
 
 def pause(sweep: str | PathLike[str]) -> str:
@@ -254,7 +254,7 @@ def pause(sweep: str | PathLike[str]) -> str:
     UserError
         If the sweep does not run.
     """
-    return operations.pause(Path(sweep).expanduser())
+    return operations.pause(expand_home(sweep))
 
 
 def sync(sweep: str | PathLike[str], *, tracking_uri: str | None = None, progress: ReportProgress | None = None) -> str:
@@ -281,7 +281,7 @@ def sync(sweep: str | PathLike[str], *, tracking_uri: str | None = None, progres
     """
     from scrimp_platform.tracking import mirror
 
-    folder = SweepFolder(Path(sweep).expanduser().absolute())
+    folder = SweepFolder(expand_home(sweep).absolute())
     records.space_of(folder)
     return mirror.sync_ended_sweep(folder, Storage(folder.path.parent), tracking_uri, progress or (lambda *_: None))
 
@@ -314,4 +314,4 @@ def doctor(
         If an argument is wrong, or the cluster cannot be joined.
     """
     folder = None if data is None else dataset_folder(data)
-    return operations.examine(Path(storage).expanduser(), folder, tracking_uri)
+    return operations.examine(expand_home(storage), folder, tracking_uri)

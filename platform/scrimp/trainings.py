@@ -11,6 +11,7 @@ from scrimp_platform.model import Model
 from scrimp_platform.operations import ReportProgress
 from scrimp_platform.tune import Tuned
 from scrimp_trainers.common import parts
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import dataset as datasets
 from scrimp_trainers.data import manifest
@@ -138,9 +139,9 @@ def prepare(
         frames=frames,
         captions=captions,
     )
-    folder = Path(out).expanduser()
+    folder = expand_home(out)
     codec_settings = operations.make_codec(codec, encoder)
-    ingest.prepare(str(Path(source).expanduser()), folder, options, progress)
+    ingest.prepare(str(expand_home(source)), folder, options, progress)
     if codec_settings.on:
         operations.encode(folder, codec_settings, progress)
     return datasets.open_dataset(folder)
@@ -164,7 +165,7 @@ def open_dataset(folder: str | PathLike[str]) -> Dataset:
     UserError
         If the folder is not a dataset.
     """
-    return datasets.open_dataset(Path(folder).expanduser())
+    return datasets.open_dataset(expand_home(folder))
 
 
 def train(
@@ -229,7 +230,7 @@ def train(
     scoring = None
     if extractor:
         scoring = operations.make_scoring(manifest.load_manifest(data), extractor=extractor, samples=samples)
-    return operations.train(recipe, data, Path(folder).expanduser(), seed, scoring, device, rungs)
+    return operations.train(recipe, data, expand_home(folder), seed, scoring, device, rungs)
 
 
 def load_parts(*files: str | PathLike[str]) -> None:
@@ -245,7 +246,7 @@ def load_parts(*files: str | PathLike[str]) -> None:
     UserError
         If a file is missing or cannot be imported.
     """
-    parts.load_files(Path(file).expanduser() for file in files)
+    parts.load_files(expand_home(file) for file in files)
 
 
 def load_model(folder: str | PathLike[str], *, device: str | None = None, captions: Sequence[str] = ()) -> Model:
@@ -270,7 +271,7 @@ def load_model(folder: str | PathLike[str], *, device: str | None = None, captio
     UserError
         If the folder holds no model, or one of its files is damaged.
     """
-    return Model.load(Path(folder).expanduser(), device, captions)
+    return Model.load(folder, device, captions)
 
 
 def evaluate(
@@ -396,14 +397,14 @@ def tune(
         manifest.load_manifest(data), extractor=extractor, samples=samples, weights=weights, batch_size=batch_size
     )
     return tuning.tune(
-        Path(run).expanduser(),
+        expand_home(run),
         data,
         scoring,
         widths=widths,
         guidance=guidance,
         steps=steps,
         seed=seed,
-        model=Path(model).expanduser() if model else None,
+        model=expand_home(model) if model else None,
         device=device,
         progress=progress,
     )
@@ -413,4 +414,4 @@ def dataset_folder(dataset: Dataset | str | PathLike[str]) -> Path:
     """Return the folder of a dataset that is given as an object or by its path."""
     if isinstance(dataset, Dataset):
         return dataset.folder
-    return Path(dataset).expanduser()
+    return expand_home(dataset)

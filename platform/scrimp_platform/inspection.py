@@ -23,6 +23,7 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers import ingest
 from scrimp_trainers.common.errors import UserError, printable
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.common.gpus import CARDS
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.contact_sheet import sheet
@@ -184,7 +185,7 @@ def _look(
             data if prepared else f"data/{manifest.name}",
             own,
             _at_hand(machine),
-            _learned(Storage(storage.expanduser()), manifest),
+            _learned(Storage(expand_home(storage)), manifest),
         ),
     )
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Model:
     """The captions that it samples; None for a model that takes none."""
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None, captions: Sequence[str] = ()) -> "Model":
+    def load(cls, folder: str | PathLike[str], device: str | None = None, captions: Sequence[str] = ()) -> "Model":
         """Load a trained model onto the given device; by default onto the best one available.
 
         A model that takes captions draws samples of `captions` in turn, by default of some that it was trained on.
@@ -45,6 +47,7 @@ class Model:
         UserError
             If the folder holds no model, or one of its files is damaged.
         """
+        folder = expand_home(folder)
         require_model(folder)
         from scrimp_trainers.export import load_codec, load_conditioner, load_model
 

@@ -18,6 +18,7 @@ from scrimp_platform.store import SweepFolder
 from scrimp_trainers import fit
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.common.metrics_log import MetricsRow
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
@@ -281,7 +282,7 @@ def examine(storage: Path, data: Path | None, tracking_uri: str | None) -> "Clus
     from scrimp_cluster.faults import Fault
 
     with cluster.connect() as nodes:
-        report = doctor.examine(nodes, storage.expanduser().absolute(), data and data.absolute())
+        report = doctor.examine(nodes, expand_home(storage).absolute(), data and data.absolute())
         report.head.extend(doctor.missing_nodes(nodes))
     if uri and not mlflow_server.is_reachable(uri):
         remedy = "start it, or train without it; it receives everything later"

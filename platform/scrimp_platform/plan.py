@@ -18,6 +18,7 @@ from scrimp_spaces.space import Space
 from scrimp_trainers import fit
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.data.manifest import Manifest
 from scrimp_trainers.metrics import names
@@ -98,7 +99,7 @@ def make_plan(options: SweepOptions) -> Plan:
     """
     space = check_options(options)
     base = space.base()
-    storage = Storage(options.storage.expanduser().absolute())
+    storage = Storage(expand_home(options.storage).absolute())
     dataset = resolve_dataset(options.data, storage)
     manifest = manifests.load_manifest(dataset)
 
@@ -148,11 +149,11 @@ def check_options(options: SweepOptions) -> Space:
             raise UserError(f"--{name} {value}: must be a number, or {AUTO}")
         if isinstance(value, int) and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")
-    _check_storage(options.storage.expanduser().absolute())
+    _check_storage(expand_home(options.storage).absolute())
     if options.tracking_uri is not None:
         mlflow_server.check_address(options.tracking_uri)
     else:
-        mlflow_server.check_storage_name(options.storage.expanduser().absolute())
+        mlflow_server.check_storage_name(expand_home(options.storage).absolute())
     for path in options.warm_start:
         earlier = SweepFolder(path)
         # One that is gone may have been there when a resumed sweep began.

@@ -19,11 +19,12 @@ from scrimp_spaces.constraints import Bound
 from scrimp_spaces.ranges import Range
 from scrimp_trainers.common import yaml_files
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.metrics.names import require_objectives
 from scrimp_trainers.recipe import recipe as recipes
 from scrimp_trainers.recipe.recipe import Recipe, explain
 from scrimp_trainers.recipe.scoring import Scoring
-from scrimp_trainers.recipe.sections import Count, FilePath, OwnPart, Section
+from scrimp_trainers.recipe.sections import Count, FileName, FilePath, OwnPart, Section
 
 SPACES = importlib.resources.files("scrimp_spaces")
 
@@ -50,7 +51,7 @@ class Space(Section):
     """What the space is for."""
     made_for: MadeFor | None = None
     """The dataset that it is made for: what `scrimp spaces NAME --on` reckons with where no other is named."""
-    recipe: str
+    recipe: FileName
     """The preset, or the path of the recipe, that every trial starts from."""
     override: dict[str, Any] = {}
     """Fields of that recipe with another value in this space."""
@@ -231,8 +232,9 @@ def space_yaml(name: str) -> str:
     """
     if name in names():
         return (SPACES / f"{name}.yaml").read_text()
-    if Path(name).expanduser().is_file():
-        return Path(name).expanduser().read_text()
+    file = expand_home(name)
+    if file.is_file():
+        return file.read_text()
     raise UserError(f"space {name!s}: no such space or file; spaces are {', '.join(names())}")
 
 
@@ -244,7 +246,7 @@ def load_space(name: str | Path) -> Space:
     UserError
         If there is no such space, or something in it is not allowed.
     """
-    file = Path(name).expanduser()
+    file = expand_home(name)
     if str(name) not in names() and file.is_file():
         tree = recipes.with_own_parts(yaml_files.read_yaml(file, f"space {name}"), file.parent, f"space {name}")
         return parse_space(tree, f"space {name}")

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from scrimp_trainers.common.files import expand_home, expand_name
+
 
 def parse_numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     """Read numbers that commas separate."""
@@ -22,7 +24,7 @@ class _Path(click.Path):
     """A path in which `~` is the home folder, even where the shell does not expand it, as in `--storage=~/runs`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(str(Path(value).expanduser()), param, ctx)
+        return super().convert(str(expand_home(value)), param, ctx)
 
 
 class _NameOrPath(click.ParamType[str]):
@@ -31,9 +33,7 @@ class _NameOrPath(click.ParamType[str]):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value.startswith("~"):
-            return str(Path(value).expanduser())
-        return value
+        return expand_name(value)
 
 
 class FiniteNumber(click.FloatRange):

@@ -23,6 +23,7 @@ from scrimp_platform.store import Storage, SweepFolder
 from scrimp_spaces import space as spaces
 from scrimp_trainers.common import metrics_log
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.data import manifest as manifests
 from scrimp_trainers.recipe import recipe as recipes
 
@@ -275,7 +276,7 @@ def sync(sweep: Path, tracking_uri: str | None) -> None:
     """Send MLflow everything that it is missing of a sweep that has ended."""
     from scrimp_platform.tracking import mirror
 
-    folder = SweepFolder(sweep.expanduser().absolute())
+    folder = SweepFolder(expand_home(sweep).absolute())
     records.space_of(folder)
     with terminal.progress("runs") as progress:
         link = mirror.sync_ended_sweep(folder, Storage(folder.path.parent), tracking_uri, progress)
@@ -286,7 +287,7 @@ def status(storage: Path) -> None:
     """Print the status of the sweeps in a storage folder."""
     from scrimp_platform.cli import status, status_view
 
-    status_view.show_storage(*status.read_storage(Storage(storage.expanduser())))
+    status_view.show_storage(*status.read_storage(Storage(expand_home(storage))))
 
 
 def set_limits(sweep: Path, assignments: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from scrimp_platform.search.records import Repeat, Trial
 from scrimp_platform.search.stats import Summary
 from scrimp_platform.search.verdict import Verdict, judge, violation
 from scrimp_spaces.space import Space
+from scrimp_trainers.common.files import publish
 from scrimp_trainers.common.metrics_log import MetricsRow
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -102,7 +103,7 @@ class Study:
         return study
 
     def _put_aside(self) -> None:
-        self._journal.replace(self._journal.with_name(f"{self._journal.name}.old"))
+        publish(self._journal, self._journal.with_name(f"{self._journal.name}.old"))
 
     def match(self, trials: Sequence[Trial]) -> bool:
         """Make the study match the trials on disk, numbered without gaps; return whether it had to be rebuilt.

@@ -7,7 +7,6 @@ keeps the blocks that are what they should be, and writes the others.
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -15,7 +14,7 @@ from typing import IO
 import numpy as np
 from torch import Tensor
 
-from scrimp_trainers.common.files import atomic_file
+from scrimp_trainers.common.files import atomic_file, publish
 
 DTYPE = "<f2"
 LINE = 2 * hashlib.sha256().digest_size + 1
@@ -55,7 +54,7 @@ def write(
     listed.touch()
     with part.open("r+b") as file, listed.open("r+b") as digests:
         _fill(file, digests, shape, counts, blocks_from)
-    part.replace(path)
+    publish(part, path)
     listed.unlink()
 
 
@@ -106,5 +105,3 @@ def _fill(
         digests.write(hashlib.sha256(data).hexdigest().encode() + b"\n")
         digests.flush()
     file.write(whole.digest())
-    file.flush()
-    os.fsync(file.fileno())

@@ -19,6 +19,54 @@ from scrimp_trainers.common.errors import DiskFull, UserError
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """A disk that is full, a quota that is used up, a read-only file system."""
+CANNOT_SYNC_ERRNOS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+"""Of folders that do not sync: some network file systems refuse it, and one that is not readable cannot be opened."""
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user gives, with the home folder in place of a leading `~` or `~user`.
+
+    Raises
+    ------
+    UserError
+        If there is no user of this name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        name = os.fspath(path)
+        raise UserError(f"{name}: there is no user of this name; write ./{name} if it is a file") from None
+
+
+def expand_name(name: str) -> str:
+    """Return what a user gives that may be a path or a name of something else, such as `digits` or a hub id."""
+    return str(expand_home(name)) if name.startswith("~") else name
+
+
+def publish(part: Path, target: Path) -> None:
+    """Give a finished file or folder its final name, once it is on disk, and wait until the name is, too.
+
+    A file replaces one of that name; a folder does not, see `replace_folder`. No other code of Scrimp renames what
+    lasts: after a kill or a power cut a name stands for what was there before or for all that was written.
+    """
+    sync_to_disk(part)
+    part.rename(target)  # on POSIX systems this replaces a file
+    try:
+        sync_to_disk(target.parent)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC_ERRNOS:
+            raise
+
+
+def replace_folder(new: Path, folder: Path, old: Path) -> None:
+    """Publish the folder `new` as `folder`; keep what it replaces as `old`, in place of what that was.
+
+    A kill at any moment leaves at least one of the two whole.
+    """
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    publish(new, folder)
 
 
 @contextlib.contextmanager
@@ -32,7 +80,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)  # safetensors replaces the file by one of mode 0600
-        temporary.replace(path)
+        publish(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # a read-only disk
             temporary.unlink(missing_ok=True)
@@ -47,10 +95,8 @@ def match_folder_mode(file: Path) -> None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file's content atomically. Its folder is created if needed."""
     data = content.encode() if isinstance(content, str) else content
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_regular(path: Path) -> bytes:
@@ -137,10 +183,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     try:
         _claim(lock, part, out)
         yield part
-        os.fsync(lock)
-        part.rename(out)
-        with contextlib.suppress(OSError):  # some network file systems do not sync folders
-            sync_to_disk(out.parent)
+        publish(part, out)
     except BaseException as error:
         if not isinstance(error, _InUseError):
             shutil.rmtree(part, ignore_errors=True)

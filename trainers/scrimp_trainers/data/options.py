@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from scrimp_trainers.common.files import expand_name
+
 NEAR_IMAGES = 8.0
 """The default of `near` for images."""
 
@@ -59,3 +61,10 @@ class Options:
     """A user's own reader of the source, `my_parts:MyReader`."""
     workers: int | None = None
     """Number of threads; by default one per core."""
+
+    def __post_init__(self) -> None:
+        """Expand `~` in what may be a path."""
+        for name in ("reference", "labels", "classes"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, expand_name(value))

@@ -18,10 +18,13 @@ SUFFIXES = frozenset(ENDINGS.split(" "))
 """Files with these suffixes are images."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 """AVIF and HEIF can be read only if Pillow or a loaded plugin supports them."""
-MULTI_FRAME_FORMATS = ("PNG", "WEBP", "GIF", "TIFF")
+MULTI_FRAME_FORMATS = ("PNG", "WEBP", "GIF", "TIFF", "AVIF")
 """Formats whose files may contain several pages or frames."""
+HEIF_MAGIC_BYTES = re.compile(rb".{4}ftyp(avi[fs]|he[iv][cxms]|mif1|msf1)", re.DOTALL)
+"""How AVIF and HEIC files begin: with a box that names their brand. HEIC is what HEIF is called with HEVC in it."""
 MAGIC_BYTES = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-6][\s#]|.{4}ftyp(avif|heic|heix|mif1)",
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-6][\s#]|"
+    + HEIF_MAGIC_BYTES.pattern,
     re.DOTALL,
 )
 """How files of these formats begin."""
@@ -31,8 +34,8 @@ BITS_PER_SAMPLE = 258
 """A tag of TIFF files."""
 PNM_HEADER = re.compile(rb"P[2356](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)")
 """The group is the largest value of a pixel."""
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError)
-"""What Pillow's decoders raise for damaged files."""
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, RuntimeError)
+"""What Pillow's decoders raise for damaged files; that of AVIF raises RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,25 @@ def decode_image(file: BinaryIO, where: str, frame: int = 0) -> Image.Image:
             f"{where}: has more than {Image.MAX_IMAGE_PIXELS:,} pixels, a decompression bomb? If not, give --max-pixels"
         ) from None
     except DECODING_ERRORS as error:
+        missing = _missing_decoder(file)
+        if missing:
+            raise UserError(
+                f"{where}: is in the format {missing}, which cannot be read here; convert it to PNG or JPEG first"
+            ) from None
         raise UserError(f"{where}: not an image, or cut short ({type(error).__name__})") from None
     upright.info["depth"] = depth
     return upright
+
+
+def _missing_decoder(file: BinaryIO) -> str:
+    """Return the name of a file's format if it is one that cannot be decoded here; otherwise nothing."""
+    file.seek(0)
+    head = file.read(64)
+    if not HEIF_MAGIC_BYTES.match(head):
+        return ""
+    if b"avi" in head:  # its own brand, or one that it is compatible with
+        return "" if "AVIF" in _readable_formats() else "AVIF"
+    return "" if "HEIF" in _readable_formats() else "HEIC"
 
 
 def stored_depth(image: Image.Image, file: BinaryIO) -> int:

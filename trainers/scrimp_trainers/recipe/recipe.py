@@ -13,6 +13,7 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from scrimp_trainers.common import parts, yaml_files
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.recipe.diffusion import EDM, AnyDiffusion
 from scrimp_trainers.recipe.networks import AnyNetwork, UNet
 from scrimp_trainers.recipe.own_technique import AnyTechnique, NoTechnique
@@ -357,7 +358,7 @@ def load(name: str | Path) -> Recipe:
     where = f"recipe {name}"
     if str(name) in presets():
         return parse(yaml_files.parse_yaml((PRESETS / f"{name}.yaml").read_text(), where) or {}, where)
-    file = Path(name).expanduser()
+    file = expand_home(name)
     if not file.is_file():
         raise UserError(f"recipe {name!s}: no such preset or file; presets are {', '.join(presets())}")
     tree = with_own_parts(yaml_files.read_yaml(file, where) or {}, file.parent, where)
@@ -382,7 +383,7 @@ def with_own_parts(tree: Any, folder: Path, where: str) -> Any:
     """
     if not isinstance(tree, dict) or not isinstance(tree.get("parts"), list | tuple):
         return tree
-    files = [folder.absolute() / Path(str(name)).expanduser() for name in tree["parts"]]
+    files = [folder.absolute() / expand_home(str(name)) for name in tree["parts"]]
     try:
         parts.load_files(files)
     except UserError as error:

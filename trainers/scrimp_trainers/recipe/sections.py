@@ -1,6 +1,5 @@
 """What all sections of a recipe have in common, and those of every training run: conditioning, optimizer, length."""
 
-import os.path
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,15 +17,16 @@ from pydantic import (
 
 from scrimp_trainers.common import parts
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home, expand_name
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-FileName = Annotated[str, AfterValidator(os.path.expanduser)]
+FileName = Annotated[str, AfterValidator(expand_name)]
 OwnPart = Annotated[str, Field(pattern=r"^\w+:\w+$")]
 """A user's own part, `my_parts:MyNetwork`: the file without its ending, and the name in it."""
-FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
+FilePath = Annotated[Path, AfterValidator(expand_home)]
 
 
 CAPTIONS = "a network that takes captions"

@@ -14,7 +14,7 @@ from torch import Tensor
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.file_sums import SUMS, files_below, sums_of
-from scrimp_trainers.common.files import match_folder_mode, sync_to_disk
+from scrimp_trainers.common.files import match_folder_mode, replace_folder, sync_to_disk
 from scrimp_trainers.training.state import State
 
 FORMAT = 1
@@ -76,11 +76,7 @@ def write(folder: Path, content: Content, previous: Path | None = None) -> None:
         shutil.rmtree(new, ignore_errors=True)  # free the space on a full disk
         raise
 
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    new.rename(folder)
-    sync_to_disk(folder.parent)
+    replace_folder(new, folder, old)
     if not previous:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -15,9 +15,6 @@ from scrimp_trainers.techniques import masking, patches, sparsity
 from scrimp_trainers.techniques.sparsity import LayerRow
 from scrimp_trainers.training.state import build_network, count_steps
 
-COUNTED_SCORES = ("parameters", "nonzero_parameters", "train_flops", "sample_flops")
-"""Scores that are computed exactly before training."""
-
 
 def network_flops(
     recipe: Recipe, network: Denoiser, mean_length: float | None = None
@@ -80,7 +77,9 @@ def train_flops(recipe: Recipe, network: Denoiser, dense: int, sparse: int, step
 
 
 def expected_costs(recipe: Recipe, manifest: Manifest, samples: int) -> dict[str, float] | None:
-    """Return `COUNTED_SCORES` of a whole training and `samples` samples; None if the codec is not available locally.
+    """Return parameters and FLOPs of a whole training and `samples` samples, by the names of their scores.
+
+    None if the codec is not available locally.
 
     No memory is allocated: the network is on the meta device.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scrimp_trainers.common import weights
 from scrimp_trainers.common.errors import UserError
-from scrimp_trainers.common.files import atomic_file, sync_to_disk
+from scrimp_trainers.common.files import atomic_file
 from scrimp_trainers.recipe.recipe import Recipe
 from scrimp_trainers.techniques import sparsity
 from scrimp_trainers.training.posthoc_ema import (
@@ -48,7 +48,6 @@ def write(repeat: Path, averages: PowerAverages, images: int) -> None:
     metadata = {"digest": weights.digest_of(tensors)}
     with atomic_file(_file(repeat, images)) as part:
         save_file(tensors, part, metadata)
-        sync_to_disk(part)
 
 
 def drop_later(repeat: Path, images: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.files import expand_home
 from scrimp_trainers.data.tree import Tree
 
 EDM_TOOL = "dataset.json"
@@ -118,7 +119,7 @@ def read_table(path: str, names: list[str], column: str | None = None) -> LabelT
     """
     where = f"--labels {path}"
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = expand_home(path).read_bytes()
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from None
     rows = _table_rows(data, Path(path).name, where, column)
@@ -139,7 +140,7 @@ def read_classes(path: str) -> frozenset[str]:
     """
     where = f"--classes {path}"
     try:
-        lines = Path(path).expanduser().read_text("utf-8-sig").splitlines()
+        lines = expand_home(path).read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
