@@ -24,6 +24,7 @@ from scrimp_trainers.export import export_model, load_codec, load_model
 from scrimp_trainers.metrics import dinov2
 from scrimp_trainers.metrics.classifier import Classifier, load_classifier
 from scrimp_trainers.metrics.features import open_extractor
+from scrimp_trainers.networks.unet import UNetDenoiser
 from scrimp_trainers.recipe.scoring import Scoring
 from scrimp_trainers.training import checkpoint
 from scrimp_trainers.training.loop import train
@@ -97,6 +98,7 @@ def test_a_changed_file_of_a_model_folder_is_named_and_without_checksums_taken_a
     refused(lambda: load_model(model), str(config), "damaged or changed", "remove SHA256SUMS")
     (model / SUMS).unlink()
     network, _ = load_model(model)
+    assert isinstance(network, UNetDenoiser)
     assert network.unet.config["norm_eps"] == 0.5
 
 
