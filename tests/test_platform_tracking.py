@@ -392,7 +392,7 @@ def test_what_a_server_missed_while_it_was_away_arrives_later(uri, client, folde
 
 
 def test_the_end_says_how_to_see_it_when_the_server_has_ended_with_it(uri, folder, monkeypatch):
-    embedded = SimpleNamespace(uri=uri, wait_until_ready=lambda _: None, log_in=lambda: None, release=lambda _: None)
+    embedded = SimpleNamespace(uri=uri, wait_until_ready=lambda: None, log_in=lambda: None, release=lambda _: None)
     monkeypatch.setattr(mlflow_server, "join_or_start", lambda _: embedded)
     said: list[str] = []
     thread = MirrorThread(folder, Storage(folder.path.parent), None, said.append)
