@@ -4,7 +4,7 @@ import random
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,14 @@ def damage(file: Path, content: bytes, rng: random.Random) -> None:
     else:
         del changed[rng.randrange(len(content) + 1) :]
     file.write_bytes(changed)
+
+
+@pytest.fixture
+def whole(folder) -> Iterator[Whole]:
+    """The sweep's files, which are put back after the test."""
+    whole = Whole(folder)
+    yield whole
+    whole.restore()
 
 
 def status_answer(folder: SweepFolder) -> Answer:
@@ -201,9 +209,8 @@ def right_answers(reads: list[Read], folder: SweepFolder, whole: Whole) -> list[
 
 
 @pytest.mark.parametrize("damages", [40, pytest.param(1000, marks=pytest.mark.slow)])
-def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder, other, damages):
+def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder, other, whole, damages):
     rng = random.Random(0)
-    whole = Whole(folder)
     kinds = whole.of_each_kind()
     reads = reads_beside(other)
     expected = right_answers(reads, folder, whole)
@@ -223,9 +230,8 @@ def test_no_damage_goes_unnoticed_and_none_makes_another_recommendation(folder, 
 
 
 @pytest.mark.slow
-def test_a_report_can_be_written_whichever_file_is_damaged(folder):
+def test_a_report_can_be_written_whichever_file_is_damaged(folder, whole):
     rng = random.Random(1)
-    whole = Whole(folder)
     for files in whole.of_each_kind().values():
         file = rng.choice(files)
         damage(file, whole.content[file], rng)
@@ -235,8 +241,7 @@ def test_a_report_can_be_written_whichever_file_is_damaged(folder):
 
 
 @pytest.mark.slow
-def test_a_folder_in_place_of_a_file_is_named(folder, other):
-    whole = Whole(folder)
+def test_a_folder_in_place_of_a_file_is_named(folder, other, whole):
     reads = reads_beside(other)
     expected = right_answers(reads, folder, whole)
     for files in whole.of_each_kind().values():
@@ -255,8 +260,7 @@ def write_models(folder: SweepFolder) -> list[str]:
     return winner.write_models(folder, rows, SPACE)
 
 
-def test_a_damaged_model_of_a_repeat_is_named_and_not_copied(folder):
-    whole = Whole(folder)
+def test_a_damaged_model_of_a_repeat_is_named_and_not_copied(folder, whole):
     config = recommended.find(folder).files.model / "unet" / "config.json"
     config.write_bytes(whole.content[config].replace(b"1e-05", b"1e-04"))
     target = folder.models["recommended"]
@@ -264,11 +268,9 @@ def test_a_damaged_model_of_a_repeat_is_named_and_not_copied(folder):
     (problem,) = write_models(folder)
     assert str(config) in problem
     assert not target.exists()
-    whole.restore()
 
 
-def test_a_damaged_copy_of_the_model_is_named_and_left_to_its_owner(folder):
-    whole = Whole(folder)
+def test_a_damaged_copy_of_the_model_is_named_and_left_to_its_owner(folder, whole):
     weights_file = folder.models["recommended"] / "unet" / "diffusion_pytorch_model.safetensors"
     damaged = whole.content[weights_file][:-1] + b"?"
     weights_file.write_bytes(damaged)
@@ -276,17 +278,14 @@ def test_a_damaged_copy_of_the_model_is_named_and_left_to_its_owner(folder):
     assert str(weights_file) in problem
     assert "remove" in problem
     assert weights_file.read_bytes() == damaged
-    whole.restore()
 
 
-def test_a_copy_of_the_model_that_does_not_say_whose_it_is_is_written_again(folder):
-    whole = Whole(folder)
+def test_a_copy_of_the_model_that_does_not_say_whose_it_is_is_written_again(folder, whole):
     target = folder.models["recommended"]
     identity = winner.identity_of(target)
     (target / winner.MLMODEL).write_bytes(b"metadata:\n  scrimp.model: \xff\n")
     assert write_models(folder) == []
     assert winner.identity_of(target) == identity
-    whole.restore()
 
 
 NOT_FILES = {"label"}

@@ -75,11 +75,13 @@ def model(tmp_path):
 @each_fault
 def test_a_wrong_tensor_is_refused_in_a_model_folder(model, fault):
     file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    (model / SUMS).unlink()
     rewrite(file, fault, "mid_block.resnets.0.conv1.weight")
     refused(lambda: load_model(model), str(file), "mid_block.resnets.0.conv1.weight")
 
 
-def test_a_damaged_or_missing_file_of_a_model_folder_is_refused(model):
+def test_a_damaged_or_missing_file_of_a_model_folder_without_checksums_is_refused(model):
+    (model / SUMS).unlink()
     file = model / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     refused(lambda: load_model(model), str(file), "cannot be read")
@@ -89,6 +91,12 @@ def test_a_damaged_or_missing_file_of_a_model_folder_is_refused(model):
     for text in ("{", "[]", json.dumps(json.loads(config.read_text()) | {"block_out_channels": "wide"})):
         config.write_text(text)
         refused(lambda: load_model(model), str(config), "not the config")
+
+
+def test_a_config_of_another_network_is_named_and_not_the_weights_that_do_not_fit_it(model):
+    config = model / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 3}))
+    refused(lambda: load_model(model), str(config), "damaged or changed")
 
 
 def test_a_changed_file_of_a_model_folder_is_named_and_without_checksums_taken_as_it_is(model):

@@ -96,9 +96,9 @@ def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[
     """
     if not (folder / "recipe.yaml").is_file() or not any(folder.glob("*/config.json")):
         raise UserError(f"{folder}: not a model (no network or no recipe.yaml); name the model folder of a repeat")
+    file_sums.require_intact(folder)  # first, since a changed config makes the weights those of another network
     recipe = recipes.read(folder / "recipe.yaml")
     network: Denoiser = parts.module("networks", recipe.network.kind).load(folder)
-    file_sums.require_intact(folder)
     return network.to(select_device(device)).eval(), recipe
 
 
