@@ -603,6 +603,15 @@ def test_three_trials_that_fail_alike_end_the_sweep_and_say_why(folder):
     assert not resumed.in_vain
 
 
+def test_failures_that_differ_in_their_numbers_and_paths_alone_are_alike(folder):
+    ledger = open_ledger(folder)
+    for trial, fitting in enumerate([75, 50, 25]):
+        cause = f"UserError: {folder.repeat(trial, 0).path}: a device took {fitting} of 100 images"
+        fail_next(ledger, cause)
+    assert ledger.exhausted().startswith("3 trials in a row failed with the same error")
+    assert ledger.in_vain
+
+
 @pytest.mark.parametrize("between", ["another cause", "a trial that ends well"])
 def test_failures_that_are_not_alike_or_not_in_a_row_end_nothing(folder, between):
     ledger = open_ledger(folder)

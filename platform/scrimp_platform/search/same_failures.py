@@ -1,5 +1,7 @@
 """Trials in a row that fail with the same error: then their recipes are not the cause, and the sweep ends."""
 
+import re
+
 from scrimp_platform.search.records import Repeat
 from scrimp_trainers.common.errors import Diverged
 
@@ -8,7 +10,10 @@ MAX_SAME_FAILURES = 3
 
 
 class SameFailures:
-    """The trials in a row that failed for good with the same error, in this run of the sweep."""
+    """The trials in a row that failed for good with the same error, in this run of the sweep.
+
+    Numbers in an error do not count: paths have the trial's, and what fits in memory depends on the recipe.
+    """
 
     def __init__(self) -> None:
         self._causes: dict[int, str] = {}
@@ -26,8 +31,8 @@ class SameFailures:
             return
 
         has_failed = repeat.status == "failed"
-        other_causes = set(self._causes.values()) - {repeat.cause}
-        if not has_failed or other_causes:
+        kinds = {_without_numbers(cause) for cause in self._causes.values()}
+        if not has_failed or kinds - {_without_numbers(repeat.cause)}:
             self.clear()
         if has_failed:
             self._causes[repeat.trial] = repeat.cause
@@ -41,3 +46,7 @@ class SameFailures:
         """Return the number of trials and their error, for a message."""
         cause = next(iter(self._causes.values()))
         return f"{len(self._causes)} trials in a row failed with the same error ({cause})"
+
+
+def _without_numbers(cause: str) -> str:
+    return re.sub(r"\d+", "N", cause)
