@@ -178,8 +178,9 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, digits_dataset, 
     assert error.count("\n") == 1
 
 
-def test_a_damaged_dataset_is_refused(digits_dataset, tmp_path):
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_a_damaged_dataset_is_refused(digits_dataset, tmp_path, content):
     shutil.copytree(digits_dataset.folder, tmp_path / "digits")
-    (tmp_path / "digits" / "dataset.json").write_text("{")
+    (tmp_path / "digits" / "dataset.json").write_text(content)
     with pytest.raises(UserError, match=r"dataset\.json"):
         scrimp.inspect(tmp_path / "digits")

@@ -210,6 +210,17 @@ def test_the_default_shape_has_the_parameters_of_stable_diffusion_1():
     assert cost.parameters(network) == 859_520_964
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("config", ["{", "[" * 100_000])
+def test_a_damaged_config_of_the_pretrained_network_is_named(stable_diffusion: Path, tmp_path: Path, device, config):
+    """Also on the meta device, where its costs are counted."""
+    copy = shutil.copytree(stable_diffusion, tmp_path / "copy")
+    (copy / "unet" / "config.json").write_text(config)
+    section = networks.UNet2DCondition(pretrained=str(copy))
+    with torch.device(device), pytest.raises(UserError, match=r"config\.json: not the config of"):
+        unet2d_condition.build(section, image_size=8, channels=4)
+
+
 def test_training_begins_with_the_pretrained_weights(captioned_digits: Dataset, stable_diffusion: Path):
     made = session(fine_tuned(stable_diffusion), captioned_digits, Path("unused"))
     file = stable_diffusion / "unet" / "diffusion_pytorch_model.safetensors"

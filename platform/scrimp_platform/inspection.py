@@ -148,7 +148,7 @@ def _is_dataset(folder: Path) -> bool:
         return False
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return True  # opening it says what is wrong
     return not (isinstance(content, dict) and "labels" in content)
 

@@ -125,12 +125,27 @@ def load_library_network(library_class: Any, folder: Path) -> Any:
     return _filled(folder, library_class.from_config, library_class.__name__)
 
 
+def make_library_network(library_class: Any, folder: Path) -> Any:
+    """Make a network of diffusers from its config alone.
+
+    Raises
+    ------
+    UserError
+        If the folder's config is damaged or missing.
+    """
+    return _made(folder, library_class.from_config, library_class.__name__)
+
+
 def _filled(folder: Path, make: Callable[[dict[str, Any]], Any], name: str) -> Any:
     """Make a network from its config, and fill it with its weights, of which none may be missing."""
-    try:
-        network = make(json.loads((folder / CONFIG).read_text()))
-    except Exception as error:  # each wrong value fails in a different way
-        raise UserError(f"{folder / CONFIG}: not the config of a {name}: {weights.one_line(error)}") from error
+    network = _made(folder, make, name)
     file = folder / WEIGHTS
     weights.load_weights(network, weights.read_weights(file), file)
     return network
+
+
+def _made(folder: Path, make: Callable[[dict[str, Any]], Any], name: str) -> Any:
+    try:
+        return make(json.loads((folder / CONFIG).read_text()))
+    except Exception as error:  # each wrong value fails in a different way
+        raise UserError(f"{folder / CONFIG}: not the config of a {name}: {weights.one_line(error)}") from error

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +15,7 @@ from scrimp_trainers.common.errors import UserError
 from scrimp_trainers.common.hub import find_part
 from scrimp_trainers.conditioning.conditions import NOTHING, Conditions
 from scrimp_trainers.networks import dropout
-from scrimp_trainers.networks.denoiser import CONFIG, WEIGHTS, Denoiser, load_library_network
+from scrimp_trainers.networks.denoiser import CONFIG, WEIGHTS, Denoiser, load_library_network, make_library_network
 from scrimp_trainers.networks.unet import start_as_identity
 from scrimp_trainers.recipe import networks
 
@@ -165,7 +165,7 @@ def _pretrained(name: str, channels: int) -> "UNet2DConditionModel":
     where = f"network.pretrained {name}"
     if torch.get_default_device().type == "meta":  # its cost is counted, for which its weights are not read
         folder = find_part(name, UNet2DConditionDenoiser.folder, (CONFIG,), where)
-        unet: Any = UNet2DConditionModel.from_config(json.loads((folder / CONFIG).read_text()))
+        unet = make_library_network(UNet2DConditionModel, folder)
     else:
         folder = find_part(name, UNet2DConditionDenoiser.folder, (CONFIG, WEIGHTS), where)
         unet = load_library_network(UNet2DConditionModel, folder)
