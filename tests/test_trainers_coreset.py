@@ -186,6 +186,11 @@ def test_a_class_too_small_for_a_score_is_refused_with_a_way_out(score, width, l
         score_features(correlated(width=width), labels, Coreset(score=score))
 
 
+def test_a_class_too_small_for_a_score_is_called_by_its_name():
+    with pytest.raises(UserError, match="class sheep has 25 images"):
+        score_features(correlated(width=25), LABELS, Coreset(), class_names=["cat", "dog", "sheep"])
+
+
 @pytest.mark.parametrize("score", ["gaussian", "closest", "moderate", "random"])
 def test_a_class_of_one_image_keeps_it(score):
     settings = Coreset(score=score, covariance="shrunk", keep=0.1, per_class=True)

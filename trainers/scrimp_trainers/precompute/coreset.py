@@ -83,7 +83,7 @@ def score_dataset(
             scores, kept = cached
         else:
             features = _features(dataset, scoring, device, report) if scoring else np.empty((len(keys), 0))
-            scores = score_features(features, labels, settings, seed)
+            scores = score_features(features, labels, settings, seed, dataset.manifest.classes)
             kept = np.zeros(len(keys), dtype=bool)
             kept[choose_kept(scores, labels, settings)] = True
             _write_list(file, keys, classes, scores, kept)

@@ -4,7 +4,7 @@ After instance selection (DeVries et al. 2020) and Moderate-DS (Xia et al. 2023)
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.linalg
@@ -22,7 +22,13 @@ MIN_IMAGES_PPCA = 22
 """With fewer images of a class, PPCA's noise may be that of a single direction."""
 
 
-def score_features(features: np.ndarray, labels: np.ndarray | None, settings: Coreset, seed: int = 0) -> np.ndarray:
+def score_features(
+    features: np.ndarray,
+    labels: np.ndarray | None,
+    settings: Coreset,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> np.ndarray:
     """Score each image among those of its class. A higher score is more typical, except for `random`.
 
     Parameters
@@ -52,7 +58,10 @@ def score_features(features: np.ndarray, labels: np.ndarray | None, settings: Co
     score = _SCORES[settings.score]
     scores = np.full(count, np.nan)
     for members in _members_of_classes(labels, count):
-        where = f"class {labels[members[0]]}" if labels is not None else "the dataset"
+        where = "the dataset"
+        if labels is not None:
+            label = int(labels[members[0]])
+            where = f"class {class_names[label] if class_names else label}"
         _require_enough(settings, len(members), features.shape[1], where)
         with contextlib.suppress(np.linalg.LinAlgError):
             scores[members] = score(features[members].astype(np.float64), settings)
