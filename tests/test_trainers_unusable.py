@@ -182,6 +182,7 @@ def test_images_larger_than_a_dataset_takes_need_a_size(tmp_path: Path):
         ({"max_pixels": 0}, "max-pixels: must be at least 1"),
         ({"name": "x" * 101}, "name: must have 1 to 100 characters"),
         ({"name": ""}, "name: must have 1 to 100 characters"),
+        ({"name": "\x1b[31mred"}, "has control characters"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], message: str, tmp_path: Path):
@@ -378,6 +379,8 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no train": (lambda m: m["splits"].pop("train"), "there is no split train"),
     "no reference": (lambda m: m.update(reference="reference"), "there is no split reference"),
     "long name": (lambda m: m.update(name="x" * 100_000), "name: "),
+    "a name that steers the terminal": (lambda m: m.update(name="\x1b[31mred"), "name: "),
+    "a class that steers the terminal": (lambda m: m["classes"].__setitem__(3, "\x1b[31mred"), "classes"),
     "no name": (lambda m: m.update(name=""), "name: "),
     "count": (lambda m: m["splits"]["train"].update(count=7), "count: is 7, but the shards hold"),
     "classes": (lambda m: m["splits"]["train"]["per_class"].pop(), "per_class: has 9 classes"),

@@ -141,6 +141,8 @@ def _validate(options: Options) -> None:
         raise UserError(f"size: must be at most {manifests.MAX_SIZE}, not {options.size}")
     if options.name is not None and not 1 <= len(options.name) <= manifests.MAX_NAME_LENGTH:
         raise UserError(f"name: must have 1 to {manifests.MAX_NAME_LENGTH} characters, not {len(options.name)}")
+    if options.name is not None and printable(options.name) != options.name:
+        raise UserError(f"name {options.name}: has control characters")
     if options.near is not None and not 0 <= options.near <= 255:
         raise UserError(f"near: must be a difference from 0 to 255, not {options.near}")
     if options.background is not None:

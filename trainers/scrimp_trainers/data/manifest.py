@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from scrimp_trainers.common.errors import UserError
+from scrimp_trainers.common.errors import UserError, printable
 from scrimp_trainers.common.files import read_regular
 from scrimp_trainers.recipe.recipe import explain
 
@@ -19,6 +19,15 @@ MAX_MESSAGE_LENGTH = 300
 RESIDENT = 2 * 2**30
 """Training items of at most this many bytes are kept in memory; larger datasets are streamed from their shards."""
 SplitName = Literal["train", "holdout", "reference"]
+
+
+def _require_printable(text: str) -> str:
+    if printable(text) != text:
+        raise ValueError("has control characters, which could steer a terminal")
+    return text
+
+
+PlainText = Annotated[str, AfterValidator(_require_printable)]
 CAPTIONED = "captioned"
 """The modality of images with captions beside them."""
 
@@ -129,7 +138,7 @@ class Manifest(ManifestModel):
     """Version of this format."""
     modality: str = "images"
     """What the items are: a kind of `data/modalities/`, or a user's own."""
-    name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH)
+    name: PlainText = Field(min_length=1, max_length=MAX_NAME_LENGTH)
     """Name in experiments and reports."""
     content_hash: str
     """SHA-256 over every split's keys, classes and pixels: equal hashes mean equal data."""
@@ -139,7 +148,7 @@ class Manifest(ManifestModel):
     """1 for grey images, 3 for RGB and for the points of drawings."""
     lengths: list[Annotated[int, Field(ge=0)]] | None = None
     """How many training items have 0, 1, ... and up to `size` points; None for items of one size."""
-    classes: list[str] | None
+    classes: list[PlainText] | None
     """Names of the classes 0, 1, ...; None without labels."""
     splits: dict[SplitName, Split]
     """Training images, held-out images (never trained on), and the reference set if it is another one."""
