@@ -71,7 +71,8 @@ def test_the_wheel_holds_every_module_and_every_yaml(tmp_path):
     data = [path for package in PACKAGES for path in package.rglob("*.yaml")]
     assert data
     for package in PACKAGES:
-        for path in [*package.rglob("*.py"), *package.rglob("*.yaml")]:
+        assert (package / "py.typed").exists()  # type checkers of those who import it look for this
+        for path in [*package.rglob("*.py"), *package.rglob("*.yaml"), package / "py.typed"]:
             assert str(path.relative_to(package.parent)) in names
 
 

@@ -180,7 +180,9 @@ def answered(read: Read, folder: SweepFolder) -> Answer:
 def require_same_or_named(read: Read, right: Any, folder: SweepFolder, file: Path) -> Any:
     """Require that an answer is right, or that a line names the damaged file; return the answer."""
     answer, lines = answered(read, folder)
-    assert answer == right or any(file.name in line for line in lines), f"{read.__name__}: {file}: {lines}"
+    place = str(file.parent.relative_to(folder.path))
+    is_named = any(file.name in line and place in line for line in lines)
+    assert answer == right or is_named, f"{read.__name__}: {file}: {lines}"
     assert not any("\n" in line for line in lines)
     return answer
 
