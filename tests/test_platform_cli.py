@@ -57,6 +57,8 @@ MISTAKES = [
     (["sweep", "--trials", "0"], "0 is not in the range x>=1"),
     (["sweep", "--speed", "9"], "No such option"),
     (["sweep", "--storage", "lab.yaml"], "lab.yaml is not a writable folder; make it one, or name another"),
+    (["sweep", "--storage", "a?b"], "a?b: ? in its name leads MLflow's database elsewhere; use another folder"),
+    (["sweep", "--storage", "a%20b"], "a%20b: % in its name leads MLflow's database elsewhere; use another folder"),
     (["sweep", "--dry-run", "--tracking-uri", "host:5000"], "--tracking-uri host:5000: not the address of an MLflow"),
     (["sweep", "--warm-start", "empty"], "--warm-start empty: not the folder of a sweep (no sweep.json)"),
     (["prepare", "nothing", "out"], "nothing: no such folder or file"),

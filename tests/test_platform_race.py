@@ -43,6 +43,12 @@ def may_win(field: list[Trial], space: Space) -> list[int]:
     return [trial.number for trial in field if race.may_win(trial, judged)]
 
 
+@pytest.mark.parametrize("name", spaces.names())
+def test_in_every_shipped_space_a_trial_can_be_dropped_before_it_has_all_repeats(name):
+    space = spaces.load_space(name)
+    assert space.arms or space.budget.repeats > race.FIRST_SEEDS
+
+
 def test_a_trial_that_breaks_a_constraint_ranks_behind_all_that_keep_it():
     space = make_space(constraints={"memorized_fraction": {"max": 0.1}})
     points = [

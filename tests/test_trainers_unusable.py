@@ -322,6 +322,13 @@ def test_near_0_lets_near_images_be_split(tmp_path: Path):
     assert pairs("equal")
 
 
+def test_images_that_differ_by_9_of_255_are_no_near_duplicates(tmp_path: Path):
+    for i in range(40):
+        base = noise(8, 8, seed=i // 2, high=240)
+        save(tmp_path, f"{i:02d}.png", (base + 9 * (i % 2)).astype(np.uint8))
+    assert made(tmp_path, holdout=10).summary.near == 0
+
+
 def test_classes_that_run_short_are_named(tmp_path: Path):
     for i in range(6):
         save(tmp_path, f"{'cat' if i < 4 else 'dog'}/{i}.png", noise(8, 8, seed=i).astype(np.uint8))
