@@ -1,5 +1,6 @@
 """A sweep that has been trained is ranked by other goals, from its records alone."""
 
+import re
 import statistics
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_a_constraint_makes_trials_infeasible_and_names_the_best_of_the_others(f
     assert " infeasible " in text
     assert f"minimize fd_classifier, fd_classifier at least {limit:.4g}" in text
     assert text.endswith(f"recipe {folder.repeat(second.number, 0).recipe}")
+
+
+def test_a_constraint_may_be_an_upper_limit(folder, capsys):
+    rows = leaderboard.rank(records.read_records(folder).trials, make_space(prefer="best"))
+    costs = {row.number: row.counted[0].score("parameters", 60.0) for row in rows if row.fresh}
+    limit = min(costs.values())
+    text = report(capsys, folder, "--constraint", f"parameters<={limit}")
+    assert f"parameters at most {limit:.4g}" in text
+    recommended = int(re.findall(r"trials/(\d+)/repeat-0/recipe", text)[-1])
+    assert costs[recommended] == limit
 
 
 def test_another_objective_ranks_by_it(folder, capsys):

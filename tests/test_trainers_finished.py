@@ -1,5 +1,6 @@
 """A finished run: it is scored later, made longer, or left as it is."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -56,6 +57,14 @@ def test_a_longer_run_is_the_run_of_that_length(digits_dataset, tmp_path, sparse
     assert theirs == longer
     saved = load_file(tmp_path / "whole" / "checkpoint" / "last" / "ema.safetensors")
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_is_not_continued_on_another_dataset(digits_dataset, tmp_path):
+    train(digits_dataset, tmp_path, recipe())
+    changed = digits_dataset.manifest.model_copy(update={"content_hash": "0" * 64})
+    other = dataclasses.replace(digits_dataset, manifest=changed)
+    with pytest.raises(UserError, match=r"dataset is '\w+' there and '0{64}' here"):
+        train(other, tmp_path, recipe(training__kimg=LONGER))
 
 
 @pytest.mark.parametrize("method", ["rigl", "magran"])
