@@ -94,7 +94,7 @@ def test_the_lock_is_the_same_for_every_python():
 
 def renames(path: Path) -> list[str]:
     """Calls that give a file another name, as `file:line`. Recipes and dropout have a `replace` of their own."""
-    found: list[str] = []
+    places: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
@@ -103,15 +103,15 @@ def renames(path: Path) -> list[str]:
         one_argument = len(node.args) + len(node.keywords) == 1
         named = node.func.attr == "rename" or (node.func.attr == "replace" and one_argument)
         if moves or (named and not re.search(r"recipe|base\b|base\(|reference|dropout", receiver)):
-            found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    return found
+            places.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    return places
 
 
 def test_one_file_renames_what_lasts():
     """So that the order of write, sync and rename, on which nothing being lost depends, is right in one place."""
-    found = [place for package in PACKAGES for path in package.rglob("*.py") for place in renames(path)]
-    assert {place.partition(":")[0] for place in found} == {"trainers/scrimp_trainers/common/files.py"}
-    assert len(found) == 2
+    places = [place for package in PACKAGES for path in package.rglob("*.py") for place in renames(path)]
+    assert {place.partition(":")[0] for place in places} == {"trainers/scrimp_trainers/common/files.py"}
+    assert len(places) == 2
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ class Sweep:
 
     def raylet(self) -> int:
         """Return the process of its own Ray that starts all others."""
-        (found,) = (pid for pid in descendants(self.driver.pid) if Path(_command(pid).split(" ")[0]).name == "raylet")
-        return found
+        (raylet,) = (pid for pid in descendants(self.driver.pid) if Path(_command(pid).split(" ")[0]).name == "raylet")
+        return raylet
 
     def workers(self) -> list[int]:
         """Return the processes that train, as their locks tell."""

@@ -118,8 +118,8 @@ def report_answer(folder: SweepFolder) -> Answer:
 
 def result_answer(folder: SweepFolder) -> Answer:
     result = Result.load(folder.path)
-    found = result.leaderboard.to_csv()  # pyright: ignore[reportAttributeAccessIssue] -- pandas is installed
-    return [result.reason, result.verdict, found, result.best_recipe], list(result.problems)
+    table = result.leaderboard.to_csv()  # pyright: ignore[reportAttributeAccessIssue] -- pandas is installed
+    return [result.reason, result.verdict, table, result.best_recipe], list(result.problems)
 
 
 def comparison_with(other: SweepFolder) -> Read:
@@ -148,10 +148,10 @@ def tune_answer(folder: SweepFolder) -> Answer:
 def resume_answer(folder: SweepFolder) -> Answer:
     said: list[str] = []
     ledger, answering = open_ledger(folder, said)
-    found = [(trial.number, trial.params, trial.status, list(trial.repeats)) for trial in ledger.trials]
+    trials = [(trial.number, trial.params, trial.status, list(trial.repeats)) for trial in ledger.trials]
     answering.begin()
     answers = [(store.read_sound(file) or {}).get("answer") for file in folder.requests()]
-    return [found, answers], said
+    return [trials, answers], said
 
 
 def waiting_answer(folder: SweepFolder) -> Answer:
@@ -296,11 +296,11 @@ NOT_FILES = {"label"}
 def places_of(files: SweepFolder | WorkFolder) -> dict[str, list[Path]]:
     """Return what `store.py` names in a folder, by the property that names it."""
     names = [name for name in dir(type(files)) if isinstance(getattr(type(files), name), property)]
-    found: dict[str, list[Path]] = {}
+    places: dict[str, list[Path]] = {}
     for name in set(names) - NOT_FILES:
         value = getattr(files, name)
-        found[name] = [value] if isinstance(value, Path) else list(value)
-    return found
+        places[name] = [value] if isinstance(value, Path) else list(value)
+    return places
 
 
 def test_the_made_up_sweep_has_every_kind_of_file_that_the_store_names(folder):

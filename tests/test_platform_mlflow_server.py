@@ -131,7 +131,7 @@ def test_servers_of_two_storages_that_start_at_once_choose_different_ports(tmp_p
     again.release()
 
 
-def test_a_server_that_ignores_the_polite_signal_is_killed_after_the_time_it_was_given(ensure, pretend):
+def test_a_server_that_ignores_sigterm_is_killed_after_its_timeout(ensure, pretend):
     pretend("trap '' TERM; echo up; while true; do sleep 1; done")
     server = ensure()
     while "up" not in server.log.read_text():

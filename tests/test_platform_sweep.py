@@ -58,14 +58,14 @@ def proxy() -> Iterator[tuple[dict[str, str], list[bytes]]]:
 
 def listening(pid: int) -> list[tuple[str, str]]:
     """Return the command of each process that listens, of a process and all below it, and the address it listens at."""
-    found = []
+    listeners = []
     process = psutil.Process(pid)
     for each in [process, *process.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             title = " ".join(each.cmdline())
             connections = each.net_connections("inet")
-            found += [(title, one.laddr.ip) for one in connections if one.status == psutil.CONN_LISTEN]
-    return found
+            listeners += [(title, one.laddr.ip) for one in connections if one.status == psutil.CONN_LISTEN]
+    return listeners
 
 
 @pytest.fixture(scope="module")
